@@ -1,0 +1,274 @@
+"""Configurations as frozen dataclasses, checked where they enter the program.
+
+Contract: `ModelConfig.from_dict` accepts the config.json of a Mixtral, Mistral or Llama 2 checkpoint (transformers'
+keys, version 4 or 5) and refuses, by field, what the network of `mixq.model` does not compute. `RuntimeOptions` are the
+shared flags of every command that loads a model. This module imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mixq.errors import ModelFileError, UsageError, printable
+
+ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM", "LlamaForCausalLM")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean X?' for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a model, in the terms of transformers' config.json.
+
+    `num_local_experts` is 0 for the dense relatives (one feed-forward block a layer). `sliding_window` counts
+    positions that a query sees, itself included; None means all. `eos_token_ids` may name several end tokens.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    num_local_experts: int
+    num_experts_per_tok: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    sliding_window: int | None
+    tie_word_embeddings: bool
+    bos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_moe(self) -> bool:
+        """True where each layer holds several experts and a router."""
+        return self.num_local_experts > 0
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Check a parsed config.json and return the model's shape.
+
+        Raises:
+            ModelFileError: an unknown architecture, a missing or senseless field, or a feature that the
+                network does not compute (scaled rope, attention biases, another activation).
+        """
+        reader = _FieldReader(raw)
+        architecture = reader.architecture()
+        moe = architecture == "MixtralForCausalLM"
+        heads = reader.positive("num_attention_heads")
+        hidden = reader.positive("hidden_size")
+        config = cls(
+            architecture=architecture,
+            hidden_size=hidden,
+            intermediate_size=reader.positive("intermediate_size"),
+            num_hidden_layers=reader.positive("num_hidden_layers", limit=1024),
+            num_attention_heads=heads,
+            num_key_value_heads=reader.positive("num_key_value_heads", default=heads),
+            head_dim=reader.positive("head_dim", default=hidden // heads),
+            vocab_size=reader.positive("vocab_size"),
+            num_local_experts=reader.positive("num_local_experts", default=8, limit=1024) if moe else 0,
+            num_experts_per_tok=reader.positive("num_experts_per_tok", default=2) if moe else 0,
+            max_position_embeddings=reader.positive("max_position_embeddings", default=32768),
+            rope_theta=reader.rope_theta(1e6 if moe else 1e4),
+            rms_norm_eps=reader.real("rms_norm_eps", default=1e-5),
+            # 4.36-era Mixtral configs carry sliding_window 4096, which the model was not trained with.
+            sliding_window=None if moe else reader.optional_positive("sliding_window"),
+            tie_word_embeddings=reader.flag("tie_word_embeddings"),
+            bos_token_id=reader.token_ids("bos_token_id", default=1)[0],
+            eos_token_ids=reader.token_ids("eos_token_id", default=2),
+            dtype=reader.dtype(),
+        )
+        reader.refuse_unsupported()
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ModelFileError(
+                f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}."
+            )
+        if self.head_dim % 2:
+            raise ModelFileError(f"config.json: head_dim {self.head_dim} is odd; rotary embedding needs pairs.")
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ModelFileError(
+                f"config.json: num_experts_per_tok {self.num_experts_per_tok} is more than "
+                f"num_local_experts {self.num_local_experts}."
+            )
+
+
+class _FieldReader:
+    """Reads fields of a config.json, naming the field in every complaint."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+
+    def _bad(self, field: str, allowed: str) -> ModelFileError:
+        return ModelFileError(f"config.json: {field} is {printable(repr(self.raw.get(field)))}; it must be {allowed}.")
+
+    def architecture(self) -> str:
+        listed = self.raw.get("architectures")
+        name = listed[0] if isinstance(listed, list) and listed else None
+        if name is None:
+            kind = str(self.raw.get("model_type", "")).lower()
+            name = {"mixtral": ARCHITECTURES[0], "mistral": ARCHITECTURES[1], "llama": ARCHITECTURES[2]}.get(kind)
+        if name not in ARCHITECTURES:
+            shown = printable(name if name is not None else self.raw.get("model_type"))
+            raise ModelFileError(
+                f"config.json: unknown architecture {shown!r}.", hint=f"mixq runs {', '.join(ARCHITECTURES)}."
+            )
+        return str(name)
+
+    def positive(self, field: str, *, default: int | None = None, limit: int = 2**31 - 1) -> int:
+        value = self.raw.get(field)
+        if value is None and default is not None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+            raise self._bad(field, f"a whole number from 1 to {limit}")
+        return value
+
+    def optional_positive(self, field: str) -> int | None:
+        return None if self.raw.get(field) is None else self.positive(field)
+
+    def real(self, field: str, *, default: float) -> float:
+        value = self.raw.get(field, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
+            raise self._bad(field, "a positive number")
+        return float(value)
+
+    def flag(self, field: str) -> bool:
+        value = self.raw.get(field, False)
+        if not isinstance(value, bool):
+            raise self._bad(field, "true or false")
+        return value
+
+    def token_ids(self, field: str, *, default: int) -> tuple[int, ...]:
+        value = self.raw.get(field)
+        listed = [default] if value is None else value if isinstance(value, list) else [value]
+        if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in listed):
+            raise self._bad(field, "a token id or a list of token ids")
+        return tuple(listed)
+
+    def dtype(self) -> str:
+        value = self.raw.get("dtype", self.raw.get("torch_dtype")) or "bfloat16"
+        name = str(value).removeprefix("torch.")
+        if name not in DTYPES:
+            raise self._bad("torch_dtype" if "torch_dtype" in self.raw else "dtype", f"one of {', '.join(DTYPES)}")
+        return name
+
+    def rope_theta(self, default: float) -> float:
+        """Transformers 4 keeps rope_theta at the top level, transformers 5 inside rope_parameters."""
+        nested = self.raw.get("rope_parameters")
+        if isinstance(nested, Mapping) and nested.get("rope_theta") is not None:
+            return _FieldReader(nested).real("rope_theta", default=default)
+        return default if self.raw.get("rope_theta") is None else self.real("rope_theta", default=default)
+
+    def refuse_unsupported(self) -> None:
+        if self.raw.get("hidden_act", "silu") != "silu":
+            raise self._bad("hidden_act", "'silu'")
+        for field in ("attention_bias", "mlp_bias"):
+            if self.raw.get(field):
+                raise self._bad(field, "false: biases are not supported")
+        for field in ("rope_scaling", "rope_parameters"):
+            scaling = self.raw.get(field)
+            kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+            if kind not in (None, "default"):
+                raise self._bad(field, "null or of type 'default': scaled rotary embeddings are not supported")
+
+
+DEVICES = ("auto", "cpu", "cuda", "sim")
+KV_DTYPES = ("bf16", "int8")
+MISS_MODES = ("auto", "cpu", "fetch")
+CACHE_POLICIES = ("lru", "lfu", "static", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How to run a model: the shared flags of every command that loads one.
+
+    Attributes:
+        device: one of `DEVICES`; auto takes the first CUDA GPU where there is one, else the CPU.
+        vram, ram: byte budgets; None means what is free.
+        context: positions to reserve KV cache for; capped by the model's own maximum.
+        threads: CPU threads; None means physical cores.
+        kv: storage type of the KV cache.
+        miss: what to do with an expert that is not in GPU memory.
+        cache_policy: which expert leaves the cache.
+        seed: of the sampler; None draws one.
+        exact: compute in float32 throughout (parity tests; slow).
+    """
+
+    device: str = "auto"
+    vram: int | None = None
+    ram: int | None = None
+    context: int = 8192
+    threads: int | None = None
+    kv: str = "bf16"
+    miss: str = "auto"
+    cache_policy: str = "lru"
+    seed: int | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("device", DEVICES),
+            ("kv", KV_DTYPES),
+            ("miss", MISS_MODES),
+            ("cache_policy", CACHE_POLICIES),
+        ):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise UsageError(
+                    f"{field} is {printable(repr(value))}; it must be one of {', '.join(allowed)}."
+                    + did_you_mean(str(value), allowed)
+                )
+        if self.context < 1:
+            raise UsageError(f"context is {self.context}; it must be 1 or more positions.")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise UsageError(f"threads is {self.threads}; it must be from 1 to 1024.")
+
+    @classmethod
+    def from_kwargs(cls, **options: Any) -> RuntimeOptions:
+        """Build options from keyword arguments, refusing unknown names with a suggestion."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(f"unknown option {printable(name)!r}." + did_you_mean(name, known))
+        for budget in ("vram", "ram"):
+            if isinstance(options.get(budget), str):
+                options[budget] = parse_size(options[budget])
+        return cls(**options)
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes meant by '8GB', '512MiB' or '1000000' (decimal units unless an i says otherwise)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise UsageError(f"{printable(text)!r} is not a size.", hint="Write it as 8GB, 512MiB or a number of bytes.")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_size(count: float) -> str:
+    """Return bytes in decimal units, as 25.3 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable: TB ends the loop")

@@ -1,0 +1,61 @@
+"""Where things lie on a user's machine: the model store, the cache and the shipped demo model.
+
+Contract: `resolve_model` turns what a user typed (a folder, a name in the store, or nothing) into a folder. This module
+creates nothing and opens no model.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import platformdirs
+
+from mixq.errors import ModelFileError, printable
+
+DEMO_NAME = "demo"
+
+
+def home() -> Path:
+    """Return the folder of mixq's data: $MIXQ_HOME, else the platform's data folder."""
+    override = os.environ.get("MIXQ_HOME")
+    return Path(override).expanduser() if override else Path(platformdirs.user_data_dir("mixq", appauthor=False))
+
+
+def cache() -> Path:
+    """Return the folder of what can be made again: $MIXQ_HOME/cache, else the platform's cache folder."""
+    override = os.environ.get("MIXQ_HOME")
+    return (
+        Path(override).expanduser() / "cache"
+        if override
+        else Path(platformdirs.user_cache_dir("mixq", appauthor=False))
+    )
+
+
+def store() -> Path:
+    """Return the model store: one folder per model name."""
+    return home() / "models"
+
+
+def demo_source() -> Path:
+    """Return the shipped, unquantized demo model."""
+    return Path(str(resources.files("mixq.models"))) / "demo"
+
+
+def resolve_model(name: str) -> Path:
+    """Return the folder that `name` means: a path that exists, or the name of a model in the store.
+
+    Raises:
+        ModelFileError: neither exists; the message names both places.
+    """
+    as_path = Path(name).expanduser()
+    if as_path.is_dir():
+        return as_path
+    in_store = store() / name
+    if name and Path(name).name == name and name not in (".", "..") and in_store.is_dir():
+        return in_store
+    what = "is a file, not a model folder" if as_path.is_file() else "is neither a folder nor a model in the store"
+    raise ModelFileError(
+        f"{printable(name)!r} {what}.", hint=f"Models in the store are folders under {printable(store())}."
+    )
