@@ -1,0 +1,70 @@
+"""Files that appear under their name only when whole.
+
+Contract: content is written beside the target (`NAME.partial`), synced, renamed over it, and the folder is synced;
+after a crash at any moment the old file or the new one is there, never a half. Failures are `StorageError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import StorageError, printable
+
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Return where `path` is written before it is renamed."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def storage_error(path: Path, error: OSError, wanted: int | None = None) -> StorageError:
+    """Return the error to raise for a failed write of `wanted` bytes to `path`."""
+    shown = printable(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        size = f" ({wanted:,} bytes)" if wanted is not None else ""
+        return StorageError(
+            f"{shown}{size} does not fit on the disk: {printable(error.strerror)}.",
+            hint="Free some space, then run the same command again.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"{shown} cannot be written: {printable(error.strerror)}.", hint="Choose a folder that you may write to."
+        )
+    return StorageError(f"{shown} cannot be written: {printable(error.strerror or error)}.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise storage_error(path, error, len(content)) from error
+
+
+def atomic_write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all, indented and in the order given."""
+    atomic_write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

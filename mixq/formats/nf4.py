@@ -1,0 +1,194 @@
+"""nf4: bitsandbytes' own tensors, as transformers writes them.
+
+Contract: W.flat[i] = quant_map[code[i]] * absmax[i // blocksize], blocks running over the flattened [N, K]. Tensors of a
+Linear: `weight` u8 [N*K/2, 1] (the even weight in the HIGH half; or the same bytes stored as another dtype,
+bitsandbytes' quant_storage), `weight.absmax` f32 [blocks], `weight.quant_map` f32 [16] and
+`weight.quant_state.bitsandbytes__nf4`, JSON as u8. Nested absmax, read only: `weight.absmax` u8 [blocks] with
+`weight.nested_absmax` f32 and `weight.nested_quant_map` f32 [256]; absmax = nested_quant_map[u8] *
+nested_absmax[block // nested_blocksize] + nested_offset. Rules as in bitsandbytes 0.50 (backends/default/ops.py,
+functional.py QuantState); the levels are those of the QLoRA paper (arXiv 2305.14314, appendix E).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixq.errors import ModelFileError, printable
+from mixq.formats.nl4 import Specs
+
+STATE = "weight.quant_state.bitsandbytes__nf4"
+MAX_STATE_BYTES = 4096
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+QUANT_MAP: tuple[float, ...] = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What bitsandbytes keeps as JSON beside the codes; the nested fields are 0 where absmax is plain."""
+
+    shape: tuple[int, int]
+    blocksize: int
+    dtype: torch.dtype
+    nested_blocksize: int = 0
+    nested_offset: float = 0.0
+
+    @property
+    def nested(self) -> bool:
+        return self.nested_blocksize > 0
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.shape[0] * self.shape[1] // self.blocksize)
+
+    def to_json(self) -> bytes:
+        """Return the bytes that bitsandbytes writes for a plain absmax."""
+        name = str(self.dtype).removeprefix("torch.")
+        fields = {"quant_type": "nf4", "blocksize": self.blocksize, "dtype": name, "shape": list(self.shape)}
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> State:
+        """Check and return the state; raises ModelFileError."""
+        try:
+            raw = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise ModelFileError("nf4: the quant_state is not JSON.") from None
+        if not isinstance(raw, dict):
+            raise ModelFileError("nf4: the quant_state is not a JSON object.")
+
+        def bad(field: str, allowed: str) -> ModelFileError:
+            return ModelFileError(
+                f"nf4: {field} in the quant_state is {printable(repr(raw.get(field)))}; it must be {allowed}."
+            )
+
+        def is_size(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+        shape = raw.get("shape")
+        if not (isinstance(shape, list) and len(shape) == 2 and all(is_size(n) for n in shape)):
+            raise bad("shape", "two positive sizes")
+        if raw.get("quant_type") != "nf4":
+            raise bad("quant_type", "'nf4'")
+        if raw.get("blocksize") not in BLOCK_SIZES or isinstance(raw["blocksize"], float):
+            raise bad("blocksize", f"one of {', '.join(map(str, BLOCK_SIZES))}")
+        if raw.get("dtype") not in DTYPES:
+            raise bad("dtype", f"one of {', '.join(DTYPES)}")
+        nested_blocksize, offset = raw.get("nested_blocksize", 0), raw.get("nested_offset", 0.0)
+        if nested_blocksize != 0 and not is_size(nested_blocksize):
+            raise bad("nested_blocksize", "a positive size")
+        if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1e30:
+            raise bad("nested_offset", "a number")
+        if nested_blocksize and raw.get("nested_dtype", "float32") != "float32":
+            raise bad("nested_dtype", "'float32'")
+        return cls((shape[0], shape[1]), raw["blocksize"], DTYPES[raw["dtype"]], nested_blocksize, float(offset))
+
+
+def specs(shape: tuple[int, int], blocksize: int, dtype: torch.dtype) -> Specs:
+    """Return dtype and shape of each tensor of a Linear [N, K] as written here: plain absmax."""
+    state = State(shape, blocksize, dtype)
+    return {
+        "weight": (torch.uint8, (-(-shape[0] * shape[1] // 2), 1)),
+        "weight.absmax": (torch.float32, (state.blocks,)),
+        "weight.quant_map": (torch.float32, (16,)),
+        STATE: (torch.uint8, (len(state.to_json()),)),
+    }
+
+
+def read_state(tensors: Mapping[str, Tensor]) -> State:
+    """Return the checked state of a Linear's tensors, and check that the other tensors fit it.
+
+    Raises:
+        ModelFileError: a tensor that is missing, or of another size or dtype than the state asks for.
+    """
+    blob = tensors.get(STATE)
+    if blob is None or blob.dtype != torch.uint8 or blob.ndim != 1 or not 2 <= blob.numel() <= MAX_STATE_BYTES:
+        raise ModelFileError(f"nf4: {STATE} is missing, or not up to {MAX_STATE_BYTES} bytes.")
+    state = State.from_json(bytes(blob.tolist()))
+    wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"weight.quant_map": (torch.float32, (16,))}
+    wanted["weight.absmax"] = (torch.uint8 if state.nested else torch.float32, (state.blocks,))
+    if state.nested:
+        wanted["weight.nested_absmax"] = (torch.float32, (-(-state.blocks // state.nested_blocksize),))
+        wanted["weight.nested_quant_map"] = (torch.float32, (256,))
+    for suffix, (dtype, shape) in wanted.items():
+        tensor = tensors.get(suffix)
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+            raise ModelFileError(f"nf4: {suffix} is {found}; it must be {dtype} {list(shape)}.")
+    weight = tensors.get("weight")
+    if weight is None or weight.nbytes != math.ceil(state.shape[0] * state.shape[1] / 2):
+        found = "missing" if weight is None else f"{weight.nbytes} bytes"
+        raise ModelFileError(f"nf4: weight is {found}; shape {list(state.shape)} asks for half a byte a weight.")
+    return state
+
+
+def absmax(tensors: Mapping[str, Tensor], state: State) -> Tensor:
+    """Return the block maxima as float32 [blocks], un-nested where they are nested."""
+    stored = tensors["weight.absmax"]
+    if not state.nested:
+        return stored
+    outer = tensors["weight.nested_absmax"].repeat_interleave(state.nested_blocksize)[: stored.numel()]
+    # Twice rounded, as bitsandbytes has it: first the product, then the sum.
+    return tensors["weight.nested_quant_map"][stored.to(torch.int32)] * outer + state.nested_offset
+
+
+def pack(codes: Tensor, block_absmax: Tensor, blocksize: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of codes uint8 [N, K] in 0..15 and float32 block maxima [blocks]; N*K must be even."""
+    N, K = codes.shape
+    state = State((N, K), blocksize, dtype)
+    flat = codes.reshape(-1)
+    if codes.dtype != torch.uint8 or flat.numel() % 2 or (flat.numel() and int(flat.max()) > 15):
+        raise ValueError(f"codes must be uint8 in 0..15, an even number of them, not {codes.dtype} {list(codes.shape)}")
+    if block_absmax.dtype != torch.float32 or block_absmax.shape != (state.blocks,):
+        raise ValueError(f"absmax must be float32 [{state.blocks}], not {list(block_absmax.shape)}")
+    return {
+        "weight": ((flat[0::2] << 4) | flat[1::2])[:, None],
+        "weight.absmax": block_absmax.contiguous(),
+        "weight.quant_map": torch.tensor(QUANT_MAP),
+        STATE: torch.frombuffer(bytearray(state.to_json()), dtype=torch.uint8),
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return codes uint8 [N, K] and float32 block maxima [blocks]."""
+    state = read_state(tensors)
+    stored = tensors["weight"].contiguous().view(torch.uint8).reshape(-1)
+    codes = torch.stack((stored >> 4, stored & 15), dim=-1).reshape(-1)
+    return codes[: math.prod(state.shape)].reshape(state.shape), absmax(tensors, state)
+
+
+def dequantize(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weights as float32 [N, K], before bitsandbytes' rounding to the state's dtype."""
+    state = read_state(tensors)
+    codes, maxima = unpack(tensors)
+    values = tensors["weight.quant_map"][codes.to(torch.int32)].reshape(-1)
+    whole = values.numel() - values.numel() % state.blocksize
+    full = whole // state.blocksize
+    parts = [(values[:whole].reshape(full, state.blocksize) * maxima[:full, None]).reshape(-1)]
+    if whole < values.numel():
+        parts.append(values[whole:] * maxima[full])
+    return torch.cat(parts).reshape(state.shape)
+
+
+def quantize(weight: Tensor, blocksize: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Quantize a weight [N, K] as bitsandbytes' quantize_4bit does: nearest level of absmax-scaled blocks."""
+    N, K = weight.shape
+    if N * K % blocksize:
+        raise ValueError(f"[{N}, {K}] is no whole number of blocks of {blocksize}")
+    blocks = weight.reshape(-1, blocksize).to(torch.float32)
+    maxima = blocks.abs().amax(dim=1)
+    scaled = (blocks * (1.0 / maxima.clamp(min=1e-38))[:, None]).clamp(-1, 1)
+    levels = torch.tensor(QUANT_MAP)
+    codes = torch.bucketize(scaled, (levels[:-1] + levels[1:]) / 2, out_int32=True).to(torch.uint8)
+    return pack(codes.reshape(N, K), maxima, blocksize, dtype)

@@ -1,0 +1,78 @@
+"""nl4: 4-bit codes into a table of 16 int8 values, int8 group scales, one float32 scale a row.
+
+Contract: W[n, k] = table[code[n, k]] * scale[n, k // g] * row_scale[n] (DESIGN.md section 2). The tensors of a Linear
+[N out, K in] are `weight_codes` u8 [N, K/2] (nibbles), `weight_scale` i8 [N, K/g] and `weight_row_scale` f32 [N]; the
+table is data of the folder (config.json). How codes and scales are chosen is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mixq.formats.nibbles import pack_nibbles, unpack_nibbles
+
+DEFAULT_TABLE: tuple[int, ...] = (-123, -92, -71, -54, -39, -26, -14, -3, 9, 20, 33, 46, 61, 78, 100, 127)
+"""Found by minimising the squared error of scale search on Gaussian weights."""
+
+Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def is_table(values: object) -> bool:
+    """Whether `values` can be a table: 16 strictly ascending whole numbers from -128 to 127."""
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str | bytes)
+        and len(values) == 16
+        and all(isinstance(v, int) and not isinstance(v, bool) and -128 <= v <= 127 for v in values)
+        and all(low < high for low, high in zip(values, values[1:], strict=False))
+    )
+
+
+def table_tensor(table: Sequence[int] = DEFAULT_TABLE) -> Tensor:
+    """Return the table as int8 [16]."""
+    if not is_table(table):
+        raise ValueError(f"a table is 16 ascending int8 values, not {list(table)!r}")
+    return torch.tensor(table, dtype=torch.int8)
+
+
+def specs(shape: tuple[int, int], group_size: int) -> Specs:
+    """Return dtype and shape of each tensor of a Linear [N, K]."""
+    N, K = shape
+    return {
+        "weight_codes": (torch.uint8, (N, K // 2)),
+        "weight_scale": (torch.int8, (N, K // group_size)),
+        "weight_row_scale": (torch.float32, (N,)),
+    }
+
+
+def pack(codes: Tensor, scale: Tensor, row_scale: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of codes uint8 [N, K] in 0..15, scale int8 [N, G] and row_scale float32 [N]."""
+    N = codes.shape[0]
+    if scale.dtype != torch.int8 or scale.ndim != 2 or scale.shape[0] != N:
+        raise ValueError(f"scale must be int8 [{N}, G], not {scale.dtype} {list(scale.shape)}")
+    if row_scale.dtype != torch.float32 or row_scale.shape != (N,):
+        raise ValueError(f"row_scale must be float32 [{N}], not {row_scale.dtype} {list(row_scale.shape)}")
+    return {
+        "weight_codes": pack_nibbles(codes),
+        "weight_scale": scale.contiguous(),
+        "weight_row_scale": row_scale.contiguous(),
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes uint8 [N, K], scale int8 [N, G] and row_scale float32 [N]; the inverse of `pack`."""
+    return unpack_nibbles(tensors["weight_codes"]), tensors["weight_scale"], tensors["weight_row_scale"]
+
+
+def dequantize(tensors: Mapping[str, Tensor], table: Tensor) -> Tensor:
+    """Return the weights as float32 [N, K].
+
+    table * scale is at most 2**14 and exact, so each weight is rounded once, by the row scale.
+    """
+    codes, scale, row_scale = unpack(tensors)
+    N, G = scale.shape
+    values = table.to(torch.float32)[codes.to(torch.int32)].reshape(N, G, -1)  # [N, G, g]
+    return ((values * scale.to(torch.float32)[:, :, None]).reshape(N, -1)) * row_scale[:, None]

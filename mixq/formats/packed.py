@@ -1,0 +1,85 @@
+"""A quantized Linear: its scheme, its shape and its tensors as they lie on disk.
+
+Contract: `PackedLinear` holds views of the folder's bytes and nothing repacked; `tensor_specs` says, in one place, which
+tensors a scheme has and how large they are. Nothing here computes a product or chooses a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mixq.formats import int_groups, nf4, nl4
+from mixq.formats.nl4 import Specs
+from mixq.formats.scheme import Scheme
+
+
+def tensor_specs(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtype = torch.bfloat16) -> Specs:
+    """Return {suffix: (dtype, shape)} of a Linear [N, K] in this scheme; a suffix follows the Linear's name and a dot.
+
+    `scale_dtype` is that of w4's and w8's scales, and what nf4 notes as the dtype to dequantize to.
+    """
+    if not scheme.fits(shape):
+        raise ValueError(f"{scheme} needs K to be a multiple of {scheme.group_size}; the shape is {list(shape)}")
+    if scheme.name == "nl4":
+        return nl4.specs(shape, scheme.group_size)
+    if scheme.name == "nf4":
+        return nf4.specs(shape, scheme.group_size, scale_dtype)
+    return int_groups.specs(shape, scheme.group_size, scheme.bits, scale_dtype)
+
+
+def packed_bytes(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtype = torch.bfloat16) -> int:
+    """Return the exact bytes of a Linear [N, K] in this scheme."""
+    return sum(dtype.itemsize * prod(size) for dtype, size in tensor_specs(scheme, shape, scale_dtype).values())
+
+
+def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
+    """Return the bits a weight takes in this scheme, scales and all."""
+    return packed_bytes(scheme, shape) * 8 / prod(shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A quantized weight [N out, K in].
+
+    Attributes:
+        tensors: by suffix, for example `weight_codes`; see `tensor_specs`.
+        table: int8 [16], for nl4 only.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+    table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.table is not None) != (self.scheme.name == "nl4"):
+            raise ValueError("nl4, and only nl4, has a table")
+        if self.scheme.name == "nf4":  # comes in several forms: plain, nested, stored as another dtype
+            state = nf4.read_state(self.tensors)
+            if state.shape != self.shape or state.blocksize != self.scheme.group_size:
+                raise ValueError(f"the quant_state says {list(state.shape)}, blocks of {state.blocksize}")
+            return
+        scale_dtype = self.tensors["weight_scale"].dtype
+        for suffix, (dtype, size) in tensor_specs(self.scheme, self.shape, scale_dtype).items():
+            tensor = self.tensors[suffix]
+            if tensor.dtype != dtype or tuple(tensor.shape) != size:
+                raise ValueError(
+                    f"{suffix} is {tensor.dtype} {list(tensor.shape)}; {self.scheme} asks for {dtype} {list(size)}"
+                )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def dequantize(self) -> Tensor:
+        """Return the weights as float32 [N, K]: the reference that every kernel is tested against."""
+        if self.table is not None:
+            return nl4.dequantize(self.tensors, self.table)
+        if self.scheme.name == "nf4":
+            return nf4.dequantize(self.tensors)
+        return int_groups.dequantize(self.tensors, self.scheme.bits)
