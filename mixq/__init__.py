@@ -1,1 +1,42 @@
-"""mixq: Mixtral 8x7B, quantized and offloaded, on the computer you have."""
+"""mixq: Mixtral 8x7B, quantized and offloaded, on the computer you have.
+
+    import mixq
+
+    model = mixq.load("mixtral-nl4")
+    for event in model.chat([{"role": "user", "content": "What is 25 - (4 * 2) + 3?"}]):
+        if isinstance(event, mixq.Token):
+            print(event.text, end="")
+
+Importing the package is cheap; torch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mixq.errors import MixqError
+
+if TYPE_CHECKING:
+    from mixq.engine import Model, Session, load
+    from mixq.generate import Done, PromptProgress, Stats, Token
+    from mixq.text.chat_template import Message
+
+__all__ = ["Done", "Message", "MixqError", "Model", "PromptProgress", "Session", "Stats", "Token", "load"]
+
+_HOMES = {
+    "Done": "mixq.generate",
+    "Message": "mixq.text.chat_template",
+    "Model": "mixq.engine",
+    "PromptProgress": "mixq.generate",
+    "Session": "mixq.engine",
+    "Stats": "mixq.generate",
+    "Token": "mixq.generate",
+    "load": "mixq.engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mixq' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,1 +1,1 @@
-"""."""
+"""Experts: where their weights lie, and who computes them."""

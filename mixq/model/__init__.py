@@ -1,1 +1,1 @@
-"""."""
+"""The network: Mixtral and its dense relatives, layer by layer."""

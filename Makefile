@@ -1,0 +1,63 @@
+# mixq: `make chat` talks to the demo model, `make test` is what CI runs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Installed before the rest, so that no other package chooses a build of torch. Override it for another one:
+#   make chat TORCH="torch==2.13.0 --index-url URL-OF-A-CUDA-BUILD"
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: chat install test check format coverage accept demo wheel clean
+.DELETE_ON_ERROR:
+
+chat: install
+	@$(BIN)/mixq chat
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixq needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV) (once; a minute or two)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+# Lint, types and tests: minutes.
+test: check
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term -m 'not accept'
+
+# mypy reads the package as it is installed, where quantize/ and models/ are parts of mixq.
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@rm -rf build/types && mkdir -p build/types/mixq
+	@ln -s $(CURDIR)/mixq/* build/types/mixq/
+	@ln -s $(CURDIR)/quantize $(CURDIR)/models build/types/mixq/
+	MYPYPATH=build/types $(BIN)/mypy -p mixq
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What the issues' "done when" lists measure; writes the tables in tests/accept/results. Long.
+accept: $(VENV)/.dev
+	$(BIN)/python -m pytest -m accept -s
+
+# Train the demo model again, from nothing: about two hours on two cores.
+demo: $(VENV)/.dev
+	$(BIN)/python models/train_demo.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache

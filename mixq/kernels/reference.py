@@ -1,0 +1,183 @@
+"""Every operation of the network in plain torch: the truth that each faster kernel is tested against.
+
+Contract: the arithmetic of the format (DESIGN: "the arithmetic belongs to the format").
+
+* Up to `DECODE_ROWS` rows: activations go to int8 per 32 inputs, a group's dot product is an exact integer, scales and
+  sums are float32. Each row is summed by operations whose shapes do not depend on the other rows, so a row's bits
+  depend neither on the batch nor on what else is computed beside it.
+* More rows: weights are dequantized to bfloat16 and multiplied with float32 accumulation.
+* `exact=True`: float32 throughout, for parity tests.
+* Router, norms, softmax: float32 always.
+
+Hidden states are float32 [T, D] between operations. This module knows no layer, no model and no file.
+
+Axes: T tokens, N out, K in, J blocks of inputs with one activation scale and one weight scale, H heads, KV kv heads,
+L positions, C head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixq.formats import int_groups, nl4
+from mixq.formats.packed import PackedLinear
+
+DECODE_ROWS = 8
+ACTIVATION_GROUP = 32
+_SMALLEST_ABSMAX = 1e-30
+"""Below this a block of activations counts as zero: 127 / absmax must stay finite."""
+
+Weight = Tensor | PackedLinear
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round activations to int8 per block of 32 inputs: scale = absmax / 127, half to even.
+
+    Args:
+        x: float32 [T, K]; K need not be a multiple of 32 (the last block is padded with zeros).
+
+    Returns:
+        codes: float32 [T, ceil(K/32)*32] holding integers in [-127, 127].
+        scales: float32 [T, ceil(K/32)].
+    """
+    T, K = x.shape
+    blocks = F.pad(x, (0, -K % ACTIVATION_GROUP)).view(T, -1, ACTIVATION_GROUP)  # [T, K/32, 32]
+    absmax = blocks.abs().amax(-1)
+    inverse = torch.where(absmax > _SMALLEST_ABSMAX, 127.0 / absmax, 0.0)
+    codes = torch.round(blocks * inverse[..., None])
+    scales = torch.where(absmax > _SMALLEST_ABSMAX, absmax / 127.0, 0.0)
+    return codes.view(T, -1), scales
+
+
+def linear(x: Tensor, weight: Weight, *, exact: bool = False) -> Tensor:
+    """Return x @ weight.T in the arithmetic of the module's contract.
+
+    Args:
+        x: float32 [T, K].
+        weight: a tensor [N, K] or a packed linear of that shape.
+
+    Returns:
+        float32 [T, N].
+    """
+    if exact:
+        return F.linear(x, _dense(weight, torch.float32))
+    if x.shape[0] > DECODE_ROWS:
+        return F.linear(x.bfloat16(), _dense(weight, torch.bfloat16)).float()
+    if isinstance(weight, PackedLinear) and weight.scheme.name != "nf4":
+        return _integer_linear(x, weight)
+    # nf4 has no integer code values: its decode is bitsandbytes' way, dequantize and multiply.
+    dense = _dense(weight, torch.bfloat16)
+    return torch.cat([F.linear(row.bfloat16(), dense).float() for row in x.split(1)])
+
+
+def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return (weight.dequantize() if isinstance(weight, PackedLinear) else weight).to(dtype)
+
+
+def _integer_linear(x: Tensor, weight: PackedLinear) -> Tensor:
+    codes, activation_scales = quantize_activations(x)
+    values, weight_scales, row_scale = _integer_form(weight)
+    N, K = values.shape
+    T = x.shape[0]
+    block = min(weight.scheme.group_size, ACTIVATION_GROUP)
+    J = K // block
+    # A block's dot product stays below 2**24 (32 * 127 * 128), so float32 holds it exactly in any order of summation.
+    dots = torch.bmm(
+        values.float().view(N, J, block).transpose(0, 1),  # [J, N, block]
+        codes[:, :K].reshape(T, J, block).permute(1, 2, 0),  # [J, block, T]
+    )  # [J, N, T]
+    dots = dots.permute(2, 1, 0).contiguous()  # [T, N, J]
+    weight_scales = weight_scales.repeat_interleave(weight.scheme.group_size // block, dim=1)  # [N, J]
+    activation_scales = activation_scales.repeat_interleave(ACTIVATION_GROUP // block, dim=1)[:, :J]  # [T, J]
+    rows = [(dots[t] * (weight_scales * activation_scales[t])).sum(-1) for t in range(T)]
+    return torch.stack(rows) * row_scale  # [T, N]
+
+
+def _integer_form(weight: PackedLinear) -> tuple[Tensor, Tensor, Tensor]:
+    """Return code values int8 [N, K], group scales float32 [N, G] and row scales float32 [N]."""
+    if weight.table is not None:
+        codes, scales, row_scale = nl4.unpack(weight.tensors)
+        return weight.table[codes.int()], scales.float(), row_scale
+    values, scales = int_groups.unpack(weight.tensors, weight.scheme.bits)
+    return values, scales.float(), torch.ones(weight.shape[0])
+
+
+def router_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the router's float32 scores [T, E] of x [T, D] for weight [E, D], row by row."""
+    dense = weight.float()
+    if x.shape[0] > DECODE_ROWS:
+        return F.linear(x, dense)
+    return torch.cat([F.linear(row, dense) for row in x.split(1)])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x) * weight over the last axis, in float32 (Zhang and Sennrich, 2019)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + C/2) of each head by the angle of its position (RoFormer, in Hugging Face's row order).
+
+    Args:
+        x: [T, heads, C] float32.
+        cos, sin: [T, C/2] float32.
+    """
+    first, second = x.chunk(2, dim=-1)  # [T, heads, C/2]
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up, the product inside SwiGLU (Shazeer, 2020)."""
+    return F.silu(gate) * up
+
+
+def attention_row(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend from one query to all given positions: the decode form, in float32.
+
+    Args:
+        q: float32 [H, C].
+        keys, values: [KV, L, C], any float dtype; query head h reads kv head h // (H / KV).
+
+    Returns:
+        float32 [H, C].
+    """
+    KV, _, C = keys.shape
+    grouped = q.view(KV, -1, C)  # [KV, H/KV, C]
+    scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * C**-0.5  # [KV, H/KV, L]
+    return torch.matmul(scores.softmax(-1), values.float()).view(q.shape)
+
+
+def attention_chunk(q: Tensor, keys: Tensor, values: Tensor, *, window: int | None, exact: bool = False) -> Tensor:
+    """Attend causally from the last T of L positions: the prefill form.
+
+    Args:
+        q: float32 [T, H, C], the queries of positions L-T .. L-1.
+        keys, values: [KV, L, C].
+        window: positions that a query sees, itself included; None means all.
+
+    Returns:
+        float32 [T, H, C].
+    """
+    T, L = q.shape[0], keys.shape[1]
+    dtype = torch.float32 if exact else torch.bfloat16
+    position = torch.arange(L - T, L)[:, None]
+    seen = torch.arange(L)[None]
+    mask = seen <= position  # [T, L]
+    if window is not None:
+        mask &= seen > position - window
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None].to(dtype),  # [1, H, T, C]
+        keys[None].to(dtype),
+        values[None].to(dtype),
+        attn_mask=mask,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1).float()
+
+
+def swiglu(x: Tensor, w1: Weight, w2: Weight, w3: Weight, *, exact: bool = False) -> Tensor:
+    """Return w2(silu(w1 x) * w3 x): one expert, or a dense feed-forward block. x: [T, D] -> [T, D]."""
+    return linear(silu_mul(linear(x, w1, exact=exact), linear(x, w3, exact=exact)), w2, exact=exact)

@@ -1,0 +1,148 @@
+"""From logits to the next token: penalties, filters, a seeded draw.
+
+Contract: the order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
+Temperature 0 takes the largest logit. The same seed gives the same tokens. This module knows no model and no text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import did_you_mean
+from mixq.errors import UsageError, printable
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (0, 2**63 - 1),
+    "max_tokens": (1, 2**31 - 1),
+    "logprobs": (0, 100),
+}
+_WHOLE = ("top_k", "seed", "max_tokens", "logprobs")
+_OPTIONAL = ("seed", "max_tokens", "logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens, and when to stop.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probabilities reach p.
+        min_p: drop tokens less likely than min_p times the most likely one.
+        repetition_penalty: divide positive and multiply negative logits of tokens already seen (CTRL, Keskar 2019).
+        seed: of the draw; None takes one from the system.
+        max_tokens: None means up to the end of the context.
+        stop: texts that end the answer; they are not part of it.
+        logprobs: None for no log probabilities, else how many of the most likely tokens to list at each step.
+        ignore_eos: go on after the end token (benches).
+    """
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            kinds: tuple[type, ...] = (int,) if name in _WHOLE else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                number = "whole number" if name in _WHOLE else "number"
+                raise UsageError(f"{name} is {printable(repr(value))}; it must be a {number} from {low} to {high:g}.")
+        if self.top_p == 0.0:
+            raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise UsageError("stop must be a tuple of non-empty texts.")
+        if not isinstance(self.ignore_eos, bool):
+            raise UsageError("ignore_eos must be true or false.")
+
+    @classmethod
+    def from_kwargs(cls, **params: Any) -> SamplingParams:
+        """Build parameters from keyword arguments, refusing unknown names with a suggestion."""
+        known = [f.name for f in fields(cls)]
+        for name in params:
+            if name not in known:
+                raise UsageError(f"unknown sampling parameter {printable(name)!r}." + did_you_mean(name, known))
+        if "stop" in params:
+            stop = params["stop"]
+            params["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        return cls(**params)
+
+
+class Sampler:
+    """Draws the tokens of one answer."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], vocab_size: int) -> None:
+        self.params = params
+        self.generator = torch.Generator()
+        if params.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(params.seed)
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+        self._seen[torch.tensor(list(prompt_ids), dtype=torch.long)] = True
+
+    def choose(self, logits: Tensor) -> int:
+        """Return the next token for float32 logits [V].
+
+        Raises:
+            ArithmeticError: the logits are not finite: damaged weights.
+        """
+        if not bool(torch.isfinite(logits).all()):
+            raise ArithmeticError("the model's logits are not finite")
+        logits = self._penalized(logits)
+        params = self.params
+        if params.temperature == 0.0:
+            token = int(logits.argmax())
+        else:
+            probabilities = self.probabilities(logits / params.temperature)
+            token = int(torch.multinomial(probabilities, 1, generator=self.generator))
+        self._seen[token] = True
+        return token
+
+    def _penalized(self, logits: Tensor) -> Tensor:
+        penalty = self.params.repetition_penalty
+        if penalty == 1.0:
+            return logits
+        changed = torch.where(logits > 0, logits / penalty, logits * penalty)
+        return torch.where(self._seen, changed, logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return what top-k, top-p and min-p leave of softmax(logits [V]), summing to one."""
+        params = self.params
+        if 0 < params.top_k < logits.numel():
+            kth = logits.topk(params.top_k).values[-1]
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        if params.top_p < 1.0:
+            ordered, order = logits.softmax(-1).sort(descending=True)
+            surplus = ordered.cumsum(-1) - ordered >= params.top_p  # what lies before a token reaches p already
+            logits = logits.masked_fill(torch.zeros_like(surplus).scatter(0, order, surplus), -math.inf)
+        if params.min_p > 0.0:
+            likely = logits.softmax(-1)
+            logits = logits.masked_fill(likely < params.min_p * likely.max(), -math.inf)
+        return logits.softmax(-1)
+
+
+def top_logprobs(logprobs: Tensor, count: int) -> Sequence[tuple[int, float]]:
+    """Return the `count` most likely (token id, log probability) of logprobs [V], best first."""
+    best = logprobs.topk(min(count, logprobs.numel()))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""Presets, the demo model and its training script; shipped as `mixq.models`."""
