@@ -1,0 +1,102 @@
+"""Sampling: each filter against its definition, the same seed the same tokens, bad values named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixq.errors import UsageError
+from mixq.sampling import Sampler, SamplingParams, top_logprobs
+
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 1.5])
+
+
+def sampler(prompt: list[int] | None = None, **params: Any) -> Sampler:
+    return Sampler(SamplingParams.from_kwargs(**params), prompt or [], 6)
+
+
+def kept(probabilities: Tensor) -> list[int]:
+    assert probabilities.sum().item() == pytest.approx(1.0)
+    return torch.nonzero(probabilities).flatten().tolist()
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert [sampler(temperature=0).choose(LOGITS) for _ in range(3)] == [0, 0, 0]
+
+
+def test_top_k_keeps_the_k_most_likely() -> None:
+    assert kept(sampler(top_k=3).probabilities(LOGITS)) == [0, 1, 5]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    probabilities = LOGITS.softmax(-1)
+    two = float(probabilities[0] + probabilities[5])
+    assert kept(sampler(top_p=two - 0.01).probabilities(LOGITS)) == [0, 5]
+    assert kept(sampler(top_p=two + 0.01).probabilities(LOGITS)) == [0, 1, 5]
+    assert kept(sampler(top_p=0.01).probabilities(LOGITS)) == [0]
+
+
+def test_min_p_is_relative_to_the_most_likely() -> None:
+    ratio = float(LOGITS.softmax(-1)[5] / LOGITS.softmax(-1)[0])
+    assert kept(sampler(min_p=ratio - 0.01).probabilities(LOGITS)) == [0, 5]
+    assert kept(sampler(min_p=ratio + 0.01).probabilities(LOGITS)) == [0]
+
+
+def test_repetition_penalty_lowers_tokens_seen_in_prompt_and_answer() -> None:
+    s = sampler(prompt=[0], temperature=0, repetition_penalty=10.0)
+    assert [s.choose(LOGITS) for _ in range(3)] == [5, 1, 0]
+    negative = torch.tensor([-0.1, -0.5, -3.0, -3.0, -3.0, -3.0])
+    assert sampler(prompt=[0], temperature=0, repetition_penalty=10.0).choose(negative) == 1
+
+
+def test_the_draw_follows_the_distribution() -> None:
+    s = sampler(seed=1, temperature=1.0)
+    counts = torch.bincount(torch.tensor([s.choose(LOGITS) for _ in range(4000)]), minlength=6)
+    assert torch.allclose(counts / 4000, LOGITS.softmax(-1), atol=0.03)
+
+
+def test_same_seed_same_tokens() -> None:
+    def draw(seed: int) -> list[int]:
+        s = sampler(seed=seed, temperature=1.5)
+        return [s.choose(LOGITS) for _ in range(50)]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_logits_that_are_not_finite_are_not_sampled() -> None:
+    with pytest.raises(ArithmeticError):
+        sampler().choose(torch.tensor([1.0, float("nan")]))
+
+
+def test_top_logprobs_are_best_first() -> None:
+    assert [i for i, _ in top_logprobs(LOGITS.log_softmax(-1), 3)] == [0, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": 101}, "logprobs"),
+        ({"stop": ("",)}, "stop"),
+        ({"temprature": 1}, "'temperature'"),
+    ],
+)
+def test_a_parameter_out_of_bounds_is_refused_by_name(params: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError) as error:
+        SamplingParams.from_kwargs(**params)
+    assert named in error.value.message
