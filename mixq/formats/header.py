@@ -80,7 +80,7 @@ def read_header(path: Path) -> ShardHeader:
     size = regular_file_size(path)
     if size < 8:
         raise ModelFileError(
-            f"{shown} has {size} bytes; a safetensors file begins with 8 that give its header's length."
+            f"{shown} has {size} bytes; a safetensors file begins with 8 that say how long its header is."
         )
     try:
         with path.open("rb") as file:

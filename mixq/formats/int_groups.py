@@ -37,7 +37,7 @@ def pack(q: Tensor, scale: Tensor, bits: int) -> dict[str, Tensor]:
     if scale.dtype not in SCALE_DTYPES or scale.ndim != 2 or scale.shape[0] != N:
         raise ValueError(f"scale must be bf16 or f16 [{N}, G], not {scale.dtype} {list(scale.shape)}")
     if bits == 4:
-        if q.numel() and not (-8 <= int(q.min()) and int(q.max()) <= 7):
+        if q.numel() and (int(q.min()) < -8 or int(q.max()) > 7):
             raise ValueError("a 4-bit q is outside -8..7")
         stored = pack_nibbles((q + 8).view(torch.uint8))
     else:

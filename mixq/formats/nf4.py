@@ -1,7 +1,7 @@
 """nf4: bitsandbytes' own tensors, as transformers writes them.
 
-Contract: W.flat[i] = quant_map[code[i]] * absmax[i // blocksize], blocks running over the flattened [N, K]. Tensors of a
-Linear: `weight` u8 [N*K/2, 1] (the even weight in the HIGH half; or the same bytes stored as another dtype,
+Contract: W.flat[i] = quant_map[code[i]] * absmax[i // blocksize], blocks running over the flattened [N, K]. Tensors of
+a Linear: `weight` u8 [N*K/2, 1] (the even weight in the HIGH half; or the same bytes stored as another dtype,
 bitsandbytes' quant_storage), `weight.absmax` f32 [blocks], `weight.quant_map` f32 [16] and
 `weight.quant_state.bitsandbytes__nf4`, JSON as u8. Nested absmax, read only: `weight.absmax` u8 [blocks] with
 `weight.nested_absmax` f32 and `weight.nested_quant_map` f32 [256]; absmax = nested_quant_map[u8] *
@@ -23,6 +23,7 @@ from mixq.errors import ModelFileError, printable
 from mixq.formats.nl4 import Specs
 
 STATE = "weight.quant_state.bitsandbytes__nf4"
+NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 MAX_STATE_BYTES = 4096
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

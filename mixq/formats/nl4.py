@@ -8,6 +8,7 @@ table is data of the folder (config.json). How codes and scales are chosen is no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def is_table(values: object) -> bool:
         and not isinstance(values, str | bytes)
         and len(values) == 16
         and all(isinstance(v, int) and not isinstance(v, bool) and -128 <= v <= 127 for v in values)
-        and all(low < high for low, high in zip(values, values[1:], strict=False))
+        and all(low < high for low, high in pairwise(values))
     )
 
 

@@ -1,7 +1,7 @@
 """A quantized Linear: its scheme, its shape and its tensors as they lie on disk.
 
-Contract: `PackedLinear` holds views of the folder's bytes and nothing repacked; `tensor_specs` says, in one place, which
-tensors a scheme has and how large they are. Nothing here computes a product or chooses a code.
+Contract: `PackedLinear` holds views of the folder's bytes and nothing repacked; `tensor_specs` says, in one place,
+which tensors a scheme has and how large they are. Nothing here computes a product or chooses a code.
 """
 
 from __future__ import annotations
@@ -75,6 +75,20 @@ class PackedLinear:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def integer_form(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (values, scale, row_scale) with W[n, k] = values[n, k] * scale[n, k // g] * row_scale[n].
+
+        values: int8 [N, K], the code values; scale: float32 [N, G]; row_scale: float32 [N], ones for w4 and w8.
+        nf4 has no integer values: ValueError.
+        """
+        if self.table is not None:
+            codes, scale, row_scale = nl4.unpack(self.tensors)
+            return self.table[codes.to(torch.int32)], scale.to(torch.float32), row_scale
+        if self.scheme.name == "nf4":
+            raise ValueError("nf4 has no integer form: its levels are real numbers")
+        q, scale = int_groups.unpack(self.tensors, self.scheme.bits)
+        return q, scale.to(torch.float32), torch.ones(self.shape[0])
 
     def dequantize(self) -> Tensor:
         """Return the weights as float32 [N, K]: the reference that every kernel is tested against."""

@@ -1,12 +1,14 @@
 """Writes one safetensors shard, tensor by tensor, in any order, and publishes it only when whole.
 
 Contract: the header is written first from the specs, in safetensors' own order (falling dtype, then name) and padded
-with spaces until the data begin on a 4096-byte boundary; the file is allocated in full before the first tensor. `finish`
-syncs, renames and returns the sha256. Until then the bytes lie in `NAME.partial`, which leaving the writer removes.
+with spaces until the data begin on a 4096-byte boundary; the file is allocated in full before the first tensor.
+`finish` syncs, renames and returns the sha256. Until then the bytes lie in `NAME.partial`; leaving the writer without
+`finish` removes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -124,10 +126,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Stop; what is not published is removed."""
-        try:
+        with contextlib.suppress(OSError):  # a failed flush on the way out: the bytes are thrown away in any case
             self._file.close()
-        except OSError:  # a failed flush on the way out: the bytes are thrown away below in any case
-            pass
         self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:

@@ -1,0 +1,139 @@
+"""A model folder, opened: checked against its own config, its tensors mapped.
+
+Contract: `ModelFolder.open` reads config.json and the shards' headers, and proves (see `layout`) that every tensor of the
+architecture is there with its dtype and shape, packed as `quantization_config` says, and that nothing else is; then
+tensors are handed out as views. Three layouts of names are understood: transformers' per-expert names, its fused
+expert tensors (views into them), and packed Linears. Nothing is dequantized here, except a router that somebody else's
+tool has packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mixq.config import ModelConfig
+from mixq.errors import ModelFileError, printable
+from mixq.formats import nl4
+from mixq.formats.json_file import read_json_object
+from mixq.formats.layout import Layout, Packed, Slice
+from mixq.formats.packed import PackedLinear
+from mixq.formats.quantization import QuantizationConfig
+from mixq.formats.shards import ShardSet
+
+CONFIG_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFolder:
+    """An open model folder.
+
+    Attributes:
+        raw_config: config.json as it stands there.
+        quantization: None for an unquantized folder.
+        tokenizer_path: tokenizer.model, where there is one.
+        generation_config: generation_config.json, or empty.
+        eos_token_ids: end tokens, generation_config.json's where it names some, else config.json's.
+    """
+
+    path: Path
+    config: ModelConfig
+    raw_config: dict[str, Any]
+    quantization: QuantizationConfig | None
+    tokenizer_path: Path | None
+    generation_config: dict[str, Any]
+    eos_token_ids: tuple[int, ...]
+    _shards: ShardSet
+    _plain: dict[str, Slice]
+    _packed: dict[str, Packed]
+
+    @classmethod
+    def open(cls, path: Path | str) -> ModelFolder:
+        """Open and check a model folder.
+
+        Raises:
+            ModelFileError: whatever is missing, damaged, of another shape or dtype, or not known.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise ModelFileError(f"{printable(path)} is not a folder.")
+        if not (path / "config.json").exists():
+            raise ModelFileError(
+                f"{printable(path)} has no config.json.",
+                hint="A quantize job did not finish here; run the same mixq quantize command again and it goes on."
+                if (path / "job.json").exists()
+                else "Give the folder of a Hugging Face checkpoint, or one that mixq quantize made.",
+            )
+        raw = read_json_object(path / "config.json", CONFIG_LIMIT)
+        config = ModelConfig.from_dict(raw)
+        quantization = QuantizationConfig.parse(raw.get("quantization_config"))
+        shards = ShardSet.open(path)
+        layout = Layout(config, quantization, shards)
+        generation = path / "generation_config.json"
+        generation_config = read_json_object(generation, CONFIG_LIMIT) if generation.exists() else {}
+        tokenizer = path / "tokenizer.model"
+        return cls(
+            path=path,
+            config=config,
+            raw_config=raw,
+            quantization=quantization,
+            tokenizer_path=tokenizer if tokenizer.is_file() else None,
+            generation_config=generation_config,
+            eos_token_ids=_eos_token_ids(generation_config.get("eos_token_id"), config),
+            _shards=shards,
+            _plain=layout.plain,
+            _packed=layout.packed,
+        )
+
+    @property
+    def shards(self) -> list[Path]:
+        """The safetensors files, in the order of their names."""
+        return [shard.path for shard in self._shards.shards]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self._shards.nbytes
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an unquantized tensor by its per-expert name, such as `model.norm.weight`, as a view.
+
+        Raises:
+            KeyError: the model has no such tensor, or it is packed (see `linear`).
+        """
+        place = self._plain.get(name)
+        if place is not None:
+            return place.take(self._shards.tensor(place.stored))
+        module = name.removesuffix(".weight")
+        if module.endswith(".gate") and module in self._packed:
+            # Folders of transformers 4 with bitsandbytes have packed routers; a router is small, so it is unpacked.
+            return self._packed_linear(module).dequantize()
+        raise KeyError(name)
+
+    def linear(self, module: str) -> Tensor | PackedLinear:
+        """Return a Linear's weight [N, K] by the Linear's name: a view, or its packed tensors."""
+        return self._packed_linear(module) if module in self._packed else self.tensor(f"{module}.weight")
+
+    def _packed_linear(self, module: str) -> PackedLinear:
+        packed = self._packed[module]
+        table = None
+        if packed.scheme.name == "nl4" and self.quantization is not None:
+            table = nl4.table_tensor(self.quantization.table)
+        tensors = {suffix: self._shards.tensor(f"{module}.{suffix}") for suffix in packed.suffixes}
+        return PackedLinear(packed.scheme, packed.shape, tensors, table)
+
+
+def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:
+    """Return generation_config.json's end tokens, or config.json's where it names none."""
+    if named is None:
+        return config.eos_token_ids
+    listed = named if isinstance(named, list) else [named]
+    if not listed or not all(type(i) is int and 0 <= i < config.vocab_size for i in listed):
+        raise ModelFileError(
+            f"generation_config.json: eos_token_id is {printable(repr(named))}; "
+            f"it must be token ids below {config.vocab_size}."
+        )
+    return tuple(listed)

@@ -1,0 +1,68 @@
+"""mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
+
+Contract: every file it names is whole by the time it is written. Reading checks types only; whether the files still have
+these sums is the verifier's question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, printable
+from mixq.formats.atomic import atomic_write_json
+from mixq.formats.json_file import read_json_object
+
+FILE_NAME = "mixq.json"
+FORMAT_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of mixq.json.
+
+    Attributes:
+        source: what the folder was made from, such as its name and fingerprint.
+        settings: format, mix and whatever else decided the bytes.
+        shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file.
+        errors: relative squared error by Linear name.
+    """
+
+    source: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    shards: Mapping[str, str]
+    files: Mapping[str, str]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write mixq.json into the folder, whole or not at all."""
+        atomic_write_json(folder / FILE_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check mixq.json; raises ModelFileError."""
+        raw = read_json_object(folder / FILE_NAME)
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, bool | float):
+            raise ModelFileError(
+                f"{FILE_NAME}: format_version is {printable(repr(version))}; this mixq reads {FORMAT_VERSION}."
+            )
+        for key in ("source", "settings", "shards", "files", "errors"):
+            if not isinstance(raw.get(key), dict):
+                raise ModelFileError(f"{FILE_NAME}: {key} is missing, or not an object.")
+        for key in ("shards", "files"):
+            for name, digest in raw[key].items():
+                if not _NAME.fullmatch(name) or name in (".", "..") or not isinstance(digest, str):
+                    raise ModelFileError(f"{FILE_NAME}: {printable(repr(name))} in {key} is not the name of a file.")
+                if not _SHA256.fullmatch(digest):
+                    raise ModelFileError(f"{FILE_NAME}: the sha256 of {printable(name)} is not one.")
+        for name, value in raw["errors"].items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ModelFileError(f"{FILE_NAME}: the error of {printable(name)!r} is not a number.")
+        return cls(raw["source"], raw["settings"], raw["shards"], raw["files"], raw["errors"])

@@ -1,0 +1,104 @@
+"""The safetensors files of a folder as one set of tensors.
+
+Contract: `ShardSet.open` finds the files (one `model.safetensors`, or those that `model.safetensors.index.json` names),
+maps them, and checks that the index and the files say the same. File names come from an untrusted index and may not
+leave the folder; links are followed, since a Hugging Face cache consists of links. No tensor is known by name here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mixq.errors import ModelFileError, printable
+from mixq.formats.header import TensorEntry
+from mixq.formats.json_file import read_json_object
+from mixq.formats.mapped import MappedShard
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+MAX_SHARDS = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardSet:
+    """Mapped shards, and which of them holds each tensor."""
+
+    shards: tuple[MappedShard, ...]
+    owner: dict[str, MappedShard]
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardSet:
+        """Map every shard of a folder.
+
+        Raises:
+            ModelFileError: no safetensors files, a missing or damaged one, or an index that does not fit them.
+        """
+        weight_map = _read_index(folder)
+        names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            listed = ", ".join(missing[:3]) + (" and more" if len(missing) > 3 else "")
+            raise ModelFileError(
+                f"{printable(folder)}: {len(missing)} of {len(names)} shards are missing: {listed}.",
+                hint="Finish the download, or quantize again.",
+            )
+        shards = {name: MappedShard(folder / name) for name in names}
+        owner: dict[str, MappedShard] = {}
+        for name, shard in shards.items():
+            for tensor in shard.header.entries:
+                if tensor in owner:
+                    raise ModelFileError(f"tensor {tensor!r} is in two shards, {owner[tensor].path.name} and {name}.")
+                owner[tensor] = shard
+        for tensor, name in (weight_map or {}).items():
+            if owner.get(tensor) is not shards[name]:
+                raise ModelFileError(f"{INDEX}: tensor {printable(tensor)!r} is not in {name}, where the index has it.")
+        return cls(tuple(shards.values()), owner)
+
+    def entry(self, name: str) -> TensorEntry | None:
+        """Return where a tensor lies, or None where there is no such tensor."""
+        shard = self.owner.get(name)
+        return None if shard is None else shard.header.entries[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a view of a tensor; KeyError where there is none."""
+        return self.owner[name].tensor(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, headers not counted."""
+        return sum(shard.header.file_size - shard.header.data_start for shard in self.shards)
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """Return {tensor: file name} of the index, checked, or None where one file holds all."""
+    if (folder / SINGLE).exists():
+        return None
+    if not (folder / INDEX).exists():
+        raise ModelFileError(f"{printable(folder)} has neither {INDEX} nor {SINGLE}.", hint=_other_weights(folder))
+    weight_map = read_json_object(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{INDEX}: weight_map is not an object, or empty.")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name) or len(name) > 255:
+            raise ModelFileError(
+                f"{INDEX}: {printable(repr(name))}, given for {printable(tensor)!r}, is not the name of a "
+                "safetensors file in this folder."
+            )
+    if len(set(weight_map.values())) > MAX_SHARDS:
+        raise ModelFileError(f"{INDEX} names more than {MAX_SHARDS} shards.")
+    return weight_map
+
+
+def _other_weights(folder: Path) -> str:
+    """Return what to do about a folder without safetensors files."""
+    if (folder / "job.json").exists():
+        return "A quantize job did not finish here; run the same mixq quantize command again and it goes on."
+    others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in sorted(folder.glob(pattern))]
+    if others:
+        return f"{printable(others[0])} is not read; only safetensors files are."
+    return "Give the folder of a Hugging Face checkpoint, or one that mixq quantize made."
