@@ -132,7 +132,7 @@ def generate(
         prompt_ids: the whole prompt.
         params: how to choose and when to stop.
         eos_token_ids: tokens that end an answer.
-        vocab_size: number of logits.
+        vocab_size: tokens that may be drawn: the first so many logits.
         decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop texts).
         cancel: ends the answer when set.
 
@@ -148,7 +148,7 @@ def generate(
             yield answer.done("cancelled")
             return
         ids = prompt_ids[kv_cache.length : kv_cache.length + PREFILL_CHUNK]
-        logits = network.forward([Chunk(torch.tensor(ids, dtype=torch.long), kv_cache)])[0]  # [V]
+        logits = _next_logits(network, kv_cache, ids, vocab_size)  # [V]
         yield PromptProgress(kv_cache.length - answer.cached, len(prompt_ids) - answer.cached)
     assert logits is not None, "the caller leaves at least one token to run"
 
@@ -172,7 +172,7 @@ def generate(
         elif cancel is not None and cancel.is_set():
             reason = "cancelled"
         else:
-            logits = network.forward([Chunk(torch.tensor([token_id]), kv_cache)])[0]
+            logits = _next_logits(network, kv_cache, [token_id], vocab_size)
 
     rest, _ = stops.push(decoder.flush() if decoder is not None else "")
     yield answer.done(reason, tail=rest + stops.flush())
@@ -194,6 +194,10 @@ def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> N
     worst = max(prompt_ids) if min(prompt_ids) >= 0 else min(prompt_ids)
     if not 0 <= worst < vocab_size:
         raise PromptError(f"Token id {worst} is outside the vocabulary of {vocab_size}.")
+
+
+def _next_logits(network: Network, kv_cache: KVCache, ids: Sequence[int], vocab_size: int) -> Tensor:
+    return network.forward([Chunk(torch.tensor(ids, dtype=torch.long), kv_cache)])[0, :vocab_size]
 
 
 def _token(token_id: int, text: str, logits: Tensor, logprobs: int | None) -> Token:
