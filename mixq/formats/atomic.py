@@ -6,6 +6,7 @@ after a crash at any moment the old file or the new one is there, never a half. 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -61,7 +62,8 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise storage_error(path, error, len(content)) from error
 
 

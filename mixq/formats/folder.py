@@ -1,8 +1,8 @@
 """A model folder, opened: checked against its own config, its tensors mapped.
 
-Contract: `ModelFolder.open` reads config.json and the shards' headers, and proves (see `layout`) that every tensor of the
-architecture is there with its dtype and shape, packed as `quantization_config` says, and that nothing else is; then
-tensors are handed out as views. Three layouts of names are understood: transformers' per-expert names, its fused
+Contract: `ModelFolder.open` reads config.json and the shards' headers, and proves (see `layout`) that every tensor of
+the architecture is there with its dtype and shape, packed as `quantization_config` says, and that nothing else is;
+then tensors are handed out as views. Three layouts of names are understood: transformers' per-expert names, its fused
 expert tensors (views into them), and packed Linears. Nothing is dequantized here, except a router that somebody else's
 tool has packed.
 """

@@ -1,7 +1,7 @@
 """Where each parameter of a model lies among the stored tensors, and proof that all fit.
 
-Contract: `Layout` maps every parameter of the architecture to one stored tensor, to rows of a fused expert tensor, or to
-the tensors of a packed Linear, checks dtypes and shapes against config.json, and refuses tensors that belong to
+Contract: `Layout` maps every parameter of the architecture to one stored tensor, to rows of a fused expert tensor, or
+to the tensors of a packed Linear, checks dtypes and shapes against config.json, and refuses tensors that belong to
 nothing. Values are not read, except `weight_shape` and nf4's state, which say how other bytes are to be read.
 """
 

@@ -1,7 +1,7 @@
 """mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
 
-Contract: every file it names is whole by the time it is written. Reading checks types only; whether the files still have
-these sums is the verifier's question.
+Contract: every file it names is whole by the time it is written. Reading checks types only; whether the files still
+have these sums is the verifier's question.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Contract: three methods are read. "mixq" is this project's (DESIGN.md section 2): regexes over whole Linear names, first
 match wins. "compressed-tensors" is read where it is pack-quantized, symmetric int4 or int8 groups, by that library's
 own matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and SGLang
-load it. "bitsandbytes" is read only, for nf4. Patterns come from files, so only harmless ones are accepted: matching
-one against a name is bounded by a polynomial of low degree.
+load it. "bitsandbytes" is read only, for nf4. Patterns come from files; see `patterns` for those accepted.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.nl4 import DEFAULT_TABLE, is_table
+from mixq.formats.patterns import compile_pattern
 from mixq.formats.scheme import Scheme
 
 VERSION = 1
@@ -25,28 +25,8 @@ ATTENTION_TARGET = r"re:.*self_attn\..*_proj$"
 MLP_TARGET = r"re:.*\.mlp\..*_proj$"
 DEFAULT_IGNORE = ("lm_head", r"re:.*block_sparse_moe\.gate$")
 
-MAX_PATTERNS = 256
-MAX_PATTERN_LENGTH = 200
-_NESTED_QUANTIFIER = re.compile(r"\)[*+?{]|\{|\\[1-9]|\(\?(?![:!=])")
-_UNBOUNDED = re.compile(r"(?<!\\)[*+]")
-
-
-def _compile(pattern: object, field_name: str) -> re.Pattern[str]:
-    """Compile an untrusted pattern, refusing those that can take exponential time (nested quantifiers)."""
-    shown = printable(repr(pattern), 80)
-    if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN_LENGTH:
-        raise ModelFileError(
-            f"config.json: {field_name} is {shown}; it must be a pattern of at most {MAX_PATTERN_LENGTH} characters."
-        )
-    if _NESTED_QUANTIFIER.search(pattern) or len(_UNBOUNDED.findall(pattern)) > 4:
-        raise ModelFileError(
-            f"config.json: {field_name} {shown} is too complex; repeated groups, counts, back references "
-            "and more than four * or + are not allowed."
-        )
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ModelFileError(f"config.json: {field_name} {shown} is not a pattern ({printable(error)}).") from None
+MAX_TARGETS = 4096
+MAX_PATTERNS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +41,7 @@ class QuantizationConfig:
         ignore: targets that stay as they are (compressed-tensors).
 
     Raises:
-        ModelFileError: a pattern that is none, or could take exponential time.
+        ModelFileError: a pattern that is none, or could take long on a name.
     """
 
     method: str
@@ -71,14 +51,16 @@ class QuantizationConfig:
     _patterns: dict[str, re.Pattern[str]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.schemes) + len(self.ignore) > MAX_PATTERNS:
-            raise ModelFileError(f"config.json: quantization_config has more than {MAX_PATTERNS} patterns.")
+        if len(self.schemes) + len(self.ignore) > MAX_TARGETS:
+            raise ModelFileError(f"config.json: quantization_config has more than {MAX_TARGETS} targets.")
         patterns: dict[str, re.Pattern[str]] = {}
         for target in (*self.schemes, *self.ignore):
             if self.method == "mixq":
-                patterns[target] = _compile(target, "schemes")
+                patterns[target] = compile_pattern(target, "config.json: schemes")
             elif target.startswith("re:"):
-                patterns[target] = _compile(target.removeprefix("re:"), "targets")
+                patterns[target] = compile_pattern(target.removeprefix("re:"), "config.json: targets")
+        if len(patterns) > MAX_PATTERNS:
+            raise ModelFileError(f"config.json: quantization_config has more than {MAX_PATTERNS} patterns.")
         object.__setattr__(self, "_patterns", patterns)
 
     @classmethod

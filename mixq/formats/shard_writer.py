@@ -9,6 +9,7 @@ with spaces until the data begin on a 4096-byte boundary; the file is allocated 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,6 +63,18 @@ def shard_size(specs: ShardSpecs) -> int:
     return max((entry.end for entry in entries.values()), default=len(head))
 
 
+def _allocate(handle: int, size: int) -> None:
+    """Reserve the file's bytes where the file system can, so that a full disk shows now and not halfway."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(handle, size)
+
+
 class ShardWriter:
     """A shard being written; use it as a context manager.
 
@@ -80,10 +93,7 @@ class ShardWriter:
         except OSError as error:
             raise storage_error(path, error, self.size) from error
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), 0, self.size)
-            else:
-                self._file.truncate(self.size)
+            _allocate(self._file.fileno(), self.size)
             self._file.write(head)
         except OSError as error:
             self.close()
@@ -128,7 +138,8 @@ class ShardWriter:
         """Stop; what is not published is removed."""
         with contextlib.suppress(OSError):  # a failed flush on the way out: the bytes are thrown away in any case
             self._file.close()
-        self.partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
         return self
