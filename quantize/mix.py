@@ -1,0 +1,252 @@
+"""Which scheme each tensor gets: a format's default mix, changed by `--group` and `--mix`.
+
+Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every Linear (None: it stays as it is, in
+bfloat16), the `quantization_config` that says so, and notes on every place where what was asked for does not fit the
+shape. The default mixes and what a w4 or w8 folder may hold are DESIGN.md section 2 and 3; the limits of
+compressed-tensors folders are those of vLLM, SGLang and transformers. No weight is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mixq.config import ModelConfig, did_you_mean
+from mixq.errors import UsageError, printable
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.nl4 import DEFAULT_TABLE
+from mixq.formats.quantization import ATTENTION_TARGET, EXPERTS_TARGET, MLP_TARGET, QuantizationConfig
+from mixq.formats.scheme import DEFAULT_GROUP_SIZE, GROUP_SIZES, Scheme
+
+FORMATS = ("nl4", "w4", "w8", "nf4")
+COMPRESSED_TENSORS = ("w4", "w8")
+"""Formats whose folder other engines open; the others are mixq's own."""
+
+ATTENTION = ("q", "k", "v", "o")
+NAMES = ("experts", "attention", *ATTENTION, "lm_head", "embedding")
+"""What `--mix` can name. `experts` is the feed-forward block of a dense model too."""
+
+AS_IT_IS = "bf16"
+ALL_NL4 = "all-nl4"
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A resolved mix.
+
+    Attributes:
+        format: the format asked for.
+        requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were looked at.
+        schemes: scheme by kind of Linear (see `kind_of`); None stays in bfloat16.
+        quantization: what config.json says of it.
+        notes: what does not fit and what is done instead, a sentence each.
+    """
+
+    format: str
+    requested: Mapping[str, Scheme | None]
+    schemes: Mapping[str, Scheme | None]
+    quantization: QuantizationConfig
+    notes: tuple[str, ...]
+
+    @classmethod
+    def resolve(
+        cls,
+        config: ModelConfig,
+        *,
+        format: str = "nl4",
+        group: int | None = None,
+        mix: str | None = None,
+        table: Sequence[int] = DEFAULT_TABLE,
+    ) -> Mix:
+        """Decide the scheme of every Linear.
+
+        Args:
+            format: one of `FORMATS`.
+            group: group size of every Linear packed with the format's own scheme, unless `mix` names one.
+            mix: `all-nl4`, or NAME=SCHEME pairs such as `experts=nl4:64,o=w8,lm_head=bf16`, later ones winning.
+            table: the code values of nl4.
+
+        Raises:
+            UsageError: an unknown format, name, scheme or group, or a mix that the format's folder cannot hold.
+        """
+        if format not in FORMATS:
+            raise UsageError(
+                f"unknown format {printable(format)!r}; there are {', '.join(FORMATS)}." + did_you_mean(format, FORMATS)
+            )
+        requested = _default(format, group)
+        if mix is not None:
+            requested = _apply(requested, mix, format, group)
+        if config.tie_word_embeddings:
+            if requested["lm_head"] is not None and "lm_head" in (mix or ""):
+                raise UsageError("lm_head shares the embedding's weights in this model, so it stays in bf16.")
+            requested["lm_head"] = None
+        if format in COMPRESSED_TENSORS:
+            _check_compressed_tensors(requested, format)
+
+        units = _units(config, joined=format in COMPRESSED_TENSORS)
+        schemes: dict[str, Scheme | None] = {}
+        notes: list[str] = []
+        for kinds, part, sizes in units:
+            scheme, note = _fit(requested[part], sizes, " and ".join(kinds))
+            schemes |= dict.fromkeys(kinds, scheme)
+            notes += [note] if note else []
+        if not any(schemes.values()):
+            raise UsageError(f"nothing of this model would be quantized with format {format}." + " ".join(["", *notes]))
+        if format in COMPRESSED_TENSORS:
+            quantization = QuantizationConfig.compressed_tensors(_targets(schemes))
+        else:
+            quantization = QuantizationConfig.mixq(_patterns(schemes), table)
+        return cls(format, requested, schemes, quantization, tuple(notes))
+
+    def scheme_of(self, parameter: Parameter) -> Scheme | None:
+        """Return the scheme of one tensor, or None where it stays in bfloat16."""
+        return self.schemes[kind_of(parameter)] if parameter.quantizable else None
+
+    def as_dict(self) -> dict[str, str]:
+        """Return {kind of Linear: scheme} for job.json and reports."""
+        return {kind: str(scheme) if scheme else AS_IT_IS for kind, scheme in self.schemes.items()}
+
+
+def kind_of(parameter: Parameter) -> str:
+    """Return which Linear this is within its layer: `w1`, `gate_proj`, `q`, `lm_head` and so on."""
+    return parameter.module.rsplit(".", 1)[-1] if parameter.role in ("expert", "mlp") else parameter.role
+
+
+def part_of(parameter: Parameter) -> str:
+    """Return the name under which `--mix` knows a Linear."""
+    return "experts" if parameter.role in ("expert", "mlp") else parameter.role
+
+
+def _default(format: str, group: int | None) -> dict[str, Scheme | None]:
+    own = Scheme(format, DEFAULT_GROUP_SIZE[format] if group is None else group)
+    eight = Scheme("w8", DEFAULT_GROUP_SIZE["w8"])
+    if format == "nl4":
+        fine = Scheme("nl4", 16 if group is None else group)
+        return {"experts": own, "q": fine, "k": eight, "v": eight, "o": fine, "lm_head": eight}
+    attention = eight if format == "w4" else own
+    return {"experts": own, **dict.fromkeys(ATTENTION, attention), "lm_head": None}
+
+
+def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: int | None) -> dict[str, Scheme | None]:
+    """Return the schemes as `--mix` changes them."""
+    changed = dict(requested)
+    for item in (item.strip() for item in mix.split(",")):
+        if item == ALL_NL4:
+            if format != "nl4":
+                raise UsageError(f"--mix {ALL_NL4} needs --format nl4, not {format}.")
+            changed = dict.fromkeys(changed, Scheme("nl4", DEFAULT_GROUP_SIZE["nl4"] if group is None else group))
+            continue
+        name, equals, text = (piece.strip() for piece in item.partition("="))
+        if not equals:
+            raise UsageError(
+                f"{printable(item)!r} in --mix is not NAME=SCHEME." + did_you_mean(item, [ALL_NL4]),
+                hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,{'lm_head=bf16'}.",
+            )
+        if name in ("router", "gate", "norm"):
+            raise UsageError(f"{name} is never quantized: a wrong expert costs more than its few bytes.")
+        if name not in NAMES:
+            raise UsageError(
+                f"unknown name {printable(name)!r} in --mix; there are {', '.join(NAMES)}." + did_you_mean(name, NAMES)
+            )
+        scheme = None if text == AS_IT_IS else Scheme.parse(text)
+        if scheme is not None and group is not None and text == format:
+            scheme = Scheme(format, group)
+        if name == "embedding":
+            if scheme is not None:
+                raise UsageError("the embedding is looked up, not multiplied; it stays in bf16.")
+            continue
+        changed |= dict.fromkeys(ATTENTION if name == "attention" else (name,), scheme)
+    return changed
+
+
+def _check_compressed_tensors(requested: Mapping[str, Scheme | None], format: str) -> None:
+    """Refuse what the engines that open such a folder do not load (or, worse, load wrongly)."""
+    for part, scheme in requested.items():
+        if scheme is not None and scheme.name not in COMPRESSED_TENSORS:
+            raise UsageError(
+                f"{part}={scheme} does not fit --format {format}: a compressed-tensors folder holds w4 and w8 only.",
+                hint="Use --format nl4 and name the schemes in --mix.",
+            )
+    if requested["lm_head"] is not None:
+        raise UsageError(
+            f"lm_head stays in bf16 in a {format} folder: SGLang would load a packed one silently wrong.",
+            hint="Use --format nl4 to quantize it.",
+        )
+    if len({requested[part] for part in ("q", "k", "v")}) > 1:
+        raise UsageError(f"q, k and v must have one scheme in a {format} folder: vLLM runs them as one matrix.")
+
+
+def _units(config: ModelConfig, *, joined: bool) -> list[tuple[tuple[str, ...], str, set[int]]]:
+    """Return (kinds, part, numbers of inputs K) of what must get one scheme.
+
+    In a compressed-tensors folder that is all of a part's matrices (`joined`), else each kind for itself.
+    """
+    inputs: dict[str, int] = {}
+    parts: dict[str, str] = {}
+    for parameter in parameters(config):
+        if parameter.quantizable:
+            inputs.setdefault(kind_of(parameter), parameter.shape[1])
+            parts.setdefault(kind_of(parameter), part_of(parameter))
+    if not joined:
+        return [((kind,), parts[kind], {K}) for kind, K in inputs.items()]
+    feed_forward = tuple(kind for kind, part in parts.items() if part == "experts")
+    groups = [("q", "k", "v"), ("o",), feed_forward] + ([("lm_head",)] if "lm_head" in inputs else [])
+    return [(kinds, parts[kinds[0]], {inputs[kind] for kind in kinds}) for kinds in groups]
+
+
+def _fit(scheme: Scheme | None, sizes: set[int], what: str) -> tuple[Scheme | None, str | None]:
+    """Return the scheme with the largest group, at most its own, that divides every K; and a note if it changed."""
+    if scheme is None:
+        return None, None
+    for group in sorted(GROUP_SIZES[scheme.name], reverse=True):
+        if group <= scheme.group_size and all(K % group == 0 for K in sizes):
+            if group == scheme.group_size:
+                return scheme, None
+            fitted = Scheme(scheme.name, group)
+            return (
+                fitted,
+                f"{what}: {_inputs(sizes)} do not divide into groups of {scheme.group_size}; {fitted} is used.",
+            )
+    return None, f"{what}: {_inputs(sizes)} do not divide into any group of {scheme.name}; left in bf16."
+
+
+def _inputs(sizes: set[int]) -> str:
+    return f"{' and '.join(map(str, sorted(sizes)))} inputs"
+
+
+def _by_scheme(schemes: Mapping[str, Scheme | None], kinds: Sequence[str]) -> dict[Scheme, list[str]]:
+    """Return {scheme: those of `kinds` that have it}."""
+    found: dict[Scheme, list[str]] = {}
+    for kind in kinds:
+        scheme = schemes.get(kind)
+        if scheme is not None:
+            found.setdefault(scheme, []).append(kind)
+    return found
+
+
+def _patterns(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
+    """Return mixq's {regex over whole Linear names: scheme}."""
+    patterns: dict[str, Scheme] = {}
+    for scheme, kinds in _by_scheme(schemes, ("w1", "w2", "w3")).items():
+        matrix = "w[123]" if len(kinds) == 3 else f"({'|'.join(kinds)})"
+        patterns[rf".*\.block_sparse_moe\.experts\..*\.{matrix}"] = scheme
+    for scheme, kinds in _by_scheme(schemes, ("gate_proj", "up_proj", "down_proj")).items():
+        patterns[rf".*\.mlp\.({'|'.join(kinds)})"] = scheme
+    for scheme, kinds in _by_scheme(schemes, ATTENTION).items():
+        patterns[rf".*\.self_attn\.({'|'.join(kinds)})_proj"] = scheme
+    for scheme in _by_scheme(schemes, ("lm_head",)):
+        patterns["lm_head"] = scheme
+    return patterns
+
+
+def _targets(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
+    """Return compressed-tensors' {target: scheme}."""
+    targets: dict[str, Scheme] = {}
+    attention = _by_scheme(schemes, ATTENTION)
+    for scheme, kinds in attention.items():
+        targets[ATTENTION_TARGET if len(kinds) == 4 else rf"re:.*self_attn\.({'|'.join(kinds)})_proj$"] = scheme
+    for scheme in _by_scheme(schemes, ("w1",)):
+        targets[EXPERTS_TARGET] = scheme
+    for scheme in _by_scheme(schemes, ("gate_proj",)):
+        targets[MLP_TARGET] = scheme
+    return targets

@@ -1,0 +1,353 @@
+"""Scales and codes of one Linear by squared error: the reference that every faster search must equal.
+
+Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and says what was lost. The
+result is a function of the weights alone: it depends neither on the number of threads nor on how many rows are worked
+on at once, because every sum is a fixed tree of float32 additions within a row (`tree_sum`) and nothing is multiplied
+and added in one rounding. This module knows no file, no model and no job.
+
+How (DESIGN.md section 2): per group of weights six start scales between 0.8 and 1.15 of the largest magnitude, with
+both signs (a table need not be symmetric, and int4 reaches -8 but only 7); each start gives codes, and the codes one
+least-squares scale; the best of the twelve is the one with the least squared error, `sum(w²) - sum(wv)²/sum(v²)` for
+code values v. What is stored is rounded (bf16 or f16, or int8 times a row scale), so the codes are chosen again for the
+rounded scale. For `nl4` the choice among rounded scales is a search of its own, see `_round_to_row_scale`.
+
+Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mixq.errors import UsageError
+from mixq.formats import int_groups, nf4, nl4
+from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
+
+START_SCALES = (0.80, 0.87, 0.94, 1.01, 1.08, 1.15)
+"""Start scales, as shares of the scale at which the largest magnitude just fits."""
+
+ROW_STEPS = tuple(range(127, 90, -3))
+"""Where the row scale is searched: the int8 scale that the largest group of the row gets."""
+
+ROUNDING_LOSS = 1.01
+"""Rows that lose more than this by int8 scales, as those with one large group do, get the search of `ROW_STEPS`."""
+
+BLOCK_WEIGHTS = 1 << 18
+"""Weights worked on at once: about 1 MiB in float32, so that the passes stay in the cache."""
+
+TINY = 2.0**-40
+"""Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """What a search found.
+
+    Attributes:
+        packed: the tensors as they go to disk.
+        relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
+        group_error: the same per group, averaged over the groups that are not all zero. Far above the other figure, it
+            tells of rows whose large groups spoil the small ones.
+    """
+
+    packed: PackedLinear
+    relative_squared_error: float
+    group_error: float
+
+
+class Levels(Protocol):
+    """The code values of a scheme: what a weight divided by its scale is rounded to."""
+
+    limit: float
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the code value nearest to each element, float32; `x` may be overwritten."""
+        ...
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Return the codes of code values."""
+        ...
+
+
+class IntegerLevels:
+    """Whole numbers of `bits` bits, ties to even; codes are the numbers themselves, int8."""
+
+    def __init__(self, bits: int) -> None:
+        self.limit = float(1 << (bits - 1))
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.round_().clamp_(-self.limit, self.limit - 1)
+
+    def codes(self, values: Tensor) -> Tensor:
+        return values.to(torch.int8)
+
+
+class TableLevels:
+    """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are places in the table, uint8.
+
+    Midpoints between int8 values are multiples of one half, so the nearest value depends on floor(2x) alone and is read
+    from a table of 512: several times faster than a binary search, and the same for every x.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        values = table.to(torch.int32)
+        self.limit = float(values.abs().max())
+        halves = torch.arange(-256, 256, dtype=torch.int32)
+        place = torch.bucketize(halves, (values[1:] + values[:-1]), right=True)  # 2x >= a + b: the larger value
+        self._nearest = values.to(torch.float32)[place]
+        self._code = torch.zeros(256, dtype=torch.uint8)
+        self._code[(values + 128).long()] = torch.arange(16, dtype=torch.uint8)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        place = x.mul_(2).floor_().clamp_(-256, 255).add_(256).to(torch.int32)
+        return self._nearest.index_select(0, place.view(-1)).view(x.shape)
+
+    def codes(self, values: Tensor) -> Tensor:
+        return self._code.index_select(0, (values + 128).to(torch.int32).view(-1)).view(values.shape)
+
+
+def search(
+    weight: Tensor,
+    scheme: Scheme,
+    *,
+    table: Sequence[int] = nl4.DEFAULT_TABLE,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    block_weights: int = BLOCK_WEIGHTS,
+) -> Quantized:
+    """Quantize a Linear's weight [N, K].
+
+    Args:
+        weight: float32, bfloat16 or float16 (made float32 a block of rows at a time), finite.
+        scheme: which layout, and its group size; K must be a multiple of the group.
+        table: the code values of `nl4`, 16 ascending int8 values.
+        scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type it is to be dequantized to.
+        block_weights: about how many weights to work on at once; the result does not depend on it.
+
+    Raises:
+        UsageError: not a matrix, or K is not a multiple of the group size.
+    """
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
+    K = weight.shape[1]
+    if K % scheme.group_size:
+        raise UsageError(f"rows of {K} weights do not divide into groups of {scheme.group_size}.")
+    rows = max(1, block_weights // K)
+    if scheme.name == "nf4":
+        return _nf4(weight, scheme, scale_dtype, rows)
+    if scheme.name == "nl4":
+        return _nl4(weight, scheme, nl4.table_tensor(table), rows)
+    return _integer_groups(weight, scheme, scale_dtype, rows)
+
+
+def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, rows: int) -> Quantized:
+    levels, g = TableLevels(table), scheme.group_size
+    N, K = weight.shape
+    codes = torch.empty(N, K, dtype=torch.uint8)
+    scale = torch.empty(N, K // g, dtype=torch.int8)
+    row_scale = torch.empty(N)
+    loss = _Loss()
+    # table value * scale can reach 128 * 127: keep the product with the row scale below infinity, in bf16 too.
+    ceiling = torch.finfo(torch.bfloat16).max / (128 * 127)
+    for block in _blocks(N, rows):
+        w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
+        exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
+        w = w * power_of_two(-exponent)
+        q, r = _round_to_row_scale(w, levels)  # [n, G, 1], [n, 1, 1]
+        stored = (r * power_of_two(exponent)).clamp_(max=ceiling)
+        step = q * (stored * power_of_two(-exponent))
+        values = levels.nearest(w * _inverse(step))
+        codes[block] = levels.codes(values).view(-1, K)
+        scale[block] = q.squeeze(-1).to(torch.int8)
+        row_scale[block] = stored.view(-1)
+        loss.add(w, values * step, exponent)
+    packed = PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table)
+    return loss.quantized(packed)
+
+
+def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, rows: int) -> Quantized:
+    levels, g = IntegerLevels(scheme.bits), scheme.group_size
+    N, K = weight.shape
+    codes = torch.empty(N, K, dtype=torch.int8)
+    scales = torch.empty(N, K // g, dtype=scale_dtype)
+    loss = _Loss()
+    # -8 * scale (or -128 * scale) must stay below infinity, in bf16 too; the scale itself below its own type's.
+    ceiling = min(torch.finfo(torch.bfloat16).max / levels.limit, torch.finfo(scale_dtype).max)
+    for block in _blocks(N, rows):
+        w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
+        exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
+        w = w * power_of_two(-exponent)
+        s = best_scales(w, levels) * power_of_two(exponent)
+        stored = s.clamp_(-ceiling, ceiling).to(scale_dtype)  # [n, G, 1]
+        step = stored.to(torch.float32) * power_of_two(-exponent)
+        values = levels.nearest(w * _inverse(step))
+        codes[block] = levels.codes(values).view(-1, K)
+        scales[block] = stored.squeeze(-1)
+        loss.add(w, values * step, exponent)
+    packed = PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits))
+    return loss.quantized(packed)
+
+
+def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quantized:
+    """bitsandbytes' rule: a group's scale is its largest magnitude, and nothing is searched."""
+    N, K = weight.shape
+    codes = torch.empty(N, K, dtype=torch.uint8)
+    maxima = torch.empty(N, K // scheme.group_size)
+    loss = _Loss()
+    for block in _blocks(N, rows):
+        w = weight[block].to(torch.float32)
+        tensors = nf4.quantize(w, scheme.group_size, dtype)
+        block_codes, block_maxima = nf4.unpack(tensors)
+        codes[block], maxima[block] = block_codes, block_maxima.view(len(w), -1)
+        restored = nf4.dequantize(tensors).view(len(w), -1, scheme.group_size)
+        w = w.view(restored.shape)
+        exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))
+        loss.add(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
+    packed = PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype))
+    return loss.quantized(packed)
+
+
+def best_scales(w: Tensor, levels: Levels) -> Tensor:
+    """Return the best unrounded scale of each group: [n, G, g] to [n, G, 1]. `w` is normalised (largest 1 to 4)."""
+    s, gain = _best_of_sign(w, levels, 1.0)
+    other_s, other_gain = _best_of_sign(w, levels, -1.0)
+    return torch.where(other_gain > gain, other_s, s)
+
+
+def _best_of_sign(w: Tensor, levels: Levels, sign: float) -> tuple[Tensor, Tensor]:
+    """Return the best scale of one sign and its gain: the squared sum that the codes explain, [n, G, 1] each."""
+    fits = w.abs().amax(dim=-1, keepdim=True).clamp_min_(TINY) / levels.limit
+    best_s = best_gain = torch.empty(0)
+    for start in START_SCALES:
+        v = levels.nearest(w * (1.0 / (fits * (sign * start))))  # [n, G, g]
+        wv, vv = tree_sum(w * v), tree_sum(v * v).clamp_min_(TINY)
+        s = wv / vv  # least squares for these codes
+        gain = wv * s
+        if start == START_SCALES[0]:
+            best_s, best_gain = s, gain
+        else:
+            better = gain > best_gain
+            best_s, best_gain = torch.where(better, s, best_s), torch.where(better, gain, best_gain)
+    return best_s, best_gain
+
+
+def _round_to_row_scale(w: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return int8 scales q (as float32) [n, G, 1] and row scales r [n, 1, 1] for normalised weights [n, G, g].
+
+    A group's scale becomes q * r, so a row with one large group has few q left for the others: one of 2 or 3 where
+    2.5 would be right. So q is searched by true error among the whole numbers around the best scale of either sign, and
+    0; and in rows that lose by the rounding, r is searched too.
+    """
+    positive, gain = _best_of_sign(w, levels, 1.0)
+    negative, other_gain = _best_of_sign(w, levels, -1.0)
+    best = torch.where(other_gain > gain, negative, positive)  # [n, G, 1]
+    largest = best.abs().amax(dim=1, keepdim=True)  # [n, 1, 1]
+    ww = tree_sum(w * w)  # [n, G, 1]
+    ideal = _row_sum(ww - torch.maximum(gain, other_gain))  # [n, 1, 1]
+
+    r = largest / 127
+    q, error = _best_integers(w, ww, levels, r, (positive, negative), reach=0)
+    lossy = (error > ideal * ROUNDING_LOSS).view(-1).nonzero().view(-1)
+    if len(lossy) == 0:
+        return q, r
+    w, ww, largest = w[lossy], ww[lossy], largest[lossy]
+    signs = (positive[lossy], negative[lossy])
+    best_q, best_error, best_r = q[lossy], error[lossy], r[lossy]
+    for step in ROW_STEPS:
+        trial_r = largest / step
+        trial_q, error = _best_integers(w, ww, levels, trial_r, signs, reach=2)
+        better = error < best_error  # [m, 1, 1]
+        best_q, best_r = torch.where(better, trial_q, best_q), torch.where(better, trial_r, best_r)
+        best_error = torch.where(better, error, best_error)
+    q[lossy], r[lossy] = best_q, best_r
+    return q, r
+
+
+def _best_integers(
+    w: Tensor, ww: Tensor, levels: Levels, r: Tensor, scales: tuple[Tensor, ...], *, reach: int
+) -> tuple[Tensor, Tensor]:
+    """Return the int8 scale of each group that loses least at row scale r, and the error of each row.
+
+    Tried are 0 (whose error is all of `ww`) and, for each of `scales`, the whole numbers on both sides of it and
+    `reach` further ones either way.
+    """
+    q, least = torch.zeros_like(ww), ww
+    inverse_r = _inverse(r)
+    for s in scales:
+        below = (s * inverse_r).floor_()
+        for offset in range(-reach, reach + 2):
+            trial = (below + offset).clamp_(-127, 127)
+            step = trial * r
+            error = tree_sum((w - levels.nearest(w * _inverse(step)) * step).square_())
+            better = error < least
+            q, least = torch.where(better, trial, q), torch.where(better, error, least)
+    return q, _row_sum(least)
+
+
+class _Loss:
+    """Adds up what was lost, in float64 and in an order that blocks do not change."""
+
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+        self.energies: list[float] = []
+        self.group_errors: list[float] = []
+        self.groups = 0
+
+    def add(self, w: Tensor, restored: Tensor, exponent: Tensor) -> None:
+        """Count a block: normalised weights and what they became [n, G, g], with the exponent taken out of them."""
+        error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
+        energy = tree_sum(w * w).double()
+        filled = energy > 0
+        self.groups += int(filled.sum())
+        self.group_errors += _row_sum(torch.where(filled, error / energy.clamp_min(1e-300), 0.0)).view(-1).tolist()
+        unit = power_of_two(exponent).double().square()
+        self.errors += _row_sum(error * unit).view(-1).tolist()
+        self.energies += _row_sum(energy * unit).view(-1).tolist()
+
+    def quantized(self, packed: PackedLinear) -> Quantized:
+        energy = math.fsum(self.energies)
+        relative = math.fsum(self.errors) / energy if energy > 0 else 0.0
+        return Quantized(packed, relative, math.fsum(self.group_errors) / max(1, self.groups))
+
+
+def tree_sum(x: Tensor) -> Tensor:
+    """Sum the last axis, keeping it, by adding its upper half to its lower half until one is left.
+
+    The order of a SIMD register's horizontal sum, and one that no library may change. An odd length is continued by 0.
+    """
+    while (size := x.shape[-1]) > 1:
+        if size % 2:
+            x = torch.nn.functional.pad(x, (0, 1))
+            size += 1
+        x = x[..., : size // 2] + x[..., size // 2 :]
+    return x
+
+
+def _row_sum(x: Tensor) -> Tensor:
+    """[n, G, 1] to [n, 1, 1]."""
+    return tree_sum(x.transpose(1, 2))
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """Return exactly 2**exponent in float32, for int32 exponents from -126 to 127 (pow need not be exact)."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def _exponent(largest: Tensor) -> Tensor:
+    """Return the exponent that brings `largest` to 1 at least and 4 at most; 0 and denormals are left small."""
+    return (torch.frexp(largest).exponent - 1).clamp_(-126, 126)
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """Return 1/x, and 0 where x is 0 or so small that 1/x is infinite."""
+    inverse = 1.0 / x
+    return torch.where(inverse.abs() == math.inf, 0.0, inverse)
+
+
+def _blocks(N: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(N, start + rows)) for start in range(0, N, rows))
