@@ -116,7 +116,7 @@ class Model:
         check_prompt(ids, cache.capacity - cache.length, self.config.vocab_size)
         tokens = torch.tensor(list(ids), dtype=torch.long)
         return torch.cat(
-            [self.network.forward([Chunk(part, cache)], all_logits=True) for part in tokens.split(PREFILL_CHUNK)]
+            [self.network.forward([Chunk(part, cache)], all_logits=True) for part in torch.split(tokens, PREFILL_CHUNK)]
         )
 
     @overload

@@ -61,19 +61,18 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            kinds: tuple[type, ...] = (int,) if name in _WHOLE else (int, float)
-            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            is_number = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
+            if not (is_number and low <= value <= high):
                 number = "whole number" if name in _WHOLE else "number"
                 raise UsageError(f"{name} is {printable(repr(value))}; it must be a {number} from {low} to {high:g}.")
         if self.top_p == 0.0:
             raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        stop: Any = self.stop
+        if not isinstance(stop, tuple) or not all(isinstance(s, str) and s for s in stop):
             raise UsageError("stop must be a tuple of non-empty texts.")
-        if not isinstance(self.ignore_eos, bool):
-            raise UsageError("ignore_eos must be true or false.")
 
     @classmethod
     def from_kwargs(cls, **params: Any) -> SamplingParams:

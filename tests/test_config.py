@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from mixq.models.presets import PRESETS
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size, parse_size
 from mixq.errors import MixqError, ModelFileError, UsageError, printable
-from mixq.models.presets import PRESETS
 
 MIXTRAL = PRESETS["mixtral-8x7b"]
 
@@ -107,7 +107,14 @@ def test_a_runtime_option_out_of_range_is_refused_by_name(options: dict[str, Any
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("8GB", 8 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 15 * 10**8), ("1000", 1000), ("2TiB", 2**41), ("3kb", 3000)],
+    [
+        ("8GB", 8 * 10**9),
+        ("512MiB", 512 * 2**20),
+        ("1.5 g", 15 * 10**8),
+        ("1000", 1000),
+        ("2TiB", 2**41),
+        ("3kb", 3000),
+    ],
 )
 def test_sizes(text: str, count: int) -> None:
     assert parse_size(text) == count
@@ -140,4 +147,5 @@ def _subclasses(cls: type) -> list[type]:
 
 def test_importing_mixq_imports_neither_torch_nor_numpy() -> None:
     probe = "import mixq, mixq.config, mixq.paths, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "False False\n"
+    ran = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+    assert ran.stdout == "False False\n"

@@ -37,7 +37,7 @@ class ExpertExecutor:
         """
         T, A = topk_ids.shape
         answers = x.new_empty(T, A, x.shape[1])  # [T, A, D]
-        for expert in topk_ids.unique().tolist():
+        for expert in sorted(set(topk_ids.flatten().tolist())):
             tokens, slots = torch.where(topk_ids == expert)  # [R], [R]
             w1, w2, w3 = self.experts[expert]
             answers[tokens, slots] = kernels.swiglu(x[tokens], w1, w2, w3, exact=self.exact)

@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Weight, *, exact: bool = False) -> Tensor:
         return _integer_linear(x, weight)
     # nf4 has no integer code values: its decode is bitsandbytes' way, dequantize and multiply.
     dense = _dense(weight, torch.bfloat16)
-    return torch.cat([F.linear(row.bfloat16(), dense).float() for row in x.split(1)])
+    return torch.cat([F.linear(row.bfloat16(), dense).float() for row in torch.split(x, 1)])
 
 
 def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -109,7 +109,7 @@ def router_logits(x: Tensor, weight: Tensor) -> Tensor:
     dense = weight.float()
     if x.shape[0] > DECODE_ROWS:
         return F.linear(x, dense)
-    return torch.cat([F.linear(row, dense) for row in x.split(1)])
+    return torch.cat([F.linear(row, dense) for row in torch.split(x, 1)])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
