@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from mixq.models.world import arithmetic
 
+from mixq.models.world import arithmetic
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept
@@ -30,8 +30,8 @@ def test_make_chat_on_a_clean_clone(tmp_path: Path) -> None:
     questions = [f"What is {e}?" for e in EXPRESSIONS]
     started = time.perf_counter()
     chat = subprocess.run(
-        check=False,
         ["make", "-s", "chat"],
+        check=False,
         cwd=clone,
         env=environment,
         input="\n".join(questions) + "\n",
