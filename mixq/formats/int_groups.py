@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mixq.formats.nibbles import pack_nibbles, unpack_nibbles
+from mixq.formats.nibbles import look_up_nibbles, pack_nibbles
 from mixq.formats.nl4 import Specs
 
+_INT4 = torch.arange(-8, 8, dtype=torch.int8)
 SCALE_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -52,7 +53,7 @@ def pack(q: Tensor, scale: Tensor, bits: int) -> dict[str, Tensor]:
 def unpack(tensors: Mapping[str, Tensor], bits: int) -> tuple[Tensor, Tensor]:
     """Return q int8 [N, K] and scale [N, G]; the inverse of `pack`."""
     stored = tensors["weight_packed"].view(torch.uint8)
-    q = unpack_nibbles(stored).view(torch.int8) - 8 if bits == 4 else (stored ^ 0x80).view(torch.int8)
+    q = look_up_nibbles(stored, _INT4) if bits == 4 else (stored ^ 0x80).view(torch.int8)
     return q, tensors["weight_scale"]
 
 

@@ -6,6 +6,7 @@ stand there once, and every failure is a `ModelFileError` that names the file.
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -60,7 +61,9 @@ def regular_file_size(path: Path) -> int:
         raise ModelFileError(
             f"{printable(path)} {'is a link to a file that is not there' if dangling else 'does not exist'}."
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ModelFileError(f"{printable(path)} is a link that leads in a circle.") from None
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{printable(path)} is not a regular file.")

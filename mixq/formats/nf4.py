@@ -84,7 +84,7 @@ class State:
             raise bad("quant_type", "'nf4'")
         if raw.get("blocksize") not in BLOCK_SIZES or isinstance(raw["blocksize"], float):
             raise bad("blocksize", f"one of {', '.join(map(str, BLOCK_SIZES))}")
-        if raw.get("dtype") not in DTYPES:
+        if not isinstance(raw.get("dtype"), str) or raw["dtype"] not in DTYPES:
             raise bad("dtype", f"one of {', '.join(DTYPES)}")
         nested_blocksize, offset = raw.get("nested_blocksize", 0), raw.get("nested_offset", 0.0)
         if nested_blocksize != 0 and not is_size(nested_blocksize):

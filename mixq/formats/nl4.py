@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mixq.formats.nibbles import pack_nibbles, unpack_nibbles
+from mixq.formats.nibbles import look_up_nibbles, pack_nibbles, unpack_nibbles
 
 DEFAULT_TABLE: tuple[int, ...] = (-123, -92, -71, -54, -39, -26, -14, -3, 9, 20, 33, 46, 61, 78, 100, 127)
 """Found by minimising the squared error of scale search on Gaussian weights."""
@@ -73,7 +73,7 @@ def dequantize(tensors: Mapping[str, Tensor], table: Tensor) -> Tensor:
 
     table * scale is at most 2**14 and exact, so each weight is rounded once, by the row scale.
     """
-    codes, scale, row_scale = unpack(tensors)
+    scale = tensors["weight_scale"]
     N, G = scale.shape
-    values = table.to(torch.float32)[codes.to(torch.int32)].reshape(N, G, -1)  # [N, G, g]
-    return ((values * scale.to(torch.float32)[:, :, None]).reshape(N, -1)) * row_scale[:, None]
+    values = look_up_nibbles(tensors["weight_codes"], table).to(torch.float32).reshape(N, G, -1)  # [N, G, g]
+    return ((values * scale.to(torch.float32)[:, :, None]).reshape(N, -1)) * tensors["weight_row_scale"][:, None]

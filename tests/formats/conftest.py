@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,6 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
-
-torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
@@ -80,9 +79,6 @@ def round_to_nearest(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype = 
     return PackedLinear(scheme, (N, K), int_groups.pack(q.to(torch.int8).reshape(N, K), scale, scheme.bits))
 
 
-WriteFolder = Callable[..., dict[str, PackedLinear]]
-
-
 def write_folder(
     path: Path,
     config: Mapping[str, Any],
@@ -131,11 +127,9 @@ def write_shards(path: Path, stored: Mapping[str, Tensor], shards: int = 1) -> N
 
 
 @pytest.fixture(scope="session")
-def folders() -> Any:
-    """The functions of this module, for tests: tiny_config, random_state, round_to_nearest, write_folder, write_shards."""
-    import types
-
-    return types.SimpleNamespace(
+def folders() -> SimpleNamespace:
+    """The functions of this module, for tests."""
+    return SimpleNamespace(
         tiny_config=tiny_config,
         random_state=random_state,
         round_to_nearest=round_to_nearest,
