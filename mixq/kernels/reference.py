@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixq.formats import int_groups, nl4
+from mixq.formats import int_groups
+from mixq.formats.nibbles import look_up_nibbles
 from mixq.formats.packed import PackedLinear
 
 DECODE_ROWS = 8
@@ -83,23 +84,23 @@ def _integer_linear(x: Tensor, weight: PackedLinear) -> Tensor:
     T = x.shape[0]
     block = min(weight.scheme.group_size, ACTIVATION_GROUP)
     J = K // block
-    # A block's dot product stays below 2**24 (32 * 127 * 128), so float32 holds it exactly in any order of summation.
-    dots = torch.bmm(
-        values.float().view(N, J, block).transpose(0, 1),  # [J, N, block]
-        codes[:, :K].reshape(T, J, block).permute(1, 2, 0),  # [J, block, T]
-    )  # [J, N, T]
-    dots = dots.permute(2, 1, 0).contiguous()  # [T, N, J]
+    values = values.float().view(N, J, block)
+    codes = codes[:, :K].reshape(T, J, block)
     weight_scales = weight_scales.repeat_interleave(weight.scheme.group_size // block, dim=1)  # [N, J]
     activation_scales = activation_scales.repeat_interleave(ACTIVATION_GROUP // block, dim=1)[:, :J]  # [T, J]
-    rows = [(dots[t] * (weight_scales * activation_scales[t])).sum(-1) for t in range(T)]
-    return torch.stack(rows) * row_scale  # [T, N]
+    rows = []
+    for t in range(T):
+        # A block's dot product stays below 2**24 (32 * 127 * 128): float32 holds it exactly, summed in any order.
+        dots = (values * codes[t]).sum(-1)  # [N, J]
+        rows.append((dots * (weight_scales * activation_scales[t])).sum(-1) * row_scale)
+    return torch.stack(rows)  # [T, N]
 
 
 def _integer_form(weight: PackedLinear) -> tuple[Tensor, Tensor, Tensor]:
     """Return code values int8 [N, K], group scales float32 [N, G] and row scales float32 [N]."""
     if weight.table is not None:
-        codes, scales, row_scale = nl4.unpack(weight.tensors)
-        return weight.table[codes.int()], scales.float(), row_scale
+        values = look_up_nibbles(weight.tensors["weight_codes"], weight.table)
+        return values, weight.tensors["weight_scale"].float(), weight.tensors["weight_row_scale"]
     values, scales = int_groups.unpack(weight.tensors, weight.scheme.bits)
     return values, scales.float(), torch.ones(weight.shape[0])
 
