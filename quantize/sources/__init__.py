@@ -1,1 +1,1 @@
-"""Where weights come from: one file per checkpoint form, one interface."""
+"""Where weights come from: one module per format on disk, all behind `source.Source`."""

@@ -1,0 +1,92 @@
+"""What a running job says, as typed events; whoever reads them draws them.
+
+Contract: `Job.run` yields `Started` first, then per tensor `TensorDone` and per shard `ShardDone`, with `Notice`
+wherever something was done otherwise than asked, and `Finished` last (alone, where nothing was left to do). Weights,
+not tensors, measure progress: they take time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixq.quantize.report import ErrorReport, SizeTable
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job begins, or goes on: `shards_done` and `weights_done` were finished before."""
+
+    shards: int
+    shards_done: int
+    weights: int
+    weights_done: int
+    target_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDone:
+    """One tensor is written; `error` is None where it was not quantized. Progress is weights_done of weights."""
+
+    name: str
+    scheme: str
+    error: float | None
+    weights_done: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A shard lies whole under its name, and the journal knows it."""
+
+    file: str
+    sha256: str
+    nbytes: int
+    number: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know, a sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished job has made.
+
+    `shards_done_before` counts those that an interrupted run left; `already_done` says that nothing was left to do.
+    """
+
+    path: Path
+    format: str
+    sizes: SizeTable
+    errors: ErrorReport
+    notices: tuple[str, ...]
+    shards_done_before: int = 0
+    already_done: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "sizes": self.sizes.as_dict(),
+            "errors": self.errors.as_dict(),
+            "notices": list(self.notices),
+            "shards_done_before": self.shards_done_before,
+            "already_done": self.already_done,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The folder is complete."""
+
+    result: Result
+
+
+Event = Started | TensorDone | ShardDone | Notice | Finished

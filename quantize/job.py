@@ -1,0 +1,416 @@
+"""The offline job: from a checkpoint to a model folder, one tensor at a time, resumed after any interruption.
+
+Contract: `Job(source, target, ...)` reads headers and decides everything; nothing is written before `run`. `run` yields
+events (see `events`) and leaves either a whole folder or one that the same call goes on with: job.json first, each
+shard under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes
+of the folder depend on the source and the settings alone. At most one tensor is in memory, with the codes made of it.
+
+A folder with config.json is finished; one with job.json only is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.atomic import atomic_write_bytes, partial_path, storage_error
+from mixq.formats.manifest import FILE_NAME as MANIFEST
+from mixq.formats.manifest import Manifest
+from mixq.formats.nl4 import DEFAULT_TABLE
+from mixq.formats.shard_writer import ShardWriter
+from mixq.formats.shards import INDEX
+from mixq.quantize import journal as journals
+from mixq.quantize import lock
+from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone
+from mixq.quantize.journal import FinishedShard, Journal, LinearError
+from mixq.quantize.layout import STORED_DTYPE, Item, all_items, index_of, plan_shards, target_config
+from mixq.quantize.mix import Mix
+from mixq.quantize.report import ErrorReport, SizeTable, sizes_of_items
+from mixq.quantize.scale_search import search
+from mixq.quantize.sources.huggingface import HuggingFaceSource
+from mixq.quantize.sources.source import Source
+
+SEARCH_VERSION = 1
+"""Goes up when the search gives other bytes: a job begun before is then not gone on with."""
+
+CHECK_BLOCK = 1 << 22
+OURS = (lock.FILE_NAME, f"{journals.FILE_NAME}.partial")
+"""What a job that was killed before its first journal may leave behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a job would make and need; nothing was written."""
+
+    source: str
+    format: str
+    mix: dict[str, str]
+    sizes: SizeTable
+    disk_needed: int
+    disk_free: int
+    notices: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "mix": self.mix,
+            "sizes": self.sizes.as_dict(),
+            "disk_needed": self.disk_needed,
+            "disk_free": self.disk_free,
+            "notices": list(self.notices),
+        }
+
+
+class Job:
+    """One quantize job, checked against its source.
+
+    Args:
+        source: a Hugging Face folder, or another `Source`.
+        target: the folder to make; empty, not there yet, or begun by the same job.
+        format, group, mix: see `Mix.resolve`.
+        table: the code values of nl4.
+        allow_nonfinite: store weights that are NaN, infinite or beyond bfloat16 as 0 and say so, instead of refusing.
+
+    Raises:
+        ModelFileError: a source that is missing, damaged, unknown or quantized already.
+        UsageError: settings that make no sense, or a target that is the source, a file, or somebody else's folder.
+    """
+
+    def __init__(
+        self,
+        source: Source | Path | str,
+        target: Path | str,
+        *,
+        format: str = "nl4",
+        group: int | None = None,
+        mix: str | None = None,
+        table: Sequence[int] = DEFAULT_TABLE,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.source: Source = HuggingFaceSource(Path(source)) if isinstance(source, Path | str) else source
+        self.target = Path(target)
+        self.table = tuple(table)
+        self.allow_nonfinite = allow_nonfinite
+        self.mix = Mix.resolve(self.source.config, format=format, group=group, mix=mix, table=self.table)
+        self.shards = plan_shards(self.source.config, self.mix)
+        self.sizes = sizes_of_items(self.source.config, all_items(self.shards), self.source.nbytes)
+        self.config = target_config(self.source.raw_config, self.source.config, self.mix.quantization)
+        self.settings: dict[str, Any] = {
+            "format": format,
+            "mix": self.mix.as_dict(),
+            "table": list(self.table),
+            "search": SEARCH_VERSION,
+            "allow_nonfinite": allow_nonfinite,
+        }
+        self.origin = {
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint(),
+            "dtype": self.source.config.dtype,
+            "nbytes": self.source.nbytes,
+        }
+        self._look_at_target()
+
+    def dry_run(self) -> DryRun:
+        """Return sizes and needs."""
+        return DryRun(
+            self.source.name,
+            self.mix.format,
+            self.mix.as_dict(),
+            self.sizes,
+            self._disk_needed(self._look_at_target()),
+            shutil.disk_usage(self._existing_parent()).free,
+            self._notices(),
+        )
+
+    def run(self) -> Iterator[Event]:
+        """Do the job; closing the iterator, or an exception in its reader, interrupts it cleanly.
+
+        Raises:
+            StorageError: not enough disk (exact bytes, before anything is written), or a write that failed.
+            ModelFileError: a weight that is NaN or infinite, by the tensor's name.
+            MixqError: another job is working on the target.
+        """
+        if not self.target.is_dir():
+            self._check_disk(None)
+            try:
+                self.target.mkdir(parents=True)
+            except OSError as error:
+                raise storage_error(self.target, error) from error
+        with lock.TargetLock(self.target):
+            journal = self._look_at_target()
+            if journal is None and (self.target / MANIFEST).exists():
+                yield Finished(self._finished_before())
+                return
+            self._check_disk(journal)
+            notices = list(self._notices())
+            if journal is None:
+                journal = Journal(self.settings, self.origin)
+            else:
+                notices += self._clean(journal)
+            journal.write(self.target)
+            yield from self._work(journal, notices)
+
+    def _work(self, journal: Journal, notices: list[str]) -> Iterator[Event]:
+        before = len(journal.shards)
+        total = sum(shard.weights for shard in self.shards)
+        done = sum(shard.weights for shard in self.shards if shard.file in journal.shards)
+        yield Started(len(self.shards), before, total, done, sum(shard.size for shard in self.shards))
+        for text in notices:
+            yield Notice(text)
+        for number, shard in enumerate(self.shards, 1):
+            if shard.file in journal.shards:
+                continue
+            errors: dict[str, LinearError] = {}
+            with ShardWriter(self.target / shard.file, shard.specs()) as writer:
+                for item in shard.items:
+                    weight, notice = self._read(item)
+                    if notice is not None:
+                        notices.append(notice)
+                        yield Notice(notice)
+                    error = self._write(item, weight, writer, errors)
+                    done += item.parameter.numel
+                    yield TensorDone(item.parameter.name, _scheme_text(item), error, done, total)
+                digest = writer.finish()
+            journal.shards[shard.file] = FinishedShard(digest, errors)
+            journal.write(self.target)
+            yield ShardDone(shard.file, digest, shard.size, number, len(self.shards))
+        yield Finished(self._finish(journal, tuple(notices), before))
+
+    def _read(self, item: Item) -> tuple[Tensor, str | None]:
+        """Return a tensor of the source, checked, and what was done to it if something was."""
+        name = item.parameter.name
+        tensor = self.source.tensor(name)
+        bad, first = _unstorable(tensor)
+        if bad == 0:
+            return tensor, None
+        what = f"{name} has {bad:,} {'weight' if bad == 1 else 'weights'} NaN, infinite or beyond bfloat16"
+        if not self.allow_nonfinite:
+            raise ModelFileError(
+                f"{what}, the first at {first}.",
+                hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 in their place.)",
+            )
+        limit = torch.finfo(STORED_DTYPE).max
+        return torch.where(tensor.abs() <= limit, tensor, 0.0), f"{what}; 0 is stored in their place."
+
+    def _write(self, item: Item, weight: Tensor, writer: ShardWriter, errors: dict[str, LinearError]) -> float | None:
+        """Write a tensor as its scheme has it and return what was lost; None where it is not quantized."""
+        if item.scheme is None:
+            writer.write(item.parameter.name, weight.to(STORED_DTYPE))
+            return None
+        found = search(weight, item.scheme, table=self.table, scale_dtype=STORED_DTYPE)
+        for suffix, tensor in found.packed.tensors.items():
+            writer.write(f"{item.parameter.module}.{suffix}", tensor)
+        error = LinearError(str(item.scheme), found.relative_squared_error, found.group_error)
+        errors[item.parameter.module] = error
+        return error.relative_squared_error
+
+    def _finish(self, journal: Journal, notices: tuple[str, ...], before: int) -> Result:
+        """Write everything but the shards, config.json last, and remove the journal."""
+        contents = {path.name: _read_bytes(path) for path in self.source.side_files()}
+        contents[INDEX] = _json_bytes(index_of(self.shards))
+        contents["config.json"] = _json_bytes(self.config)
+        errors = {linear: e for shard in self.shards for linear, e in journal.shards[shard.file].errors.items()}
+        manifest = Manifest(
+            source=self.origin,
+            settings=self.settings,
+            shards={shard.file: journal.shards[shard.file].sha256 for shard in self.shards},
+            files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+            errors={linear: error.relative_squared_error for linear, error in errors.items()},
+        )
+        config = contents.pop("config.json")
+        for name, content in contents.items():
+            atomic_write_bytes(self.target / name, content)
+        manifest.write(self.target)
+        atomic_write_bytes(self.target / "config.json", config)
+        try:
+            (self.target / journals.FILE_NAME).unlink()
+        except OSError as error:
+            raise storage_error(self.target / journals.FILE_NAME, error) from error
+        return Result(self.target, self.mix.format, self.sizes, ErrorReport.of(errors), notices, before)
+
+    def _finished_before(self) -> Result:
+        """Return the result of a folder that this very job has finished before."""
+        manifest = Manifest.read(self.target)
+        missing = [name for name in (*manifest.shards, *manifest.files) if not (self.target / name).is_file()]
+        if missing:
+            raise ModelFileError(
+                f"{printable(self.target)} was finished once, but {printable(missing[0])} is missing now.",
+                hint="Delete the folder and quantize again.",
+            )
+        schemes = {item.parameter.module: _scheme_text(item) for item in all_items(self.shards)}
+        errors = {n: LinearError(schemes.get(n, "?"), value, value) for n, value in manifest.errors.items()}
+        report, done = ErrorReport.of(errors), len(self.shards)
+        return Result(self.target, self.mix.format, self.sizes, report, self._notices(), done, already_done=True)
+
+    def _look_at_target(self) -> Journal | None:
+        """Return the journal that stands in the target, if one does, and refuse a target that is not this job's."""
+        try:
+            return self._journal_of_target()
+        except OSError as error:
+            raise StorageError(f"{printable(self.target)} cannot be read: {printable(error)}.") from error
+
+    def _journal_of_target(self) -> Journal | None:
+        shown = printable(self.target)
+        if self.target.is_file():
+            raise UsageError(f"the target {shown} is a file.", hint="Name a folder that does not exist yet.")
+        if not self.target.is_dir():
+            return None
+        if self.target.resolve() == self.source.path.resolve():
+            raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
+        journal = Journal.read(self.target)
+        if journal is not None:
+            journal.check_same(self.settings, self.origin, self.target)
+            return journal
+        if (self.target / MANIFEST).exists():
+            manifest = Manifest.read(self.target)
+            journals.refuse_difference(manifest.settings, self.settings, "settings", self.target)
+            journals.refuse_difference(manifest.source, self.origin, "source", self.target)
+            return None
+        foreign = sorted(set(os.listdir(self.target)) - set(OURS))
+        if foreign:
+            raise UsageError(
+                f"the target {shown} is not empty ({printable(foreign[0])}) and no quantize job of mixq.",
+                hint="Name an empty folder, or one that does not exist yet.",
+            )
+        return None
+
+    def _clean(self, journal: Journal) -> list[str]:
+        """Remove what an interrupted job left unfinished, forget shards that are not whole, and say what was found."""
+        notices = [f"going on with an interrupted job: {len(journal.shards)} of {len(self.shards)} shards are there."]
+        for shard in self.shards:
+            path = self.target / shard.file
+            known = journal.shards.get(shard.file)
+            try:
+                partial_path(path).unlink(missing_ok=True)
+                if known is None:
+                    path.unlink(missing_ok=True)
+                elif not path.is_file() or path.stat().st_size != shard.size or _sha256(path) != known.sha256:
+                    del journal.shards[shard.file]
+                    path.unlink(missing_ok=True)
+                    notices.append(f"{shard.file} is missing or damaged and is made again.")
+            except OSError as error:
+                raise storage_error(path, error) from error
+        return notices
+
+    def _notices(self) -> tuple[str, ...]:
+        """Return what is done otherwise than one might think, known before the job begins."""
+        notices = [*self.mix.notes]
+        if not any(path.name == "tokenizer.model" for path in self.source.side_files()):
+            notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
+        window = self.source.raw_config.get("sliding_window")
+        if window is not None and self.config.get("sliding_window") is None:
+            notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")
+        dtype = self.source.config.dtype
+        if dtype != "bfloat16":
+            notices.append(f"what stays unquantized is stored in bfloat16; the source has {dtype}.")
+        return tuple(notices)
+
+    def _disk_needed(self, journal: Journal | None) -> int:
+        """Return the bytes still to be written, less what is there and goes away."""
+        shards = [shard for shard in self.shards if journal is None or shard.file not in journal.shards]
+        leftovers = [p for s in shards for p in (self.target / s.file, partial_path(self.target / s.file))]
+        freed = sum(path.stat().st_size for path in leftovers if path.is_file())
+        texts = len(_json_bytes(index_of(self.shards))) + len(_json_bytes(self.config))
+        # job.json and mixq.json, once old and once new while they are replaced: at most 512 bytes a Linear in each.
+        records = 4 * 512 * (len(list(all_items(self.shards))) + len(self.shards) + 16)
+        copied = sum(path.stat().st_size for path in self.source.side_files())
+        return sum(shard.size for shard in shards) + texts + records + copied - freed
+
+    def _check_disk(self, journal: Journal | None) -> None:
+        needed, free = self._disk_needed(journal), shutil.disk_usage(self._existing_parent()).free
+        if needed > free:
+            raise StorageError(
+                f"{printable(self.target)} needs {needed:,} bytes, but only {free:,} are free: "
+                f"{needed - free:,} bytes are missing.",
+                hint="Free some space, or name a target on another disk.",
+            )
+
+    def _existing_parent(self) -> Path:
+        path = self.target.absolute()
+        return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def quantize(
+    source: Path | str,
+    target: Path | str,
+    *,
+    format: str = "nl4",
+    group: int | None = None,
+    mix: str | None = None,
+    allow_nonfinite: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> Result:
+    """Quantize a Hugging Face folder into a model folder, going on where an interrupted call stopped.
+
+    Args:
+        source, target: folders.
+        format: nl4, w4, w8 or nf4.
+        group: group size of the format's own scheme.
+        mix: `all-nl4`, or pairs such as "experts=nl4:32,o=w8,lm_head=bf16".
+        allow_nonfinite: store NaN and infinite weights as 0 instead of refusing them.
+        on_event: called with every event, for progress.
+
+    Raises:
+        MixqError: see `Job` and `Job.run`.
+    """
+    job = Job(source, target, format=format, group=group, mix=mix, allow_nonfinite=allow_nonfinite)
+    result = None
+    for event in job.run():
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, Finished):
+            result = event.result
+    assert result is not None
+    return result
+
+
+def _scheme_text(item: Item) -> str:
+    return str(item.scheme) if item.scheme else str(STORED_DTYPE).removeprefix("torch.")
+
+
+def _unstorable(tensor: Tensor) -> tuple[int, list[int]]:
+    """Return how many weights bfloat16 cannot hold as finite numbers, and the place of the first."""
+    flat, limit = tensor.reshape(-1), torch.finfo(STORED_DTYPE).max
+    count, first = 0, -1
+    for start in range(0, flat.numel(), CHECK_BLOCK):
+        bad = ~(flat[start : start + CHECK_BLOCK].abs() <= limit)  # NaN compares false
+        if bool(bad.any()):
+            if count == 0:
+                first = start + int(bad.to(torch.uint8).argmax())
+            count += int(bad.sum())
+    place = []
+    for size in reversed(tensor.shape):
+        place.append(first % size)
+        first //= size
+    return count, place[::-1]
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error

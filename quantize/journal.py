@@ -1,0 +1,100 @@
+"""job.json: what a job is, and which of its shards are finished.
+
+Contract: written before the first shard and after each, atomically; it lists a shard only when that shard lies whole
+under its name. A job goes on only with the same settings and the same source. It is removed when the folder is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, UsageError, printable
+from mixq.formats.atomic import atomic_write_json
+from mixq.formats.json_file import read_json_object
+
+FILE_NAME = "job.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LinearError:
+    """What quantizing lost of one Linear; see `scale_search.Quantized` for the two figures."""
+
+    scheme: str
+    relative_squared_error: float
+    group_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A shard that lies whole under its name."""
+
+    sha256: str
+    errors: Mapping[str, LinearError]
+
+
+@dataclass(slots=True)
+class Journal:
+    """The content of job.json."""
+
+    settings: Mapping[str, Any]
+    source: Mapping[str, Any]
+    shards: dict[str, FinishedShard] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write job.json into the folder, whole or not at all."""
+        atomic_write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Journal | None:
+        """Return the journal of a folder, or None where there is none; raises ModelFileError for a damaged one."""
+        if not (folder / FILE_NAME).exists():
+            return None
+        raw = read_json_object(folder / FILE_NAME)
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise _damaged(folder)
+        try:
+            shards = {
+                name: FinishedShard(
+                    str(shard["sha256"]),
+                    {linear: LinearError(**figures) for linear, figures in shard["errors"].items()},
+                )
+                for name, shard in raw["shards"].items()
+            }
+            return cls(dict(raw["settings"]), dict(raw["source"]), shards)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise _damaged(folder) from None
+
+    def check_same(self, settings: Mapping[str, Any], source: Mapping[str, Any], folder: Path) -> None:
+        """Refuse to go on with other settings or another source, naming the first difference.
+
+        Raises:
+            UsageError: what differs, and both values.
+        """
+        refuse_difference(self.settings, settings, "settings", folder)
+        refuse_difference(self.source, source, "source", folder)
+
+
+def refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str, folder: Path) -> None:
+    """Raise UsageError where two descriptions of a job differ."""
+    for key in (*new, *(key for key in old if key not in new)):
+        before, now = old.get(key), new.get(key)
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            refuse_difference(before, now, f"{what}: {key}", folder)
+        raise UsageError(
+            f"{printable(folder)} was begun with other {what}: {printable(key)} was {printable(before)} "
+            f"and is now {printable(now)}.",
+            hint="Use the same settings and source to go on, another folder, or delete this one.",
+        )
+
+
+def _damaged(folder: Path) -> ModelFileError:
+    return ModelFileError(
+        f"{printable(folder / FILE_NAME)} is damaged, or of another version of mixq.",
+        hint="Delete the folder and quantize again.",
+    )

@@ -1,0 +1,100 @@
+"""The target folder before it exists: which tensor goes into which shard, as what, and how many bytes that is.
+
+Contract: one shard per layer and one for the rest (DESIGN.md section 3), every size exact. Tensors that are not
+quantized are stored in bfloat16, whatever the source's dtype, so that one model gives one folder. Nothing is read or
+written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixq.config import ModelConfig
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.packed import tensor_specs
+from mixq.formats.quantization import QuantizationConfig
+from mixq.formats.scheme import Scheme
+from mixq.formats.shard_writer import ShardSpecs, shard_size
+from mixq.quantize.mix import Mix
+
+STORED_DTYPE = torch.bfloat16
+"""What stays unquantized, and the scales of w4 and w8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor of the model and the scheme it gets; None stays as it is, in bfloat16."""
+
+    parameter: Parameter
+    scheme: Scheme | None
+
+    def specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return {stored name: (dtype, shape)}."""
+        if self.scheme is None:
+            return {self.parameter.name: (STORED_DTYPE, self.parameter.shape)}
+        N, K = self.parameter.shape
+        packed = tensor_specs(self.scheme, (N, K), STORED_DTYPE)
+        return {f"{self.parameter.module}.{suffix}": spec for suffix, spec in packed.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in self.specs().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of the target."""
+
+    file: str
+    items: tuple[Item, ...]
+
+    def specs(self) -> ShardSpecs:
+        """Return {stored name: (dtype, shape)} of the whole file."""
+        return {name: spec for item in self.items for name, spec in item.specs().items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, header and padding included."""
+        return shard_size(self.specs())
+
+    @property
+    def weights(self) -> int:
+        return sum(item.parameter.numel for item in self.items)
+
+
+def plan_shards(config: ModelConfig, mix: Mix) -> list[Shard]:
+    """Return the files of the target in the order in which they are written: layers first."""
+    by_layer: dict[int | None, list[Item]] = {}
+    for parameter in parameters(config):
+        by_layer.setdefault(parameter.layer, []).append(Item(parameter, mix.scheme_of(parameter)))
+    rest = by_layer.pop(None)
+    total = len(by_layer) + 1
+    contents = [*by_layer.values(), rest]
+    return [Shard(f"model-{i:05d}-of-{total:05d}.safetensors", tuple(items)) for i, items in enumerate(contents, 1)]
+
+
+def all_items(shards: Sequence[Shard]) -> Iterator[Item]:
+    """Yield the tensors of all shards."""
+    return (item for shard in shards for item in shard.items)
+
+
+def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return the content of model.safetensors.index.json."""
+    weight_map = {name: shard.file for shard in shards for name in shard.specs()}
+    return {"metadata": {"total_size": sum(item.nbytes for item in all_items(shards))}, "weight_map": weight_map}
+
+
+def target_config(raw: Mapping[str, Any], config: ModelConfig, quantization: QuantizationConfig) -> dict[str, Any]:
+    """Return the target's config.json: the source's fields, in the spelling that transformers 4 and 5 both read."""
+    target = {key: value for key, value in raw.items() if key not in ("rope_parameters", "dtype")}
+    target["architectures"] = [config.architecture]
+    target["rope_theta"] = config.rope_theta
+    if config.is_moe or "sliding_window" in target:
+        target["sliding_window"] = config.sliding_window
+    target["torch_dtype"] = str(STORED_DTYPE).removeprefix("torch.")
+    target["quantization_config"] = quantization.to_dict()
+    return target

@@ -1,0 +1,81 @@
+"""One job per folder: a lock that the operating system drops when its process dies.
+
+Contract: `TargetLock` holds `job.lock` in the folder while its block runs and removes it afterwards; a second one is
+refused. A lock file left behind by a killed process locks nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from mixq.errors import MixqError, printable
+from mixq.formats.atomic import storage_error
+
+FILE_NAME = "job.lock"
+
+
+def _try_lock(handle: int) -> bool:
+    """Take the file's lock for this process, without waiting; return whether it was free."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+class TargetLock:
+    """The lock of a target folder, as a context manager.
+
+    Raises:
+        MixqError: another process holds it.
+        StorageError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self._handle = -1
+
+    def __enter__(self) -> TargetLock:
+        while True:
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise storage_error(self.path, error) from error
+            try:
+                locked = _try_lock(handle)
+            except OSError as error:  # a file system without locks
+                os.close(handle)
+                raise storage_error(self.path, error) from error
+            if not locked:
+                os.close(handle)
+                raise MixqError(
+                    f"another quantize job is working on {printable(self.path.parent)}.",
+                    hint="Wait for it to end, or choose another folder.",
+                )
+            if self._is_current(handle):
+                self._handle = handle
+                return self
+            os.close(handle)  # its owner removed the file between our open and our lock
+
+    def _is_current(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if sys.platform != "win32":  # Windows removes no open file; a leftover there locks nothing
+            self.path.unlink(missing_ok=True)
+        os.close(self._handle)

@@ -1,0 +1,184 @@
+"""Two tables of a quantized model: how many bytes each part takes, and what each Linear lost.
+
+Contract: plain dataclasses with `as_dict()`; drawing them is the caller's. Sizes are exact bytes of tensors (file
+headers not counted). Errors are relative squared errors of weights, not of what the model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixq.config import ModelConfig
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.folder import ModelFolder
+from mixq.formats.packed import PackedLinear
+from mixq.quantize.journal import LinearError
+from mixq.quantize.layout import STORED_DTYPE, Item
+
+NORMAL_ERROR = {
+    "nl4:16": 0.0040,
+    "nl4:32": 0.0053,
+    "nl4:64": 0.0065,
+    "w4:32": 0.0066,
+    "w4:64": 0.0081,
+    "w4:128": 0.0094,
+    "w8:32": 2.8e-5,
+    "w8:64": 3.5e-5,
+    "w8:128": 4.2e-5,
+    "nf4:32": 0.0076,
+    "nf4:64": 0.0085,
+    "nf4:128": 0.0092,
+}
+"""What each scheme loses of normally distributed weights (measured; tests/quantize holds most of them)."""
+
+BADLY_SERVED = 1.5
+"""A Linear is reported when it loses more than this times `NORMAL_ERROR`: it has outliers."""
+
+WORST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRow:
+    """One part of the model in one scheme."""
+
+    part: str
+    scheme: str
+    tensors: int
+    weights: int
+    nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.nbytes * 8 / self.weights
+
+
+@dataclass(frozen=True, slots=True)
+class SizeTable:
+    """Bytes by part. `token_bytes` is what computing one token reads: of the experts only those that are used."""
+
+    rows: tuple[SizeRow, ...]
+    token_bytes: int
+    source_bytes: int | None = None
+
+    @property
+    def weights(self) -> int:
+        return sum(row.weights for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {
+            "rows": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 3)} for row in self.rows],
+            "weights": self.weights,
+            "nbytes": self.nbytes,
+            "token_bytes": self.token_bytes,
+            "source_bytes": self.source_bytes,
+        }
+
+
+def sizes_of_items(config: ModelConfig, items: Iterable[Item], source_bytes: int | None = None) -> SizeTable:
+    """Return the sizes of a folder that is to be written."""
+    stored = str(STORED_DTYPE).removeprefix("torch.")
+    entries = [(item.parameter, str(item.scheme) if item.scheme else stored, item.nbytes) for item in items]
+    return _size_table(config, entries, source_bytes)
+
+
+def sizes_of_folder(folder: ModelFolder) -> SizeTable:
+    """Return the sizes of a folder that is there, quantized or not."""
+    entries = []
+    for parameter in parameters(folder.config):
+        weight = folder.linear(parameter.module) if parameter.quantizable else folder.tensor(parameter.name)
+        if isinstance(weight, PackedLinear):
+            entries.append((parameter, str(weight.scheme), weight.nbytes))
+        else:
+            entries.append((parameter, str(weight.dtype).removeprefix("torch."), weight.nbytes))
+    return _size_table(folder.config, entries, None)
+
+
+def _size_table(
+    config: ModelConfig, entries: Iterable[tuple[Parameter, str, int]], source_bytes: int | None
+) -> SizeTable:
+    sums: dict[tuple[str, str], list[int]] = {}
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    token_bytes = 0
+    for parameter, scheme, nbytes in entries:
+        attention = parameter.role in ("q", "k", "v", "o")
+        part = "attention" if attention else {"expert": "experts", "mlp": "feed-forward"}.get(parameter.role)
+        key = (part or parameter.role, scheme)
+        row = sums.setdefault(key, [0, 0, 0])
+        row[0], row[1], row[2] = row[0] + 1, row[1] + parameter.numel, row[2] + nbytes
+        if attention:
+            names.setdefault(key, {})[parameter.role] = None
+        if parameter.role == "expert":
+            token_bytes += nbytes * config.num_experts_per_tok // config.num_local_experts
+        elif parameter.role == "embedding":
+            token_bytes += nbytes if config.tie_word_embeddings else nbytes // config.vocab_size
+        else:
+            token_bytes += nbytes
+    rows = [
+        SizeRow(f"attention {' '.join(names[key])}" if key in names else key[0], key[1], *figures)
+        for key, figures in sums.items()
+    ]
+    rows.sort(key=lambda row: -row.nbytes)
+    return SizeTable(tuple(rows), token_bytes, source_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """One Linear. `ratio` compares with normally distributed weights; None where no figure is known for the scheme."""
+
+    linear: str
+    scheme: str
+    relative_squared_error: float
+    group_error: float
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """What quantizing lost.
+
+    Attributes:
+        mean: mean relative squared error of the Linears of each scheme.
+        worst: the ten Linears that lost most, compared with normal weights.
+        badly_served: all that lost more than `BADLY_SERVED` times what normal weights lose, as a whole or (rows with
+            outliers) on average over their groups.
+    """
+
+    mean: Mapping[str, float]
+    worst: tuple[ErrorRow, ...]
+    badly_served: tuple[ErrorRow, ...]
+
+    @classmethod
+    def of(cls, errors: Mapping[str, LinearError]) -> ErrorReport:
+        """Sum up the errors of all Linears."""
+        rows = [_error_row(linear, error) for linear, error in errors.items()]
+        by_scheme: dict[str, list[float]] = {}
+        for row in rows:
+            by_scheme.setdefault(row.scheme, []).append(row.relative_squared_error)
+        rows.sort(key=lambda row: (-(row.ratio or 0.0), -row.relative_squared_error, row.linear))
+        return cls(
+            {scheme: sum(values) / len(values) for scheme, values in by_scheme.items()},
+            tuple(rows[:WORST]),
+            tuple(row for row in rows if row.ratio is not None and row.ratio > BADLY_SERVED),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {
+            "mean": dict(self.mean),
+            "worst": [asdict(row) for row in self.worst],
+            "badly_served": [asdict(row) for row in self.badly_served],
+        }
+
+
+def _error_row(linear: str, error: LinearError) -> ErrorRow:
+    normal = NORMAL_ERROR.get(error.scheme)
+    larger = max(error.relative_squared_error, error.group_error)
+    ratio = None if normal is None else larger / normal
+    return ErrorRow(linear, error.scheme, error.relative_squared_error, error.group_error, ratio)
