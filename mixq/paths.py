@@ -33,6 +33,13 @@ def cache() -> Path:
     )
 
 
+def config_file() -> Path:
+    """Return the file of the user's settings: $MIXQ_HOME/config.toml, else in the platform's config folder."""
+    override = os.environ.get("MIXQ_HOME")
+    folder = Path(override).expanduser() if override else Path(platformdirs.user_config_dir("mixq", appauthor=False))
+    return folder / "config.toml"
+
+
 def store() -> Path:
     """Return the model store: one folder per model name."""
     return home() / "models"

@@ -1,0 +1,86 @@
+"""`mixq eval`: measure a model. So far: perplexity, and the distance from a reference."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import RuntimeOptions
+
+if TYPE_CHECKING:
+    from mixq.evaluate import PerplexityReport
+
+DEFAULTS = RuntimeOptions()
+
+
+def ppl(
+    text: options.TextFile,
+    model: options.ModelArgument = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="DIR", help="Compare with this folder, usually the unquantized one."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", metavar="N", help="Tokens of a window.  [default: the context]")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Measure the first N tokens.  [default: all]")
+    ] = None,
+    json: options.Json = False,
+    device: options.Device = DEFAULTS.device,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    context: options.Context = DEFAULTS.context,
+    threads: options.Threads = None,
+    kv: options.Kv = DEFAULTS.kv,
+    miss: options.Miss = DEFAULTS.miss,
+    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+) -> None:
+    """Perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
+
+    The text is cut into windows without overlap, the begin token in front of each; every token counts once.
+    """
+    from mixq.cli.loading import load_model
+    from mixq.cli.progress import token_progress
+    from mixq.cli.reading import utf8
+    from mixq.evaluate import perplexity
+
+    content = utf8(text.read_bytes(), str(text))
+    flags = {
+        "device": device,
+        "vram": vram,
+        "ram": ram,
+        "context": context,
+        "threads": threads,
+        "kv": kv,
+        "miss": miss,
+        "cache_policy": cache_policy,
+    }
+    loaded = load_model(model, flags)
+    compared = None if reference is None else load_model(reference, flags)
+    begun = time.perf_counter()
+    with token_progress("measuring") as progress:
+        report = perplexity(loaded, content, reference=compared, window=window, max_tokens=tokens, progress=progress)
+    seconds = time.perf_counter() - begun
+    if json:
+        paths = {"model": str(loaded.folder.path), "reference": None if compared is None else str(compared.folder.path)}
+        output.print_json({**paths, "text": str(text), **report.as_dict(), "seconds": seconds})
+    else:
+        typer.echo(_lines(report))
+
+
+def _lines(report: PerplexityReport) -> str:
+    cut = f"{report.tokens} tokens in {report.windows} windows of {report.window_tokens}"
+    lines = [f"perplexity      {report.perplexity:.4f} ± {report.standard_error:.4f}   ({cut})"]
+    if report.comparison is not None:
+        other = report.comparison
+        ratio = report.perplexity / other.reference_perplexity
+        lines += [
+            f"reference       {other.reference_perplexity:.4f}   (ratio {ratio:.4f})",
+            f"KL divergence   {other.mean_kl:.6f} nats a token, at worst {other.max_kl:.4f}",
+            f"same top token  {100 * other.top1_agreement:.2f} %",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""From MODEL and the runtime flags to a loaded model, for every command that needs one.
+
+Contract: flags are checked before anything is opened or made. MODEL left out means the demo model, which is quantized
+into the user's cache on first use, whole or not at all; two processes that do it at once both succeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixq import paths
+from mixq.cli import output
+from mixq.config import RuntimeOptions
+from mixq.errors import ModelFileError, StorageError, printable
+
+if TYPE_CHECKING:
+    from mixq.engine import Model
+
+
+def load_model(name: str | None, options: Mapping[str, Any]) -> Model:
+    """Return the model that `name` means, and say which flags it could not follow.
+
+    Args:
+        name: folder or name in the store; None for the demo model.
+        options: fields of `RuntimeOptions`; None where a flag was left out.
+    """
+    chosen = {key: value for key, value in options.items() if value is not None}
+    asked = RuntimeOptions.from_kwargs(**chosen)
+    from mixq.engine import load
+
+    model = load(quantized_demo() if name is None else name, **chosen)
+    for line in model.notes:
+        output.warn(line)
+    if asked.context > model.context and asked.context != RuntimeOptions().context:
+        output.warn(f"context {asked.context} is more than the model's maximum; it is {model.context}.")
+    return model
+
+
+def quantized_demo() -> Path:
+    """Return the demo model's nl4 folder in the user's cache, making it where it is missing."""
+    source = paths.demo_source()
+    if not (source / "config.json").is_file():
+        raise ModelFileError(
+            "This installation has no demo model.", hint="Give a MODEL: a folder, or a name in the store."
+        )
+    from mixq.formats.manifest import FORMAT_VERSION
+
+    folder = paths.cache() / "demo" / f"{_fingerprint(source)}-v{FORMAT_VERSION}-nl4"
+    if not (folder / "mixq.json").is_file():
+        _make(source, folder)
+    return folder
+
+
+def _fingerprint(source: Path) -> str:
+    """Return a digest of the files' names and bytes, so that another demo model is another folder."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in source.iterdir() if p.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _make(source: Path, folder: Path) -> None:
+    from mixq.cli.quantize import run_job
+    from mixq.quantize.job import Job
+
+    output.note("First use: quantizing the demo model into your cache.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise StorageError(
+            f"The cache cannot be written: {printable(error.filename)}: {error.strerror}.",
+            hint="Set MIXQ_HOME to a folder that you can write to.",
+        ) from error
+    try:
+        run_job(Job(source, partial / folder.name))
+        # A rename is atomic. It fails where another process was first; its folder is then as good as this one.
+        with contextlib.suppress(OSError):
+            os.rename(partial / folder.name, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if not (folder / "mixq.json").is_file():
+        raise StorageError(f"{printable(folder)} could not be made.", hint="Look at the disk's space and permissions.")

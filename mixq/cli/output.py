@@ -1,0 +1,83 @@
+"""Where words go: data to standard output, talk to standard error.
+
+Contract: with `--json` a command prints exactly one document with `print_json`; everything else a command says goes
+through the console of `talk()`. Text that a model wrote passes `model_text`, the one place where control sequences are
+made harmless; it touches nothing when standard output is not a terminal, so that redirected data stay exact.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from mixq.errors import MixqError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mixq.generate import Done
+
+# C0 (but line feed and tab), DEL, C1, and the marks that reorder what stands around them.
+_CONTROL = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SPELLED_OUT = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROL}
+
+
+@lru_cache(maxsize=1)
+def talk() -> Console:
+    """Return the console on standard error; rich is imported with the first word."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Say something in passing."""
+    talk().print(text, style="dim")
+
+
+def warn(text: str) -> None:
+    """Say something that the user should act on or know."""
+    talk().print("Warning: ", style="bold yellow", end="")
+    talk().print(text)
+
+
+def print_error(error: MixqError) -> None:
+    """Say what went wrong and what to do next."""
+    talk().print("Error: ", style="bold red", end="")
+    talk().print(error.message)
+    if error.hint:
+        talk().print(error.hint)
+
+
+def print_json(document: Any) -> None:
+    """Print the one document of `--json`; figures that JSON cannot hold are an error here, not at the reader's."""
+    import json
+
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def error_document(error: MixqError) -> dict[str, Any]:
+    """Return what `--json` prints in place of a result."""
+    kind = type(error).__name__
+    return {"error": {"kind": kind, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
+
+
+def harmless(text: str) -> str:
+    """Return `text` with control characters spelled out, so that a terminal shows them instead of obeying them."""
+    return text.translate(_SPELLED_OUT)
+
+
+def model_text(text: str) -> None:
+    """Write text of a model to standard output at once: harmless on a terminal, exact into a file or pipe."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def stats_line(done: Done) -> str:
+    """Return the figures of one answer in one line."""
+    stats = done.stats
+    prompt = f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f}/s"
+    reply = f"reply {len(done.token_ids)} tokens, {stats.decode_tokens_per_second:.1f}/s"
+    first = f"first after {stats.time_to_first_token:.2f} s"
+    return f"{prompt} · {reply} · {first} · context {stats.context_used}/{stats.context_size}"

@@ -1,0 +1,92 @@
+"""`mixq show`: what a model folder holds, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mixq.cli import options, output
+
+if TYPE_CHECKING:
+    from mixq.formats.folder import ModelFolder
+    from mixq.quantize.report import SizeTable
+
+
+def show(folder: options.FolderArgument, json: options.Json = False) -> None:
+    """Show a model folder: shape, schemes, sizes, where it came from.
+
+    Only headers and configs are read; `mixq verify` reads every byte.
+    """
+    from mixq.formats.folder import ModelFolder
+    from mixq.paths import resolve_model
+    from mixq.quantize.report import sizes_of_folder
+
+    opened = ModelFolder.open(resolve_model(folder))
+    sizes = sizes_of_folder(opened)
+    facts = describe(opened)
+    if json:
+        output.print_json({**facts, "sizes": sizes.as_dict()})
+    else:
+        _print(facts, sizes)
+
+
+def describe(folder: ModelFolder) -> dict[str, Any]:
+    """Return the folder's description as plain data."""
+    from mixq.formats.manifest import FILE_NAME, Manifest
+
+    config = folder.config
+    manifest = Manifest.read(folder.path) if (folder.path / FILE_NAME).is_file() else None
+    return {
+        "path": str(folder.path),
+        "architecture": config.architecture,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_heads": config.num_attention_heads,
+        "key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "experts": config.num_local_experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "vocabulary": config.vocab_size,
+        "max_context": config.max_position_embeddings,
+        "quantization": None if folder.quantization is None else folder.quantization.method,
+        "shards": len(folder.shards),
+        "tokenizer": None if folder.tokenizer_path is None else folder.tokenizer_path.name,
+        "source": None if manifest is None else dict(manifest.source),
+        "settings": None if manifest is None else dict(manifest.settings),
+    }
+
+
+def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
+    from rich.console import Console
+
+    from mixq.cli.tables import size_table
+    from mixq.config import format_size
+    from mixq.errors import printable
+
+    console = Console(highlight=False, markup=False)
+    kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
+    heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"
+    console.print(printable(facts["path"]), style="bold", soft_wrap=True)
+    lines = [
+        ("model", f"{facts['architecture']}, {facts['layers']} layers, {kind}"),
+        ("shape", f"hidden {facts['hidden_size']}, ffn {facts['intermediate_size']}, {heads}"),
+        ("text", f"vocabulary {facts['vocabulary']}, {facts['tokenizer'] or 'no tokenizer'}"),
+        ("context", f"at most {facts['max_context']} tokens"),
+        ("files", f"{facts['shards']} shards, {format_size(sizes.nbytes)}"),
+        ("a token reads", format_size(sizes.token_bytes)),
+        ("method", facts["quantization"] or "not quantized"),
+        *((f"source {key}", _plain(value)) for key, value in (facts["source"] or {}).items()),
+        *((f"setting {key}", _plain(value)) for key, value in (facts["settings"] or {}).items()),
+    ]
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        console.print(f"  {label:<{width}}  {printable(value)}", soft_wrap=True)
+    console.print()
+    console.print(size_table(sizes))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,61 @@
+"""Tables of sizes and errors, drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mixq.config import format_size
+from mixq.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mixq.quantize.report import ErrorReport, ErrorRow, SizeTable
+
+
+def size_table(sizes: SizeTable) -> Table:
+    """Return one row for each part of a model and its scheme, and the sum."""
+    table = _table("part", "scheme", right=("tensors", "weights", "size", "bits/weight"))
+    for row in sizes.rows:
+        table.add_row(
+            row.part,
+            row.scheme,
+            f"{row.tensors:,}",
+            f"{row.weights:,}",
+            format_size(row.nbytes),
+            f"{row.bits_per_weight:.2f}",
+        )
+    tensors = sum(row.tensors for row in sizes.rows)
+    bits = sizes.nbytes * 8 / sizes.weights
+    table.add_row(
+        "all", "", f"{tensors:,}", f"{sizes.weights:,}", format_size(sizes.nbytes), f"{bits:.2f}", style="bold"
+    )
+    return table
+
+
+def mean_errors(errors: ErrorReport) -> Table:
+    """Return the mean relative squared error of each scheme."""
+    table = _table("scheme", right=("mean relative squared error",))
+    for scheme, error in errors.mean.items():
+        table.add_row(scheme, f"{error:.3g}")
+    return table
+
+
+def error_rows(rows: Sequence[ErrorRow]) -> Table:
+    """Return one row for each Linear: its error, and how many times what normally distributed weights would lose."""
+    table = _table("worst", "scheme", right=("error", "x normal"))
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(printable(row.linear), row.scheme, f"{row.relative_squared_error:.3g}", ratio)
+    return table
+
+
+def _table(*left: str, right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,40 @@
+"""`mixq verify`: does a folder still hold what `mixq quantize` wrote?"""
+
+from __future__ import annotations
+
+import typer
+
+from mixq.cli import options, output
+from mixq.errors import ModelFileError
+
+
+def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
+    """Check every byte of a model folder: sha256 of each file, and the structure of the whole.
+
+    Ends with exit code 3 where something is wrong.
+    """
+    from mixq.cli.progress import byte_progress
+    from mixq.config import format_size
+    from mixq.errors import printable
+    from mixq.paths import resolve_model
+    from mixq.quantize.verify import verify as check
+
+    with byte_progress("verifying") as update:
+        report = check(resolve_model(folder), on_progress=lambda _, done, total: update(done, total))
+    if json:
+        output.print_json(report.as_dict())
+    elif report.ok:
+        typer.echo(f"{printable(report.path)}: {report.files} files, {format_size(report.nbytes)}, all as written.")
+    else:
+        for problem in report.problems:
+            typer.echo(f"{problem.file}: {problem.text}")
+    if not report.ok:
+        count = len(report.problems)
+        problem_word = "problem" if count == 1 else "problems"
+        output.print_error(
+            ModelFileError(
+                f"{printable(report.path)} has {count} {problem_word}.",
+                hint="Quantize it again into an empty folder, or copy the damaged files again.",
+            )
+        )
+        raise typer.Exit(ModelFileError.exit_code)
