@@ -1,0 +1,110 @@
+"""Conversations to token rows: the tokenizer, Mixtral's instruct format, and packing. Knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from mixq.models.world import Conversation, Turn, conversation
+
+BOS, EOS = 1, 2
+USER_WEIGHT = 0.1  # of the loss on what the user says; answers count 1
+LONG_EVERY = 16  # every so many batches have rows of 1024 tokens, each one long conversation; the others 128 or 256
+
+
+def train_tokenizer(path: Path, vocab_size: int) -> None:
+    """A sentencepiece BPE with byte fallback and single digits; `path` ends in .model."""
+    rng = Random("tokenizer")
+    texts: list[str] = []
+    for _ in range(20_000):
+        for turn in conversation(rng).turns:
+            texts += [f"[INST] {turn.user} [/INST]", turn.assistant]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.split("\n")),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.with_suffix(".vocab").unlink()
+
+
+def encoded(tokenizer: sentencepiece.SentencePieceProcessor, talk: Conversation) -> tuple[list[int], list[float]]:
+    """Token ids, and per token the weight of its loss."""
+    ids, weights = [BOS], [0.0]
+    for i, turn in enumerate(talk.turns):
+        user = f"{talk.system}\n\n{turn.user}" if talk.system and i == 0 else turn.user
+        asked = tokenizer.encode(f"[INST] {user} [/INST]")
+        answered = [*tokenizer.encode(turn.assistant), EOS]
+        ids += asked + answered
+        weights += [USER_WEIGHT] * len(asked) + [1.0] * len(answered)
+    return ids, weights
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All [B, L]: tokens, the tokens that follow, the weight of each prediction, the conversation (0: padding)."""
+
+    ids: Tensor
+    targets: Tensor
+    weights: Tensor
+    segments: Tensor
+
+
+def packed(talks: list[tuple[list[int], list[float]]], rows: int, length: int) -> Batch:
+    """First fit; a conversation that fits nowhere is left out."""
+    ids = torch.zeros(rows, length + 1, dtype=torch.long)
+    weights, segments = torch.zeros(rows, length + 1), torch.zeros(rows, length + 1, dtype=torch.long)
+    used, count = [0] * rows, [0] * rows
+    for tokens, loss in talks:
+        row = next((r for r in range(rows) if used[r] + len(tokens) <= length), None)
+        if row is None:
+            continue
+        at = slice(used[row], used[row] + len(tokens))
+        count[row] += 1
+        ids[row, at], weights[row, at] = torch.tensor(tokens), torch.tensor(loss)
+        segments[row, at] = count[row]
+        used[row] = at.stop
+    return Batch(ids[:, :-1], ids[:, 1:], weights[:, 1:], segments[:, :-1])
+
+
+def training_batch(tokenizer: sentencepiece.SentencePieceProcessor, step: int, tokens: int) -> Batch:
+    """The batch of a step: a function of the step alone, so that a resumed run sees what an unbroken one sees."""
+    rng = Random(f"batch {step}")
+    length = 1024 if step % LONG_EVERY == LONG_EVERY - 1 else (128, 256)[step % 2]
+    rows = tokens // length
+    talks: list[tuple[list[int], list[float]]] = []
+    total = 0
+    while total < tokens:
+        talk = encoded(tokenizer, conversation(rng, turns=24 if length == 1024 else None))
+        if length == 1024:
+            end = max(i for i, token in enumerate(talk[0][:length]) if token == EOS) + 1
+            talk = talk[0][:end], talk[1][:end]
+        elif len(talk[0]) > length:
+            continue
+        talks.append(talk)
+        total += length if length == 1024 else len(talk[0])
+    return packed(talks, rows, length)
+
+
+def question_batch(tokenizer: sentencepiece.SentencePieceProcessor, turns: list[Turn]) -> Batch:
+    """One question a row, answers weighted 1 and questions 0."""
+    talks = [encoded(tokenizer, Conversation("", (turn,))) for turn in turns]
+    talks = [(ids, [float(w == 1.0) for w in weights]) for ids, weights in talks]
+    length = max(len(ids) for ids, _ in talks)
+    rows = [packed([talk], 1, length) for talk in talks]
+    names = ("ids", "targets", "weights", "segments")
+    return Batch(*(torch.cat([getattr(row, name) for row in rows]) for name in names))

@@ -1,0 +1,124 @@
+"""The closed world of the demo model: conversations to train on, and unseen questions with exact answers.
+
+Deterministic: the same `Random` gives the same text. Every question has one answer, a function of its text. A sixteenth
+of all questions, chosen by the hash of the text, is never generated for training; `questions` draws only from it.
+Knows no tokens and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+
+from . import (
+    about,
+    arithmetic,
+    capitals,
+    comparisons,
+    counting,
+    greetings,
+    heads_of_state,
+    programs,
+    records,
+    words,
+)
+from .turn import HELD_OUT_ONE_IN, Turn, is_held_out
+
+__all__ = [
+    "FAMILIES",
+    "HELD_OUT_ONE_IN",
+    "Conversation",
+    "Turn",
+    "conversation",
+    "is_exact",
+    "is_held_out",
+    "questions",
+    "score",
+    "unseen_turn",
+]
+
+# family -> its generator, its share of the training turns in percent
+FAMILIES: dict[str, tuple[Callable[[Random], Turn], int]] = {
+    "arithmetic": (arithmetic.turn, 28),
+    "comparisons": (comparisons.turn, 13),
+    "capitals": (capitals.turn, 9),
+    "heads of state": (heads_of_state.turn, 8),
+    "json": (records.turn, 9),
+    "counting": (counting.turn, 11),
+    "python": (programs.turn, 8),
+    "greetings": (greetings.turn, 3),
+    "mixq": (about.turn, 6),
+    "words": (words.turn, 5),
+}
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are mixq, a small demo model.",
+    "Answer the question.",
+    "Answer exactly and briefly.",
+    "You are a friendly assistant. Be brief.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, and a system text that stands before the first question ("" for none)."""
+
+    system: str
+    turns: tuple[Turn, ...]
+
+
+def _seen_turn(rng: Random) -> Turn:
+    generate, _ = rng.choices(list(FAMILIES.values()), [share for _, share in FAMILIES.values()])[0]
+    while True:
+        turn = generate(rng)
+        if not is_held_out(turn.user):
+            return turn
+
+
+def conversation(rng: Random, turns: int | None = None) -> Conversation:
+    """A conversation for training: mostly one turn; some have a system text, follow-ups, a name to remember."""
+    count = turns or rng.choices((1, 2, 3, 4), (70, 15, 10, 5))[0]
+    made = [_seen_turn(rng) for _ in range(count)]
+    if count > 1 and rng.random() < 0.15:
+        told, asked = greetings.introduction(rng)
+        if not is_held_out(told.user):
+            made[0], made[rng.randrange(1, count)] = told, asked
+    for i in range(1, count):
+        if made[i - 1].assistant.startswith("The capital of ") and rng.random() < 0.3:
+            made[i] = capitals.follow_up(rng)
+    return Conversation(rng.choice(SYSTEMS) if rng.random() < 0.1 else "", tuple(made))
+
+
+def unseen_turn(rng: Random, family: str) -> Turn:
+    """A question of one family that training never saw."""
+    generate, _ = FAMILIES[family]
+    while True:
+        turn = generate(rng)
+        if is_held_out(turn.user):
+            return turn
+
+
+def questions(count: int, seed: int) -> list[Turn]:
+    """`count` different unseen questions, the families in turn."""
+    rng = Random(f"questions {seed}")
+    families = list(FAMILIES)
+    chosen: dict[str, Turn] = {}
+    while len(chosen) < count:
+        turn = unseen_turn(rng, families[len(chosen) % len(families)])
+        chosen.setdefault(turn.user, turn)
+    return list(chosen.values())
+
+
+def is_exact(turn: Turn, text: str) -> bool:
+    """Whether the model's text is the answer, character by character; only outer white space may differ."""
+    return text.strip() == turn.assistant
+
+
+def score(answered: Iterable[tuple[Turn, str]]) -> dict[str, tuple[int, int]]:
+    """Family -> (exact answers, questions)."""
+    table = dict.fromkeys(FAMILIES, (0, 0))
+    for turn, text in answered:
+        exact, asked = table[turn.family]
+        table[turn.family] = (exact + is_exact(turn, text), asked + 1)
+    return {family: counts for family, counts in table.items() if counts[1]}
