@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import mixq
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import ATTENTION_TARGET, EXPERTS_TARGET, MLP_TARGET, QuantizationConfig
@@ -63,6 +64,27 @@ def test_transformers_gives_the_logits_of_our_dequantized_weights(
     assert torch.isfinite(theirs).all()
     assert theirs.float().std() > 0.01
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("experts", "attention"), CASES[:3])
+def test_transformers_gives_the_logits_of_mixq(
+    experts: str, attention: str, tmp_path: Path, folders: SimpleNamespace
+) -> None:
+    """The same packed folder in both programs, computing in float32.
+
+    transformers rounds unpacked weights to bfloat16, so it equals mixq on the rounded weights, and mixq on the packed
+    ones up to that rounding.
+    """
+    config = folders.tiny_config()
+    quantization = QuantizationConfig.compressed_tensors(
+        {EXPERTS_TARGET: Scheme.parse(experts), ATTENTION_TARGET: Scheme.parse(attention)}
+    )
+    folders.write_folder(tmp_path / "packed", config, folders.random_state(config), quantization, shards=3)
+    dequantized_folder(tmp_path / "dense", ModelFolder.open(tmp_path / "packed"), config, folders)
+    theirs = logits_of(tmp_path / "packed", torch.float32)[0]
+    for name, tolerance in (("dense", 1e-4), ("packed", 5e-3)):
+        ours = mixq.load(tmp_path / name, exact=True, context=64).forward(TOKENS[0].tolist())
+        assert (ours - theirs).norm() / theirs.norm() < tolerance
 
 
 def test_a_float16_folder_has_float16_scales(tmp_path: Path, folders: SimpleNamespace) -> None:
