@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
-from mixq.formats.atomic import atomic_write_bytes, partial_path, storage_error
-from mixq.formats.manifest import FILE_NAME as MANIFEST
+from mixq.errors import ModelFileError, StorageError, printable
+from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
 from mixq.formats.nl4 import DEFAULT_TABLE
 from mixq.formats.shard_writer import ShardWriter
@@ -35,17 +31,15 @@ from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Sta
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
 from mixq.quantize.layout import STORED_DTYPE, Item, all_items, index_of, plan_shards, target_config
 from mixq.quantize.mix import Mix
+from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
 from mixq.quantize.report import ErrorReport, SizeTable, sizes_of_items
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.huggingface import HuggingFaceSource
 from mixq.quantize.sources.source import Source
+from mixq.quantize.target import Target
 
 SEARCH_VERSION = 1
 """Goes up when the search gives other bytes: a job begun before is then not gone on with."""
-
-CHECK_BLOCK = 1 << 22
-OURS = (lock.FILE_NAME, f"{journals.FILE_NAME}.partial")
-"""What a job that was killed before its first journal may leave behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +114,10 @@ class Job:
             "dtype": self.source.config.dtype,
             "nbytes": self.source.nbytes,
         }
-        self._look_at_target()
+        self._folder = Target(
+            self.target, self.settings, self.origin, {shard.file: shard.size for shard in self.shards}
+        )
+        self._folder.look(self.source.path)
 
     def dry_run(self) -> DryRun:
         """Return sizes and needs."""
@@ -129,8 +126,8 @@ class Job:
             self.mix.format,
             self.mix.as_dict(),
             self.sizes,
-            self._disk_needed(self._look_at_target()),
-            shutil.disk_usage(self._existing_parent()).free,
+            self._disk_needed(self._folder.look(self.source.path)),
+            self._folder.disk_free(),
             self._notices(),
         )
 
@@ -143,22 +140,19 @@ class Job:
             MixqError: another job is working on the target.
         """
         if not self.target.is_dir():
-            self._check_disk(None)
-            try:
-                self.target.mkdir(parents=True)
-            except OSError as error:
-                raise storage_error(self.target, error) from error
+            self._folder.check_disk(self._disk_needed(None))
+            self._folder.make()
         with lock.TargetLock(self.target):
-            journal = self._look_at_target()
-            if journal is None and (self.target / MANIFEST).exists():
+            journal = self._folder.look(self.source.path)
+            if self._folder.is_finished():
                 yield Finished(self._finished_before())
                 return
-            self._check_disk(journal)
+            self._folder.check_disk(self._disk_needed(journal))
             notices = list(self._notices())
             if journal is None:
                 journal = Journal(self.settings, self.origin)
             else:
-                notices += self._clean(journal)
+                notices += self._folder.clean(journal)
             journal.write(self.target)
             yield from self._work(journal, notices)
 
@@ -192,17 +186,16 @@ class Job:
         """Return a tensor of the source, checked, and what was done to it if something was."""
         name = item.parameter.name
         tensor = self.source.tensor(name)
-        bad, first = _unstorable(tensor)
+        bad, first = count_nonfinite(tensor)
         if bad == 0:
             return tensor, None
         what = f"{name} has {bad:,} {'weight' if bad == 1 else 'weights'} NaN, infinite or beyond bfloat16"
         if not self.allow_nonfinite:
             raise ModelFileError(
-                f"{what}, the first at {first}.",
+                f"{what}, the first at {list(first)}.",
                 hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 in their place.)",
             )
-        limit = torch.finfo(STORED_DTYPE).max
-        return torch.where(tensor.abs() <= limit, tensor, 0.0), f"{what}; 0 is stored in their place."
+        return zero_nonfinite(tensor), f"{what}; 0 is stored in their place."
 
     def _write(self, item: Item, weight: Tensor, writer: ShardWriter, errors: dict[str, LinearError]) -> float | None:
         """Write a tensor as its scheme has it and return what was lost; None where it is not quantized."""
@@ -223,8 +216,8 @@ class Job:
         contents["config.json"] = _json_bytes(self.config)
         errors = {linear: e for shard in self.shards for linear, e in journal.shards[shard.file].errors.items()}
         manifest = Manifest(
-            source=self.origin,
-            settings=self.settings,
+            source=journal.source,
+            settings=journal.settings,
             shards={shard.file: journal.shards[shard.file].sha256 for shard in self.shards},
             files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             errors={linear: error.relative_squared_error for linear, error in errors.items()},
@@ -242,67 +235,11 @@ class Job:
 
     def _finished_before(self) -> Result:
         """Return the result of a folder that this very job has finished before."""
-        manifest = Manifest.read(self.target)
-        missing = [name for name in (*manifest.shards, *manifest.files) if not (self.target / name).is_file()]
-        if missing:
-            raise ModelFileError(
-                f"{printable(self.target)} was finished once, but {printable(missing[0])} is missing now.",
-                hint="Delete the folder and quantize again.",
-            )
+        manifest = self._folder.finished_manifest()
         schemes = {item.parameter.module: _scheme_text(item) for item in all_items(self.shards)}
         errors = {n: LinearError(schemes.get(n, "?"), value, value) for n, value in manifest.errors.items()}
         report, done = ErrorReport.of(errors), len(self.shards)
         return Result(self.target, self.mix.format, self.sizes, report, self._notices(), done, already_done=True)
-
-    def _look_at_target(self) -> Journal | None:
-        """Return the journal that stands in the target, if one does, and refuse a target that is not this job's."""
-        try:
-            return self._journal_of_target()
-        except OSError as error:
-            raise StorageError(f"{printable(self.target)} cannot be read: {printable(error)}.") from error
-
-    def _journal_of_target(self) -> Journal | None:
-        shown = printable(self.target)
-        if self.target.is_file():
-            raise UsageError(f"the target {shown} is a file.", hint="Name a folder that does not exist yet.")
-        if not self.target.is_dir():
-            return None
-        if self.target.resolve() == self.source.path.resolve():
-            raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
-        journal = Journal.read(self.target)
-        if journal is not None:
-            journal.check_same(self.settings, self.origin, self.target)
-            return journal
-        if (self.target / MANIFEST).exists():
-            manifest = Manifest.read(self.target)
-            journals.refuse_difference(manifest.settings, self.settings, "settings", self.target)
-            journals.refuse_difference(manifest.source, self.origin, "source", self.target)
-            return None
-        foreign = sorted(set(os.listdir(self.target)) - set(OURS))
-        if foreign:
-            raise UsageError(
-                f"the target {shown} is not empty ({printable(foreign[0])}) and no quantize job of mixq.",
-                hint="Name an empty folder, or one that does not exist yet.",
-            )
-        return None
-
-    def _clean(self, journal: Journal) -> list[str]:
-        """Remove what an interrupted job left unfinished, forget shards that are not whole, and say what was found."""
-        notices = [f"going on with an interrupted job: {len(journal.shards)} of {len(self.shards)} shards are there."]
-        for shard in self.shards:
-            path = self.target / shard.file
-            known = journal.shards.get(shard.file)
-            try:
-                partial_path(path).unlink(missing_ok=True)
-                if known is None:
-                    path.unlink(missing_ok=True)
-                elif not path.is_file() or path.stat().st_size != shard.size or _sha256(path) != known.sha256:
-                    del journal.shards[shard.file]
-                    path.unlink(missing_ok=True)
-                    notices.append(f"{shard.file} is missing or damaged and is made again.")
-            except OSError as error:
-                raise storage_error(path, error) from error
-        return notices
 
     def _notices(self) -> tuple[str, ...]:
         """Return what is done otherwise than one might think, known before the job begins."""
@@ -318,28 +255,14 @@ class Job:
         return tuple(notices)
 
     def _disk_needed(self, journal: Journal | None) -> int:
-        """Return the bytes still to be written, less what is there and goes away."""
-        shards = [shard for shard in self.shards if journal is None or shard.file not in journal.shards]
-        leftovers = [p for s in shards for p in (self.target / s.file, partial_path(self.target / s.file))]
-        freed = sum(path.stat().st_size for path in leftovers if path.is_file())
+        """Return the bytes still to be written."""
         texts = len(_json_bytes(index_of(self.shards))) + len(_json_bytes(self.config))
-        # job.json and mixq.json, once old and once new while they are replaced: at most 512 bytes a Linear in each.
-        records = 4 * 512 * (len(list(all_items(self.shards))) + len(self.shards) + 16)
-        copied = sum(path.stat().st_size for path in self.source.side_files())
-        return sum(shard.size for shard in shards) + texts + records + copied - freed
-
-    def _check_disk(self, journal: Journal | None) -> None:
-        needed, free = self._disk_needed(journal), shutil.disk_usage(self._existing_parent()).free
-        if needed > free:
-            raise StorageError(
-                f"{printable(self.target)} needs {needed:,} bytes, but only {free:,} are free: "
-                f"{needed - free:,} bytes are missing.",
-                hint="Free some space, or name a target on another disk.",
-            )
-
-    def _existing_parent(self) -> Path:
-        path = self.target.absolute()
-        return next(parent for parent in (path, *path.parents) if parent.exists())
+        try:
+            copied = sum(path.stat().st_size for path in self.source.side_files())
+        except OSError as error:
+            raise StorageError(f"{printable(self.source.path)} cannot be read: {printable(error)}.") from error
+        records = sum(item.scheme is not None for item in all_items(self.shards)) + len(self.shards) + 16
+        return self._folder.disk_needed(journal, texts + copied, records)
 
 
 def quantize(
@@ -380,23 +303,6 @@ def _scheme_text(item: Item) -> str:
     return str(item.scheme) if item.scheme else str(STORED_DTYPE).removeprefix("torch.")
 
 
-def _unstorable(tensor: Tensor) -> tuple[int, list[int]]:
-    """Return how many weights bfloat16 cannot hold as finite numbers, and the place of the first."""
-    flat, limit = tensor.reshape(-1), torch.finfo(STORED_DTYPE).max
-    count, first = 0, -1
-    for start in range(0, flat.numel(), CHECK_BLOCK):
-        bad = ~(flat[start : start + CHECK_BLOCK].abs() <= limit)  # NaN compares false
-        if bool(bad.any()):
-            if count == 0:
-                first = start + int(bad.to(torch.uint8).argmax())
-            count += int(bad.sum())
-    place = []
-    for size in reversed(tensor.shape):
-        place.append(first % size)
-        first //= size
-    return count, place[::-1]
-
-
 def _json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -404,13 +310,5 @@ def _json_bytes(content: dict[str, Any]) -> bytes:
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error

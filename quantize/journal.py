@@ -68,28 +68,39 @@ class Journal:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise _damaged(folder) from None
 
-    def check_same(self, settings: Mapping[str, Any], source: Mapping[str, Any], folder: Path) -> None:
-        """Refuse to go on with other settings or another source, naming the first difference.
 
-        Raises:
-            UsageError: what differs, and both values.
-        """
-        refuse_difference(self.settings, settings, "settings", folder)
-        refuse_difference(self.source, source, "source", folder)
+def refuse_other_job(
+    old: tuple[Mapping[str, Any], Mapping[str, Any]], new: tuple[Mapping[str, Any], Mapping[str, Any]], folder: Path
+) -> None:
+    """Refuse to go on with other settings or another source; jobs are pairs (settings, source).
+
+    Raises:
+        UsageError: the first setting that differs with both values, or the name of the other source.
+    """
+    (old_settings, old_source), (settings, source) = old, new
+    if old_source.get("fingerprint") != source.get("fingerprint"):
+        raise UsageError(
+            f"{printable(folder)} was begun from another checkpoint, {printable(old_source.get('name'))!r}; "
+            f"this is {printable(source.get('name'))!r}.",
+            hint=_OTHER_JOB,
+        )
+    _refuse_difference(old_settings, settings, "setting", folder)
 
 
-def refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str, folder: Path) -> None:
-    """Raise UsageError where two descriptions of a job differ."""
+_OTHER_JOB = "Name another folder, or delete this one."
+
+
+def _refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str, folder: Path) -> None:
     for key in (*new, *(key for key in old if key not in new)):
         before, now = old.get(key), new.get(key)
         if before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            refuse_difference(before, now, f"{what}: {key}", folder)
+            _refuse_difference(before, now, f"{what} {key}:", folder)
         raise UsageError(
-            f"{printable(folder)} was begun with other {what}: {printable(key)} was {printable(before)} "
+            f"{printable(folder)} was begun with another {what} {printable(key)}: it was {printable(before)} "
             f"and is now {printable(now)}.",
-            hint="Use the same settings and source to go on, another folder, or delete this one.",
+            hint=f"Use the same settings to go on. {_OTHER_JOB}",
         )
 
 

@@ -1,0 +1,37 @@
+"""Weights that cannot be stored: NaN, infinite, or beyond what bfloat16 holds.
+
+Contract: counts and locates them in blocks, so that no second copy of a tensor is made. A scale search over a NaN would
+spoil a whole row without a word.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMIT = torch.finfo(torch.bfloat16).max
+BLOCK = 1 << 22
+
+
+def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return how many elements are not finite in bfloat16, and the place of the first (empty where there is none)."""
+    flat = tensor.reshape(-1)
+    count, first = 0, 0
+    for start in range(0, flat.numel(), BLOCK):
+        bad = ~(flat[start : start + BLOCK].abs() <= LIMIT)  # a NaN compares false
+        if bool(bad.any()):
+            if count == 0:
+                first = start + int(bad.to(torch.uint8).argmax())
+            count += int(bad.sum())
+    if count == 0:
+        return 0, ()
+    place = []
+    for size in reversed(tensor.shape):
+        place.append(first % size)
+        first //= size
+    return count, tuple(reversed(place))
+
+
+def zero_nonfinite(tensor: Tensor) -> Tensor:
+    """Return the tensor with 0 in the place of what bfloat16 cannot hold."""
+    return torch.where(tensor.abs() <= LIMIT, tensor, 0.0)

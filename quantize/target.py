@@ -1,0 +1,159 @@
+"""The folder that a job writes into: whose it is, whether there is room, and what an interrupted job left in it.
+
+Contract: `Target` refuses every folder that is not empty, not begun by the same job and not finished by it; it never
+removes a file that is not a shard of this job. It knows neither weights nor schemes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.atomic import partial_path, storage_error
+from mixq.formats.manifest import FILE_NAME as MANIFEST
+from mixq.formats.manifest import Manifest
+from mixq.quantize import journal as journals
+from mixq.quantize import lock
+from mixq.quantize.journal import Journal
+
+BEFORE_THE_JOURNAL = {lock.FILE_NAME, partial_path(Path(journals.FILE_NAME)).name}
+"""What a job that was killed before it wrote its first journal may leave behind."""
+
+RECORD_BYTES = 512
+"""At most what job.json or mixq.json says of one Linear or file."""
+
+
+class Target:
+    """The target folder of one job.
+
+    Args:
+        path: the folder; it need not exist.
+        settings, origin: what the job is and what it is made from; a folder of another job is refused.
+        sizes: bytes by file name of every shard.
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], origin: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.origin = origin
+        self.sizes = sizes
+
+    def look(self, source: Path) -> Journal | None:
+        """Return the journal of the unfinished job in the folder, if there is one.
+
+        Raises:
+            UsageError: a file, the source itself, somebody else's folder, or a job with other settings.
+            ModelFileError: a journal or mixq.json that is damaged.
+            StorageError: the folder cannot be read.
+        """
+        try:
+            return self._look(source)
+        except OSError as error:
+            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
+
+    def _look(self, source: Path) -> Journal | None:
+        shown = printable(self.path)
+        if self.path.is_file():
+            raise UsageError(f"the target {shown} is a file.", hint="Name a folder that does not exist yet.")
+        if not self.path.is_dir():
+            return None
+        if self.path.resolve() == source.resolve():
+            raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
+        journal = Journal.read(self.path)
+        if journal is not None:
+            journals.refuse_other_job((journal.settings, journal.source), (self.settings, self.origin), self.path)
+            return journal
+        if self.is_finished():
+            manifest = Manifest.read(self.path)
+            journals.refuse_other_job((manifest.settings, manifest.source), (self.settings, self.origin), self.path)
+            return None
+        foreign = sorted(set(os.listdir(self.path)) - BEFORE_THE_JOURNAL)
+        if foreign:
+            raise UsageError(
+                f"the target {shown} is not empty ({printable(foreign[0])}) and was not begun by mixq quantize.",
+                hint="Name an empty folder, or one that does not exist yet.",
+            )
+        return None
+
+    def is_finished(self) -> bool:
+        """Whether a job has finished here."""
+        return (self.path / MANIFEST).exists() and not (self.path / journals.FILE_NAME).exists()
+
+    def finished_manifest(self) -> Manifest:
+        """Return mixq.json of a finished folder; raises ModelFileError where a file it names is gone."""
+        manifest = Manifest.read(self.path)
+        for name in (*manifest.shards, *manifest.files):
+            if not (self.path / name).is_file():
+                raise ModelFileError(
+                    f"{printable(self.path)} was finished once, but {printable(name)} is missing now.",
+                    hint="Delete the folder and quantize again.",
+                )
+        return manifest
+
+    def clean(self, journal: Journal) -> list[str]:
+        """Remove what is unfinished, forget shards that are not as the journal has them, and say what was found."""
+        notices: list[str] = []
+        for name, size in self.sizes.items():
+            path, known = self.path / name, journal.shards.get(name)
+            try:
+                partial_path(path).unlink(missing_ok=True)
+                if known is None:
+                    path.unlink(missing_ok=True)
+                elif not path.is_file() or path.stat().st_size != size or _sha256(path) != known.sha256:
+                    del journal.shards[name]
+                    path.unlink(missing_ok=True)
+                    notices.append(f"{name} is missing or damaged and is made again.")
+            except OSError as error:
+                raise storage_error(path, error) from error
+        there = f"going on with an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are there."
+        return [there, *notices]
+
+    def disk_needed(self, journal: Journal | None, others: int, records: int) -> int:
+        """Return the bytes still to be written, less what is there already or goes away first.
+
+        Args:
+            others: bytes of the files beside the shards.
+            records: Linears and files that job.json and mixq.json list.
+        """
+        todo = {name: size for name, size in self.sizes.items() if journal is None or name not in journal.shards}
+        leftovers = [path for name in todo for path in (self.path / name, partial_path(self.path / name))]
+        freed = sum(path.stat().st_size for path in leftovers if path.is_file())
+        # Both records stand there once old and once new while they are replaced.
+        return sum(todo.values()) + others + 4 * RECORD_BYTES * records - freed
+
+    def disk_free(self) -> int:
+        """Return the free bytes of the disk on which the folder lies, or will lie."""
+        path = self.path.absolute()
+        try:
+            return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+        except OSError as error:
+            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
+
+    def check_disk(self, needed: int) -> None:
+        """Raise StorageError, with exact bytes, where the disk has less than `needed`."""
+        free = self.disk_free()
+        if needed > free:
+            raise StorageError(
+                f"{printable(self.path)} needs {needed:,} bytes, but only {free:,} are free: "
+                f"{needed - free:,} bytes are missing.",
+                hint="Free some space, or name a target on another disk.",
+            )
+
+    def make(self) -> None:
+        """Make the folder; raises StorageError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

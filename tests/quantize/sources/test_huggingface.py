@@ -1,0 +1,92 @@
+"""Sources that cannot be quantized: each refused before anything is written, with the cause by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mixq.errors import ModelFileError
+from mixq.quantize.job import quantize
+from mixq.quantize.sources.huggingface import HuggingFaceSource
+from tests.checkpoints import write_tiny_mixtral
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_tiny_mixtral(tmp_path / "source", shards=3)
+    return tmp_path / "source"
+
+
+def refused(source: Path, tmp_path: Path, match: str) -> None:
+    with pytest.raises(ModelFileError, match=match) as error:
+        quantize(source, tmp_path / "out")
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard(source: Path, tmp_path: Path) -> None:
+    (source / "model-00002-of-00003.safetensors").unlink()
+    refused(source, tmp_path, r"1 of 3 shards are missing: model-00002-of-00003\.safetensors")
+
+
+def test_a_truncated_shard(source: Path, tmp_path: Path) -> None:
+    path = source / "model-00003-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(source, tmp_path, r"model-00003-of-00003\.safetensors is truncated")
+
+
+def change(source: Path, name: str, new: object) -> None:
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            assert callable(new)
+            tensors[name] = new(tensors[name])
+            save_file(tensors, path)
+
+
+def test_a_wrong_shape(source: Path, tmp_path: Path) -> None:
+    change(source, "model.layers.1.self_attn.q_proj.weight", lambda tensor: tensor[:, :64].contiguous())
+    refused(source, tmp_path, r"q_proj\.weight' has shape \[128, 64\]; config\.json asks for \[128, 128\]")
+
+
+def test_a_wrong_dtype(source: Path, tmp_path: Path) -> None:
+    import torch
+
+    change(source, "model.norm.weight", lambda tensor: tensor.to(torch.int32))
+    refused(source, tmp_path, r"'model\.norm\.weight' is int32; it must be bfloat16, float16, float32")
+
+
+def test_an_unknown_architecture(source: Path, tmp_path: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
+    refused(source, tmp_path, "unknown architecture 'GPT2LMHeadModel'")
+
+
+def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", tmp_path, "is not a folder")
+
+
+@pytest.mark.parametrize("format", ["nl4", "w4"])
+def test_a_source_that_is_quantized_already(format: str, source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "first", format=format)
+    refused(tmp_path / "first", tmp_path, "is quantized already")
+
+
+def test_a_source_that_is_an_unfinished_job(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "job.json").write_text("{}")
+    refused(tmp_path / "half", tmp_path, r"has no config\.json")
+
+
+def test_the_fingerprint_follows_the_weights_not_the_place(source: Path, tmp_path: Path) -> None:
+    first = HuggingFaceSource(source).fingerprint()
+    write_tiny_mixtral(tmp_path / "copy", shards=3)
+    assert HuggingFaceSource(tmp_path / "copy").fingerprint() == first
+    write_tiny_mixtral(tmp_path / "other", shards=3, seed=1)
+    assert HuggingFaceSource(tmp_path / "other").fingerprint() != first
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6}))
+    assert HuggingFaceSource(source).fingerprint() != first

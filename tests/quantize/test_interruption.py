@@ -1,0 +1,380 @@
+"""Killed, full or failing disks: at every step the folder is either whole or gone on with to the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixq.errors import MixqError, ModelFileError, StorageError, UsageError
+from mixq.formats.folder import ModelFolder
+from mixq.quantize import lock
+from mixq.quantize.events import ShardDone, Started, TensorDone
+from mixq.quantize.job import Job, quantize
+from mixq.quantize.verify import verify
+from tests.checkpoints import write_tiny_mixtral
+
+Contents = dict[str, bytes]
+
+
+def contents(folder: Path) -> Contents:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_tiny_mixtral(tmp_path / "source", hidden=128, ffn=128, experts=2)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def expected(source: Path, tmp_path: Path) -> Contents:
+    quantize(source, tmp_path / "expected")
+    return contents(tmp_path / "expected")
+
+
+def is_loadable(folder: Path) -> bool:
+    try:
+        ModelFolder.open(folder)
+    except ModelFileError:
+        return False
+    return True
+
+
+def killed_at(step: int, source: Path, target: Path) -> bool:
+    """Quantize in a child that dies before its `step`-th rename (odd steps) or after it; return whether it died.
+
+    Every file of a folder appears by a rename, so these are all the moments at which the folder's state changes.
+    """
+    child = os.fork()
+    if child == 0:
+        renames = 0
+        rename = Path.replace
+
+        def dying(path: Path, other: Path) -> Path:
+            nonlocal renames
+            renames += 1
+            if 2 * renames - 1 == step:
+                os._exit(9)
+            renamed = rename(path, other)
+            if 2 * renames == step:
+                os._exit(9)
+            return renamed
+
+        Path.replace = dying  # type: ignore[assignment,method-assign]
+        try:
+            quantize(source, target)
+        except BaseException:  # noqa: BLE001 - the child must not go on into pytest
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_every_rename_and_gone_on_with_gives_the_same_bytes(
+    source: Path, expected: Contents, tmp_path: Path
+) -> None:
+    step = 1
+    while killed_at(step, source, target := tmp_path / f"killed-{step}"):
+        if is_loadable(target):
+            assert {name: expected[name] for name in expected} == {n: contents(target)[n] for n in expected}
+        quantize(source, target)
+        assert contents(target) == expected, f"killed at step {step}"
+        step += 1
+    assert contents(target) == expected
+    # 3 shards, job.json 4 times, tokenizer, its config, generation_config, index, mixq.json, config: 13 renames.
+    assert step == 2 * 13 + 1
+
+
+SLOW_JOB = """
+import sys, time
+from mixq.quantize.job import Job
+from mixq.quantize.events import TensorDone
+for event in Job(sys.argv[1], sys.argv[2]).run():
+    if isinstance(event, TensorDone):
+        print("tensor", flush=True)
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_sigkill_in_the_middle_of_a_shard(source: Path, expected: Contents, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    arguments = [sys.executable, "-c", SLOW_JOB, str(source), str(target)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.stdout is not None
+        for _ in range(17):  # 13 tensors are in the first layer
+            assert process.stdout.readline() == b"tensor\n"
+        process.send_signal(signal.SIGKILL)
+    names = set(contents(target))
+    assert {"job.json", "job.lock", "model-00001-of-00003.safetensors"} <= names
+    assert "model-00002-of-00003.safetensors.partial" in names
+    assert "config.json" not in names
+    with pytest.raises(ModelFileError) as error:
+        verify(target)
+    assert "go" in str(error.value.hint)
+    result = quantize(source, target)
+    assert result.shards_done_before == 1
+    assert any("1 of 3 shards" in text for text in result.notices)
+    assert contents(target) == expected
+
+
+def test_closing_the_generator_leaves_a_resumable_folder_without_leftovers(
+    source: Path, expected: Contents, tmp_path: Path
+) -> None:
+    run = Job(source, tmp_path / "out").run()
+    for event in run:
+        if isinstance(event, ShardDone):
+            break
+    next(run)
+    run.close()  # type: ignore[attr-defined]
+    assert set(contents(tmp_path / "out")) == {"job.json", "model-00001-of-00003.safetensors"}
+    events = list(Job(source, tmp_path / "out").run())
+    assert isinstance(events[0], Started)
+    assert events[0].shards_done == 1
+    done = next(event.weights_done for event in events if isinstance(event, TensorDone))
+    assert done > events[0].weights_done > 0
+    assert contents(tmp_path / "out") == expected
+
+
+def interrupted(source: Path, target: Path) -> Path:
+    """Leave a job with one finished shard."""
+    run = Job(source, target).run()
+    while not isinstance(next(run), ShardDone):
+        pass
+    run.close()  # type: ignore[attr-defined]
+    return target
+
+
+def test_a_shard_damaged_in_between_is_made_again(source: Path, expected: Contents, tmp_path: Path) -> None:
+    target = interrupted(source, tmp_path / "out")
+    shard = target / "model-00001-of-00003.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-7] ^= 4
+    shard.write_bytes(damaged)
+    result = quantize(source, target)
+    assert result.shards_done_before == 0
+    assert any("model-00001-of-00003.safetensors is missing or damaged" in text for text in result.notices)
+    assert contents(target) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"format": "w4"}, "format: it was nl4 and is now w4"),
+        ({"group": 64}, "mix: q: it was nl4:16 and is now nl4:64"),
+        ({"mix": "lm_head=bf16"}, "mix: lm_head: it was w8:128 and is now bf16"),
+    ],
+)
+def test_other_settings_are_refused(settings: dict[str, object], named: str, source: Path, tmp_path: Path) -> None:
+    target = interrupted(source, tmp_path / "out")
+    before = contents(target)
+    with pytest.raises(UsageError, match=named):
+        Job(source, target, **settings)  # type: ignore[arg-type]
+    assert contents(target) == before
+    quantize(source, target)
+    before = contents(target)
+    with pytest.raises(UsageError, match=named):
+        Job(source, target, **settings)  # type: ignore[arg-type]
+    assert contents(target) == before
+
+
+def test_another_source_is_refused(source: Path, tmp_path: Path) -> None:
+    target = interrupted(source, tmp_path / "out")
+    write_tiny_mixtral(tmp_path / "other", hidden=128, ffn=128, experts=2, seed=1)
+    with pytest.raises(UsageError, match="begun from another checkpoint, 'source'; this is 'other'"):
+        Job(tmp_path / "other", target)
+
+
+def test_a_moved_source_is_the_same_source(source: Path, expected: Contents, tmp_path: Path) -> None:
+    target = interrupted(source, tmp_path / "out")
+    source.rename(tmp_path / "moved")
+    quantize(tmp_path / "moved", target)
+    assert contents(target) == expected
+
+
+def test_a_finished_folder_is_left_as_it_is(source: Path, tmp_path: Path) -> None:
+    first = quantize(source, tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again = quantize(source, tmp_path / "out")
+    assert again.already_done
+    assert again.sizes == first.sizes
+    assert again.errors.mean == first.errors.mean
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_finished_folder_that_lost_a_file_is_not_called_done(source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "out")
+    (tmp_path / "out" / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelFileError, match=r"model-00002-of-00003\.safetensors is missing"):
+        quantize(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"format_version": 1, "settings": {}, "source": {}, "shards": 3}']
+)
+def test_a_damaged_journal_is_refused(content: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "job.json").write_text(content)
+    with pytest.raises(ModelFileError, match=r"job\.json"):
+        Job(source, tmp_path / "out")
+
+
+def test_two_jobs_on_one_target(source: Path, expected: Contents, tmp_path: Path) -> None:
+    first = Job(source, tmp_path / "out").run()
+    while not isinstance(next(first), TensorDone):
+        pass
+    before = contents(tmp_path / "out")
+    with pytest.raises(MixqError, match="another quantize job is working on") as error:
+        quantize(source, tmp_path / "out")
+    assert error.value.exit_code == 1
+    assert contents(tmp_path / "out") == before
+    list(first)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_lock_file_left_behind_locks_nothing(source: Path, expected: Contents, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / lock.FILE_NAME).write_bytes(b"")
+    quantize(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == expected
+
+
+FAILING_CALLS = ["os.fsync", "os.posix_fallocate", "pathlib.Path.replace", "os.open"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("call", FAILING_CALLS)
+def test_every_write_that_fails_ends_clearly_and_is_gone_on_with(
+    call: str, code: int, source: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fail the first, second, third ... call of one kind until the job gets through untouched."""
+    owner, name = (Path, "replace") if "Path" in call else (os, call.removeprefix("os."))
+    if not hasattr(owner, name):
+        pytest.skip(f"no {call} here")
+    real: Callable[..., object] = getattr(owner, name)
+    for failing in range(1, 100):
+        target = tmp_path / f"{call}-{failing}"
+        calls = 0
+
+        def fail(*arguments: object, failing: int = failing, target: Path = target, **options: object) -> object:
+            nonlocal calls
+            if call != "os.open" or str(target) in str(arguments[0]):  # Python itself opens other files
+                calls += 1
+                if calls == failing:
+                    raise OSError(code, os.strerror(code))
+            return real(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, fail)
+            try:
+                quantize(source, target)
+            except StorageError as error:
+                assert error.exit_code == 5
+                assert not is_loadable(target) or contents(target).keys() >= expected.keys()
+                assert not list(target.glob("*.partial"))
+            else:
+                assert calls < failing
+                break
+        quantize(source, target)
+        assert contents(target) == expected, f"{call} number {failing}"
+    assert failing > 1
+
+
+class Disk:
+    """A disk with `free` bytes, for shutil.disk_usage."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def __call__(self, path: Path) -> Disk:
+        return self
+
+
+def test_not_enough_disk_is_refused_before_anything_is_written(
+    source: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = Job(source, tmp_path / "out").dry_run().disk_needed
+    monkeypatch.setattr("shutil.disk_usage", Disk(needed - 1234))
+    with pytest.raises(StorageError) as error:
+        quantize(source, tmp_path / "out")
+    assert (
+        f"needs {needed:,} bytes, but only {needed - 1234:,} are free: 1,234 bytes are missing" in error.value.message
+    )
+    assert error.value.exit_code == 5
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("shutil.disk_usage", Disk(needed))
+    quantize(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == expected
+
+
+def test_what_is_there_already_needs_no_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Job(source, tmp_path / "out").dry_run().disk_needed
+    target = interrupted(source, tmp_path / "out")
+    shard = (target / "model-00001-of-00003.safetensors").stat().st_size
+    rest = Job(source, target).dry_run().disk_needed
+    assert rest == whole - shard
+    (target / "model-00002-of-00003.safetensors.partial").write_bytes(bytes(1000))  # goes away first
+    assert Job(source, target).dry_run().disk_needed == rest - 1000
+    monkeypatch.setattr("shutil.disk_usage", Disk(rest - 1000))
+    quantize(source, target)
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    source: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(StorageError, match=r"model-00001-of-00003\.safetensors \([\d,]+ bytes\) does not fit"):
+            quantize(source, tmp_path / "out")
+    quantize(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("place", ["mkdir", "lock"])
+def test_read_only_target(place: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    if place == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    else:
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match="cannot be written: Permission denied") as error:
+        quantize(source, tmp_path / "out")
+    assert error.value.exit_code == 5
+    assert "may write" in str(error.value.hint)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder_on_disk(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "parent").mkdir(mode=0o555)
+    with pytest.raises(StorageError, match="cannot be written"):
+        quantize(source, tmp_path / "parent" / "out")
+
+
+def test_target_that_is_the_source_a_file_or_somebody_elses(source: Path, tmp_path: Path) -> None:
+    before = contents(source)
+    with pytest.raises(UsageError, match="same folder"):
+        quantize(source, source / ".." / "source")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        quantize(source, tmp_path / "file")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("a cat")
+    with pytest.raises(UsageError, match=r"not empty \(cat\.jpg\)"):
+        quantize(source, tmp_path / "photos")
+    assert contents(source) == before
+    assert contents(tmp_path / "photos") == {"cat.jpg": b"a cat"}

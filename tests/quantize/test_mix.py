@@ -1,0 +1,139 @@
+"""Which scheme each Linear gets, and what config.json says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mixq.config import ModelConfig
+from mixq.errors import UsageError
+from mixq.formats.architecture import parameters
+from mixq.formats.quantization import QuantizationConfig
+from mixq.models.presets import PRESETS
+from mixq.quantize.layout import all_items, plan_shards
+from mixq.quantize.mix import Mix
+from mixq.quantize.report import sizes_of_items
+
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+DENSE = {**MIXTRAL, "architectures": ["MistralForCausalLM"]}
+
+
+def mix_of(raw: dict[str, Any] = MIXTRAL, **options: Any) -> Mix:
+    return Mix.resolve(ModelConfig.from_dict(raw), **options)
+
+
+EXPERTS = ("w1", "w2", "w3")
+BF16 = "bf16"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"q": "nl4:16", "k": "w8:128", "v": "w8:128", "o": "nl4:16", "w1": "nl4:32", "lm_head": "w8:128"}),
+        ({"group": 64}, {"q": "nl4:64", "k": "w8:128", "w2": "nl4:64", "lm_head": "w8:128"}),
+        ({"mix": "all-nl4"}, dict.fromkeys(("q", "k", "v", "o", *EXPERTS, "lm_head"), "nl4:32")),
+        ({"mix": "all-nl4", "group": 16}, dict.fromkeys(("q", "k", "v", "o", *EXPERTS, "lm_head"), "nl4:16")),
+        ({"mix": "all-nl4,lm_head=bf16"}, {"q": "nl4:32", "lm_head": BF16}),
+        ({"mix": "attention=w8, o = w4:64"}, {"q": "w8:128", "v": "w8:128", "o": "w4:64", "w3": "nl4:32"}),
+        ({"mix": "experts=nl4:64", "group": 16}, {"w1": "nl4:64", "q": "nl4:16"}),
+        ({"format": "w4"}, {"w1": "w4:32", "q": "w8:128", "o": "w8:128", "lm_head": BF16}),
+        ({"format": "w4", "group": 128}, {"w1": "w4:128", "q": "w8:128"}),
+        ({"format": "w4", "mix": "attention=bf16"}, {"w1": "w4:32", "q": BF16}),
+        ({"format": "w8", "group": 32}, {"w1": "w8:32", "q": "w8:32", "lm_head": BF16}),
+        ({"format": "nf4"}, {"w1": "nf4:64", "k": "nf4:64", "lm_head": BF16}),
+    ],
+)
+@pytest.mark.parametrize("raw", [MIXTRAL, DENSE])
+def test_schemes(raw: dict[str, Any], options: dict[str, Any], expected: dict[str, str]) -> None:
+    found = mix_of(raw, **options)
+    dense = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"} if raw is DENSE else {}
+    assert {kind: found.as_dict()[dense.get(kind, kind)] for kind in expected} == expected
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("raw", [MIXTRAL, DENSE])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mix": "all-nl4"},
+        {"mix": "o=w4:64,k=bf16"},
+        {"format": "w4"},
+        {"format": "w4", "mix": "o=w4:64"},
+        {"format": "w8"},
+        {"format": "nf4"},
+    ],
+)
+def test_config_json_says_of_every_tensor_what_the_mix_says(raw: dict[str, Any], options: dict[str, Any]) -> None:
+    found = mix_of(raw, **options)
+    read = QuantizationConfig.parse(found.quantization.to_dict())
+    assert read is not None
+    for parameter in parameters(ModelConfig.from_dict(raw)):
+        assert read.scheme_for(parameter.module) == found.scheme_of(parameter), parameter.module
+
+
+def test_a_w4_folder_is_compressed_tensors_with_targets_that_every_engine_matches() -> None:
+    raw = mix_of(format="w4").quantization.to_dict()
+    assert raw["quant_method"] == "compressed-tensors"
+    targets = [target for group in raw["config_groups"].values() for target in group["targets"]]
+    assert r"re:.*block_sparse_moe\.experts\..*" in targets
+    assert mix_of(format="nl4").quantization.to_dict()["quant_method"] == "mixq"
+    assert mix_of(format="nf4").quantization.to_dict()["quant_method"] == "mixq"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "nl5"}, "unknown format 'nl5'.*Did you mean 'nl4'"),
+        ({"group": 48}, "group size 48 does not exist for nl4; allowed: 16, 32, 64"),
+        ({"format": "w4", "group": 16}, "allowed: 32, 64, 128"),
+        ({"mix": "expert=nl4"}, "unknown name 'expert'.*Did you mean 'experts'"),
+        ({"mix": "experts=nl5"}, "unknown scheme 'nl5'"),
+        ({"mix": "experts"}, "'experts' in --mix is not NAME=SCHEME"),
+        ({"mix": "all_nl4"}, "Did you mean 'all-nl4'"),
+        ({"mix": ""}, "is not NAME=SCHEME"),
+        ({"mix": "router=w8"}, "router is never quantized"),
+        ({"mix": "embedding=w8"}, "embedding is looked up"),
+        ({"format": "w4", "mix": "all-nl4"}, "needs --format nl4"),
+        ({"format": "w4", "mix": "experts=nl4"}, "holds w4 and w8 only"),
+        ({"format": "w4", "mix": "lm_head=w8"}, "lm_head stays in bf16 in a w4 folder"),
+        ({"format": "w8", "mix": "k=w4:32"}, "q, k and v must have one scheme"),
+        ({"mix": "attention=bf16,experts=bf16,lm_head=bf16"}, "nothing of this model would be quantized"),
+    ],
+)
+def test_mixes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        mix_of(**options)
+    assert error.value.exit_code == 2
+
+
+def test_a_tied_head_cannot_be_named() -> None:
+    tied = {**MIXTRAL, "tie_word_embeddings": True}
+    assert mix_of(tied).requested["lm_head"] is None
+    with pytest.raises(UsageError, match="shares the embedding's weights"):
+        mix_of(tied, mix="lm_head=w8")
+
+
+def test_mixtral_8x7b_takes_what_the_design_says() -> None:
+    """25.3 GB, of which a token reads 7.0 GB (DESIGN.md section 2); w4 takes 27.3 GB."""
+    config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
+    sizes = {}
+    for format in ("nl4", "w4"):
+        shards = plan_shards(config, Mix.resolve(config, format=format))
+        assert len(shards) == 33
+        sizes[format] = sizes_of_items(config, all_items(shards))
+    assert round(sizes["nl4"].nbytes / 1e9, 1) == 25.3
+    assert round(sizes["nl4"].token_bytes / 1e9, 1) == 7.0
+    assert round(sizes["w4"].nbytes / 1e9, 1) == 27.3
+    assert sizes["nl4"].weights == 46_702_792_704
