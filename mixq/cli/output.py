@@ -77,7 +77,11 @@ def model_text(text: str) -> None:
 def stats_line(done: Done) -> str:
     """Return the figures of one answer in one line."""
     stats = done.stats
-    prompt = f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f}/s"
-    reply = f"reply {len(done.token_ids)} tokens, {stats.decode_tokens_per_second:.1f}/s"
-    first = f"first after {stats.time_to_first_token:.2f} s"
+    prompt = f"{stats.prompt_tokens} tokens in ({_speed(stats.prompt_tokens_per_second)})"
+    reply = f"{len(done.token_ids)} out ({_speed(stats.decode_tokens_per_second)})"
+    first = f"first {stats.time_to_first_token:.2f} s"
     return f"{prompt} · {reply} · {first} · context {stats.context_used}/{stats.context_size}"
+
+
+def _speed(tokens_per_second: float) -> str:
+    return f"{tokens_per_second:.0f}/s" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}/s"
