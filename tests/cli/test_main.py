@@ -107,9 +107,10 @@ def test_control_characters_of_a_name_are_spelled_out(cli: RunCli) -> None:
     assert r"\x1b" in outcome.err
 
 
-def test_reader_that_goes_away_is_no_failure_to_talk_about(quantized: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["written at once", "buffered to the end"])
+def test_reader_that_goes_away_is_no_failure_to_talk_about(quantized: Path, flags: tuple[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "mixq", "show", str(quantized)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mixq", "show", str(quantized), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None
