@@ -95,7 +95,7 @@ def mutate(original: dict[str, Any], random_: random.Random) -> dict[str, Any]:
             if isinstance(other, dict):
                 holder[last] = copy.deepcopy(other.get(key))
         else:
-            holder[last] = random_.choice(TELLING)
+            holder[last] = copy.deepcopy(random_.choice(TELLING))
     return raw
 
 
