@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,8 +110,12 @@ def test_control_characters_of_a_name_are_spelled_out(cli: RunCli) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["written at once", "buffered to the end"])
 def test_reader_that_goes_away_is_no_failure_to_talk_about(quantized: Path, flags: tuple[str]) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mixq", "show", str(quantized), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mixq", "show", str(quantized), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=buffered,
     )
     assert process.stdout is not None
     assert process.stderr is not None
