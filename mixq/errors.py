@@ -54,6 +54,6 @@ class StorageError(MixqError):
 
 def printable(name: object, limit: int = 200) -> str:
     """Return `name` safe to show: control characters and escapes from hostile files are spelled out."""
-    text = str(name)
+    text = str(name)[: limit + 1]  # a hostile file may hold megabytes here
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

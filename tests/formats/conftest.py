@@ -58,8 +58,13 @@ def random_state(config: dict[str, Any], dtype: torch.dtype = torch.bfloat16, se
     return state
 
 
-def round_to_nearest(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype = torch.bfloat16) -> PackedLinear:
-    """Pack a weight without any search. Scales take the sign of their group's largest weight, so half are negative."""
+def round_to_nearest(
+    weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype = torch.bfloat16, *, powers_of_two: bool = False
+) -> PackedLinear:
+    """Pack a weight without any search. Scales take the sign of their group's largest weight, so half are negative.
+
+    `powers_of_two` rounds w4's and w8's scales up to powers of two, so that bfloat16 holds every product exactly.
+    """
     N, K = weight.shape
     groups = weight.float().reshape(N, -1, scheme.group_size)
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]  # [N, G], signed
@@ -75,6 +80,8 @@ def round_to_nearest(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype = 
         return PackedLinear(scheme, (N, K), nl4.pack(codes, scale.to(torch.int8), row_scale), table)
     low, high = -(2 ** (scheme.bits - 1)), 2 ** (scheme.bits - 1) - 1
     scale = (largest / low).to(scale_dtype)
+    if powers_of_two:
+        scale = (scale.sign() * scale.abs().float().log2().ceil().exp2()).to(scale_dtype)
     q = (groups / scale.float()[..., None]).nan_to_num().round().clamp(low, high)
     return PackedLinear(scheme, (N, K), int_groups.pack(q.to(torch.int8).reshape(N, K), scale, scheme.bits))
 
@@ -86,6 +93,7 @@ def write_folder(
     quantization: QuantizationConfig | None = None,
     *,
     scale_dtype: torch.dtype = torch.bfloat16,
+    powers_of_two: bool = False,
     shards: int = 1,
 ) -> dict[str, PackedLinear]:
     """Write a model folder; return what was packed, by Linear name."""
@@ -99,7 +107,7 @@ def write_folder(
         if scheme is None:
             stored[name] = tensor
             continue
-        packed[module] = round_to_nearest(tensor, scheme, scale_dtype)
+        packed[module] = round_to_nearest(tensor, scheme, scale_dtype, powers_of_two=powers_of_two)
         stored.update({f"{module}.{suffix}": part for suffix, part in packed[module].tensors.items()})
     content = dict(config)
     if quantization is not None:

@@ -149,10 +149,10 @@ def test_there_are_enough_hostile_headers() -> None:
 def test_a_hostile_header_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(HOSTILE[kind])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert caught.value.exit_code == 3
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 1000
@@ -166,6 +166,15 @@ def test_the_good_header_that_the_hostile_ones_are_made_of_is_read(tmp_path: Pat
         "a": (torch.bfloat16, (4,), 8),
         "b": (torch.uint8, (2, 4), 8),
     }
+
+
+def test_a_header_above_the_limit_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 1 << 36))
+        file.truncate(1 << 37)  # sparse: takes no disk, but 64 GiB of memory where the header is read first
+    with pytest.raises(ModelFileError, match=f"the limit is {MAX_HEADER_BYTES:,}"):
+        read_header(path)
 
 
 def test_a_truncated_file_says_how_much_is_there(tmp_path: Path) -> None:
@@ -206,14 +215,14 @@ def test_a_header_full_to_the_limit_takes_bounded_time(filler: bytes, tmp_path: 
     text = b"{" + b"".join(filler % i for i in range(count))[:-1] + b"}"
     path = tmp_path / "full.safetensors"
     path.write_bytes(shard(text, b""))
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         header = read_header(path)
     except ModelFileError:
         pass
     else:
         assert len(header.entries) == count
-    assert time.perf_counter() - started < 10 * SECONDS
+    assert time.process_time() - started < 10 * SECONDS
 
 
 def mutations(content: bytes, random_: random.Random) -> bytes:
@@ -263,7 +272,7 @@ def test_mutated_files_are_read_rightly_or_refused(tmp_path: Path) -> None:
     content = safetensors.torch.save(tensors, {"format": "pt"})
     path = tmp_path / "mutated.safetensors"
     refused: list[str] = []
-    started = time.perf_counter()
+    started = time.process_time()
     path.touch()
     for _ in range(10_000):
         damaged = mutations(content, random_)
@@ -279,7 +288,7 @@ def test_mutated_files_are_read_rightly_or_refused(tmp_path: Path) -> None:
         assert sum(end - start for start, end in spans) == path.stat().st_size - mapped.header.data_start
         for name in mapped.header.entries:
             mapped.tensor(name).clone()
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert all(message.isprintable() for message in refused)
     assert 5000 < len(refused) < 10_000  # both branches are taken
 

@@ -137,7 +137,7 @@ def test_mutated_folders_are_opened_rightly_or_refused(
     outcomes = {"refused": 0, "opened": 0}
     for _ in range(ROUNDS // 4):
         (tmp_path / file).write_text(json.dumps(mutate(original, random_)), encoding="utf-8")
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             Manifest.read(tmp_path)
             use(ModelFolder.open(tmp_path))
@@ -148,5 +148,5 @@ def test_mutated_folders_are_opened_rightly_or_refused(
             message = "opened"
             outcomes["opened"] += 1
         assert message.isprintable()
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 5
     assert outcomes["refused"] > 20, outcomes

@@ -250,8 +250,8 @@ def test_a_pattern_that_could_take_long_is_refused(pattern: str) -> None:
 )
 def test_ordinary_patterns_are_quick(pattern: str) -> None:
     compiled = compile_pattern(pattern, "config.json")
-    started = time.perf_counter()
+    started = time.process_time()
     for name in (EXPERT, "." * 64, "model.layers.55.block_sparse_moe.experts.7.w2" + "." * 19):
         compiled.match(name)
         compiled.fullmatch(name)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
