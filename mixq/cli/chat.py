@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixq.cli import options, output
 from mixq.config import RuntimeOptions
+from mixq.errors import UsageError
 
 if TYPE_CHECKING:
     from mixq.engine import Model
@@ -26,6 +27,7 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
+    json: options.Json = False,
     device: options.Device = DEFAULTS.device,
     vram: options.Vram = None,
     ram: options.Ram = None,
@@ -41,6 +43,8 @@ def chat(
     At the prompt, /help lists the commands and Ctrl-C stops a reply. When standard input is not a terminal, each of its
     lines is answered as a conversation of its own, so that one answer does not depend on another.
     """
+    if json and sys.stdin.isatty():
+        raise UsageError("--json is for input from a pipe or file, not for a chat at the terminal.")
     from mixq.cli.loading import load_model
     from mixq.generation_config import default_sampling
     from mixq.sampling import SamplingParams
@@ -74,7 +78,7 @@ def chat(
     if sys.stdin.isatty():
         _talk(loaded, sampling, system or "", "the demo model" if model is None else loaded.folder.path.name)
     else:
-        _answer_lines(loaded, sampling, system or "")
+        _answer_lines(loaded, sampling, system or "", json=json)
 
 
 def _talk(model: Model, sampling: dict[str, Any], system: str, name: str) -> None:
@@ -107,16 +111,23 @@ def _line_reader() -> Callable[[], str]:
     return read_line
 
 
-def _answer_lines(model: Model, sampling: dict[str, Any], system: str) -> None:
+def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
     from mixq.cli.conversation import Conversation
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.reading import utf8_lines
 
+    show = (lambda _: None) if json else output.model_text
+    answers = []
     for line in utf8_lines(sys.stdin.buffer):
         if not line.strip():
             continue
         with first_interrupt_cancels() as cancel:
-            done = Conversation(model.new_session, sampling, system).ask(line, output.model_text, cancel=cancel)
-        output.model_text("" if done.text.endswith("\n") else "\n")
+            done = Conversation(model.new_session, sampling, system).ask(line, show, cancel=cancel)
+        show("" if done.text.endswith("\n") else "\n")
+        answers.append({"prompt": line, **output.answer_document(done)})
         if done.reason == "cancelled":
-            raise KeyboardInterrupt
+            break
+    if json:
+        output.print_json({"model": str(model.folder.path), "sampling": sampling, "answers": answers})
+    if answers and answers[-1]["finish_reason"] == "cancelled":
+        raise KeyboardInterrupt

@@ -74,6 +74,16 @@ def model_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def answer_document(done: Done) -> dict[str, Any]:
+    """Return one answer as `--json` has it."""
+    return {
+        "text": done.text,
+        "token_ids": list(done.token_ids),
+        "finish_reason": done.reason,
+        "stats": done.stats.as_dict(),
+    }
+
+
 def stats_line(done: Done) -> str:
     """Return the figures of one answer in one line."""
     stats = done.stats

@@ -79,7 +79,7 @@ def run(
     )
     done = _answer(loaded, text, raw=raw, system=system or "", sampling=sampling, stream=not json)
     if json:
-        output.print_json(_document(loaded, done, sampling))
+        output.print_json({"model": str(loaded.folder.path), "sampling": sampling, **output.answer_document(done)})
     elif not done.text.endswith("\n"):
         output.model_text("\n")
     if not quiet and not json:
@@ -116,14 +116,3 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
         else:
             events = model.chat([*messages, Message("user", text)], cancel=cancel, **sampling)
         return show_events(events, output.model_text if stream else lambda _: None)
-
-
-def _document(model: Model, done: Done, sampling: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": str(model.folder.path),
-        "text": done.text,
-        "token_ids": list(done.token_ids),
-        "finish_reason": done.reason,
-        "sampling": sampling,
-        "stats": done.stats.as_dict(),
-    }

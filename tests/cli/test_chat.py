@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -142,6 +143,13 @@ def test_each_line_of_a_pipe_is_a_conversation_of_its_own(cli: RunCli, quantized
     assert len(answers) == 3
     assert answers[0] == answers[2] != answers[1]
     assert cli("chat", quantized, *GREEDY, stdin=b"Who are you?\n").out.splitlines() == [answers[1]]
+
+
+def test_json_of_a_pipe_is_one_document(cli: RunCli, quantized: Path) -> None:
+    plain = cli("chat", quantized, *GREEDY, stdin=b"Hello\nWho are you?\n")
+    document = json.loads(cli("chat", quantized, *GREEDY, "--json", stdin=b"Hello\nWho are you?\n").out)
+    assert [answer["prompt"] for answer in document["answers"]] == ["Hello", "Who are you?"]
+    assert [answer["text"] for answer in document["answers"]] == plain.out.splitlines()
 
 
 def test_empty_pipe_is_no_failure(cli: RunCli, quantized: Path) -> None:
