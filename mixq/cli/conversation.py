@@ -64,6 +64,11 @@ class Conversation:
         return self._reply([*self.messages, Message("user", text)], show, cancel, progress)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the same question has the same reply."""
+        return self._sampling.get("temperature") == 0
+
+    @property
     def can_regenerate(self) -> bool:
         """Whether there is a reply to ask for again."""
         return bool(self.messages)

@@ -38,16 +38,21 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Say something that the user should act on or know."""
-    talk().print("Warning: ", style="bold yellow", end="")
-    talk().print(text)
+    _say("Warning: ", "bold yellow", text)
 
 
 def print_error(error: MixqError) -> None:
     """Say what went wrong and what to do next."""
-    talk().print("Error: ", style="bold red", end="")
-    talk().print(error.message)
+    _say("Error: ", "bold red", error.message)
     if error.hint:
         talk().print(error.hint)
+
+
+def _say(label: str, style: str, text: str) -> None:
+    """Print in one go: a progress bar on the same terminal would come between two halves of a line."""
+    from rich.text import Text
+
+    talk().print(Text.assemble((label, style), text))
 
 
 def print_json(document: Any) -> None:

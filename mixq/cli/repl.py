@@ -19,7 +19,7 @@ from mixq.generate import Done
 
 HELP = """\
 /help           this list
-/system [TEXT]  show or set the system text ("/system -" removes it); the next message uses it
+/system [TEXT]  show or set the system text; "/system -" removes it
 /clear          forget the conversation; the system text stays
 /regen          another reply to the last message
 /stats          figures of the last reply and of the model
@@ -94,6 +94,8 @@ class Repl:
         if not self.conversation.can_regenerate:
             output.warn("there is no reply to replace yet.")
             return
+        if self.conversation.is_greedy:
+            output.note("At temperature 0 a reply stays the same; leave, and give --temperature 0.7 for others.")
         with first_interrupt_cancels() as cancel:
             done = self.conversation.regenerate(output.model_text, cancel=cancel)
         self._finish(done)
@@ -124,7 +126,7 @@ class Repl:
 
     def _show_stats(self, _: str) -> None:
         last = self.conversation.last
-        output.talk().print("last reply: " + (output.stats_line(last) if last else "none yet"))
+        output.talk().print(f"last reply:\n  {output.stats_line(last)}" if last else "last reply: none yet")
         for name, value in self._model_stats().items():
             if name != "last":
                 shown = format_size(value) if name.endswith("_bytes") else printable(value)

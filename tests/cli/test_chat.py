@@ -98,6 +98,13 @@ def test_regen_asks_again_with_the_next_seed(capsys: pytest.CaptureFixture[str])
     assert "no reply to replace" in capsys.readouterr().err
 
 
+def test_regen_at_temperature_0_says_that_nothing_will_change(capsys: pytest.CaptureFixture[str]) -> None:
+    talk("one", "/regen", temperature=0)
+    assert "stays the same" in capsys.readouterr().err
+    talk("one", "/regen", temperature=0.5)
+    assert "stays the same" not in capsys.readouterr().err
+
+
 def test_interrupt_stops_the_reply_and_keeps_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     session = talk("interrupt", "two")
