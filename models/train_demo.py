@@ -1,7 +1,7 @@
 """Trains the demo model, from the tokenizer to the exported folder: `python models/train_demo.py` makes models/demo.
 
-Deterministic for one machine and torch build. A run that was stopped goes on with --resume; the schedule is warm-up,
-constant, then a linear decay over the last quarter, so --steps may still be changed while the rate is constant.
+The conversations are the same everywhere; the weights only on one machine with one build of torch. A run that was
+stopped goes on with --resume. The rate warms up, stays, then falls linearly, so --steps may be changed while it stays.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mixq.models.demo_network import DemoConfig, DemoNetwork
 from mixq.models.demo_optimizer import MuonAdamW
 from mixq.models.world import Turn, questions, score
 
-STEPS = 3000
+STEPS = 1500
 BATCH_TOKENS = 8192
-WARM_UP, DECAY_SHARE = 100, 0.25
+WARM_UP, DECAY_FROM = 100, 700
 MATRIX_LR, OTHER_LR = 4e-3, 4e-3
 DEV_SEED, DEV_QUESTIONS = 1, 400
 EVALUATE_EVERY, SAVE_SECONDS = 250, 300
@@ -31,7 +31,7 @@ EVALUATE_EVERY, SAVE_SECONDS = 250, 300
 
 def rate(step: int, steps: int) -> float:
     """The share of the learning rate in a step."""
-    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (steps * DECAY_SHARE))
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / max(steps - DECAY_FROM, 1))
 
 
 @torch.no_grad()
