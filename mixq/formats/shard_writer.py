@@ -22,10 +22,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from mixq.formats.atomic import atomic_write_bytes, atomic_write_json, partial_path, storage_error, sync_folder
+from mixq.formats.atomic import partial_path, storage_error, sync_folder
 from mixq.formats.header import DTYPES, MAX_HEADER_BYTES, NAME, TensorEntry
-
-__all__ = ["ShardWriter", "atomic_write_bytes", "atomic_write_json", "shard_layout", "shard_size"]
 
 DATA_ALIGNMENT = 4096
 HASH_BLOCK = 1 << 20

@@ -128,9 +128,19 @@ def test_matching_is_the_librarys() -> None:
         r"re:.*experts\.5\..*": Scheme("w4", 64),
         EXPERT.replace("3", "4"): Scheme("w4", 128),
         r"re:experts": Scheme("w8", 32),
+        "tail.experts.1": Scheme("w8", 64),
     }
     config = QuantizationConfig.compressed_tensors(targets, ignore=("re:.*gate$", "lm_head"))
-    for name in (EXPERT, EXPERT.replace("3", "4"), EXPERT.replace("5", "2"), QUERY, ROUTER, "lm_head", "experts.w1"):
+    for name in (
+        EXPERT,
+        EXPERT.replace("3", "4"),
+        EXPERT.replace("5", "2"),
+        QUERY,
+        ROUTER,
+        "lm_head",
+        "experts.w1",
+        "tail.experts.1",
+    ):
         module = torch.nn.Linear(1, 1)
         ignored = match.is_match(name, module, ["re:.*gate$", "lm_head"])
         matched = match.match_targets(name, module, list(targets))

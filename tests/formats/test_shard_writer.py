@@ -159,6 +159,16 @@ def test_a_folder_that_is_not_there_or_not_writable(tmp_path: Path) -> None:
         atomic_write_bytes(tmp_path / "file" / "a.json", b"{}")
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    atomic_write_bytes(path, b"old content")
+    with path.open("rb", buffering=0) as reader:
+        assert reader.read(3) == b"old"
+        atomic_write_bytes(path, b"new")
+        assert reader.read() == b" content"
+    assert path.read_bytes() == b"new"
+
+
 def test_atomic_files_are_whole_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
     atomic_write_json(path, {"b": 1, "a": "é"})
