@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mixq.cli import options, output
+from mixq.config import format_size
 
 if TYPE_CHECKING:
     from mixq.formats.folder import ModelFolder
@@ -59,16 +60,19 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
 
 def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
     from rich.console import Console
+    from rich.table import Table
 
     from mixq.cli.tables import size_table
-    from mixq.config import format_size
     from mixq.errors import printable
 
     console = Console(highlight=False, markup=False)
     kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
     heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"
     console.print(printable(facts["path"]), style="bold", soft_wrap=True)
-    lines = [
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in (
         ("model", f"{facts['architecture']}, {facts['layers']} layers, {kind}"),
         ("shape", f"hidden {facts['hidden_size']}, ffn {facts['intermediate_size']}, {heads}"),
         ("text", f"vocabulary {facts['vocabulary']}, {facts['tokenizer'] or 'no tokenizer'}"),
@@ -76,17 +80,26 @@ def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
         ("files", f"{facts['shards']} shards, {format_size(sizes.nbytes)}"),
         ("a token reads", format_size(sizes.token_bytes)),
         ("method", facts["quantization"] or "not quantized"),
-        *((f"source {key}", _plain(value)) for key, value in (facts["source"] or {}).items()),
-        *((f"setting {key}", _plain(value)) for key, value in (facts["settings"] or {}).items()),
-    ]
-    width = max(len(label) for label, _ in lines)
-    for label, value in lines:
-        console.print(f"  {label:<{width}}  {printable(value)}", soft_wrap=True)
+        *_provenance(facts),
+    ):
+        grid.add_row(label, printable(value, 400))
+    console.print(grid)
     console.print()
     console.print(size_table(sizes))
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what mixq.json says of source and settings that a reader wants; --json has all of it."""
+    source, settings = facts["source"] or {}, facts["settings"] or {}
+    lines = []
+    if "name" in source:
+        size = source.get("nbytes")
+        details = [str(source.get("dtype", "")), format_size(size) if isinstance(size, int) else ""]
+        lines.append(("made from", ", ".join([str(source["name"]), *filter(None, details)])))
+    if "fingerprint" in source:
+        lines.append(("fingerprint", str(source["fingerprint"])[:16]))
+    if isinstance(settings.get("mix"), Mapping):
+        lines.append(("mix", ", ".join(f"{part}={scheme}" for part, scheme in settings["mix"].items())))
+    if settings.get("allow_nonfinite"):
+        lines.append(("non-finite", "weights that were NaN or infinite are 0"))
+    return lines

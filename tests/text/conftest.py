@@ -1,4 +1,4 @@
-"""The real Mixtral tokenizer, as mistral-common ships it."""
+"""The real Mixtral tokenizer, as mistral-common ships it, and the demo model's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mixq import paths
 from mixq.text.tokenizer import Tokenizer
 
 MIXTRAL_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
@@ -20,6 +21,17 @@ def mixtral_tokenizer_path() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", params=["mixtral", "demo"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """Both of them, one after the other: their byte pieces begin at id 3, their control ids are 1 and 2."""
+    if request.param == "mixtral":
+        return Tokenizer(request.getfixturevalue("mixtral_tokenizer_path"))
+    path = paths.demo_source() / "tokenizer.model"
+    if not path.is_file():
+        pytest.skip("no demo model here")
+    return Tokenizer(path)
+
+
 @pytest.fixture(scope="session")
-def tokenizer(mixtral_tokenizer_path: Path) -> Tokenizer:
+def mixtral_tokenizer(mixtral_tokenizer_path: Path) -> Tokenizer:
     return Tokenizer(mixtral_tokenizer_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from tests.text.samples import CONTROL_SPELLINGS, SCRIPTS
 
 
 @pytest.fixture(scope="session")
-def mistral(mixtral_tokenizer_path: Path) -> Any:
+def mistral(tokenizer: Tokenizer) -> Any:
     module = pytest.importorskip("mistral_common.tokens.tokenizers.mistral")
-    return module.MistralTokenizer.from_file(str(mixtral_tokenizer_path))
+    return module.MistralTokenizer.from_file(str(tokenizer.path))
 
 
 def peer_ids(mistral: Any, messages: list[Message]) -> list[int]:
@@ -36,10 +35,12 @@ def conversation(*contents: str, system: str | None = None) -> list[Message]:
     return [Message("system", system), *turns] if system is not None else turns
 
 
-def test_ids_of_a_known_conversation(tokenizer: Tokenizer) -> None:
+def test_ids_of_a_known_conversation(mixtral_tokenizer: Tokenizer) -> None:
     first, second = "1 733 16289 28793 22557 733 28748 16289 28793", "733 16289 28793 6526 28804 733 28748 16289 28793"
     expected = f"{first} 15359 736 28723 2 {second}"
-    assert encode_chat(tokenizer, conversation("Hello", "Hi there.", "Who?")) == [int(i) for i in expected.split()]
+    assert encode_chat(mixtral_tokenizer, conversation("Hello", "Hi there.", "Who?")) == [
+        int(i) for i in expected.split()
+    ]
 
 
 def test_the_compared_tokenizer_is_version_1(mistral: Any) -> None:
