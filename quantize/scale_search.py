@@ -17,9 +17,9 @@ Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from mixq.errors import UsageError
 from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
+from mixq.quantize.levels import IntegerLevels, Levels, TableLevels
 
 START_SCALES = (0.80, 0.87, 0.94, 1.01, 1.08, 1.15)
 """Start scales, as shares of the scale at which the largest magnitude just fits."""
@@ -59,57 +60,6 @@ class Quantized:
     packed: PackedLinear
     relative_squared_error: float
     group_error: float
-
-
-class Levels(Protocol):
-    """The code values of a scheme: what a weight divided by its scale is rounded to."""
-
-    limit: float
-
-    def nearest(self, x: Tensor) -> Tensor:
-        """Return the code value nearest to each element, float32; `x` may be overwritten."""
-        ...
-
-    def codes(self, values: Tensor) -> Tensor:
-        """Return the codes of code values."""
-        ...
-
-
-class IntegerLevels:
-    """Whole numbers of `bits` bits, ties to even; codes are the numbers themselves, int8."""
-
-    def __init__(self, bits: int) -> None:
-        self.limit = float(1 << (bits - 1))
-
-    def nearest(self, x: Tensor) -> Tensor:
-        return x.round_().clamp_(-self.limit, self.limit - 1)
-
-    def codes(self, values: Tensor) -> Tensor:
-        return values.to(torch.int8)
-
-
-class TableLevels:
-    """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are places in the table, uint8.
-
-    Midpoints between int8 values are multiples of one half, so the nearest value depends on floor(2x) alone and is read
-    from a table of 512: several times faster than a binary search, and the same for every x.
-    """
-
-    def __init__(self, table: Tensor) -> None:
-        values = table.to(torch.int32)
-        self.limit = float(values.abs().max())
-        halves = torch.arange(-256, 256, dtype=torch.int32)
-        place = torch.bucketize(halves, (values[1:] + values[:-1]), right=True)  # 2x >= a + b: the larger value
-        self._nearest = values.to(torch.float32)[place]
-        self._code = torch.zeros(256, dtype=torch.uint8)
-        self._code[(values + 128).long()] = torch.arange(16, dtype=torch.uint8)
-
-    def nearest(self, x: Tensor) -> Tensor:
-        place = x.mul_(2).floor_().clamp_(-256, 255).add_(256).to(torch.int32)
-        return self._nearest.index_select(0, place.view(-1)).view(x.shape)
-
-    def codes(self, values: Tensor) -> Tensor:
-        return self._code.index_select(0, (values + 128).to(torch.int32).view(-1)).view(values.shape)
 
 
 def search(
@@ -151,10 +101,10 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, rows: int) -> Quantized:
     codes = torch.empty(N, K, dtype=torch.uint8)
     scale = torch.empty(N, K // g, dtype=torch.int8)
     row_scale = torch.empty(N)
-    loss = _Loss()
     # table value * scale can reach 128 * 127: keep the product with the row scale below infinity, in bf16 too.
     ceiling = torch.finfo(torch.bfloat16).max / (128 * 127)
-    for block in _blocks(N, rows):
+
+    def work(block: slice) -> _Loss:
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
         w = w * power_of_two(-exponent)
@@ -165,9 +115,10 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, rows: int) -> Quantized:
         codes[block] = levels.codes(values).view(-1, K)
         scale[block] = q.squeeze(-1).to(torch.int8)
         row_scale[block] = stored.view(-1)
-        loss.add(w, values * step, exponent)
-    packed = PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table)
-    return loss.quantized(packed)
+        return _loss(w, values * step, exponent)
+
+    losses = _each_block(work, N, rows)
+    return _quantized(PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table), losses)
 
 
 def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, rows: int) -> Quantized:
@@ -175,10 +126,10 @@ def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, ro
     N, K = weight.shape
     codes = torch.empty(N, K, dtype=torch.int8)
     scales = torch.empty(N, K // g, dtype=scale_dtype)
-    loss = _Loss()
     # -8 * scale (or -128 * scale) must stay below infinity, in bf16 too; the scale itself below its own type's.
     ceiling = min(torch.finfo(torch.bfloat16).max / levels.limit, torch.finfo(scale_dtype).max)
-    for block in _blocks(N, rows):
+
+    def work(block: slice) -> _Loss:
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
         w = w * power_of_two(-exponent)
@@ -188,9 +139,10 @@ def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, ro
         values = levels.nearest(w * _inverse(step))
         codes[block] = levels.codes(values).view(-1, K)
         scales[block] = stored.squeeze(-1)
-        loss.add(w, values * step, exponent)
-    packed = PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits))
-    return loss.quantized(packed)
+        return _loss(w, values * step, exponent)
+
+    losses = _each_block(work, N, rows)
+    return _quantized(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits)), losses)
 
 
 def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quantized:
@@ -198,8 +150,8 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quant
     N, K = weight.shape
     codes = torch.empty(N, K, dtype=torch.uint8)
     maxima = torch.empty(N, K // scheme.group_size)
-    loss = _Loss()
-    for block in _blocks(N, rows):
+
+    def work(block: slice) -> _Loss:
         w = weight[block].to(torch.float32)
         tensors = nf4.quantize(w, scheme.group_size, dtype)
         block_codes, block_maxima = nf4.unpack(tensors)
@@ -207,9 +159,10 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quant
         restored = nf4.dequantize(tensors).view(len(w), -1, scheme.group_size)
         w = w.view(restored.shape)
         exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))
-        loss.add(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
-    packed = PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype))
-    return loss.quantized(packed)
+        return _loss(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
+
+    losses = _each_block(work, N, rows)
+    return _quantized(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
 
 
 def best_scales(w: Tensor, levels: Levels) -> Tensor:
@@ -289,30 +242,51 @@ def _best_integers(
     return q, _row_sum(least)
 
 
+@dataclass(frozen=True, slots=True)
 class _Loss:
-    """Adds up what was lost, in float64 and in an order that blocks do not change."""
+    """What a block of rows lost: sums of each row, and the number of groups that are not all zero."""
 
-    def __init__(self) -> None:
-        self.errors: list[float] = []
-        self.energies: list[float] = []
-        self.group_errors: list[float] = []
-        self.groups = 0
+    errors: list[float]
+    energies: list[float]
+    group_errors: list[float]
+    groups: int
 
-    def add(self, w: Tensor, restored: Tensor, exponent: Tensor) -> None:
-        """Count a block: normalised weights and what they became [n, G, g], with the exponent taken out of them."""
-        error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
-        energy = tree_sum(w * w).double()
-        filled = energy > 0
-        self.groups += int(filled.sum())
-        self.group_errors += _row_sum(torch.where(filled, error / energy.clamp_min(1e-300), 0.0)).view(-1).tolist()
-        unit = power_of_two(exponent).double().square()
-        self.errors += _row_sum(error * unit).view(-1).tolist()
-        self.energies += _row_sum(energy * unit).view(-1).tolist()
 
-    def quantized(self, packed: PackedLinear) -> Quantized:
-        energy = math.fsum(self.energies)
-        relative = math.fsum(self.errors) / energy if energy > 0 else 0.0
-        return Quantized(packed, relative, math.fsum(self.group_errors) / max(1, self.groups))
+def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> _Loss:
+    """Compare normalised weights with what they became [n, G, g]; `exponent` was taken out of both."""
+    error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
+    energy = tree_sum(w * w).double()
+    filled = energy > 0
+    relative = torch.where(filled, error / energy.clamp_min(1e-300), 0.0)
+    unit = power_of_two(exponent).double().square()
+    rows = [_row_sum(x).view(-1).tolist() for x in (error * unit, energy * unit, relative)]
+    return _Loss(rows[0], rows[1], rows[2], int(filled.sum()))
+
+
+def _quantized(packed: PackedLinear, losses: Sequence[_Loss]) -> Quantized:
+    """Sum up exactly (fsum), so that the figures do not depend on the blocks either."""
+    error = math.fsum(row for loss in losses for row in loss.errors)
+    energy = math.fsum(row for loss in losses for row in loss.energies)
+    group_error = math.fsum(row for loss in losses for row in loss.group_errors)
+    groups = sum(loss.groups for loss in losses)
+    return Quantized(packed, error / energy if energy > 0 else 0.0, group_error / max(1, groups))
+
+
+def _each_block(work: Callable[[slice], _Loss], N: int, rows: int) -> list[_Loss]:
+    """Do the blocks of rows, each in one of torch's number of threads, and return their losses in order.
+
+    One block a thread instead of all threads on one operation: the operations are too short to be shared (two threads
+    gained 6 %), and waiting for each other after every one is ruinous where the cores are busy with something else.
+    """
+    blocks = [slice(start, min(N, start + rows)) for start in range(0, N, rows)]
+    threads = torch.get_num_threads()
+    if min(threads, len(blocks)) == 1:
+        return [work(block) for block in blocks]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, blocks))
+    finally:
+        torch.set_num_threads(threads)  # the workers' 1 would hold for every thread that begins later
 
 
 def tree_sum(x: Tensor) -> Tensor:
@@ -347,7 +321,3 @@ def _inverse(x: Tensor) -> Tensor:
     """Return 1/x, and 0 where x is 0 or so small that 1/x is infinite."""
     inverse = 1.0 / x
     return torch.where(inverse.abs() == math.inf, 0.0, inverse)
-
-
-def _blocks(N: int, rows: int) -> Iterator[slice]:
-    return (slice(start, min(N, start + rows)) for start in range(0, N, rows))
