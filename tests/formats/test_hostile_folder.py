@@ -22,7 +22,7 @@ from mixq.formats.quantization import ATTENTION_TARGET, EXPERTS_TARGET, Quantiza
 from mixq.formats.scheme import Scheme
 
 SEED = 20260723
-ROUNDS = 2000
+ROUNDS = 300
 
 TELLING: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 16, 32, 128, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308),
@@ -135,7 +135,7 @@ def test_mutated_folders_are_opened_rightly_or_refused(
     original = json.loads((tmp_path / file).read_bytes())
     use(ModelFolder.open(tmp_path))
     outcomes = {"refused": 0, "opened": 0}
-    for _ in range(ROUNDS // 4):
+    for _ in range(ROUNDS):
         (tmp_path / file).write_text(json.dumps(mutate(original, random_)), encoding="utf-8")
         started = time.process_time()
         try:
