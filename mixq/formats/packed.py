@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixq.formats import int_groups, nf4, nl4
+from mixq.formats.nibbles import look_up_nibbles
 from mixq.formats.nl4 import Specs
 from mixq.formats.scheme import Scheme
 
@@ -83,8 +84,8 @@ class PackedLinear:
         nf4 has no integer values: ValueError.
         """
         if self.table is not None:
-            codes, scale, row_scale = nl4.unpack(self.tensors)
-            return self.table[codes.to(torch.int32)], scale.to(torch.float32), row_scale
+            values = look_up_nibbles(self.tensors["weight_codes"], self.table)
+            return values, self.tensors["weight_scale"].to(torch.float32), self.tensors["weight_row_scale"]
         if self.scheme.name == "nf4":
             raise ValueError("nf4 has no integer form: its levels are real numbers")
         q, scale = int_groups.unpack(self.tensors, self.scheme.bits)

@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixq.formats import int_groups
-from mixq.formats.nibbles import look_up_nibbles
 from mixq.formats.packed import PackedLinear
 
 DECODE_ROWS = 8
@@ -79,7 +77,7 @@ def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 def _integer_linear(x: Tensor, weight: PackedLinear) -> Tensor:
     codes, activation_scales = quantize_activations(x)
-    values, weight_scales, row_scale = _integer_form(weight)
+    values, weight_scales, row_scale = weight.integer_form()  # [N, K], [N, G], [N]
     N, K = values.shape
     T = x.shape[0]
     block = min(weight.scheme.group_size, ACTIVATION_GROUP)
@@ -94,15 +92,6 @@ def _integer_linear(x: Tensor, weight: PackedLinear) -> Tensor:
         dots = (values * codes[t]).sum(-1)  # [N, J]
         rows.append((dots * (weight_scales * activation_scales[t])).sum(-1) * row_scale)
     return torch.stack(rows)  # [T, N]
-
-
-def _integer_form(weight: PackedLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Return code values int8 [N, K], group scales float32 [N, G] and row scales float32 [N]."""
-    if weight.table is not None:
-        values = look_up_nibbles(weight.tensors["weight_codes"], weight.table)
-        return values, weight.tensors["weight_scale"].float(), weight.tensors["weight_row_scale"]
-    values, scales = int_groups.unpack(weight.tensors, weight.scheme.bits)
-    return values, scales.float(), torch.ones(weight.shape[0])
 
 
 def router_logits(x: Tensor, weight: Tensor) -> Tensor:
