@@ -88,4 +88,4 @@ def _make(source: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if not (folder / "mixq.json").is_file():
-        raise StorageError(f"{printable(folder)} could not be made.", hint="Look at the disk's space and permissions.")
+        raise StorageError(f"{printable(folder)} could not be made.", hint="Remove it, if it is there, and try again.")

@@ -73,7 +73,11 @@ def quantize(
         else:
             _print_plan(plan, job.target)
         return
-    result = run_job(job)
+    try:
+        result = run_job(job)
+    except KeyboardInterrupt:
+        output.warn("interrupted; run the same command again and it goes on from here.")
+        raise
     if json:
         output.print_json(result.as_dict())
     else:
@@ -81,29 +85,20 @@ def quantize(
 
 
 def run_job(job: Job) -> Result:
-    """Do a job, showing how far it is and what it has to say.
-
-    Raises:
-        KeyboardInterrupt: after saying how to go on.
-        MixqError: see `Job.run`.
-    """
+    """Do a job, showing how far it is and what it has to say; raises what `Job.run` raises."""
     from mixq.cli.progress import weight_progress
     from mixq.quantize.events import Finished, Notice, ShardDone, Started, TensorDone
 
-    try:
-        with weight_progress("quantizing") as update:
-            for event in job.run():
-                if isinstance(event, Started | TensorDone):
-                    update(event.weights_done, event.weights)
-                elif isinstance(event, Notice):
-                    output.warn(event.text)
-                elif isinstance(event, Finished):
-                    return event.result
-                else:
-                    assert isinstance(event, ShardDone)
-    except KeyboardInterrupt:
-        output.warn("interrupted; run the same command again and it goes on from here.")
-        raise
+    with weight_progress("quantizing") as update:
+        for event in job.run():
+            if isinstance(event, Started | TensorDone):
+                update(event.weights_done, event.weights)
+            elif isinstance(event, Notice):
+                output.warn(event.text)
+            elif isinstance(event, Finished):
+                return event.result
+            else:
+                assert isinstance(event, ShardDone)
     raise AssertionError("a job ends with Finished")
 
 
