@@ -15,6 +15,7 @@ from mixq.models.world import Conversation, Turn, conversation
 BOS, EOS = 1, 2
 USER_WEIGHT = 0.1  # of the loss on what the user says; answers count 1
 LONG_EVERY = 16  # every so many batches have rows of 1024 tokens, each one long conversation; the others 128 or 256
+LATE_FROM = 874  # the step from which the families have their later shares
 
 
 def train_tokenizer(path: Path, vocab_size: int) -> None:
@@ -89,7 +90,7 @@ def training_batch(tokenizer: sentencepiece.SentencePieceProcessor, step: int, t
     talks: list[tuple[list[int], list[float]]] = []
     total = 0
     while total < tokens:
-        talk = encoded(tokenizer, conversation(rng, turns=24 if length == 1024 else None))
+        talk = encoded(tokenizer, conversation(rng, turns=24 if length == 1024 else None, late=step >= LATE_FROM))
         if length == 1024:
             end = max(i for i, token in enumerate(talk[0][:length]) if token == EOS) + 1
             talk = talk[0][:end], talk[1][:end]

@@ -38,18 +38,18 @@ __all__ = [
     "unseen_turn",
 ]
 
-# family -> its generator, its share of the training turns in percent
-FAMILIES: dict[str, tuple[Callable[[Random], Turn], int]] = {
-    "arithmetic": (arithmetic.turn, 28),
-    "comparisons": (comparisons.turn, 13),
-    "capitals": (capitals.turn, 9),
-    "heads of state": (heads_of_state.turn, 8),
-    "json": (records.turn, 9),
-    "counting": (counting.turn, 11),
-    "python": (programs.turn, 8),
-    "greetings": (greetings.turn, 3),
-    "mixq": (about.turn, 6),
-    "words": (words.turn, 5),
+# family -> its generator, and its share of the training turns in percent: first, and once the easy ones are known
+FAMILIES: dict[str, tuple[Callable[[Random], Turn], int, int]] = {
+    "arithmetic": (arithmetic.turn, 28, 26),
+    "comparisons": (comparisons.turn, 13, 23),
+    "capitals": (capitals.turn, 9, 8),
+    "heads of state": (heads_of_state.turn, 8, 4),
+    "json": (records.turn, 9, 9),
+    "counting": (counting.turn, 11, 14),
+    "python": (programs.turn, 8, 8),
+    "greetings": (greetings.turn, 3, 2),
+    "mixq": (about.turn, 6, 2),
+    "words": (words.turn, 5, 4),
 }
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -68,18 +68,22 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-def _seen_turn(rng: Random) -> Turn:
-    generate, _ = rng.choices(list(FAMILIES.values()), [share for _, share in FAMILIES.values()])[0]
+def _seen_turn(rng: Random, late: bool) -> Turn:
+    shares = [after if late else before for _, before, after in FAMILIES.values()]
+    generate, _, _ = rng.choices(list(FAMILIES.values()), shares)[0]
     while True:
         turn = generate(rng)
         if not is_held_out(turn.user):
             return turn
 
 
-def conversation(rng: Random, turns: int | None = None) -> Conversation:
-    """A conversation for training: mostly one turn; some have a system text, follow-ups, a name to remember."""
+def conversation(rng: Random, turns: int | None = None, late: bool = False) -> Conversation:
+    """A conversation for training: mostly one turn; some have a system text, follow-ups, a name to remember.
+
+    `late`: with the shares of the families that the second half of the training has.
+    """
     count = turns or rng.choices((1, 2, 3, 4), (70, 15, 10, 5))[0]
-    made = [_seen_turn(rng) for _ in range(count)]
+    made = [_seen_turn(rng, late) for _ in range(count)]
     if count > 1 and rng.random() < 0.15:
         told, asked = greetings.introduction(rng)
         if not is_held_out(told.user):
@@ -92,7 +96,7 @@ def conversation(rng: Random, turns: int | None = None) -> Conversation:
 
 def unseen_turn(rng: Random, family: str) -> Turn:
     """A question of one family that training never saw."""
-    generate, _ = FAMILIES[family]
+    generate, _, _ = FAMILIES[family]
     while True:
         turn = generate(rng)
         if is_held_out(turn.user):

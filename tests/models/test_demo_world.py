@@ -49,7 +49,7 @@ def precedence_value(expression: str) -> int:
 
 def turns_of(family: str, count: int, seed: int = 0) -> list[world.Turn]:
     rng = Random(seed)
-    generate, _ = world.FAMILIES[family]
+    generate, _, _ = world.FAMILIES[family]
     return [generate(rng) for _ in range(count)]
 
 
@@ -60,6 +60,11 @@ def test_the_same_seed_gives_the_same_conversations_and_questions() -> None:
 
     assert text() == text()
     assert world.questions(50, 7) != world.questions(50, 8)
+
+
+def test_the_shares_of_the_families_are_percentages() -> None:
+    for column in (1, 2):
+        assert sum(family[column] for family in world.FAMILIES.values()) == 100
 
 
 def test_another_process_generates_the_same_text() -> None:
@@ -78,7 +83,7 @@ def test_training_never_contains_a_test_question() -> None:
     """A follow-up needs the turn before it, so it is no test question, whatever its hash."""
     rng = Random(11)
     asked_later = re.compile(r"And of .*\?|What is my name\?|Who am I\?|Do you remember my name\?")
-    trained = {turn.user for _ in range(20_000) for turn in world.conversation(rng).turns}
+    trained = {turn.user for i in range(20_000) for turn in world.conversation(rng, late=i % 2 == 1).turns}
     assert [user for user in trained if world.is_held_out(user) and not asked_later.fullmatch(user)] == []
     unseen = world.questions(400, 5)
     assert all(world.is_held_out(turn.user) for turn in unseen)
