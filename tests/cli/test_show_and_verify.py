@@ -12,7 +12,13 @@ from tests.cli.conftest import RunCli
 def test_show_says_shape_schemes_and_source(cli: RunCli, quantized: Path) -> None:
     outcome = cli("show", quantized)
     assert (outcome.code, outcome.err) == (0, "")
-    for words in ("MixtralForCausalLM, 2 layers, 4 experts, 2 a token", "nl4:16", "w8:128", "made from", "tiny, bfloat16"):
+    for words in (
+        "MixtralForCausalLM, 2 layers, 4 experts, 2 a token",
+        "nl4:16",
+        "w8:128",
+        "made from",
+        "tiny, bfloat16",
+    ):
         assert words in outcome.out
 
 

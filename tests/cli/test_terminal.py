@@ -69,7 +69,7 @@ def test_chat_stops_a_reply_and_goes_on(quantized: Path) -> None:
     terminal.wait_for(r"\[stopped\]")
     terminal.wait_for("> ")
     terminal.type("/stats\n")
-    terminal.wait_for("last reply: .* context")
+    terminal.wait_for(r"last reply:\s+.* context")
     terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.close() == 0
