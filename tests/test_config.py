@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from mixq.models.presets import PRESETS
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size, parse_size
 from mixq.errors import MixqError, ModelFileError, UsageError, printable
+from mixq.models.presets import PRESETS
 
 MIXTRAL = PRESETS["mixtral-8x7b"]
 

@@ -14,7 +14,7 @@ LAYERS = [
     ["mixq.cli", "mixq.__main__"],
     ["mixq.server", "mixq.tui"],
     ["mixq.quantize"],
-    ["mixq", "mixq.engine", "mixq.evaluate", "mixq.generate", "mixq.generation_config", "mixq.generation_config", "mixq.sampling"],
+    ["mixq", "mixq.engine", "mixq.evaluate", "mixq.generate", "mixq.generation_config", "mixq.sampling"],
     ["mixq.plan"],
     ["mixq.model"],
     ["mixq.experts"],
