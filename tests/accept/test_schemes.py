@@ -48,8 +48,8 @@ def test_error_of_every_scheme() -> None:
         assert errors[2] <= 1.5 * errors[0], (text, errors)
     how = (
         f"Relative squared error, times 1000, of {N} x {K} random weights (seed {SEED}): Gaussian; Student's t with 5 "
-        "degrees of freedom; and Gaussian where the first group of each row is 50 times larger, measured on the others. "
-        " Speed: the torch reference of the search, 1 thread. Made by `make accept`."
+        "degrees of freedom; and Gaussian where the first group of each row is 50 times larger, measured on the rest. "
+        "Speed: the torch reference of the search, 1 thread. Made by `make accept`."
     )
     header = ["scheme", "bits/weight", "Gaussian", "Student t5", "beside a large group", "M weights/s"]
     write("schemes", "Error of every scheme", how, markdown(header, rows))
