@@ -79,8 +79,8 @@ LANGUAGES = (
         ),
         "The capital of {0} is {1}.",
         ("Is {1} the capital of {0}?", "is {1} the capital of {0}"),
-        "Yes, the capital of {0} is {1}.",
-        "No, the capital of {0} is {1}.",
+        "The capital of {0} is {1}, so yes.",
+        "The capital of {0} is {1}, so no.",
         (
             "{1} is the capital of which country?",
             "Which country has the capital {1}?",
@@ -99,8 +99,8 @@ LANGUAGES = (
         ),
         "Die Hauptstadt von {0} ist {1}.",
         ("Ist {1} die Hauptstadt von {0}?",),
-        "Ja, die Hauptstadt von {0} ist {1}.",
-        "Nein, die Hauptstadt von {0} ist {1}.",
+        "Die Hauptstadt von {0} ist {1}, also ja.",
+        "Die Hauptstadt von {0} ist {1}, also nein.",
     ),
     Language(
         (
@@ -113,8 +113,8 @@ LANGUAGES = (
         ),
         "La capitale {0} est {1}.",
         ("Est-ce que {1} est la capitale {0} ?",),
-        "Oui, la capitale {0} est {1}.",
-        "Non, la capitale {0} est {1}.",
+        "La capitale {0} est {1}, donc oui.",
+        "La capitale {0} est {1}, donc non.",
     ),
     Language(
         (
@@ -127,8 +127,8 @@ LANGUAGES = (
         ),
         "La capital de {0} es {1}.",
         ("¿Es {1} la capital de {0}?",),
-        "Sí, la capital de {0} es {1}.",
-        "No, la capital de {0} es {1}.",
+        "La capital de {0} es {1}, así que sí.",
+        "La capital de {0} es {1}, así que no.",
     ),
     Language(
         (
@@ -141,8 +141,8 @@ LANGUAGES = (
         ),
         "La capitale {0} è {1}.",
         ("{1} è la capitale {0}?",),
-        "Sì, la capitale {0} è {1}.",
-        "No, la capitale {0} è {1}.",
+        "La capitale {0} è {1}, quindi sì.",
+        "La capitale {0} è {1}, quindi no.",
     ),
 )
 

@@ -25,7 +25,7 @@ class Language:
     adjectives: tuple[str, ...]
     fact: str  # who, adjective, whom
     question: str
-    order: str
+    places: str  # who, place, whom, place
     yes: str
     no: str
 
@@ -35,42 +35,47 @@ LANGUAGES = {
         ("schneller", "größer", "älter", "stärker", "jünger"),
         "{0} ist {1} als {2}.",
         "Ist {0} {1} als {2}?",
-        "Die Reihenfolge ist {}.",
-        "Ja, {0} ist {1} als {2}.",
-        "Nein, {0} ist nicht {1} als {2}.",
+        "{0} ist {1}, {2} ist {3}",
+        "ja, {0} ist {1} als {2}.",
+        "nein, {0} ist nicht {1} als {2}.",
     ),
     "fr": Language(
         ("rapide", "jeune", "riche", "mince"),
         "{0} est plus {1} que {2}.",
         "Est-ce que {0} est plus {1} que {2} ?",
-        "L'ordre est {}.",
-        "Oui, {0} est plus {1} que {2}.",
-        "Non, {0} n'est pas plus {1} que {2}.",
+        "{0} est {1}, {2} est {3}",
+        "oui, {0} est plus {1} que {2}.",
+        "non, {0} n'est pas plus {1} que {2}.",
     ),
     "es": Language(
         ("fuerte", "joven", "grande", "amable"),
         "{0} es más {1} que {2}.",
         "¿Es {0} más {1} que {2}?",
-        "El orden es {}.",
-        "Sí, {0} es más {1} que {2}.",
-        "No, {0} no es más {1} que {2}.",
+        "{0} es {1}, {2} es {3}",
+        "sí, {0} es más {1} que {2}.",
+        "no, {0} no es más {1} que {2}.",
     ),
     "it": Language(
         ("veloce", "giovane", "forte", "grande"),
         "{0} è più {1} di {2}.",
         "{0} è più {1} di {2}?",
-        "L'ordine è {}.",
-        "Sì, {0} è più {1} di {2}.",
-        "No, {0} non è più {1} di {2}.",
+        "{0} è {1}, {2} è {3}",
+        "sì, {0} è più {1} di {2}.",
+        "no, {0} non è più {1} di {2}.",
     ),
 }
 
 
 def _facts(rng: Random, order: list[str], pattern: str, adjective: str) -> str:
     facts = [pattern.format(first, adjective, second) for first, second in pairwise(order)]
-    if rng.random() < 0.35:
+    if rng.random() < 0.2:
         rng.shuffle(facts)
     return " ".join(facts)
+
+
+def _numbered(order: list[str]) -> str:
+    """The work before the verdict: everybody's place, which the verdict then only has to look up."""
+    return ", ".join(f"{place} {person}" for place, person in enumerate(order, 1))
 
 
 def _people_in_english(rng: Random) -> Turn:
@@ -79,15 +84,16 @@ def _people_in_english(rng: Random) -> Turn:
     if rng.random() < 0.3:
         comparative, superlative, opposite, lowest = opposite, lowest, comparative, superlative
     facts = _facts(rng, order, "{0} is {1} than {2}.", comparative)
-    solution = f"The order is {', '.join(order)}. "
     if rng.random() < 0.3:
-        word, who = rng.choice(((superlative, order[0]), (lowest, order[-1])))
-        return Turn("comparisons", f"{facts} Who is the {word}?", f"{solution}{who} is the {word}.")
+        word, place = rng.choice(((superlative, 1), (lowest, len(order))))
+        answer = f"{_numbered(order)}. The {word} is {place}, {order[place - 1]}."
+        return Turn("comparisons", f"{facts} Who is the {word}?", answer)
     left, right = rng.sample(range(len(order)), 2)
     word, is_so = (comparative, left < right) if rng.random() < 0.8 else (opposite, left > right)
-    verdict = "Yes, {} is {} than {}." if is_so else "No, {} is not {} than {}."
-    question = f"{facts} Is {order[left]} {word} than {order[right]}?"
-    return Turn("comparisons", question, solution + verdict.format(order[left], word, order[right]))
+    first, second = order[left], order[right]
+    verdict = f"yes, {first} is {word} than {second}" if is_so else f"no, {first} is not {word} than {second}"
+    answer = f"{_numbered(order)}. {first} is {left + 1}, {second} is {right + 1}: {verdict}."
+    return Turn("comparisons", f"{facts} Is {first} {word} than {second}?", answer)
 
 
 def _people_elsewhere(rng: Random) -> Turn:
@@ -97,9 +103,11 @@ def _people_elsewhere(rng: Random) -> Turn:
     adjective = rng.choice(language.adjectives)
     facts = _facts(rng, order, language.fact, adjective)
     left, right = rng.sample(range(len(order)), 2)
-    question = language.question.format(order[left], adjective, order[right])
-    verdict = (language.yes if left < right else language.no).format(order[left], adjective, order[right])
-    return Turn("comparisons", f"{facts} {question}", f"{language.order.format(', '.join(order))} {verdict}")
+    first, second = order[left], order[right]
+    places = language.places.format(first, left + 1, second, right + 1)
+    verdict = (language.yes if left < right else language.no).format(first, adjective, second)
+    question = f"{facts} {language.question.format(first, adjective, second)}"
+    return Turn("comparisons", question, f"{_numbered(order)}. {places}: {verdict}")
 
 
 def _numbers(rng: Random) -> Turn:
@@ -115,7 +123,7 @@ def _numbers(rng: Random) -> Turn:
     else:
         question = rng.choice(("Is {a} {w} than {b}?", "is {a} {w} than {b}", "Tell me if {a} is {w} than {b}."))
         truth = "larger" if left > right else "smaller"
-        answer = f"{'Yes' if truth == word else 'No'}, {left} is {truth} than {right}."
+        answer = f"{left} is {truth} than {right}, so {'yes' if truth == word else 'no'}."
     return Turn("comparisons", question.format(w=word, a=left, b=right), answer)
 
 

@@ -90,7 +90,7 @@ def turn(rng: Random) -> Turn:
     if rng.random() < 0.12:
         asked = person if rng.random() < 0.5 else rng.choice(office.since)[1]
         question = f"Was {asked} {office.title} in {year}?"
-        answer = f"{'Yes' if asked == person else 'No'}, {person} was {office.title} in {year}."
+        answer = f"{person} was {office.title} in {year}, so {'yes' if asked == person else 'no'}."
     else:
         question = rng.choice(PHRASINGS).format(office=office.title, year=year)
         answer = f"{person} was {office.title} in {year}."

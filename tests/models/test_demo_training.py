@@ -149,15 +149,15 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_demo, "DemoConfig", lambda: SMALL)
-    monkeypatch.setattr(train_demo, "BATCH_TOKENS", 1024)
+    monkeypatch.setattr(train_demo, "BATCH_TOKENS", 512)
     monkeypatch.setattr(train_demo, "SAVE_SECONDS", 0)
-    run = functools.partial(train_demo.train, steps=5, threads=1)
+    run = functools.partial(train_demo.train, steps=3, threads=1)
     whole = run(tmp_path / "whole", resume=False)
 
     real = demo_data.training_batch
 
     def stopped(tokenizer: sentencepiece.SentencePieceProcessor, step: int, tokens: int) -> demo_data.Batch:
-        if step == 3:
+        if step == 2:
             raise KeyboardInterrupt
         return real(tokenizer, step, tokens)
 

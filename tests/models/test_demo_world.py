@@ -147,7 +147,7 @@ def test_comparisons_follow_from_the_facts_told() -> None:
         while at in below:
             at = below[at]
             reached.add(at)
-        assert (" Yes, " in turn.assistant) == (asked[3] in reached), turn
+        assert (": yes, " in turn.assistant) == (asked[3] in reached), turn
         checked += 1
     assert checked > 500
 
@@ -155,7 +155,7 @@ def test_comparisons_follow_from_the_facts_told() -> None:
 def test_french_comparisons_need_no_elision() -> None:
     for name in people.names(Random(3), 200, consonant=True):
         assert name[0] not in "AEIOUHY"
-    assert comparisons.LANGUAGES["fr"].no.startswith("Non")
+    assert comparisons.LANGUAGES["fr"].no.startswith("non")
 
 
 def test_json_answers_parse_and_hold_what_was_told() -> None:
