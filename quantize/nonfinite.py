@@ -9,20 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixq.quantize.threads import serial_operations
+
 LIMIT = torch.finfo(torch.bfloat16).max
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 
 
 def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Return how many elements are not finite in bfloat16, and the place of the first (empty where there is none)."""
     flat = tensor.reshape(-1)
     count, first = 0, 0
-    for start in range(0, flat.numel(), BLOCK):
-        bad = ~(flat[start : start + BLOCK].abs() <= LIMIT)  # a NaN compares false
-        if bool(bad.any()):
-            if count == 0:
-                first = start + int(bad.to(torch.uint8).argmax())
-            count += int(bad.sum())
+    with serial_operations():
+        for start in range(0, flat.numel(), BLOCK):
+            bad = ~(flat[start : start + BLOCK].abs() <= LIMIT)  # a NaN compares false
+            if bool(bad.any()):
+                if count == 0:
+                    first = start + int(bad.to(torch.uint8).argmax())
+                count += int(bad.sum())
     if count == 0:
         return 0, ()
     place = []

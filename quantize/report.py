@@ -145,9 +145,9 @@ class ErrorReport:
 
     Attributes:
         mean: mean relative squared error of the Linears of each scheme.
-        worst: the ten Linears that lost most, compared with normal weights.
-        badly_served: all that lost more than `BADLY_SERVED` times what normal weights lose, as a whole or (rows with
-            outliers) on average over their groups.
+        worst: the ten Linears that lost most, by the larger of their two figures.
+        badly_served: all in 4 bits that lost more than `BADLY_SERVED` times what normal weights lose, as a whole or
+            (rows with outliers) on average over their groups. With 8 bits even that is next to nothing.
     """
 
     mean: Mapping[str, float]
@@ -161,11 +161,11 @@ class ErrorReport:
         by_scheme: dict[str, list[float]] = {}
         for row in rows:
             by_scheme.setdefault(row.scheme, []).append(row.relative_squared_error)
-        rows.sort(key=lambda row: (-(row.ratio or 0.0), -row.relative_squared_error, row.linear))
+        rows.sort(key=lambda row: (-max(row.relative_squared_error, row.group_error), row.linear))
         return cls(
             {scheme: sum(values) / len(values) for scheme, values in by_scheme.items()},
             tuple(rows[:WORST]),
-            tuple(row for row in rows if row.ratio is not None and row.ratio > BADLY_SERVED),
+            tuple(row for row in rows if (row.ratio or 0.0) > BADLY_SERVED and not row.scheme.startswith("w8")),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,8 +17,7 @@ Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +28,7 @@ from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.quantize.levels import IntegerLevels, Levels, TableLevels
+from mixq.quantize.threads import map_in_threads, serial_operations
 
 START_SCALES = (0.80, 0.87, 0.94, 1.01, 1.08, 1.15)
 """Start scales, as shares of the scale at which the largest magnitude just fits."""
@@ -84,18 +84,20 @@ def search(
     """
     if weight.dim() != 2 or 0 in weight.shape:
         raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
-    K = weight.shape[1]
+    N, K = weight.shape
     if K % scheme.group_size:
         raise UsageError(f"rows of {K} weights do not divide into groups of {scheme.group_size}.")
     rows = max(1, block_weights // K)
-    if scheme.name == "nf4":
-        return _nf4(weight, scheme, scale_dtype, rows)
-    if scheme.name == "nl4":
-        return _nl4(weight, scheme, nl4.table_tensor(table), rows)
-    return _integer_groups(weight, scheme, scale_dtype, rows)
+    blocks = [slice(start, min(N, start + rows)) for start in range(0, N, rows)]
+    with serial_operations() as threads:
+        if scheme.name == "nf4":
+            return _nf4(weight, scheme, scale_dtype, blocks, threads)
+        if scheme.name == "nl4":
+            return _nl4(weight, scheme, nl4.table_tensor(table), blocks, threads)
+        return _integer_groups(weight, scheme, scale_dtype, blocks, threads)
 
 
-def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, rows: int) -> Quantized:
+def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice], threads: int) -> Quantized:
     levels, g = TableLevels(table), scheme.group_size
     N, K = weight.shape
     codes = torch.empty(N, K, dtype=torch.uint8)
@@ -117,11 +119,13 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, rows: int) -> Quantized:
         row_scale[block] = stored.view(-1)
         return _loss(w, values * step, exponent)
 
-    losses = _each_block(work, N, rows)
+    losses = map_in_threads(work, blocks, threads)
     return _quantized(PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table), losses)
 
 
-def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, rows: int) -> Quantized:
+def _integer_groups(
+    weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, blocks: Sequence[slice], threads: int
+) -> Quantized:
     levels, g = IntegerLevels(scheme.bits), scheme.group_size
     N, K = weight.shape
     codes = torch.empty(N, K, dtype=torch.int8)
@@ -141,11 +145,11 @@ def _integer_groups(weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, ro
         scales[block] = stored.squeeze(-1)
         return _loss(w, values * step, exponent)
 
-    losses = _each_block(work, N, rows)
+    losses = map_in_threads(work, blocks, threads)
     return _quantized(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits)), losses)
 
 
-def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quantized:
+def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[slice], threads: int) -> Quantized:
     """bitsandbytes' rule: a group's scale is its largest magnitude, and nothing is searched."""
     N, K = weight.shape
     codes = torch.empty(N, K, dtype=torch.uint8)
@@ -161,7 +165,7 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, rows: int) -> Quant
         exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))
         return _loss(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
 
-    losses = _each_block(work, N, rows)
+    losses = map_in_threads(work, blocks, threads)
     return _quantized(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
 
 
@@ -270,23 +274,6 @@ def _quantized(packed: PackedLinear, losses: Sequence[_Loss]) -> Quantized:
     group_error = math.fsum(row for loss in losses for row in loss.group_errors)
     groups = sum(loss.groups for loss in losses)
     return Quantized(packed, error / energy if energy > 0 else 0.0, group_error / max(1, groups))
-
-
-def _each_block(work: Callable[[slice], _Loss], N: int, rows: int) -> list[_Loss]:
-    """Do the blocks of rows, each in one of torch's number of threads, and return their losses in order.
-
-    One block a thread instead of all threads on one operation: the operations are too short to be shared (two threads
-    gained 6 %), and waiting for each other after every one is ruinous where the cores are busy with something else.
-    """
-    blocks = [slice(start, min(N, start + rows)) for start in range(0, N, rows)]
-    threads = torch.get_num_threads()
-    if min(threads, len(blocks)) == 1:
-        return [work(block) for block in blocks]
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, blocks))
-    finally:
-        torch.set_num_threads(threads)  # the workers' 1 would hold for every thread that begins later
 
 
 def tree_sum(x: Tensor) -> Tensor:

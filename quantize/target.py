@@ -98,12 +98,14 @@ class Target:
         return manifest
 
     def clean(self, journal: Journal) -> list[str]:
-        """Remove what is unfinished, forget shards that are not as the journal has them, and say what was found."""
+        """Remove shards that are not as the journal has them, or not in it, and say what was found.
+
+        Leftovers named .partial need no care: the writer begins them anew.
+        """
         notices: list[str] = []
         for name, size in self.sizes.items():
             path, known = self.path / name, journal.shards.get(name)
             try:
-                partial_path(path).unlink(missing_ok=True)
                 if known is None:
                     path.unlink(missing_ok=True)
                 elif not path.is_file() or path.stat().st_size != size or _sha256(path) != known.sha256:
