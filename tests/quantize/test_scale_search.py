@@ -89,6 +89,7 @@ def test_neither_threads_nor_blocks_change_a_bit(scheme: str) -> None:
         for threads, block_weights in ((1, 1), (1, 5000), (2, 1 << 18), (2, 7 * 1024)):
             torch.set_num_threads(threads)
             found.append(search(weight, Scheme.parse(scheme), block_weights=block_weights))
+            assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
