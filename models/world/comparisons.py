@@ -25,7 +25,6 @@ class Language:
     adjectives: tuple[str, ...]
     fact: str  # who, adjective, whom
     question: str
-    places: str  # who, place, whom, place
     yes: str
     no: str
 
@@ -35,7 +34,6 @@ LANGUAGES = {
         ("schneller", "größer", "älter", "stärker", "jünger"),
         "{0} ist {1} als {2}.",
         "Ist {0} {1} als {2}?",
-        "{0} ist {1}, {2} ist {3}",
         "ja, {0} ist {1} als {2}.",
         "nein, {0} ist nicht {1} als {2}.",
     ),
@@ -43,7 +41,6 @@ LANGUAGES = {
         ("rapide", "jeune", "riche", "mince"),
         "{0} est plus {1} que {2}.",
         "Est-ce que {0} est plus {1} que {2} ?",
-        "{0} est {1}, {2} est {3}",
         "oui, {0} est plus {1} que {2}.",
         "non, {0} n'est pas plus {1} que {2}.",
     ),
@@ -51,7 +48,6 @@ LANGUAGES = {
         ("fuerte", "joven", "grande", "amable"),
         "{0} es más {1} que {2}.",
         "¿Es {0} más {1} que {2}?",
-        "{0} es {1}, {2} es {3}",
         "sí, {0} es más {1} que {2}.",
         "no, {0} no es más {1} que {2}.",
     ),
@@ -59,7 +55,6 @@ LANGUAGES = {
         ("veloce", "giovane", "forte", "grande"),
         "{0} è più {1} di {2}.",
         "{0} è più {1} di {2}?",
-        "{0} è {1}, {2} è {3}",
         "sì, {0} è più {1} di {2}.",
         "no, {0} non è più {1} di {2}.",
     ),
@@ -74,8 +69,8 @@ def _facts(rng: Random, order: list[str], pattern: str, adjective: str) -> str:
 
 
 def _numbered(order: list[str]) -> str:
-    """The work before the verdict: everybody's place, which the verdict then only has to look up."""
-    return ", ".join(f"{place} {person}" for place, person in enumerate(order, 1))
+    """The work before the verdict. The place follows the name, so that looking it up is copying what came next."""
+    return ", ".join(f"{person} {place}" for place, person in enumerate(order, 1))
 
 
 def _people_in_english(rng: Random) -> Turn:
@@ -85,14 +80,13 @@ def _people_in_english(rng: Random) -> Turn:
         comparative, superlative, opposite, lowest = opposite, lowest, comparative, superlative
     facts = _facts(rng, order, "{0} is {1} than {2}.", comparative)
     if rng.random() < 0.3:
-        word, place = rng.choice(((superlative, 1), (lowest, len(order))))
-        answer = f"{_numbered(order)}. The {word} is {place}, {order[place - 1]}."
-        return Turn("comparisons", f"{facts} Who is the {word}?", answer)
+        word, who = rng.choice(((superlative, order[0]), (lowest, order[-1])))
+        return Turn("comparisons", f"{facts} Who is the {word}?", f"{_numbered(order)}. The {word} is {who}.")
     left, right = rng.sample(range(len(order)), 2)
     word, is_so = (comparative, left < right) if rng.random() < 0.8 else (opposite, left > right)
     first, second = order[left], order[right]
     verdict = f"yes, {first} is {word} than {second}" if is_so else f"no, {first} is not {word} than {second}"
-    answer = f"{_numbered(order)}. {first} is {left + 1}, {second} is {right + 1}: {verdict}."
+    answer = f"{_numbered(order)}. {first} {left + 1}, {second} {right + 1}: {verdict}."
     return Turn("comparisons", f"{facts} Is {first} {word} than {second}?", answer)
 
 
@@ -104,10 +98,9 @@ def _people_elsewhere(rng: Random) -> Turn:
     facts = _facts(rng, order, language.fact, adjective)
     left, right = rng.sample(range(len(order)), 2)
     first, second = order[left], order[right]
-    places = language.places.format(first, left + 1, second, right + 1)
     verdict = (language.yes if left < right else language.no).format(first, adjective, second)
     question = f"{facts} {language.question.format(first, adjective, second)}"
-    return Turn("comparisons", question, f"{_numbered(order)}. {places}: {verdict}")
+    return Turn("comparisons", question, f"{_numbered(order)}. {first} {left + 1}, {second} {right + 1}: {verdict}")
 
 
 def _numbers(rng: Random) -> Turn:
