@@ -21,7 +21,7 @@ from mixq.models.demo_network import DemoConfig, DemoNetwork
 from mixq.models.demo_optimizer import MuonAdamW
 from mixq.models.world import Turn, questions, score
 
-STEPS = 1720
+STEPS = 1770
 BATCH_TOKENS = 8192
 WARM_UP, DECAY_FROM = 100, 700
 MATRIX_LR, OTHER_LR = 4e-3, 4e-3

@@ -40,16 +40,16 @@ __all__ = [
 
 # family -> its generator, and its share of the training turns in percent: first, and once the easy ones are known
 FAMILIES: dict[str, tuple[Callable[[Random], Turn], int, int]] = {
-    "arithmetic": (arithmetic.turn, 28, 26),
-    "comparisons": (comparisons.turn, 13, 23),
-    "capitals": (capitals.turn, 9, 8),
-    "heads of state": (heads_of_state.turn, 8, 4),
-    "json": (records.turn, 9, 9),
-    "counting": (counting.turn, 11, 14),
-    "python": (programs.turn, 8, 8),
+    "arithmetic": (arithmetic.turn, 28, 22),
+    "comparisons": (comparisons.turn, 13, 36),
+    "capitals": (capitals.turn, 9, 7),
+    "heads of state": (heads_of_state.turn, 8, 3),
+    "json": (records.turn, 9, 8),
+    "counting": (counting.turn, 11, 10),
+    "python": (programs.turn, 8, 7),
     "greetings": (greetings.turn, 3, 2),
     "mixq": (about.turn, 6, 2),
-    "words": (words.turn, 5, 4),
+    "words": (words.turn, 5, 3),
 }
 SYSTEMS = (
     "You are a helpful assistant.",

@@ -63,7 +63,7 @@ LANGUAGES = {
 
 def _facts(rng: Random, order: list[str], pattern: str, adjective: str) -> str:
     facts = [pattern.format(first, adjective, second) for first, second in pairwise(order)]
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         rng.shuffle(facts)
     return " ".join(facts)
 
@@ -74,16 +74,16 @@ def _numbered(order: list[str]) -> str:
 
 
 def _people_in_english(rng: Random) -> Turn:
-    order = people.names(rng, rng.choices((2, 3, 4), (15, 65, 20))[0])
+    order = people.names(rng, rng.choices((2, 3, 4), (30, 62, 8))[0])
     comparative, superlative, opposite, lowest = rng.choice(ENGLISH)
     if rng.random() < 0.3:
         comparative, superlative, opposite, lowest = opposite, lowest, comparative, superlative
     facts = _facts(rng, order, "{0} is {1} than {2}.", comparative)
     if rng.random() < 0.3:
-        word, who = rng.choice(((superlative, order[0]), (lowest, order[-1])))
+        word, who = (superlative, order[0]) if rng.random() < 0.7 else (lowest, order[-1])
         return Turn("comparisons", f"{facts} Who is the {word}?", f"{_numbered(order)}. The {word} is {who}.")
     left, right = rng.sample(range(len(order)), 2)
-    word, is_so = (comparative, left < right) if rng.random() < 0.8 else (opposite, left > right)
+    word, is_so = (comparative, left < right) if rng.random() < 0.9 else (opposite, left > right)
     first, second = order[left], order[right]
     verdict = f"yes, {first} is {word} than {second}" if is_so else f"no, {first} is not {word} than {second}"
     answer = f"{_numbered(order)}. {first} {left + 1}, {second} {right + 1}: {verdict}."
@@ -121,4 +121,4 @@ def _numbers(rng: Random) -> Turn:
 
 
 def turn(rng: Random) -> Turn:
-    return rng.choices((_people_in_english, _people_elsewhere, _numbers), (55, 25, 20))[0](rng)
+    return rng.choices((_people_in_english, _people_elsewhere, _numbers), (50, 22, 28))[0](rng)

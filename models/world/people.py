@@ -39,7 +39,7 @@ def invented(rng: Random) -> str:
 
 
 def name(rng: Random) -> str:
-    return rng.choice(NAMES) if rng.random() < 0.7 else invented(rng)
+    return rng.choice(NAMES) if rng.random() < 0.8 else invented(rng)
 
 
 def names(rng: Random, count: int, consonant: bool = False) -> list[str]:
