@@ -64,9 +64,12 @@ TOKENIZER_CONFIG: dict[str, object] = {
     "legacy": True,
     "model_max_length": 2048,
     "clean_up_tokenization_spaces": False,
-    "chat_template": "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
+    "chat_template": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set system, messages = messages[0]['content'] + '\\n\\n', messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
 }
 
 
