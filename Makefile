@@ -40,8 +40,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@rm -rf build/types && mkdir -p build/types/mixq
-	@ln -s $(CURDIR)/mixq/* build/types/mixq/
-	@ln -s $(CURDIR)/quantize $(CURDIR)/models build/types/mixq/
+	@cd build/types/mixq && ln -s ../../../mixq/* ../../../quantize ../../../models .
 	MYPYPATH=build/types $(BIN)/mypy -p mixq
 
 format: $(VENV)/.dev

@@ -235,10 +235,20 @@ class RuntimeOptions:
                     f"{field} is {printable(repr(value))}; it must be one of {', '.join(allowed)}."
                     + did_you_mean(str(value), allowed)
                 )
-        if self.context < 1:
-            raise UsageError(f"context is {self.context}; it must be 1 or more positions.")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise UsageError(f"threads is {self.threads}; it must be from 1 to 1024.")
+        for field, low, high in (
+            ("context", 1, 2**31 - 1),
+            ("threads", 1, 1024),
+            ("vram", 1, 2**60),
+            ("ram", 1, 2**60),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, field)
+            if value is None and field != "context":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise UsageError(
+                    f"{field} is {printable(repr(value))}; it must be a whole number from {low} to {high}."
+                )
 
     @classmethod
     def from_kwargs(cls, **options: Any) -> RuntimeOptions:
@@ -262,7 +272,7 @@ _UNITS = {"": 1, "b": 1} | {
 
 def parse_size(text: str) -> int:
     """Return the bytes meant by '8GB', '512MiB' or '1000000' (decimal units unless an i says otherwise)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in _UNITS:
         raise UsageError(f"{printable(text)!r} is not a size.", hint="Write it as 8GB, 512MiB or a number of bytes.")
     return int(float(match[1]) * _UNITS[match[2].lower()])

@@ -64,10 +64,10 @@ class Model:
 
     def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
         self.options = options or RuntimeOptions()
-        self.notes = _placement_notes(self.options)
         self.folder = ModelFolder.open(path)
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
+        self.notes = (*_placement_notes(self.options), *_context_notes(self.options, self.context))
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
         self._kv_dtype = (
@@ -203,6 +203,7 @@ class Session:
             sampling: fields of `SamplingParams`, and `cancel`.
         """
         cancel: threading.Event | None = sampling.pop("cancel", None)
+        sampling.setdefault("seed", self.model.options.seed)
         params = SamplingParams.from_kwargs(**sampling)
         model = self.model
         has_text = model.folder.tokenizer_path is not None
@@ -272,6 +273,12 @@ def _check_memory(kv_bytes: int) -> None:
             f"The KV cache of this context needs {format_size(kv_bytes)}; the machine has {format_size(total)}.",
             hint="Give a smaller --context, or --kv int8.",
         )
+
+
+def _context_notes(options: RuntimeOptions, context: int) -> tuple[str, ...]:
+    if options.context <= context or options.context == RuntimeOptions().context:
+        return ()
+    return (f"context {options.context} is more than the model's maximum; it is {context}.",)
 
 
 def _placement_notes(options: RuntimeOptions) -> tuple[str, ...]:

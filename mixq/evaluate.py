@@ -104,6 +104,11 @@ def perplexity(
         reference.config.vocab_size != model.config.vocab_size or reference.tokenizer.encode(text) != ids
     ):
         raise UsageError("The model and its reference have different tokenizers; their figures cannot be compared.")
+    if max(ids) >= model.config.vocab_size:
+        raise ModelFileError(
+            f"The tokenizer gives token {max(ids)}; the model has a vocabulary of {model.config.vocab_size}.",
+            hint="The tokenizer is of another model.",
+        )
     ids = ids[:max_tokens]
     sums = _Sums()
     windows = range(0, len(ids), window - 1)
@@ -142,16 +147,17 @@ class _Sums:
 
     def add(self, logprobs: Tensor, wanted: Tensor, reference: Tensor | None) -> None:
         nll = _nll(logprobs, wanted)  # [T]
-        if not bool(torch.isfinite(nll).all()):
-            raise ModelFileError("The model's logits are not finite.", hint="Check the folder with `mixq verify`.")
+        _check_finite(nll, "model")
         self.tokens += len(wanted)
         self.nll += float(nll.sum())
         self.nll_squared += float(nll.square().sum())
         if reference is not None:
+            reference_nll = _nll(reference, wanted)  # [T]
+            _check_finite(reference_nll, "reference")
             kl = (reference.exp().double() * (reference - logprobs).double()).sum(-1)  # [T]
             self.kl += float(kl.sum())
             self.max_kl = max(self.max_kl, float(kl.max()))
-            self.reference_nll += float(_nll(reference, wanted).sum())
+            self.reference_nll += float(reference_nll.sum())
             self.agreed += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
 
     def report(self, windows: int, window: int, *, compared: bool) -> PerplexityReport:
@@ -173,6 +179,11 @@ class _Sums:
 def _nll(logprobs: Tensor, wanted: Tensor) -> Tensor:
     """Return -log p of the wanted tokens [T], given log p of all [T, V], in float64."""
     return -logprobs.gather(-1, wanted[:, None])[:, 0].double()
+
+
+def _check_finite(nll: Tensor, whose: str) -> None:
+    if not bool(torch.isfinite(nll).all()):
+        raise ModelFileError(f"The {whose}'s logits are not finite.", hint="Check its folder with `mixq verify`.")
 
 
 def _exp(mean_nll: float) -> float:

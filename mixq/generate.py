@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from mixq.errors import ModelFileError, PromptError
+from mixq.errors import ModelFileError, PromptError, printable
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.sampling import Sampler, SamplingParams, top_logprobs
@@ -191,6 +191,9 @@ def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> N
             f"The prompt has {len(prompt_ids)} tokens; the context holds {capacity}.",
             hint="Shorten it, or give a larger --context (up to the model's own maximum, shown by `mixq show`).",
         )
+    for token_id in prompt_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool):
+            raise PromptError(f"{printable(repr(token_id))} is no token id; ids are whole numbers.")
     worst = max(prompt_ids) if min(prompt_ids) >= 0 else min(prompt_ids)
     if not 0 <= worst < vocab_size:
         raise PromptError(f"Token id {worst} is outside the vocabulary of {vocab_size}.")

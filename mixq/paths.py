@@ -17,26 +17,30 @@ from mixq.errors import ModelFileError, printable
 DEMO_NAME = "demo"
 
 
+def expand(path: str) -> Path:
+    """Return a path with ~ filled in; one of an unknown user stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def home() -> Path:
     """Return the folder of mixq's data: $MIXQ_HOME, else the platform's data folder."""
     override = os.environ.get("MIXQ_HOME")
-    return Path(override).expanduser() if override else Path(platformdirs.user_data_dir("mixq", appauthor=False))
+    return expand(override) if override else Path(platformdirs.user_data_dir("mixq", appauthor=False))
 
 
 def cache() -> Path:
     """Return the folder of what can be made again: $MIXQ_HOME/cache, else the platform's cache folder."""
     override = os.environ.get("MIXQ_HOME")
-    return (
-        Path(override).expanduser() / "cache"
-        if override
-        else Path(platformdirs.user_cache_dir("mixq", appauthor=False))
-    )
+    return expand(override) / "cache" if override else Path(platformdirs.user_cache_dir("mixq", appauthor=False))
 
 
 def config_file() -> Path:
     """Return the file of the user's settings: $MIXQ_HOME/config.toml, else in the platform's config folder."""
     override = os.environ.get("MIXQ_HOME")
-    folder = Path(override).expanduser() if override else Path(platformdirs.user_config_dir("mixq", appauthor=False))
+    folder = expand(override) if override else Path(platformdirs.user_config_dir("mixq", appauthor=False))
     return folder / "config.toml"
 
 
@@ -56,8 +60,8 @@ def resolve_model(name: str) -> Path:
     Raises:
         ModelFileError: neither exists; the message names both places.
     """
-    as_path = Path(name).expanduser()
-    if as_path.is_dir():
+    as_path = expand(name)
+    if name and as_path.is_dir():
         return as_path
     in_store = store() / name
     if name and Path(name).name == name and name not in (".", "..") and in_store.is_dir():

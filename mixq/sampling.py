@@ -27,6 +27,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31 - 1),
     "logprobs": (0, 100),
 }
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy: float32 differences of logits divided by it overflow."""
+
 _WHOLE = ("top_k", "seed", "max_tokens", "logprobs")
 _OPTIONAL = ("seed", "max_tokens", "logprobs")
 
@@ -110,10 +113,10 @@ class Sampler:
             raise ArithmeticError("the model's logits are not finite")
         logits = self._penalized(logits)
         params = self.params
-        if params.temperature == 0.0:
+        if params.temperature < GREEDY_BELOW:
             token = int(logits.argmax())
         else:
-            probabilities = self.probabilities(logits / params.temperature)
+            probabilities = self.probabilities((logits - logits.max()) / params.temperature)
             token = int(torch.multinomial(probabilities, 1, generator=self.generator))
         self._seen[token] = True
         return token
@@ -134,6 +137,7 @@ class Sampler:
         if params.top_p < 1.0:
             ordered, order = logits.softmax(-1).sort(descending=True)
             surplus = ordered.cumsum(-1) - ordered >= params.top_p  # what lies before a token reaches p already
+            surplus[0] = False  # the likeliest stays, however small p is
             logits = logits.masked_fill(torch.zeros_like(surplus).scatter(0, order, surplus), -math.inf)
         if params.min_p > 0.0:
             likely = logits.softmax(-1)

@@ -90,6 +90,11 @@ def test_same_seed_same_text(model: Model) -> None:
     assert first.text != other.text
 
 
+def test_the_seed_of_load_is_the_default(folder: Path) -> None:
+    texts = {mixq.load(folder, seed=5).chat(ASK, temperature=1.0, max_tokens=20, stream=False).text for _ in range(2)}
+    assert len(texts) == 1
+
+
 def test_logprobs_are_of_the_models_distribution(model: Model) -> None:
     prompt = model.tokenizer.encode("One two")
     answer = model.generate(prompt, temperature=0.5, seed=1, max_tokens=3, logprobs=2, stream=False)
@@ -127,8 +132,10 @@ def test_generation_ends_where_the_context_does(folder: Path) -> None:
     assert len(last.token_ids) == 6  # five more are run; the sixth is known but has no place
 
 
-def test_context_is_capped_by_the_models_own(folder: Path) -> None:
-    assert mixq.load(folder, context=10**6).context == 2048
+def test_context_is_capped_by_the_models_own_and_that_is_said(folder: Path) -> None:
+    capped = mixq.load(folder, context=10**6)
+    assert capped.context == 2048
+    assert capped.notes == ("context 1000000 is more than the model's maximum; it is 2048.",)
 
 
 def test_cancel_stops_within_a_token_and_keeps_the_text(model: Model) -> None:
@@ -212,6 +219,12 @@ def test_a_folder_without_tokenizer_takes_ids_and_says_what_is_missing_for_text(
             ask()
 
 
+@pytest.mark.parametrize("ids", [["a"], [1.5], [True]])
+def test_ids_that_are_no_whole_numbers_are_refused(model: Model, ids: list[Any]) -> None:
+    with pytest.raises(PromptError, match="whole numbers"):
+        model.generate(ids)
+
+
 def test_padded_vocabulary_rows_are_never_drawn(folder: Path, tmp_path: Path) -> None:
     """A vocabulary larger than the tokenizer's (32064, say): its last rows have no text."""
     padded = tmp_path / "padded"
@@ -237,9 +250,10 @@ def test_damaged_weights_are_named_as_such_not_sampled(folder: Path, tmp_path: P
         mixq.load(broken).chat(ASK, stream=False)
 
 
-def test_no_such_folder_is_named() -> None:
-    with pytest.raises(ModelFileError, match="no-such-model"):
-        mixq.load("no-such-model")
+@pytest.mark.parametrize("name", ["no-such-model", "~no-such-user", "", "..\0"])
+def test_no_such_folder_is_named(name: str) -> None:
+    with pytest.raises(ModelFileError, match="neither a folder"):
+        mixq.load(name)
 
 
 def test_devices_that_are_not_there_are_refused_and_idle_flags_are_said(folder: Path) -> None:
@@ -253,6 +267,16 @@ def test_a_context_that_memory_cannot_hold_is_refused(folder: Path, monkeypatch:
     monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 1000)
     with pytest.raises(DoesNotFitError, match="KV cache"):
         mixq.load(folder)
+
+
+def test_a_kv_cache_that_the_system_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model = mixq.load(folder)
+    monkeypatch.setattr("mixq.model.kv_cache.torch.empty", refuse)
+    with pytest.raises(DoesNotFitError, match="2048 positions"):
+        model.new_kv_cache()
 
 
 def test_repr_and_stats_say_what_is_loaded(model: Model) -> None:

@@ -110,3 +110,17 @@ def test_logits_that_are_not_finite_are_refused(model: mixq.Model, monkeypatch: 
     monkeypatch.setattr(mixq.Model, "forward", broken)
     with pytest.raises(ModelFileError, match="not finite"):
         perplexity(model, TEXT)
+
+
+def test_a_reference_that_is_not_finite_is_named(
+    model: mixq.Model, other: mixq.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = other.forward
+    monkeypatch.setattr(other, "forward", lambda ids, **options: forward(ids, **options) * float("nan"))
+    with pytest.raises(ModelFileError, match="reference's logits are not finite"):
+        perplexity(model, TEXT, reference=other, window=64)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="vocabulary of 64"):
+        perplexity(mixq.load(folder(tmp_path / "small", 3, vocab=64)), TEXT)

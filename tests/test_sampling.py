@@ -67,6 +67,11 @@ def test_same_seed_same_tokens() -> None:
     assert draw(3) != draw(4)
 
 
+@pytest.mark.parametrize("params", [{"temperature": 1e-40}, {"temperature": 1e-4}, {"top_p": 1e-50}])
+def test_extreme_but_allowed_parameters_draw_the_likeliest(params: dict[str, Any]) -> None:
+    assert sampler(seed=1, **params).choose(LOGITS * 30) == 0
+
+
 def test_logits_that_are_not_finite_are_not_sampled() -> None:
     with pytest.raises(ArithmeticError):
         sampler().choose(torch.tensor([1.0, float("nan")]))

@@ -120,8 +120,13 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """Return silu(gate) * up, the product inside SwiGLU (Shazeer, 2020)."""
-    return F.silu(gate) * up
+    """Return silu(gate) * up, the product inside SwiGLU (Shazeer, 2020).
+
+    Row by row in decode: torch rounds exp otherwise in the last elements of a vectorized loop, wherever the batch ends.
+    """
+    if gate.shape[0] > DECODE_ROWS:
+        return F.silu(gate) * up
+    return torch.cat([F.silu(row) for row in torch.split(gate, 1)]) * up
 
 
 def attention_row(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig
-from mixq.errors import PromptError
+from mixq.config import ModelConfig, format_size
+from mixq.errors import DoesNotFitError, PromptError
 
 
 class KVCache:
@@ -22,6 +22,9 @@ class KVCache:
         capacity: positions that fit, at most the model's own maximum.
         dtype: torch.bfloat16, torch.float32 (exact mode), or torch.int8: one float32 scale per kv head and position.
 
+    Raises:
+        DoesNotFitError: the system has no memory for it.
+
     Attributes:
         length: positions that hold a token.
     """
@@ -30,8 +33,15 @@ class KVCache:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
         self.capacity = capacity
         self.length = 0
-        self._data = torch.empty(shape, dtype=dtype)  # [layers, 2, KV, capacity, C]; pages are touched as they fill
-        self._scale = torch.empty(shape[:-1], dtype=torch.float32) if dtype == torch.int8 else None
+        try:  # [layers, 2, KV, capacity, C]; pages are touched as they fill
+            self._data = torch.empty(shape, dtype=dtype)
+            self._scale = torch.empty(shape[:-1], dtype=torch.float32) if dtype == torch.int8 else None
+        except RuntimeError as error:  # torch's word for a failed allocation
+            needed = capacity * self.bytes_per_position(config, dtype)
+            raise DoesNotFitError(
+                f"The KV cache of {capacity} positions needs {format_size(needed)}, which the system refused.",
+                hint="Give a smaller --context, or --kv int8.",
+            ) from error
 
     @staticmethod
     def bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:

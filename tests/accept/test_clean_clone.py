@@ -25,7 +25,7 @@ def value_of(expression: str) -> str:
 def test_make_chat_on_a_clean_clone(tmp_path: Path) -> None:
     clone = tmp_path / "mixq"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MIXQ", "PYTHON", "VIRTUAL_ENV"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MIXQ", "PYTHON", "VIRTUAL_ENV", "XDG"))}
     environment["HOME"] = str(tmp_path / "home")
     questions = [f"What is {e}?" for e in EXPRESSIONS]
     started = time.perf_counter()

@@ -65,6 +65,13 @@ def test_a_decode_rows_bits_do_not_depend_on_the_other_rows(scheme: str) -> None
     assert torch.equal(kernels.linear(x.flip(0), weight), alone.flip(0))
 
 
+@pytest.mark.parametrize("width", [7, 16, 48, 96, 512])
+def test_silu_mul_of_a_decode_row_does_not_depend_on_the_other_rows(width: int) -> None:
+    gate, up = torch.randn(2, 8, width, generator=torch.Generator().manual_seed(12)) * 5
+    alone = torch.cat([kernels.silu_mul(gate[i : i + 1], up[i : i + 1]) for i in range(8)])
+    assert torch.equal(kernels.silu_mul(gate, up), alone)
+
+
 def test_bits_do_not_depend_on_threads() -> None:
     weight = random_packed("nl4:32", 300, 4096, seed=7)
     x = torch.randn(3, 4096, generator=torch.Generator().manual_seed(8))
