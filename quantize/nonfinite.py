@@ -17,11 +17,11 @@ BLOCK = 1 << 20
 
 def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Return how many elements are not finite in bfloat16, and the place of the first (empty where there is none)."""
-    flat = tensor.reshape(-1)
+    flat, limit = tensor.reshape(-1), _limit(tensor)
     count, first = 0, 0
     with serial_operations():
         for start in range(0, flat.numel(), BLOCK):
-            bad = ~(flat[start : start + BLOCK].abs() <= LIMIT)  # a NaN compares false
+            bad = ~(flat[start : start + BLOCK].abs() <= limit)  # a NaN compares false
             if bool(bad.any()):
                 if count == 0:
                     first = start + int(bad.to(torch.uint8).argmax())
@@ -37,4 +37,9 @@ def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
 
 def zero_nonfinite(tensor: Tensor) -> Tensor:
     """Return the tensor with 0 in the place of what bfloat16 cannot hold."""
-    return torch.where(tensor.abs() <= LIMIT, tensor, 0.0)
+    return torch.where(tensor.abs() <= _limit(tensor), tensor, 0.0)
+
+
+def _limit(tensor: Tensor) -> float:
+    """Return the largest magnitude to accept; in a float16 comparison `LIMIT` itself would become infinite."""
+    return min(LIMIT, torch.finfo(tensor.dtype).max)

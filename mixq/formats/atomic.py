@@ -68,5 +68,9 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def atomic_write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all, indented and in the order given."""
-    atomic_write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write a JSON object, whole or not at all, indented and in the order given.
+
+    Raises:
+        ValueError: a NaN or an infinite number, which no JSON reader would take; nothing is written.
+    """
+    atomic_write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

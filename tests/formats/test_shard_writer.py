@@ -211,3 +211,10 @@ def test_an_experts_matrices_lie_side_by_side_and_aligned(tmp_path: Path) -> Non
         if suffix == "weight_codes":
             assert w1.end == w2.start
             assert w2.end == w3.start
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_json_is_refused_before_anything_is_written(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        atomic_write_json(tmp_path / "a.json", {"error": value})
+    assert not list(tmp_path.iterdir())

@@ -227,10 +227,11 @@ def test_outliers_are_reported_with_their_figure(tmp_path: Path) -> None:
     assert len(report.worst) == 10
 
 
-def test_nan_is_refused_by_name_and_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_is_refused_by_name_and_place(dtype: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    write_tiny_mixtral(tmp_path / "source")
+    write_tiny_mixtral(tmp_path / "source", dtype=DTYPES[dtype])
     path = tmp_path / "source" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.1.self_attn.k_proj.weight"][3, 17] = float("nan")
