@@ -6,6 +6,7 @@ refused. A lock file left behind by a killed process locks nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -76,6 +77,10 @@ class TargetLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if sys.platform != "win32":  # Windows removes no open file; a leftover there locks nothing
+        if sys.platform == "win32":  # Windows removes no open file; one that another job has opened by then stays
+            os.close(self._handle)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        else:
             self.path.unlink(missing_ok=True)
-        os.close(self._handle)
+            os.close(self._handle)

@@ -248,6 +248,42 @@ def test_a_lock_file_left_behind_locks_nothing(source: Path, expected: Contents,
     assert contents(tmp_path / "out") == expected
 
 
+def test_on_windows_the_lock_file_is_removed_once_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    close, unlink = os.close, Path.unlink
+
+    def noted_close(handle: int) -> None:
+        closed.append(handle)
+        close(handle)
+
+    def unlink_as_windows(path: Path, missing_ok: bool = False) -> None:
+        if not closed:
+            raise PermissionError(errno.EACCES, "the file is open")
+        unlink(path, missing_ok)
+
+    with lock.TargetLock(tmp_path):
+        monkeypatch.setattr(os, "close", noted_close)
+        monkeypatch.setattr(Path, "unlink", unlink_as_windows)
+        monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.undo()
+    assert len(closed) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_windows_a_lock_file_that_another_job_has_opened_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "the file is open")
+
+    with lock.TargetLock(tmp_path):
+        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.undo()
+    with lock.TargetLock(tmp_path):  # and locks nothing
+        pass
+
+
 def is_refused(source: Path, target: Path) -> bool:
     """Quantize; whether it ended with the error of a disk."""
     try:
