@@ -203,7 +203,7 @@ class RuntimeOptions:
         device: one of `DEVICES`; auto takes the first CUDA GPU where there is one, else the CPU.
         vram, ram: byte budgets; None means what is free.
         context: positions to reserve KV cache for; capped by the model's own maximum.
-        threads: CPU threads; None means physical cores.
+        threads: CPU threads; None means physical cores, or one where the matrices are too small to share.
         kv: storage type of the KV cache.
         miss: what to do with an expert that is not in GPU memory.
         cache_policy: which expert leaves the cache.
