@@ -5,7 +5,8 @@ events (see `events`) and leaves either a whole folder or one that the same call
 shard under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes
 of the folder depend on the source and the settings alone. At most one tensor is in memory, with the codes made of it.
 
-A folder with config.json is finished; one with job.json only is not.
+A folder with config.json is finished; one with job.json only is not. In a finished folder a repeated call writes only
+the tokenizer and other side files that changed in the source, and says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mixq.errors import ModelFileError, StorageError, printable
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
 from mixq.formats.nl4 import DEFAULT_TABLE
@@ -137,6 +138,7 @@ class Job:
         Raises:
             StorageError: not enough disk (exact bytes, before anything is written), or a write that failed.
             ModelFileError: a weight that is NaN or infinite, by the tensor's name.
+            UsageError: the source lost a side file since the folder was finished.
             MixqError: another job is working on the target.
         """
         if not self.target.is_dir():
@@ -145,7 +147,7 @@ class Job:
         with lock.TargetLock(self.target):
             journal = self._folder.look(self.source.path)
             if self._folder.is_finished():
-                yield Finished(self._finished_before())
+                yield from self._finished_before()
                 return
             self._folder.check_disk(self._disk_needed(journal))
             notices = list(self._notices())
@@ -211,7 +213,7 @@ class Job:
 
     def _finish(self, journal: Journal, notices: tuple[str, ...], before: int) -> Result:
         """Write everything but the shards, config.json last, and remove the journal."""
-        contents = {path.name: _read_bytes(path) for path in self.source.side_files()}
+        contents = self._side_contents()
         contents[INDEX] = _json_bytes(index_of(self.shards))
         contents["config.json"] = _json_bytes(self.config)
         errors = {linear: e for shard in self.shards for linear, e in journal.shards[shard.file].errors.items()}
@@ -221,6 +223,7 @@ class Job:
             shards={shard.file: journal.shards[shard.file].sha256 for shard in self.shards},
             files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             errors={linear: error.relative_squared_error for linear, error in errors.items()},
+            group_errors={linear: error.group_error for linear, error in errors.items()},
         )
         config = contents.pop("config.json")
         for name, content in contents.items():
@@ -233,13 +236,62 @@ class Job:
             raise storage_error(self.target / journals.FILE_NAME, error) from error
         return Result(self.target, self.mix.format, self.sizes, ErrorReport.of(errors), notices, before)
 
-    def _finished_before(self) -> Result:
-        """Return the result of a folder that this very job has finished before."""
+    def _finished_before(self) -> Iterator[Event]:
+        """Bring the side files of a folder that this very job has finished before up to date, and yield its result."""
         manifest = self._folder.finished_manifest()
+        notices = list(self._notices())
+        updated = self._update_side_files(manifest)
+        for text in updated:
+            notices.append(text)
+            yield Notice(text)
         schemes = {item.parameter.module: _scheme_text(item) for item in all_items(self.shards)}
-        errors = {n: LinearError(schemes.get(n, "?"), value, value) for n, value in manifest.errors.items()}
-        report, done = ErrorReport.of(errors), len(self.shards)
-        return Result(self.target, self.mix.format, self.sizes, report, self._notices(), done, already_done=True)
+        errors = {
+            linear: LinearError(schemes.get(linear, "?"), value, manifest.group_errors.get(linear, value))
+            for linear, value in manifest.errors.items()
+        }
+        yield Finished(
+            Result(
+                self.target,
+                self.mix.format,
+                self.sizes,
+                ErrorReport.of(errors),
+                tuple(notices),
+                len(self.shards),
+                already_done=not updated,
+            )
+        )
+
+    def _update_side_files(self, manifest: Manifest) -> list[str]:
+        """Write the side files that are not as the source has them, mixq.json last, and say which.
+
+        Killed in between, the next run finds the same difference. Nothing is removed from a finished folder.
+
+        Raises:
+            UsageError: the source has lost a side file that the folder was finished with.
+        """
+        contents = self._side_contents()
+        own = {name: manifest.files[name] for name in (INDEX, "config.json") if name in manifest.files}
+        lost = [name for name in manifest.files if name not in contents and name not in own]
+        if lost:
+            raise UsageError(
+                f"{printable(self.target)} was finished with {printable(lost[0])}, which the source no longer has.",
+                hint="Put it back into the source, or name another folder.",
+            )
+        files = {**{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}, **own}
+        notices = []
+        for name, content in contents.items():
+            path = self.target / name
+            if not path.is_file() or _read_bytes(path) != content:
+                atomic_write_bytes(path, content)
+                notices.append(f"{name} was missing or not as in the source; it is written anew, the weights are kept.")
+        if files != manifest.files:
+            changed = [name for name in contents if files[name] != manifest.files.get(name)]
+            replace(manifest, files=files).write(self.target)
+            notices.append(f"mixq.json has the new sum of {printable(', '.join(changed))}.")
+        return notices
+
+    def _side_contents(self) -> dict[str, bytes]:
+        return {path.name: _read_bytes(path) for path in self.source.side_files()}
 
     def _notices(self) -> tuple[str, ...]:
         """Return what is done otherwise than one might think, known before the job begins."""

@@ -17,6 +17,7 @@ from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.atomic import partial_path, storage_error
 from mixq.formats.manifest import FILE_NAME as MANIFEST
 from mixq.formats.manifest import Manifest
+from mixq.formats.shards import INDEX
 from mixq.quantize import journal as journals
 from mixq.quantize import lock
 from mixq.quantize.journal import Journal
@@ -87,14 +88,24 @@ class Target:
         return (self.path / MANIFEST).exists() and not (self.path / journals.FILE_NAME).exists()
 
     def finished_manifest(self) -> Manifest:
-        """Return mixq.json of a finished folder; raises ModelFileError where a file it names is gone."""
+        """Return mixq.json of a finished folder; its side files are the job's to compare.
+
+        Raises:
+            ModelFileError: the index, config.json or a shard is gone, or a shard has not the size it was made with.
+        """
         manifest = Manifest.read(self.path)
-        for name in (*manifest.shards, *manifest.files):
-            if not (self.path / name).is_file():
-                raise ModelFileError(
-                    f"{printable(self.path)} was finished once, but {printable(name)} is missing now.",
-                    hint="Delete the folder and quantize again.",
-                )
+        for name in (*self.sizes, INDEX, "config.json"):
+            path, wanted = self.path / name, self.sizes.get(name)
+            if not path.is_file():
+                what = f"{printable(name)} is missing now"
+            elif wanted is not None and (size := path.stat().st_size) != wanted:
+                what = f"{printable(name)} has {size:,} bytes now instead of {wanted:,}"
+            else:
+                continue
+            raise ModelFileError(
+                f"{printable(self.path)} was finished once, but {what}.",
+                hint="mixq verify names every damaged file; to repair it, delete the folder and quantize again.",
+            )
         return manifest
 
     def clean(self, journal: Journal) -> list[str]:

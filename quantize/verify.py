@@ -16,9 +16,16 @@ from mixq.errors import MixqError, ModelFileError, StorageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import FILE_NAME as MANIFEST
 from mixq.formats.manifest import Manifest
-from mixq.quantize import journal
+from mixq.quantize import journal, lock
+from mixq.quantize.sources.huggingface import SIDE_FILES
 
 BLOCK = 1 << 22
+
+ADDED_LATER = (
+    "was added after quantizing; put it into the source too and run the same mixq quantize command again: "
+    "it enters the file into mixq.json and keeps the weights"
+)
+"""Of a tokenizer or another side file that mixq.json does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +101,9 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
             raise StorageError(f"{printable(path / name)} cannot be read: {printable(error)}.") from error
         if digest.hexdigest() != sums[name]:
             problems.append(Problem(name, "was changed: its sha256 is not the one in mixq.json"))
-    known = {*sums, MANIFEST}
+    known = {*sums, MANIFEST, lock.FILE_NAME}  # a killed job's lock file, where it could not be removed, harms nothing
     problems += [
-        Problem(printable(extra.name), "is not part of the model")
+        Problem(printable(extra.name), ADDED_LATER if extra.name in SIDE_FILES else "is not part of the model")
         for extra in sorted(path.iterdir())
         if extra.name not in known
     ]

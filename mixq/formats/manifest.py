@@ -31,6 +31,7 @@ class Manifest:
         settings: format, mix and whatever else decided the bytes.
         shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file.
         errors: relative squared error by Linear name.
+        group_errors: the same as a mean over groups; empty in a folder of mixq before it was stored.
     """
 
     source: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Manifest:
     shards: Mapping[str, str]
     files: Mapping[str, str]
     errors: Mapping[str, float] = field(default_factory=dict)
+    group_errors: Mapping[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -53,7 +55,8 @@ class Manifest:
             raise ModelFileError(
                 f"{FILE_NAME}: format_version is {printable(repr(version))}; this mixq reads {FORMAT_VERSION}."
             )
-        for key in ("source", "settings", "shards", "files", "errors"):
+        raw.setdefault("group_errors", {})
+        for key in ("source", "settings", "shards", "files", "errors", "group_errors"):
             if not isinstance(raw.get(key), dict):
                 raise ModelFileError(f"{FILE_NAME}: {key} is missing, or not an object.")
         for key in ("shards", "files"):
@@ -62,7 +65,7 @@ class Manifest:
                     raise ModelFileError(f"{FILE_NAME}: {printable(repr(name))} in {key} is not the name of a file.")
                 if not _SHA256.fullmatch(digest):
                     raise ModelFileError(f"{FILE_NAME}: the sha256 of {printable(name)} is not one.")
-        for name, value in raw["errors"].items():
+        for name, value in (*raw["errors"].items(), *raw["group_errors"].items()):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ModelFileError(f"{FILE_NAME}: the error of {printable(name)!r} is not a number.")
-        return cls(raw["source"], raw["settings"], raw["shards"], raw["files"], raw["errors"])
+        return cls(raw["source"], raw["settings"], raw["shards"], raw["files"], raw["errors"], raw["group_errors"])

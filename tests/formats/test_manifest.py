@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ GOOD = Manifest(
     shards={"model-00001-of-00002.safetensors": SHA},
     files={"config.json": SHA},
     errors={"lm_head": 0.004},
+    group_errors={"lm_head": 0.005},
 )
 
 
@@ -25,6 +27,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     GOOD.write(tmp_path)
     assert Manifest.read(tmp_path) == GOOD
     assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_folder_made_before_group_errors_were_stored_is_read(tmp_path: Path) -> None:
+    GOOD.write(tmp_path)
+    raw = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
+    del raw["group_errors"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(raw), encoding="utf-8")
+    assert Manifest.read(tmp_path) == replace(GOOD, group_errors={})
 
 
 BAD: dict[str, dict[str, Any]] = {
@@ -43,6 +53,8 @@ BAD: dict[str, dict[str, Any]] = {
     "a sum that is a number": {"shards": {"a.safetensors": 1}},
     "an error that is text": {"errors": {"a": "0.1"}},
     "an error that is true": {"errors": {"a": True}},
+    "group errors are a list": {"group_errors": []},
+    "a group error that is text": {"group_errors": {"a": "0.1"}},
 }
 
 

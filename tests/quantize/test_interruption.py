@@ -211,6 +211,72 @@ def test_a_finished_folder_is_left_as_it_is(source: Path, tmp_path: Path) -> Non
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.parametrize("change", ["changed", "added", "gone from the folder", "damaged in the folder"])
+def test_side_files_of_a_finished_folder_follow_the_source(change: str, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    if change == "added":
+        (source / "tokenizer.model").rename(tmp_path / "kept")
+        quantize(source, target)
+        (tmp_path / "kept").rename(source / "tokenizer.model")
+    else:
+        quantize(source, target)
+    if change == "changed":
+        (source / "tokenizer.model").write_bytes(b"another tokenizer")
+    elif change == "gone from the folder":
+        (target / "tokenizer.model").unlink()
+    elif change == "damaged in the folder":
+        (target / "tokenizer.model").write_bytes(b"")
+    shards = {path.name: path.stat().st_mtime_ns for path in target.glob("*.safetensors")}
+    result = quantize(source, target)
+    assert not result.already_done
+    assert any(text.startswith("tokenizer.model") for text in result.notices)
+    assert {path.name: path.stat().st_mtime_ns for path in target.glob("*.safetensors")} == shards
+    quantize(source, tmp_path / "fresh")
+    assert contents(target) == contents(tmp_path / "fresh")
+    assert quantize(source, target).already_done
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_while_side_files_follow_the_source(source: Path, tmp_path: Path) -> None:
+    step, died = 0, True
+    while died:
+        step += 1
+        target = tmp_path / f"killed-{step}"
+        (source / "tokenizer.model").write_bytes(b"the first tokenizer")
+        quantize(source, target)
+        (source / "tokenizer.model").write_bytes(b"the second tokenizer")
+        (source / "LICENSE").write_bytes(f"number {step}".encode())
+        died = killed_at(step, source, target)
+        quantize(source, target)
+        quantize(source, tmp_path / f"fresh-{step}")
+        assert contents(target) == contents(tmp_path / f"fresh-{step}"), f"killed at step {step}"
+        (source / "LICENSE").unlink()
+    assert step == 2 * 3 + 1  # tokenizer, licence, mixq.json
+
+
+def test_a_side_file_that_the_source_lost_is_refused(source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(UsageError, match=r"was finished with tokenizer\.model, which the source no longer has"):
+        quantize(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", [-100, 1])
+def test_a_finished_folder_with_a_shard_of_another_size_is_not_called_done(
+    change: int, source: Path, tmp_path: Path
+) -> None:
+    quantize(source, tmp_path / "out")
+    shard = tmp_path / "out" / "model-00002-of-00003.safetensors"
+    size = shard.stat().st_size
+    os.truncate(shard, size + change)
+    named = rf"model-00002-of-00003\.safetensors has {size + change:,} bytes now instead of {size:,}"
+    with pytest.raises(ModelFileError, match=named) as error:
+        quantize(source, tmp_path / "out")
+    assert "mixq verify" in str(error.value.hint)
+
+
 def test_a_finished_folder_that_lost_a_file_is_not_called_done(source: Path, tmp_path: Path) -> None:
     quantize(source, tmp_path / "out")
     (tmp_path / "out" / "model-00002-of-00003.safetensors").unlink()

@@ -225,6 +225,7 @@ def test_outliers_are_reported_with_their_figure(tmp_path: Path) -> None:
     assert report.badly_served[0].ratio is not None
     assert report.badly_served[0].ratio > 1.5
     assert len(report.worst) == 10
+    assert quantize(tmp_path / "source", tmp_path / "out").errors == report  # of a finished folder: from mixq.json
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -92,6 +92,24 @@ def test_additional_files_are_found(folder: Path) -> None:
     )
 
 
+def test_a_tokenizer_added_later_is_a_problem_with_the_way_out(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_tiny_mixtral(source, ffn=128, experts=2, tokenizer=False)
+    quantize(source, out)
+    (out / "tokenizer.model").write_bytes(b"a tokenizer")
+    found = problems(out)
+    assert list(found) == ["tokenizer.model"]
+    assert "was added after quantizing" in found["tokenizer.model"]
+    (source / "tokenizer.model").write_bytes(b"a tokenizer")
+    quantize(source, out)  # what the text advises
+    assert problems(out) == {}
+
+
+def test_a_lock_file_left_behind_is_no_problem(folder: Path) -> None:
+    (folder / "job.lock").write_bytes(b"")
+    assert problems(folder) == {}
+
+
 def test_sums_made_to_fit_a_wrong_structure_are_no_help(folder: Path) -> None:
     """Somebody who changes a file and mixq.json alike still has to make a folder that fits its config."""
     import hashlib
