@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from mixq.cli import options, output
 from mixq.config import RuntimeOptions
-from mixq.errors import UsageError
+from mixq.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from mixq.engine import Model
@@ -112,22 +114,35 @@ def _line_reader() -> Callable[[], str]:
 
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
+    """Answer each line; one that cannot be answered is said, and costs the others nothing but the exit code."""
     from mixq.cli.conversation import Conversation
     from mixq.cli.interrupt import first_interrupt_cancels
-    from mixq.cli.reading import utf8_lines
+    from mixq.cli.reading import utf8
 
     show = (lambda _: None) if json else output.model_text
-    answers = []
-    for line in utf8_lines(sys.stdin.buffer):
+    answers: list[dict[str, Any]] = []
+    code, cancelled = 0, False
+    for number, data in enumerate(sys.stdin.buffer, 1):
+        line = data.rstrip(b"\r\n")
         if not line.strip():
             continue
-        with first_interrupt_cancels() as cancel:
-            done = Conversation(model.new_session, sampling, system).ask(line, show, cancel=cancel)
+        try:
+            prompt = utf8(line, f"line {number} of standard input")
+            with first_interrupt_cancels() as cancel:
+                done = Conversation(model.new_session, sampling, system).ask(prompt, show, cancel=cancel)
+        except PromptError as error:
+            output.print_error(error)
+            answers.append({"prompt": line.decode("utf-8", "replace"), **output.error_document(error)})
+            code = error.exit_code
+            continue
         show("" if done.text.endswith("\n") else "\n")
-        answers.append({"prompt": line, **output.answer_document(done)})
-        if done.reason == "cancelled":
+        answers.append({"prompt": prompt, **output.answer_document(done)})
+        cancelled = done.reason == "cancelled"
+        if cancelled:
             break
     if json:
         output.print_json({"model": str(model.folder.path), "sampling": sampling, "answers": answers})
-    if answers and answers[-1]["finish_reason"] == "cancelled":
+    if cancelled:
         raise KeyboardInterrupt
+    if code:
+        raise typer.Exit(code)  # the error has been reported already

@@ -38,6 +38,7 @@ def ppl(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    seed: options.Seed = None,
 ) -> None:
     """Perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
 
@@ -58,6 +59,7 @@ def ppl(
         "kv": kv,
         "miss": miss,
         "cache_policy": cache_policy,
+        "seed": seed,
     }
     loaded = load_model(model, flags)
     compared = None if reference is None else load_model(reference, flags)

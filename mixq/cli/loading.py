@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from mixq.engine import Model
 
 
+STALE = 24 * 3600  # seconds; no demo model takes that long to make
+
+
 def load_model(name: str | None, options: Mapping[str, Any]) -> Model:
     """Return the model that `name` means, and say which flags it could not follow.
 
@@ -32,14 +36,12 @@ def load_model(name: str | None, options: Mapping[str, Any]) -> Model:
         options: fields of `RuntimeOptions`; None where a flag was left out.
     """
     chosen = {key: value for key, value in options.items() if value is not None}
-    asked = RuntimeOptions.from_kwargs(**chosen)
+    RuntimeOptions.from_kwargs(**chosen)
     from mixq.engine import load
 
     model = load(quantized_demo() if name is None else name, **chosen)
     for line in model.notes:
         output.warn(line)
-    if asked.context > model.context and asked.context != RuntimeOptions().context:
-        output.warn(f"context {asked.context} is more than the model's maximum; it is {model.context}.")
     return model
 
 
@@ -74,6 +76,7 @@ def _make(source: Path, folder: Path) -> None:
     output.note("First use: quantizing the demo model into your cache.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise StorageError(
@@ -89,3 +92,11 @@ def _make(source: Path, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     if not (folder / "mixq.json").is_file():
         raise StorageError(f"{printable(folder)} could not be made.", hint="Remove it, if it is there, and try again.")
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what a process that was killed left of an unfinished model; one that runs may be at work on a new one."""
+    for partial in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > STALE:
+                shutil.rmtree(partial)

@@ -8,18 +8,22 @@ they run.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from mixq.cli import chat, evaluate, quantize, run, show, verify
-from mixq.errors import DoesNotFitError, MixqError, StorageError, printable
+from mixq.cli.settings import ModelCommand
+from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
 INTERRUPTED = 130
+# What typer raises for a bad command line: click's UsageError, which lies inside typer or beside it by version.
+_CommandLineError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="mixq",
@@ -32,12 +36,12 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_markup_mode=None)
 
-app.command("chat")(chat.chat)
-app.command("run")(run.run)
+app.command("chat", cls=ModelCommand)(chat.chat)
+app.command("run", cls=ModelCommand)(run.run)
 app.command("quantize")(quantize.quantize)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
-evaluations.command("ppl")(evaluate.ppl)
+evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)
 app.add_typer(evaluations, name="eval")
 
 
@@ -50,27 +54,25 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def settings(
-    context: typer.Context,
+def global_flags(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Mixtral 8x7B on the computer you have: quantize it, chat with it."""
-    from mixq import paths
-    from mixq.cli.settings import read_settings
-
-    values = read_settings(paths.config_file())
-    context.default_map = {"chat": values, "run": values, "eval": {"ppl": values}}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
+    # libgomp's threads wait by spinning: with one core busy, chat falls from 62 to 1-22 tokens/s. It reads this when
+    # torch is imported. A library has no business to set it, so it is here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(exit_code(sys.argv[1:] if arguments is None else arguments))
 
 
 def exit_code(arguments: Sequence[str]) -> int:
     """Run a command line; report a failure, and return the exit code that belongs to it."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -79,9 +81,12 @@ def exit_code(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except MixqError as error:
         return _report(error, arguments)
-    except BrokenPipeError:
-        # The reader has gone (`mixq ... | head`). What is left in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _CommandLineError as error:
+        with _as_far_as_it_goes(sys.stderr):
+            error.show()  # with the usage line
+        return _print_document(UsageError(error.format_message()), arguments)
+    except BrokenPipeError:  # the reader has gone (`mixq ... | head`)
+        _drop_rest(sys.stdout)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -94,17 +99,49 @@ def exit_code(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    # Not standalone: typer's own errors come here instead of being printed, and Exit is the value returned.
     try:
-        app(args=list(arguments), prog_name="mixq")
-    except SystemExit as end:  # typer's way to end, also after a usage error
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return 0
+        code = app(args=list(arguments), prog_name="mixq", standalone_mode=False)
+    except SystemExit as end:  # typer and rich where the reader has gone, shell completion
+        code = end.code
+    return code if isinstance(code, int) else 0 if code is None else 1
 
 
 def _report(error: MixqError, arguments: Sequence[str]) -> int:
     from mixq.cli import output
 
-    output.print_error(error)
-    if "--json" in arguments:
-        output.print_json(output.error_document(error))
+    with _as_far_as_it_goes(sys.stderr):
+        output.print_error(error)
+    return _print_document(error, arguments)
+
+
+def _print_document(error: MixqError, arguments: Sequence[str]) -> int:
+    """Print what `--json` prints in place of a result, if it was asked for; return the exit code."""
+    from mixq.cli import output
+
+    with _as_far_as_it_goes(sys.stdout):
+        if "--json" in arguments:
+            output.print_json(output.error_document(error))
     return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Stand in for the streams that the shell closed (`<&-`, `>&-`), which Python has as None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open to the end)
+
+
+@contextlib.contextmanager
+def _as_far_as_it_goes(stream: TextIO) -> Iterator[None]:
+    """Let a report be written; that it cannot be (a full disk, perhaps the very failure reported) is no new failure."""
+    try:
+        yield
+        stream.flush()
+    except OSError:
+        _drop_rest(stream)
+
+
+def _drop_rest(stream: TextIO) -> None:
+    """Send what is left in the buffer nowhere, so that it is not tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

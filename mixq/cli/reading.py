@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import BinaryIO
-
 from mixq.errors import PromptError
 
 
@@ -17,9 +14,3 @@ def utf8(data: bytes, name: str) -> str:
             f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}.",
             hint="Convert it, for example with `iconv -f LATIN1 -t UTF-8`.",
         ) from None
-
-
-def utf8_lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield lines as they arrive, without their ends."""
-    for number, line in enumerate(stream, 1):
-        yield utf8(line.rstrip(b"\r\n"), f"line {number} of standard input")

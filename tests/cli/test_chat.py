@@ -164,10 +164,25 @@ def test_empty_pipe_is_no_failure(cli: RunCli, quantized: Path) -> None:
     assert (outcome.code, outcome.out) == (0, "")
 
 
-def test_line_that_is_not_utf8(cli: RunCli, quantized: Path) -> None:
-    outcome = cli("chat", quantized, *GREEDY, stdin=b"Hello\ncaf\xe9\n")
-    assert outcome.code == 2
+LINES_TWO_OF_THEM_BAD = b"Hello\ncaf\xe9\n" + b"word " * 1000 + b"\nWho are you?\n"
+
+
+def test_line_that_cannot_be_answered_costs_no_other_its_answer(cli: RunCli, quantized: Path) -> None:
+    good = cli("chat", quantized, *GREEDY, stdin=b"Hello\nWho are you?\n")
+    outcome = cli("chat", quantized, *GREEDY, stdin=LINES_TWO_OF_THEM_BAD)
+    assert (outcome.code, outcome.out) == (2, good.out)
     assert "line 2 of standard input is not UTF-8" in outcome.err
+    assert "the context holds 512" in outcome.err
+
+
+def test_json_has_the_error_of_a_line_in_place_of_its_answer(cli: RunCli, quantized: Path) -> None:
+    outcome = cli("chat", quantized, *GREEDY, "--json", stdin=LINES_TWO_OF_THEM_BAD)
+    answers = json.loads(outcome.out)["answers"]
+    assert outcome.code == 2
+    assert ["error" in answer for answer in answers] == [False, True, True, False]
+    assert answers[1]["prompt"] == "caf\ufffd"
+    assert "not UTF-8" in answers[1]["error"]["message"]
+    assert answers[2]["error"]["kind"] == "PromptError"
 
 
 def test_bad_flag_is_refused_before_the_first_prompt(cli: RunCli, quantized: Path) -> None:

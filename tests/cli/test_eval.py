@@ -37,6 +37,13 @@ def test_json(cli: RunCli, quantized: Path, tiny: Path, text: Path) -> None:
     assert 0 <= document["comparison"]["top1_agreement"] <= 1
 
 
+def test_seed_is_one_of_its_shared_flags(cli: RunCli, quantized: Path, text: Path) -> None:
+    assert cli("eval", "ppl", quantized, "--text", text, "--seed", "5").code == 0
+    refused = cli("eval", "ppl", quantized, "--text", text, "--seed", "-1")
+    assert refused.code == 2
+    assert "seed is -1" in refused.err
+
+
 @pytest.mark.parametrize(
     ("content", "flags", "words"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,16 @@ def test_interruption_leaves_nothing_behind(demo: Path, monkeypatch: pytest.Monk
             loading.quantized_demo()
     assert list((paths.cache() / "demo").iterdir()) == []
     assert verify(loading.quantized_demo()).ok
+
+
+def test_what_a_killed_run_left_goes_after_a_day(demo: Path) -> None:
+    folder = paths.cache() / "demo"
+    for name, hours in (("killed.partial", 25), ("at work.partial", 1), ("another version", 25)):
+        (folder / name / "model").mkdir(parents=True)
+        then = time.time() - hours * 3600
+        os.utime(folder / name, (then, then))
+    made = loading.quantized_demo()
+    assert {path.name for path in folder.iterdir()} == {"at work.partial", "another version", made.name}
 
 
 def test_cache_that_cannot_be_written(demo: Path, mixq_home: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mixq import errors, paths
+from mixq.cli import main as console
 from mixq.cli.main import exit_code
 from tests.cli.conftest import RunCli
 
@@ -49,7 +50,7 @@ def test_help_names_every_command(cli: RunCli) -> None:
         (["show"], "Missing argument"),
         (["run", "-p", "hi", "--device", "cdua"], "Did you mean 'cuda'"),
         (["run", "-p", "hi", "--vram", "lots"], "is not a size"),
-        (["run", "-p", "hi", "--context", "0"], "must be 1 or more"),
+        (["run", "-p", "hi", "--context", "0"], "context is 0; it must be"),
         (["eval", "ppl", "--text", "/no/such/file"], "does not exist"),
     ],
 )
@@ -99,6 +100,76 @@ def test_with_json_an_error_is_the_one_document(cli: RunCli) -> None:
     assert outcome.code == 3
     assert document["error"]["kind"] == "ModelFileError"
     assert document["error"]["message"] in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--tempratur", "1"], "No such option: --tempratur"),
+        (["show"], "Missing argument 'DIR'"),
+        (["eval", "ppl", "--text", "/no/such/file"], "'/no/such/file' does not exist"),
+    ],
+)
+def test_with_json_a_usage_error_is_the_one_document(cli: RunCli, arguments: list[str], message: str) -> None:
+    outcome = cli(*arguments, "--json")
+    error = json.loads(outcome.out)["error"]
+    assert (outcome.code, error["kind"], error["exit_code"]) == (2, "UsageError", 2)
+    assert message in error["message"]
+    assert error["message"] in outcome.err
+    assert outcome.err.startswith("Usage: ")
+
+
+def test_with_json_a_variable_of_the_wrong_kind_is_the_one_document(
+    cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXQ_CONTEXT", "abc")
+    outcome = cli("run", "-p", "hi", "--json")
+    assert outcome.code == 2
+    assert "valid integer" in json.loads(outcome.out)["error"]["message"]
+
+
+def test_threads_wait_without_spinning_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(console, "exit_code", lambda _: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    with pytest.raises(SystemExit):
+        console.main([])
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(SystemExit):
+        console.main([])
+    assert seen == ["ACTIVE", "PASSIVE"]
+
+
+def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a line of sh in which $MIXQ is the command and $1, $2 are `arguments`."""
+    line = line.replace("$MIXQ", '"$0" -m mixq')
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = ["sh", "-c", line, sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=buffered, timeout=120, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["written at once", "buffered to the end"])
+def test_full_disk_under_standard_output(quantized: Path, flags: tuple[str]) -> None:
+    done = shell('exec $MIXQ show "$@" > /dev/full', quantized, *flags)
+    assert done.returncode == 5
+    assert done.stderr == "Error: No space left on device.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_under_standard_error_keeps_the_exit_code() -> None:
+    assert shell("exec $MIXQ show /no/such/folder 2> /dev/full").returncode == 3
+    assert shell("exec $MIXQ show 2> /dev/full").returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty_ones(quantized: Path, closed: str) -> None:
+    shown = shell(f'exec $MIXQ show "$1" {closed}', quantized)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    refused = shell(f"exec $MIXQ run {closed}")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "2>&-" in closed or "The prompt is empty" in refused.stderr
 
 
 def test_control_characters_of_a_name_are_spelled_out(cli: RunCli) -> None:

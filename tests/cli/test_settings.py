@@ -59,6 +59,33 @@ def test_setting_that_is_refused(cli: RunCli, quantized: Path, mixq_home: Path, 
     assert "\x1b" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["eval", "ppl", "-h"], ["--version"], ["verify"], ["show"]],
+    ids=" ".join,
+)
+def test_file_that_is_wrong_stops_no_command_that_does_not_need_it(
+    cli: RunCli, quantized: Path, mixq_home: Path, arguments: list[str]
+) -> None:
+    (mixq_home / "config.toml").write_text("devise = 'cpu'")
+    assert cli(*arguments, *([quantized] if arguments[0] in ("verify", "show") else [])).code == 0
+
+
+def test_file_that_is_wrong_is_refused_by_every_command_of_a_model(
+    cli: RunCli, quantized: Path, mixq_home: Path
+) -> None:
+    (mixq_home / "config.toml").write_text("devise = 'cpu'")
+    for arguments in (["chat", quantized], ["run", "-p", "--help"], ["eval", "ppl", quantized, "--text", __file__]):
+        outcome = cli(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "Did you mean 'device'" in outcome.err
+
+
+def test_help_shows_the_programs_own_defaults(cli: RunCli, mixq_home: Path) -> None:
+    (mixq_home / "config.toml").write_text("context = 77")
+    assert "default: 8192" in cli("run", "--help").out
+
+
 def test_value_of_a_setting_is_checked_like_a_flag(cli: RunCli, quantized: Path, mixq_home: Path) -> None:
     (mixq_home / "config.toml").write_text("device = 'gpu'")
     outcome = cli("run", quantized, "-p", "hi")
