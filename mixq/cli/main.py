@@ -64,9 +64,6 @@ def global_flags(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
-    # libgomp's threads wait by spinning: with one core busy, chat falls from 62 to 1-22 tokens/s. It reads this when
-    # torch is imported. A library has no business to set it, so it is here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(exit_code(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -40,7 +40,7 @@ Ram = Annotated[str | None, _flag("--ram", "Memory to use, such as 24GB.  [defau
 Context = Annotated[
     int, _flag("--context", "Tokens that prompt and reply may have together, up to the model's maximum.", "N")
 ]
-Threads = Annotated[int | None, _flag("--threads", "CPU threads.  [default: physical cores]", "N")]
+Threads = Annotated[int | None, _flag("--threads", "CPU threads.  [default: physical cores, 1 for a small model]", "N")]
 Kv = Annotated[str, _flag("--kv", "Storage of the KV cache.", "|".join(KV_DTYPES))]
 Miss = Annotated[str, _flag("--miss", "What to do with an expert that is not in GPU memory.", "|".join(MISS_MODES))]
 CachePolicy = Annotated[str, _flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]

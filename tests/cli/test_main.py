@@ -128,18 +128,6 @@ def test_with_json_a_variable_of_the_wrong_kind_is_the_one_document(
     assert "valid integer" in json.loads(outcome.out)["error"]["message"]
 
 
-def test_threads_wait_without_spinning_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(console, "exit_code", lambda _: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    with pytest.raises(SystemExit):
-        console.main([])
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    with pytest.raises(SystemExit):
-        console.main([])
-    assert seen == ["ACTIVE", "PASSIVE"]
-
-
 def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a line of sh in which $MIXQ is the command and $1, $2 are `arguments`."""
     line = line.replace("$MIXQ", '"$0" -m mixq')
