@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mixq import errors, paths
-from mixq.cli import main as console
 from mixq.cli.main import exit_code
 from tests.cli.conftest import RunCli
 
