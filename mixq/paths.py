@@ -1,20 +1,15 @@
 """Where things lie on a user's machine: the model store, the cache and the shipped demo model.
 
 Contract: `resolve_model` turns what a user typed (a folder, a name in the store, or nothing) into a folder. This module
-creates nothing and opens no model.
+creates nothing and opens no model. What only some paths need is imported where it is used: every command starts here.
 """
 
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
 
-import platformdirs
-
 from mixq.errors import ModelFileError, printable
-
-DEMO_NAME = "demo"
 
 
 def expand(path: str) -> Path:
@@ -27,18 +22,24 @@ def expand(path: str) -> Path:
 
 def home() -> Path:
     """Return the folder of mixq's data: $MIXQ_HOME, else the platform's data folder."""
+    import platformdirs
+
     override = os.environ.get("MIXQ_HOME")
     return expand(override) if override else Path(platformdirs.user_data_dir("mixq", appauthor=False))
 
 
 def cache() -> Path:
     """Return the folder of what can be made again: $MIXQ_HOME/cache, else the platform's cache folder."""
+    import platformdirs
+
     override = os.environ.get("MIXQ_HOME")
     return expand(override) / "cache" if override else Path(platformdirs.user_cache_dir("mixq", appauthor=False))
 
 
 def config_file() -> Path:
     """Return the file of the user's settings: $MIXQ_HOME/config.toml, else in the platform's config folder."""
+    import platformdirs
+
     override = os.environ.get("MIXQ_HOME")
     folder = expand(override) if override else Path(platformdirs.user_config_dir("mixq", appauthor=False))
     return folder / "config.toml"
@@ -51,6 +52,8 @@ def store() -> Path:
 
 def demo_source() -> Path:
     """Return the shipped, unquantized demo model."""
+    from importlib import resources
+
     return Path(str(resources.files("mixq.models"))) / "demo"
 
 
