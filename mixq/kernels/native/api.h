@@ -1,0 +1,48 @@
+// The C interface of mixq's native kernels: what mixq/kernels/native.py calls through ctypes.
+//
+// Contract: pointers and sizes were checked by the caller. All matrices lie in memory as in the model folder; activations
+// are float32, row by row. A context is used by one thread at a time. Nothing throws across this border; memory that
+// cannot be had ends in a null context or in std::bad_alloc's return code.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+
+#define MIXQ_ABI_VERSION 1
+#define MIXQ_EXPORT extern "C" __attribute__((visibility("default")))
+
+struct MixqContext;
+
+MIXQ_EXPORT int mixq_abi_version();
+MIXQ_EXPORT const char* mixq_compiler();
+MIXQ_EXPORT int mixq_best_isa();
+MIXQ_EXPORT int mixq_supports(int isa);
+MIXQ_EXPORT int mixq_has_amx();
+
+// Threads (the caller's included) and working memory. Null: the system refused.
+MIXQ_EXPORT MixqContext* mixq_open(int threads, int isa);
+MIXQ_EXPORT void mixq_close(MixqContext* context);
+
+// Nanoseconds spent inside this context's calls since it was opened.
+MIXQ_EXPORT int64_t mixq_busy_ns(const MixqContext* context);
+
+// y[i] [T, N_i] = x [T, K] times w[i] transposed, for `count` matrices with the same K. Returns 0, or 1: no memory.
+MIXQ_EXPORT int mixq_linear(MixqContext* context, int count, const MixqMatrix* const* w, const float* x, int64_t T,
+                            float* const* y);
+
+// Scores [T, E] of x [T, D] in float32: weights and activations are not rounded.
+MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
+
+// out[t] = sum over a of weights[t, a] * expert[ids[t, a]](x[t]), with expert(x) = w2 (silu(w1 x) * w3 x).
+// w: for each expert gate (w1), down (w2) and up (w3). No expert stands twice in a row of ids.
+MIXQ_EXPORT int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
+                             const int64_t* ids, const float* weights, float* out);
+
+// x / sqrt(mean(x^2) + eps) * weight (bfloat16) for each row of x [T, D].
+MIXQ_EXPORT void mixq_rms_norm(MixqContext* context, const float* x, const void* weight, float eps, int64_t T, int64_t D,
+                               float* out);
+
+// Read `bytes` with all threads, as `kind` says: 0 a plain sum, 1 one that fetches ahead, 2 in the order of the matrix
+// kernels. For measuring the bandwidth; returns a value so that the reads are not dropped.
+MIXQ_EXPORT int64_t mixq_read(MixqContext* context, const void* data, int64_t bytes, int kind);

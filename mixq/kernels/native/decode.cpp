@@ -1,0 +1,68 @@
+#include "decode.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cpu.h"
+#include "target.h"
+
+namespace mixq {
+
+namespace portable {
+namespace {
+#include "simd_portable.inc"
+#include "math.inc"
+#include "decode.inc"
+}  // namespace
+}  // namespace portable
+
+#if MIXQ_X86
+namespace avx2 {
+namespace {
+MIXQ_BEGIN_AVX2
+#define MIXQ_VNNI 0
+#include "simd_avx2.inc"
+#include "math.inc"
+#include "decode.inc"
+#undef MIXQ_VNNI
+MIXQ_END
+}  // namespace
+}  // namespace avx2
+
+namespace avx_vnni {
+namespace {
+MIXQ_BEGIN_AVX_VNNI
+#define MIXQ_VNNI 1
+#include "simd_avx2.inc"
+#include "math.inc"
+#include "decode.inc"
+#undef MIXQ_VNNI
+MIXQ_END
+}  // namespace
+}  // namespace avx_vnni
+
+namespace avx512 {
+namespace {
+MIXQ_BEGIN_AVX512
+#include "simd_avx512.inc"
+#include "math.inc"
+#include "decode.inc"
+MIXQ_END
+}  // namespace
+}  // namespace avx512
+#endif
+
+const DecodeKernels& decode_kernels(int isa) {
+    switch (isa) {
+#if MIXQ_X86
+        case MIXQ_ISA_AVX512_BF16:
+        case MIXQ_ISA_AVX512: return avx512::kDecode;
+        case MIXQ_ISA_AVX_VNNI: return avx_vnni::kDecode;
+        case MIXQ_ISA_AVX2: return avx2::kDecode;
+#endif
+        default: return portable::kDecode;
+    }
+}
+
+}  // namespace mixq

@@ -1,0 +1,42 @@
+// Matrix times a few rows of activations, over the bytes of the model folder.
+//
+// Contract: what a row of activations becomes does not depend on the other rows, on how the outputs are cut into pieces
+// or on which thread computes them: a dot product is summed in an order that K alone fixes. Nothing is allocated but
+// small buffers that each thread keeps.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+#include "row.h"
+
+namespace mixq {
+
+constexpr int kMaxRows = 8;  // rows of one pass over the weights
+
+struct DecodeKernels {
+    // Fill the forms `forms` of a row's chunks [first, last) from x [K]; inputs from K on are zero.
+    void (*prepare)(const float* x, int64_t columns, int64_t first, int64_t last, int forms, const Row& row);
+
+    // out[t][n - begin] = W[n] . row[t] for n in [begin, end), t in [0, count), count <= kMaxRows. `next` is what will be
+    // read after this (null: nothing), to be fetched ahead.
+    void (*multiply)(const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int count,
+                     float* const* out, const void* next);
+
+    // out = silu(gate) * up, n values.
+    void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
+};
+
+// The kernels for a MixqIsa that the CPU supports.
+const DecodeKernels& decode_kernels(int isa);
+
+inline int forms_of(const MixqMatrix& w) {
+    return w.kind == MIXQ_NIBBLES ? kSplit : w.kind == MIXQ_BYTES ? kNatural : w.kind == MIXQ_BF16 ? kRounded : kUnrounded;
+}
+
+// Bytes from one row of codes to the next.
+inline int64_t row_stride(const MixqMatrix& w) {
+    return w.kind == MIXQ_NIBBLES ? w.columns / 2 : w.kind == MIXQ_BYTES ? w.columns : w.columns * (w.kind == MIXQ_BF16 ? 2 : 4);
+}
+
+}  // namespace mixq

@@ -1,0 +1,104 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mixq {
+
+namespace {
+
+constexpr uint64_t kGrains = 0xffffffffu;
+
+// How long a worker spins before it sleeps. Longer than the pauses inside a decode step (some 10 us between calls),
+// shorter than what would be felt by the program that the cores belong to, or by torch's own threads.
+constexpr auto kSpin = std::chrono::microseconds(60);
+
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> lock(sleep_);
+        stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : workers_) thread.join();
+}
+
+void Pool::run(int64_t count, int64_t grain, Work work, void* context) {
+    if (count <= 0) return;
+    const int64_t grains = (count + grain - 1) / grain;
+    if (workers_.empty() || grains == 1) return work(context, 0, count);
+    std::lock_guard<std::mutex> one_at_a_time(caller_);
+    work_ = work, context_ = context, count_ = count, grain_ = grain;
+    unfinished_.store(grains, std::memory_order_relaxed);
+    const uint64_t generation = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    ticket_.store(generation << 32 | static_cast<uint64_t>(grains), std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+        { std::lock_guard<std::mutex> lock(sleep_); }  // whoever saw no job is asleep by now, and hears this
+        wake_.notify_all();
+    }
+    while (take_and_work()) {
+    }
+    // The rest is in the hands of running workers; one that the system has put aside needs the core.
+    for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; ++spins) {
+        if (spins < 2000)
+            pause();
+        else
+            std::this_thread::yield();
+    }
+}
+
+// Take a piece and do it; false if none is left.
+bool Pool::take_and_work() {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    int64_t left, take;
+    do {
+        left = static_cast<int64_t>(ticket & kGrains);
+        if (left == 0) return false;
+        take = std::max<int64_t>(1, left / (2 * threads()));
+    } while (!ticket_.compare_exchange_weak(ticket, ticket - static_cast<uint64_t>(take), std::memory_order_acq_rel,
+                                            std::memory_order_acquire));
+    const int64_t grains = (count_ + grain_ - 1) / grain_;
+    const int64_t first = (grains - left) * grain_;
+    work_(context_, first, std::min(count_, first + take * grain_));
+    unfinished_.fetch_sub(take, std::memory_order_release);
+    return true;
+}
+
+void Pool::worker() {
+    while (!stop_.load(std::memory_order_relaxed)) {
+        if (!take_and_work()) wait_for_job();
+    }
+}
+
+void Pool::wait_for_job() {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if ((ticket_.load(std::memory_order_acquire) & kGrains) != 0) return;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    std::unique_lock<std::mutex> lock(sleep_);
+    sleeping_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(lock, [this] { return stop_ || (ticket_.load(std::memory_order_seq_cst) & kGrains) != 0; });
+    sleeping_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace mixq

@@ -1,0 +1,40 @@
+// Compiling one source for several instruction sets: code between MIXQ_BEGIN_<ISA> and MIXQ_END may use that set.
+//
+// A kernel family is one `name.inc` without includes, included once per instruction set by `name.cpp`, each time inside
+// a namespace of its own, after every standard header. So no inline function of a header is compiled for a CPU that
+// the machine may not have (the linker keeps one copy of such a function, whichever it likes).
+//
+// The caller asks cpu.h first: an illegal instruction cannot be caught.
+#pragma once
+
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc's own AVX-512 headers read variables that they leave undefined on purpose (gcc bug 105593); clang keeps watch.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define MIXQ_X86 1
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#define MIXQ_ARM64 1
+#include <arm_neon.h>
+#endif
+
+#define MIXQ_FEATURES_AVX2 "avx2,fma,f16c"
+#define MIXQ_FEATURES_AVX_VNNI "avx2,fma,f16c,avxvnni"
+#define MIXQ_FEATURES_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+#define MIXQ_FEATURES_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
+
+#define MIXQ_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define MIXQ_BEGIN(features) MIXQ_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define MIXQ_END MIXQ_PRAGMA(clang attribute pop)
+#else
+#define MIXQ_BEGIN(features) MIXQ_PRAGMA(GCC push_options) MIXQ_PRAGMA(GCC target(features))
+#define MIXQ_END MIXQ_PRAGMA(GCC pop_options)
+#endif
+#define MIXQ_BEGIN_AVX2 MIXQ_BEGIN(MIXQ_FEATURES_AVX2)
+#define MIXQ_BEGIN_AVX_VNNI MIXQ_BEGIN(MIXQ_FEATURES_AVX_VNNI)
+#define MIXQ_BEGIN_AVX512 MIXQ_BEGIN(MIXQ_FEATURES_AVX512)
+#define MIXQ_BEGIN_AVX512_BF16 MIXQ_BEGIN(MIXQ_FEATURES_AVX512_BF16)
