@@ -20,6 +20,9 @@ from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.generate import PREFILL_CHUNK, Done, Event, Token, check_prompt, generate
+from mixq.kernels import native
+from mixq.kernels.cores import physical_cores
+from mixq.kernels.dispatch import choose
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
@@ -74,12 +77,16 @@ class Model:
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
         self.notes = (*_placement_notes(self.options), *_context_notes(self.options, self.context))
-        torch.set_num_threads(self.options.threads or _default_threads(self.config))
+        self.threads = self.options.threads or physical_cores()
+        torch.set_num_threads(
+            self.threads if native.library() is not None else self.options.threads or _default_threads(self.config)
+        )
         self._kv_dtype = (
             torch.float32 if self.options.exact else {"bf16": torch.bfloat16, "int8": torch.int8}[self.options.kv]
         )
         _check_memory(self.context * KVCache.bytes_per_position(self.config, self._kv_dtype))
-        self.network = Mixtral(self.folder, positions=self.context, exact=self.options.exact)
+        self.kernels = choose(threads=self.threads, exact=self.options.exact)
+        self.network = Mixtral(self.folder, self.kernels, positions=self.context)
         self._tokenizer: Tokenizer | None = None
         self._last: Done | None = None
 
@@ -175,7 +182,8 @@ class Model:
             "weights_bytes": self.folder.nbytes,
             "kv_cache_bytes": self.context * KVCache.bytes_per_position(self.config, self._kv_dtype),
             "device": "cpu",
-            "kernels": "reference",
+            "kernels": self.kernels.name,
+            "threads": self.threads,
             "last": self._last.stats.as_dict() if self._last is not None else None,
         }
 

@@ -1,7 +1,7 @@
 """The native kernels: finding the library, asking the CPU, calling it through ctypes.
 
-Contract: `NativeKernels` does what `mixq.kernels.reference` does, on the CPU, over the same bytes. Every pointer that is
-passed on belongs to a tensor whose dtype, shape and contiguity were checked here, and is kept alive. Without a library
+Contract: `NativeKernels` does what `mixq.kernels.reference` does, on the CPU, over the same bytes. Every pointer passed
+on belongs to a tensor whose dtype, shape and contiguity were checked here, and is kept alive. Without a library
 `library()` is None and `unavailable_reason()` says why: no compiler when mixq was installed, another version, or
 MIXQ_CPU_ISA=reference. This module knows no layer, no model and no file.
 
@@ -14,7 +14,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int8, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int8, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +23,8 @@ from torch import Tensor
 
 from mixq.config import did_you_mean
 from mixq.errors import DoesNotFitError, UsageError, printable
-from mixq.formats.packed import PackedLinear
 from mixq.kernels import reference
-from mixq.kernels.reference import DECODE_ROWS, Weight
+from mixq.kernels.reference import DECODE_ROWS, Expert, Weight
 
 ABI_VERSION = 1
 
@@ -81,6 +80,9 @@ def library() -> ctypes.CDLL | None:
 def isa() -> int:
     """Return the number of the instruction set in use: the CPU's best, or what MIXQ_CPU_ISA asks for."""
     return _find(os.environ.get("MIXQ_CPU_ISA", "")).isa
+
+
+_chosen_isa = isa
 
 
 def isa_name(number: int) -> str:
@@ -228,7 +230,7 @@ class NativeKernels:
         if found is None:
             raise RuntimeError(unavailable_reason())
         self._library = found
-        self.isa = globals()["isa"]() if isa is None else isa
+        self.isa = _chosen_isa() if isa is None else isa
         self.threads = threads
         self.name = isa_name(self.isa)
         self.context = found.mixq_open(threads, self.isa)
@@ -267,11 +269,7 @@ class NativeKernels:
             return reference.router_logits(x, weight)
         x = x.contiguous()
         out = torch.empty(x.shape[0], weight.shape[0])
-        self._checked(
-            self._library.mixq_router(
-                self.context, bound.matrices, x.data_ptr(), x.shape[0], out.data_ptr()
-            )
-        )
+        self._checked(self._library.mixq_router(self.context, bound.matrices, x.data_ptr(), x.shape[0], out.data_ptr()))
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -285,9 +283,7 @@ class NativeKernels:
         )
         return out
 
-    def experts(
-        self, x: Tensor, experts: Sequence[tuple[Weight, Weight, Weight]], topk_ids: Tensor, topk_weights: Tensor
-    ) -> Tensor:
+    def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """See `reference.experts`."""
         bound = self._bind(experts, [weight for expert in experts for weight in expert])
         if bound.matrices is None or not self._takes(x):
@@ -316,9 +312,7 @@ class NativeKernels:
         T = x.shape[0]
         out = [torch.empty(T, N) for N, _ in bound.shapes]
         places = (c_void_p * len(out))(*[tensor.data_ptr() for tensor in out])
-        self._checked(
-            self._library.mixq_linear(self.context, len(out), bound.pointers, x.data_ptr(), T, places)
-        )
+        self._checked(self._library.mixq_linear(self.context, len(out), bound.pointers, x.data_ptr(), T, places))
         return out
 
     def _bind(self, key: object, weights: Sequence[Weight], *, plain: bool = False) -> _Bound:
@@ -334,7 +328,9 @@ class NativeKernels:
 
 
 def _describe(key: object, weights: Sequence[Weight], *, plain: bool) -> _Bound:
-    matrices = [_plain_matrix(weight) if plain and isinstance(weight, Tensor) else matrix_of(weight) for weight in weights]
+    matrices = [
+        _plain_matrix(weight) if plain and isinstance(weight, Tensor) else matrix_of(weight) for weight in weights
+    ]
     if any(matrix is None for matrix in matrices):
         return _Bound(key, None)
     array = (Matrix * len(matrices))(*matrices)  # type: ignore[misc]

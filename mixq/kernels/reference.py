@@ -17,6 +17,8 @@ L positions, C head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,9 @@ _SMALLEST_ABSMAX = 1e-30
 """Below this a block of activations counts as zero: 127 / absmax must stay finite."""
 
 Weight = Tensor | PackedLinear
+
+Expert = tuple[Weight, Weight, Weight]
+"""The gate (w1), down (w2) and up (w3) projections of one expert."""
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +71,9 @@ def linear(x: Tensor, weight: Weight, *, exact: bool = False) -> Tensor:
         return F.linear(x.bfloat16(), _dense(weight, torch.bfloat16)).float()
     if isinstance(weight, PackedLinear) and weight.scheme.name != "nf4":
         return _integer_linear(x, weight)
-    # nf4 has no integer code values: its decode is bitsandbytes' way, dequantize and multiply.
-    dense = _dense(weight, torch.bfloat16)
-    return torch.cat([F.linear(row.bfloat16(), dense).float() for row in torch.split(x, 1)])
+    # Not quantized; or nf4, which has no integer code values: bfloat16 factors, float32 products and sums.
+    dense = _dense(weight, torch.bfloat16).float()
+    return torch.cat([F.linear(row.bfloat16().float(), dense) for row in torch.split(x, 1)])
 
 
 def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -171,6 +176,32 @@ def attention_chunk(q: Tensor, keys: Tensor, values: Tensor, *, window: int | No
         enable_gqa=True,
     )
     return out[0].transpose(0, 1).float()
+
+
+def experts(
+    x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor, *, exact: bool = False
+) -> Tensor:
+    """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
+
+    Tokens are grouped by expert, so an expert's weights are read once however many tokens chose it. A token's sum runs
+    over its experts in the router's order, so its bits do not depend on the other tokens.
+
+    Args:
+        x: float32 [T, D].
+        experts: E of them.
+        topk_ids: int64 [T, A]; no expert twice in a row.
+        topk_weights: float32 [T, A].
+    """
+    T, A = topk_ids.shape
+    answers = x.new_empty(T, A, x.shape[1])  # [T, A, D]
+    for expert in sorted(set(topk_ids.flatten().tolist())):
+        tokens, slots = torch.where(topk_ids == expert)  # [R], [R] rows that chose it
+        w1, w2, w3 = experts[expert]
+        answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, exact=exact)
+    total = torch.zeros_like(x)
+    for slot in range(A):
+        total += topk_weights[:, slot, None] * answers[:, slot]
+    return total
 
 
 def swiglu(x: Tensor, w1: Weight, w2: Weight, w3: Weight, *, exact: bool = False) -> Tensor:

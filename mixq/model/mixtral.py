@@ -19,7 +19,7 @@ from torch import Tensor
 from mixq.config import ModelConfig
 from mixq.experts.executor import ExpertExecutor
 from mixq.formats.folder import ModelFolder
-from mixq.kernels import reference as kernels
+from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
 from mixq.model.rope import RotaryTable
 
@@ -29,16 +29,16 @@ class Mixtral:
 
     Args:
         folder: an open model folder; weights stay mapped.
+        kernels: what computes; `mixq.kernels.dispatch.choose` picks them.
         positions: the longest context that will be asked for.
-        exact: compute in float32 throughout.
     """
 
-    def __init__(self, folder: ModelFolder, *, positions: int, exact: bool = False) -> None:
+    def __init__(self, folder: ModelFolder, kernels: Kernels, *, positions: int) -> None:
         self.config: ModelConfig = folder.config
-        self.exact = exact
+        self.kernels = kernels
         rotary = RotaryTable(self.config, positions)
         self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D]
-        self.layers = [DecoderLayer(folder, i, rotary, exact=exact) for i in range(self.config.num_hidden_layers)]
+        self.layers = [DecoderLayer(folder, i, rotary, kernels) for i in range(self.config.num_hidden_layers)]
         self.norm = folder.tensor("model.norm.weight")
         self.lm_head = self.embed_tokens if self.config.tie_word_embeddings else folder.linear("lm_head")
 
@@ -62,38 +62,38 @@ class Mixtral:
         if not all_logits:
             last = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
             x = x[last]  # [S, D]
-        x = kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
-        return kernels.linear(x, self.lm_head, exact=self.exact)
+        x = self.kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return self.kernels.linear(x, self.lm_head)
 
 
 class DecoderLayer:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, folder: ModelFolder, layer: int, rotary: RotaryTable, *, exact: bool) -> None:
+    def __init__(self, folder: ModelFolder, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}"
+        self.kernels = kernels
         self.eps = folder.config.rms_norm_eps
         self.input_layernorm = folder.tensor(f"{prefix}.input_layernorm.weight")
         self.post_attention_layernorm = folder.tensor(f"{prefix}.post_attention_layernorm.weight")
-        self.attention = Attention(folder, layer, rotary, exact=exact)
+        self.attention = Attention(folder, layer, rotary, kernels)
         self.feed_forward: SparseMoeBlock | FeedForward = (
-            SparseMoeBlock(folder, layer, exact=exact)
-            if folder.config.is_moe
-            else FeedForward(folder, layer, exact=exact)
+            SparseMoeBlock(folder, layer, kernels) if folder.config.is_moe else FeedForward(folder, layer, kernels)
         )
 
     def __call__(self, x: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        x = x + self.attention(kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
-        return x + self.feed_forward(kernels.rms_norm(x, self.post_attention_layernorm, self.eps))
+        x = x + self.attention(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
+        return x + self.feed_forward(self.kernels.rms_norm(x, self.post_attention_layernorm, self.eps))
 
 
 class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their answers."""
 
-    def __init__(self, folder: ModelFolder, layer: int, *, exact: bool) -> None:
+    def __init__(self, folder: ModelFolder, layer: int, kernels: Kernels) -> None:
+        self.kernels = kernels
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
-        self.experts = ExpertExecutor(folder, layer, exact=exact)
+        self.experts = ExpertExecutor(folder, layer, kernels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
@@ -102,21 +102,26 @@ class SparseMoeBlock:
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and ids [T, A] of the experts for x [T, D]: softmax over all, top A, made to sum to one."""
-        probabilities = kernels.router_logits(x, self.gate).softmax(-1)  # [T, E]
+        probabilities = self.kernels.router_logits(x, self.gate).softmax(-1)  # [T, E]
         topk_weights, topk_ids = probabilities.topk(self.num_experts_per_tok, dim=-1)  # [T, A]
         return topk_weights / topk_weights.sum(-1, keepdim=True), topk_ids
 
 
 class FeedForward:
-    """The SwiGLU block of a dense model: gate_proj, up_proj, down_proj."""
+    """The SwiGLU block of a dense model (gate_proj, down_proj, up_proj): to the kernels, one expert that all choose."""
 
-    def __init__(self, folder: ModelFolder, layer: int, *, exact: bool) -> None:
+    def __init__(self, folder: ModelFolder, layer: int, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}.mlp"
-        self.gate_proj = folder.linear(f"{prefix}.gate_proj")
-        self.up_proj = folder.linear(f"{prefix}.up_proj")
-        self.down_proj = folder.linear(f"{prefix}.down_proj")
-        self.exact = exact
+        self.kernels = kernels
+        self.only, self.whole = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+        self.block = [
+            (
+                folder.linear(f"{prefix}.gate_proj"),
+                folder.linear(f"{prefix}.down_proj"),
+                folder.linear(f"{prefix}.up_proj"),
+            )
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        return kernels.swiglu(x, self.gate_proj, self.down_proj, self.up_proj, exact=self.exact)
+        return self.kernels.experts(x, self.block, self.only.expand(len(x), 1), self.whole.expand(len(x), 1))

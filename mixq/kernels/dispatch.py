@@ -1,0 +1,102 @@
+"""Which kernels compute: chosen once when a model is loaded, never while it runs.
+
+Contract: `Kernels` is what the network asks for; every implementation answers as `mixq.kernels.reference` does, within
+rounding. `choose` takes the native ones where the library was built and the CPU has what they need, else torch's, and
+then says so once; `mixq doctor` shows the reason. `exact` is always torch, in float32.
+
+Axes: T tokens, N out, K in, D hidden, E experts, A active experts.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from mixq.kernels import native, reference
+from mixq.kernels.reference import Expert, Weight
+
+
+class Kernels(Protocol):
+    """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`."""
+
+    name: str
+    exact: bool
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
+        """x [T, K], weight [N, K] -> [T, N]."""
+        ...
+
+    def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        """x [T, K] -> [T, N] for each of the weights, which share the work."""
+        ...
+
+    def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [T, D], weight [E, D] -> float32 [T, E]."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        ...
+
+    def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """x [T, D], ids and weights [T, A] -> [T, D]."""
+        ...
+
+    def busy_ns(self) -> int:
+        """Nanoseconds spent in these kernels so far; 0 where nobody counts."""
+        ...
+
+
+class ReferenceKernels:
+    """torch's kernels: the truth, and what runs where the native ones cannot."""
+
+    def __init__(self, *, exact: bool = False) -> None:
+        self.exact = exact
+        self.name = "reference"
+
+    def linear(self, x: Tensor, weight: Weight) -> Tensor:
+        return reference.linear(x, weight, exact=self.exact)
+
+    def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
+        return [reference.linear(x, weight, exact=self.exact) for weight in weights]
+
+    def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        return reference.router_logits(x, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return reference.rms_norm(x, weight, eps)
+
+    def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        return reference.experts(x, experts, topk_ids, topk_weights, exact=self.exact)
+
+    def busy_ns(self) -> int:
+        return 0
+
+
+def choose(*, threads: int, exact: bool = False) -> Kernels:
+    """Return the kernels for this machine.
+
+    Args:
+        threads: how many share the native kernels' work.
+        exact: float32 throughout, which only torch does.
+
+    Raises:
+        UsageError: MIXQ_CPU_ISA names an instruction set that is unknown, or that this CPU lacks.
+    """
+    if exact:
+        return ReferenceKernels(exact=True)
+    reason = native.unavailable_reason()
+    if reason is None:
+        return native.NativeKernels(threads)
+    _warn_once(reason)
+    return ReferenceKernels()
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    first_line = reason.splitlines()[0]
+    print(f"mixq: slow torch kernels are used. {first_line} `mixq doctor` tells more.", file=sys.stderr)
