@@ -1,6 +1,7 @@
-"""Scales and codes of one Linear by squared error: the reference that every faster search must equal.
+"""Scales and codes of one Linear by squared error, and the reference that every faster search must equal.
 
-Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and says what was lost. The
+Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and says what was lost. It is
+`reference_search`, in torch, or the same in C++ where that was built (see `native_search`), with the same bits. The
 result is a function of the weights alone: it depends neither on the number of threads nor on how many rows are worked
 on at once, because every sum is a fixed tree of float32 additions within a row (`tree_sum`) and nothing is multiplied
 and added in one rounding. This module knows no file, no model and no job.
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from mixq.errors import UsageError
 from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
+from mixq.quantize import native_search
 from mixq.quantize.levels import IntegerLevels, Levels, TableLevels
+from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
 
 START_SCALES = (0.80, 0.87, 0.94, 1.01, 1.08, 1.15)
@@ -44,22 +46,6 @@ BLOCK_WEIGHTS = 1 << 18
 
 TINY = 2.0**-40
 """Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Quantized:
-    """What a search found.
-
-    Attributes:
-        packed: the tensors as they go to disk.
-        relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
-        group_error: the same per group, averaged over the groups that are not all zero. Far above the other figure, it
-            tells of rows whose large groups spoil the small ones.
-    """
-
-    packed: PackedLinear
-    relative_squared_error: float
-    group_error: float
 
 
 def search(
@@ -82,19 +68,39 @@ def search(
     Raises:
         UsageError: not a matrix, or K is not a multiple of the group size.
     """
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
-    N, K = weight.shape
-    if K % scheme.group_size:
-        raise UsageError(f"rows of {K} weights do not divide into groups of {scheme.group_size}.")
-    rows = max(1, block_weights // K)
-    blocks = [slice(start, min(N, start + rows)) for start in range(0, N, rows)]
+    rows = _block_rows(weight, scheme, block_weights)
+    native = native_search.NativeSearch.find() if scheme.name in native_search.SCHEMES else None
+    if native is not None:
+        return native.search(weight, scheme, table, scale_dtype, rows)
+    return reference_search(weight, scheme, table=table, scale_dtype=scale_dtype, block_weights=block_weights)
+
+
+def reference_search(
+    weight: Tensor,
+    scheme: Scheme,
+    *,
+    table: Sequence[int] = nl4.DEFAULT_TABLE,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    block_weights: int = BLOCK_WEIGHTS,
+) -> Quantized:
+    """Do as `search`, in torch."""
+    rows = _block_rows(weight, scheme, block_weights)
+    blocks = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
     with serial_operations() as threads:
         if scheme.name == "nf4":
             return _nf4(weight, scheme, scale_dtype, blocks, threads)
         if scheme.name == "nl4":
             return _nl4(weight, scheme, nl4.table_tensor(table), blocks, threads)
         return _integer_groups(weight, scheme, scale_dtype, blocks, threads)
+
+
+def _block_rows(weight: Tensor, scheme: Scheme, block_weights: int) -> int:
+    """Return how many rows to work on at once, or refuse the weight."""
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
+    if weight.shape[1] % scheme.group_size:
+        raise UsageError(f"rows of {weight.shape[1]} weights do not divide into groups of {scheme.group_size}.")
+    return max(1, block_weights // weight.shape[1])
 
 
 def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice], threads: int) -> Quantized:
@@ -106,7 +112,7 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice],
     # table value * scale can reach 128 * 127: keep the product with the row scale below infinity, in bf16 too.
     ceiling = torch.finfo(torch.bfloat16).max / (128 * 127)
 
-    def work(block: slice) -> _Loss:
+    def work(block: slice) -> Loss:
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
         w = w * power_of_two(-exponent)
@@ -120,7 +126,7 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice],
         return _loss(w, values * step, exponent)
 
     losses = map_in_threads(work, blocks, threads)
-    return _quantized(PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table), losses)
+    return summed_up(PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table), losses)
 
 
 def _integer_groups(
@@ -133,7 +139,7 @@ def _integer_groups(
     # -8 * scale (or -128 * scale) must stay below infinity, in bf16 too; the scale itself below its own type's.
     ceiling = min(torch.finfo(torch.bfloat16).max / levels.limit, torch.finfo(scale_dtype).max)
 
-    def work(block: slice) -> _Loss:
+    def work(block: slice) -> Loss:
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
         w = w * power_of_two(-exponent)
@@ -146,7 +152,7 @@ def _integer_groups(
         return _loss(w, values * step, exponent)
 
     losses = map_in_threads(work, blocks, threads)
-    return _quantized(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits)), losses)
+    return summed_up(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits)), losses)
 
 
 def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[slice], threads: int) -> Quantized:
@@ -155,7 +161,7 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[sl
     codes = torch.empty(N, K, dtype=torch.uint8)
     maxima = torch.empty(N, K // scheme.group_size)
 
-    def work(block: slice) -> _Loss:
+    def work(block: slice) -> Loss:
         w = weight[block].to(torch.float32)
         tensors = nf4.quantize(w, scheme.group_size, dtype)
         block_codes, block_maxima = nf4.unpack(tensors)
@@ -166,7 +172,7 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[sl
         return _loss(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
 
     losses = map_in_threads(work, blocks, threads)
-    return _quantized(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
+    return summed_up(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
 
 
 def best_scales(w: Tensor, levels: Levels) -> Tensor:
@@ -246,17 +252,7 @@ def _best_integers(
     return q, _row_sum(least)
 
 
-@dataclass(frozen=True, slots=True)
-class _Loss:
-    """What a block of rows lost: sums of each row, and the number of groups that are not all zero."""
-
-    errors: list[float]
-    energies: list[float]
-    group_errors: list[float]
-    groups: int
-
-
-def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> _Loss:
+def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> Loss:
     """Compare normalised weights with what they became [n, G, g]; `exponent` was taken out of both."""
     error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
     energy = tree_sum(w * w).double()
@@ -264,16 +260,7 @@ def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> _Loss:
     relative = torch.where(filled, error / energy.clamp_min(1e-300), 0.0)
     unit = power_of_two(exponent).double().square()
     rows = [_row_sum(x).view(-1).tolist() for x in (error * unit, energy * unit, relative)]
-    return _Loss(rows[0], rows[1], rows[2], int(filled.sum()))
-
-
-def _quantized(packed: PackedLinear, losses: Sequence[_Loss]) -> Quantized:
-    """Sum up exactly (fsum), so that the figures do not depend on the blocks either."""
-    error = math.fsum(row for loss in losses for row in loss.errors)
-    energy = math.fsum(row for loss in losses for row in loss.energies)
-    group_error = math.fsum(row for loss in losses for row in loss.group_errors)
-    groups = sum(loss.groups for loss in losses)
-    return Quantized(packed, error / energy if energy > 0 else 0.0, group_error / max(1, groups))
+    return Loss(rows[0], rows[1], rows[2], int(filled.sum()))
 
 
 def tree_sum(x: Tensor) -> Tensor:

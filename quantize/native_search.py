@@ -1,0 +1,105 @@
+"""The scale search in C++: what `scale_search.reference_search` finds, bit for bit, some hundred times as fast.
+
+Contract: `NativeSearch.search` takes nl4, w4 and w8. Every pointer that is passed on belongs to a contiguous tensor
+whose dtype and shape were made or checked here. Codes come out packed, so `formats` has nothing left to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import byref, c_double, c_int, c_int8, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixq.errors import DoesNotFitError
+from mixq.formats import int_groups, nl4
+from mixq.formats.packed import PackedLinear, tensor_specs
+from mixq.formats.scheme import Scheme
+from mixq.kernels import native
+from mixq.quantize.quantized import Loss, Quantized, summed_up
+from mixq.quantize.threads import map_in_threads, serial_operations
+
+SCHEMES = ("nl4", "w4", "w8")
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_NO_MEMORY = 2
+
+
+class _Source(ctypes.Structure):
+    """MixqSource of native/search.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("type", c_int32),
+        ("group_size", c_int32),
+    )
+
+
+class _Loss(ctypes.Structure):
+    """MixqLoss of native/search.h."""
+
+    _fields_ = (("errors", c_void_p), ("energies", c_void_p), ("group_errors", c_void_p), ("groups", c_void_p))
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSearch:
+    """The search of one library for one instruction set, which the CPU must have."""
+
+    library: ctypes.CDLL
+    isa: int
+
+    @classmethod
+    def find(cls) -> NativeSearch | None:
+        """Return the search for this CPU, or None without a library; see `mixq.kernels.native`."""
+        library = native.library()
+        return None if library is None else cls(library, native.isa())
+
+    def search(
+        self, weight: Tensor, scheme: Scheme, table: Sequence[int], scale_dtype: torch.dtype, block_rows: int
+    ) -> Quantized:
+        """Quantize a matrix [N, K] as `scale_search.search` does, which has checked its shape.
+
+        Raises:
+            DoesNotFitError: not even memory for one row.
+        """
+        if scale_dtype not in int_groups.SCALE_DTYPES:
+            raise ValueError(f"scales are bf16 or f16, not {scale_dtype}")
+        N, K = weight.shape
+        specs = tensor_specs(scheme, (N, K), scale_dtype)
+        packed = {suffix: torch.empty(shape, dtype=dtype) for suffix, (dtype, shape) in specs.items()}
+        values = nl4.table_tensor(table) if scheme.name == "nl4" else None
+        places = (c_int8 * 16)(*table) if scheme.name == "nl4" else None
+
+        def work(start: int) -> Loss:
+            block = weight[start : start + block_rows].contiguous()
+            if block.dtype not in _TYPES or block.device.type != "cpu":
+                block = block.to("cpu", torch.float32)
+            rows = len(block)
+            source = _Source(block.data_ptr(), rows, K, _TYPES[block.dtype], scheme.group_size)
+            sums, groups = [(c_double * rows)() for _ in range(3)], c_int64()
+            loss = _Loss(*(ctypes.addressof(part) for part in (*sums, groups)))
+            common = (self.isa, byref(source))
+            if places is not None:
+                parts = ("weight_codes", "weight_scale", "weight_row_scale")
+                pointers = [packed[suffix][start:].data_ptr() for suffix in parts]
+                failed = self.library.mixq_search_nl4(*common, places, *map(c_void_p, pointers), byref(loss))
+            else:
+                pointers = [packed[suffix][start:].data_ptr() for suffix in ("weight_packed", "weight_scale")]
+                failed = self.library.mixq_search_integers(
+                    *common, c_int(scheme.bits), c_int(_TYPES[scale_dtype]), *map(c_void_p, pointers), byref(loss)
+                )
+            if failed == _NO_MEMORY:
+                raise DoesNotFitError(f"There is no memory to quantize a row of {K} weights.")
+            assert not failed, "the library refused arguments that were checked"
+            return Loss(list(sums[0]), list(sums[1]), list(sums[2]), groups.value)
+
+        with serial_operations() as threads:
+            losses = map_in_threads(work, range(0, N, block_rows), threads)
+        if "weight_shape" in packed:
+            packed["weight_shape"].copy_(torch.tensor((N, K)))
+        return summed_up(PackedLinear(scheme, (N, K), packed, values), losses)

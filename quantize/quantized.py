@@ -1,0 +1,48 @@
+"""What a search found, and the exact sum of what it lost.
+
+Contract: the figures do not depend on how the rows were cut into blocks: the sums of a row are the search's own, and
+those of rows are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixq.formats.packed import PackedLinear
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """What a search found.
+
+    Attributes:
+        packed: the tensors as they go to disk.
+        relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
+        group_error: the same per group, averaged over the groups that are not all zero. Far above the other figure, it
+            tells of rows whose large groups spoil the small ones.
+    """
+
+    packed: PackedLinear
+    relative_squared_error: float
+    group_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a block of rows lost: sums of each row, and the number of groups that are not all zero."""
+
+    errors: list[float]
+    energies: list[float]
+    group_errors: list[float]
+    groups: int
+
+
+def summed_up(packed: PackedLinear, losses: Sequence[Loss]) -> Quantized:
+    """Return the tensors with the sums of their losses."""
+    error = math.fsum(row for loss in losses for row in loss.errors)
+    energy = math.fsum(row for loss in losses for row in loss.energies)
+    group_error = math.fsum(row for loss in losses for row in loss.group_errors)
+    groups = sum(loss.groups for loss in losses)
+    return Quantized(packed, error / energy if energy > 0 else 0.0, group_error / max(1, groups))
