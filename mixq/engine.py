@@ -19,6 +19,7 @@ from mixq import paths
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
+from mixq.formats.weights import Weights
 from mixq.generate import PREFILL_CHUNK, Done, Event, Token, check_prompt, generate
 from mixq.kernels import native
 from mixq.kernels.cores import physical_cores
@@ -64,16 +65,16 @@ class Model:
     """A model that answers.
 
     Attributes:
-        folder: the open model folder.
+        folder: the open model folder, or weights made up in memory.
         config: its shape.
         options: as given to `load`.
         context: positions of a conversation: what was asked for, at most the model's own maximum.
         notes: one line for each option that could not be followed, and why.
     """
 
-    def __init__(self, path: Path, options: RuntimeOptions | None = None) -> None:
+    def __init__(self, folder: Path | Weights, options: RuntimeOptions | None = None) -> None:
         self.options = options or RuntimeOptions()
-        self.folder = ModelFolder.open(path)
+        self.folder: Weights = ModelFolder.open(folder) if isinstance(folder, Path) else folder
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
         self.notes = (*_placement_notes(self.options), *_context_notes(self.options, self.context))

@@ -23,6 +23,7 @@ from torch import Tensor
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
+from mixq.formats.mix import Mix
 from mixq.formats.nl4 import DEFAULT_TABLE
 from mixq.formats.shard_writer import ShardWriter
 from mixq.formats.shards import INDEX
@@ -31,7 +32,6 @@ from mixq.quantize import lock
 from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
 from mixq.quantize.layout import STORED_DTYPE, Item, all_items, index_of, plan_shards, target_config
-from mixq.quantize.mix import Mix
 from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
 from mixq.quantize.report import ErrorReport, SizeTable, sizes_of_items
 from mixq.quantize.scale_search import search

@@ -15,11 +15,11 @@ import torch
 
 from mixq.config import ModelConfig
 from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.mix import Mix
 from mixq.formats.packed import tensor_specs
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardSpecs, shard_size
-from mixq.quantize.mix import Mix
 
 STORED_DTYPE = torch.bfloat16
 """What stays unquantized, and the scales of w4 and w8."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixq.config import ModelConfig
-from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.architecture import Parameter, bytes_read, parameters
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
 from mixq.quantize.journal import LinearError
@@ -114,12 +114,7 @@ def _size_table(
         row[0], row[1], row[2] = row[0] + 1, row[1] + parameter.numel, row[2] + nbytes
         if attention:
             names.setdefault(key, {})[parameter.role] = None
-        if parameter.role == "expert":
-            token_bytes += nbytes * config.num_experts_per_tok // config.num_local_experts
-        elif parameter.role == "embedding":
-            token_bytes += nbytes if config.tie_word_embeddings else nbytes // config.vocab_size
-        else:
-            token_bytes += nbytes
+        token_bytes += bytes_read(parameter, config, nbytes)
     rows = [
         SizeRow(f"attention {' '.join(names[key])}" if key in names else key[0], key[1], *figures)
         for key, figures in sums.items()

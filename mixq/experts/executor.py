@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mixq.formats.folder import ModelFolder
+from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 
 
 class ExpertExecutor:
     """The E experts of one layer; w1 is the gate, w2 the down, w3 the up projection."""
 
-    def __init__(self, folder: ModelFolder, layer: int, kernels: Kernels) -> None:
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}.block_sparse_moe.experts"
         self.experts = [
             (

@@ -46,6 +46,15 @@ class Parameter:
         return self.role in LINEAR_ROLES
 
 
+def bytes_read(parameter: Parameter, config: ModelConfig, nbytes: int) -> int:
+    """Return how many of a tensor's bytes computing one token reads: of experts and embedding only what is used."""
+    if parameter.role == "expert":
+        return nbytes * config.num_experts_per_tok // config.num_local_experts
+    if parameter.role == "embedding" and not config.tie_word_embeddings:
+        return nbytes // config.vocab_size
+    return nbytes
+
+
 def parameters(config: ModelConfig) -> Iterator[Parameter]:
     """Yield every tensor of the model: embedding, the layers in order, final norm, head."""
     yield Parameter("model.embed_tokens", (config.vocab_size, config.hidden_size), "embedding")

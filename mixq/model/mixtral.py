@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixq.config import ModelConfig
 from mixq.experts.executor import ExpertExecutor
-from mixq.formats.folder import ModelFolder
+from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
 from mixq.model.rope import RotaryTable
@@ -28,12 +28,12 @@ class Mixtral:
     """The network of a model folder.
 
     Args:
-        folder: an open model folder; weights stay mapped.
+        folder: the weights: an open model folder, which stays mapped, or made up in memory.
         kernels: what computes; `mixq.kernels.dispatch.choose` picks them.
         positions: the longest context that will be asked for.
     """
 
-    def __init__(self, folder: ModelFolder, kernels: Kernels, *, positions: int) -> None:
+    def __init__(self, folder: Weights, kernels: Kernels, *, positions: int) -> None:
         self.config: ModelConfig = folder.config
         self.kernels = kernels
         rotary = RotaryTable(self.config, positions)
@@ -69,7 +69,7 @@ class Mixtral:
 class DecoderLayer:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, folder: ModelFolder, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
+    def __init__(self, folder: Weights, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}"
         self.kernels = kernels
         self.eps = folder.config.rms_norm_eps
@@ -89,7 +89,7 @@ class DecoderLayer:
 class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their answers."""
 
-    def __init__(self, folder: ModelFolder, layer: int, kernels: Kernels) -> None:
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
         self.kernels = kernels
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
@@ -110,7 +110,7 @@ class SparseMoeBlock:
 class FeedForward:
     """The SwiGLU block of a dense model (gate_proj, down_proj, up_proj): to the kernels, one expert that all choose."""
 
-    def __init__(self, folder: ModelFolder, layer: int, kernels: Kernels) -> None:
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}.mlp"
         self.kernels = kernels
         self.only, self.whole = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)

@@ -9,10 +9,10 @@ import pytest
 from mixq.config import ModelConfig
 from mixq.errors import UsageError
 from mixq.formats.architecture import parameters
+from mixq.formats.mix import Mix
 from mixq.formats.quantization import QuantizationConfig
 from mixq.models.presets import PRESETS
 from mixq.quantize.layout import all_items, plan_shards
-from mixq.quantize.mix import Mix
 from mixq.quantize.report import sizes_of_items
 
 MIXTRAL: dict[str, Any] = {
