@@ -133,6 +133,14 @@ def test_rows_that_get_the_search_for_a_row_scale(group: int) -> None:
         check(-weight, f"nl4:{group}")
 
 
+def test_every_step_of_the_row_scale_is_searched() -> None:
+    weight = random(200, 16 * 4)
+    weight.view(200, 4, 16)[:, 0] = 40  # exact at every step, so the other groups decide
+    check(weight, "nl4:16")
+    scale = native_search(weight, Scheme("nl4", 16), ISAS[-1]).packed.tensors["weight_scale"]
+    assert set(scale.int().abs().amax(1).tolist()) == {*scale_search.ROW_STEPS}
+
+
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("group", GROUP_SIZES["nl4"])
 def test_other_tables(table: str, group: int) -> None:
@@ -157,6 +165,20 @@ def test_weights_half_way_between_two_values(table: str) -> None:
     for scheme in SCHEMES:
         check(weight, scheme, table=TABLES[table])
         check(weight * 2.0**-70, scheme, table=TABLES[table])
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme[0] == "w"])
+def test_scales_half_way_between_two_stored_ones(scheme: str, scale_dtype: torch.dtype) -> None:
+    parsed = Scheme.parse(scheme)
+    half_step = torch.finfo(scale_dtype).eps / 2
+    for exponent in (0, -3, -14, -16, -20):  # -16 and -20: denormals of float16
+        scale = (1 + half_step * torch.arange(64)) * 2.0**exponent
+        weight = torch.zeros(64, parsed.group_size)  # two weights, which this scale and no other gives exactly
+        weight[:, 3] = scale * -(2 ** (parsed.bits - 1))
+        weight[:, 8] = scale * (2 ** (parsed.bits - 2) - 1)
+        check(weight, scheme, scale_dtype=scale_dtype)
+        check(-weight, scheme, scale_dtype=scale_dtype)
 
 
 ascending = st.sets(st.integers(-128, 127), min_size=16, max_size=16).map(lambda values: tuple(sorted(values)))

@@ -1,6 +1,7 @@
 #include "search.h"
 
 #include <cfloat>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -115,10 +116,8 @@ MIXQ_INLINE float float_of(uint32_t bits) {
 // Exponents from -126 to 127.
 MIXQ_INLINE float power_of_two(int exponent) { return float_of(static_cast<uint32_t>(exponent + 127) << 23); }
 
-// The exponent that brings `largest` to 1 at least and 4 at most; 0 (for which the reference has -1) and denormals stay
-// small.
+// The exponent that brings `largest` to 1 at least and 4 at most; 0 and denormals stay small.
 MIXQ_INLINE int exponent_of(float largest) {
-    if (largest == 0) return -1;
     const int exponent = static_cast<int>(bits_of(largest) >> 23) - 127;
     return exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
 }
