@@ -29,6 +29,7 @@ TABLES = {
     "even": tuple(range(-120, 120, 15)),
     "neighbours": tuple(range(-8, 8)),
     "from end to end": (-128, -127, -126, -60, -59, -3, -1, 0, 1, 2, 50, 51, 99, 125, 126, 127),
+    "narrow at the ends": (-128, -119, -109, -92, -75, -58, -41, -24, -7, 10, 27, 44, 75, 107, 118, 127),
     "all negative": tuple(range(-128, -112)),
     "all positive": (*range(1, 121, 8), 127),
 }

@@ -72,9 +72,8 @@ class RowMemory {
         };
         row_.plain = cut(weights);
         row_.w = cut(weights);
-        for (float** part : {&row_.positive, &row_.negative, &row_.energy, &row_.error, &row_.q, &row_.trial_q, &row_.power}) {
-            *part = cut(groups);
-        }
+        for (float** part : {&row_.positive, &row_.negative, &row_.energy, &row_.error}) *part = cut(groups);
+        for (float** part : {&row_.q, &row_.trial_q, &row_.power}) *part = cut(groups);
         row_.sums = reinterpret_cast<double*>(next);
     }
     ~RowMemory() { ::operator delete(memory_, kAlignment); }
@@ -206,9 +205,8 @@ int mixq_search_nl4(int isa, const MixqSource* source, const int8_t* table, uint
 int mixq_search_integers(int isa, const MixqSource* source, int bits, int scale_type, uint8_t* codes, uint16_t* scale,
                          const MixqLoss* loss) {
     using namespace mixq;
-    if (!valid(isa, *source) || (bits != 4 && bits != 8) || (scale_type != MIXQ_BFLOAT16 && scale_type != MIXQ_FLOAT16)) {
-        return MIXQ_SEARCH_BAD_ARGUMENT;
-    }
+    const bool valid_types = (bits == 4 || bits == 8) && (scale_type == MIXQ_BFLOAT16 || scale_type == MIXQ_FLOAT16);
+    if (!valid(isa, *source) || !valid_types) return MIXQ_SEARCH_BAD_ARGUMENT;
     const RowMemory memory(*source);
     if (memory.row() == nullptr) return MIXQ_SEARCH_NO_MEMORY;
     *loss->groups = 0;
