@@ -12,15 +12,15 @@
 
 namespace mixq {
 
-constexpr int kMaxRows = 8;  // rows of one pass over the weights
+constexpr int64_t kRowsTogether = 4;  // rows of activations of one pass over a row of weights
 
 struct DecodeKernels {
     // Fill the forms `forms` of a row's chunks [first, last) from x [K]; inputs from K on are zero.
     void (*prepare)(const float* x, int64_t columns, int64_t first, int64_t last, int forms, const Row& row);
 
-    // out[t][n - begin] = W[n] . row[t] for n in [begin, end), t in [0, count), count <= kMaxRows. `next` is what will be
-    // read after this (null: nothing), to be fetched ahead.
-    void (*multiply)(const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int count,
+    // out[t][n - begin] = W[n] . row[t] for n in [begin, end), t in [0, count). `next` is what will be read after this
+    // (null: unknown), to be fetched ahead.
+    void (*multiply)(const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int64_t count,
                      float* const* out, const void* next);
 
     // out = silu(gate) * up, n values.

@@ -24,7 +24,7 @@ int64_t grain_of(const MixqMatrix& w, int64_t total_rows, int threads) {
 std::vector<Row> prepare_rows(MixqContext& c, const float* x, int64_t T, int64_t K, int forms, char* memory) {
     std::vector<Row> rows(static_cast<size_t>(T));
     for (int64_t t = 0; t < T; ++t) rows[static_cast<size_t>(t)] = lay_out_row(memory + t * row_bytes(K), K);
-    const int64_t chunks = padded(K) / kChunk;
+    const int64_t chunks = chunks_of(K);
     c.pool.run(T * chunks, kPreparedChunks, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end;) {
             const int64_t t = i / chunks, first = i % chunks, last = std::min(chunks, first + end - i);
@@ -37,13 +37,6 @@ std::vector<Row> prepare_rows(MixqContext& c, const float* x, int64_t T, int64_t
 
 const void* codes_at(const MixqMatrix& w, int64_t n) {
     return n < w.rows ? static_cast<const char*>(w.codes) + n * row_stride(w) : nullptr;
-}
-
-// out[t] + n for n in [begin, end), kMaxRows rows at a time.
-void multiply(const MixqContext& c, const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int64_t T,
-              float* const* out, const void* next) {
-    for (int64_t t = 0; t < T; t += kMaxRows)
-        c.decode.multiply(w, begin, end, rows + t, static_cast<int>(std::min<int64_t>(kMaxRows, T - t)), out + t, next);
 }
 
 void linear(MixqContext& c, int count, const MixqMatrix* const* w, const float* x, int64_t T, float* const* y,
@@ -65,7 +58,7 @@ void linear(MixqContext& c, int count, const MixqMatrix* const* w, const float* 
                 const int64_t stop = std::min(end, ends[static_cast<size_t>(i)]);
                 float* out[kRowsAtOnce];
                 for (int64_t t = 0; t < some; ++t) out[t] = y[i] + (t0 + t) * w[i]->rows + begin - base;
-                multiply(c, *w[i], begin - base, stop - base, which, some, out, nullptr);
+                c.decode.multiply(*w[i], begin - base, stop - base, which, some, out, nullptr);
                 begin = stop;
             }
         });
@@ -118,8 +111,8 @@ void experts(MixqContext& c, const MixqMatrix* w, const float* x, int64_t T, int
             for (int64_t i = 0; i < R; ++i) rows[i] = &in[static_cast<size_t>(g.pairs[static_cast<size_t>(i)] / A)];
             const int64_t n = begin % F, stop = std::min({n + kGateRows, F, n + end - begin});
             const bool goes_on = begin + stop - n < end;
-            multiply(c, w1, n, stop, rows, R, gate_rows, codes_at(w3, n));
-            multiply(c, w3, n, stop, rows, R, up_rows, goes_on ? codes_at(w1, stop) : nullptr);
+            c.decode.multiply(w1, n, stop, rows, R, gate_rows, codes_at(w3, n));
+            c.decode.multiply(w3, n, stop, rows, R, up_rows, goes_on ? codes_at(w1, stop) : nullptr);
             for (int64_t i = 0; i < R; ++i)
                 c.decode.silu_mul(gate[i], up[i], hidden + g.pairs[static_cast<size_t>(i)] * F + n, stop - n);
             begin += stop - n;
@@ -140,7 +133,7 @@ void experts(MixqContext& c, const MixqMatrix* w, const float* x, int64_t T, int
                 rows[i] = &middle[static_cast<size_t>(pair)];
                 place[i] = answers + pair * D + n;
             }
-            multiply(c, w[3 * g.expert + 1], n, stop, rows, R, place, nullptr);
+            c.decode.multiply(w[3 * g.expert + 1], n, stop, rows, R, place, nullptr);
             begin += stop - n;
         }
     });

@@ -1,13 +1,13 @@
 // Activations of one token, ready for the integer kernels.
 //
-// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. Everything is laid out in chunks of 128
-// inputs, padded with zeros, so that a kernel multiplies what it loads, with no shuffle:
+// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. They are laid out in chunks of 128 inputs,
+// continued by zeros, so that a kernel multiplies what it loads, with no shuffle, and finds all of a chunk side by side:
 //
-//   split      the chunk's 64 even inputs, then its 64 odd ones: what the low and high halves of 64 bytes of nibbles meet
-//   natural    the inputs in order, for bytes
-//   *_scale    the scale of each group of adjacent bytes that one 32-bit lane sums: 16 lanes a chunk for nibbles (8 inputs
-//              each), 32 for bytes (4 inputs each)
-//   *_bias     -128 times the lane's sum of integers: takes back the 128 by which unsigned operands are offset
+//   split    for nibbles:  64 even inputs, 64 odd ones (what the low and high halves of 64 bytes meet); then for each of the
+//            16 lanes of 32 bits, which sum 8 adjacent inputs, the float32 scale; then the lanes' int32 bias
+//   natural  for bytes:  128 inputs in order; scales of the 32 lanes, which sum 4 inputs each; their biases
+//
+// A bias is -128 times the lane's sum of integers: it takes back the 128 by which unsigned weights are offset.
 #pragma once
 
 #include <cstdint>
@@ -17,41 +17,29 @@ namespace mixq {
 constexpr int64_t kChunk = 128;
 constexpr int64_t kBlock = 32;  // inputs with one scale
 
+constexpr int64_t kSplitLanes = kChunk / 8, kNaturalLanes = kChunk / 4;
+constexpr int64_t kSplitBytes = kChunk + kSplitLanes * 8, kNaturalBytes = kChunk + kNaturalLanes * 8;
+
 struct Row {
     int8_t* split;
-    float* split_scale;
-    int32_t* split_bias;
     int8_t* natural;
-    float* natural_scale;
-    int32_t* natural_bias;
     float* plain;  // float32 in order, rounded to bfloat16 or not: for weights that are not quantized
 };
 
 // Which of these a matrix asks for.
 enum RowForms { kSplit = 1, kNatural = 2, kRounded = 4, kUnrounded = 8 };
 
-inline int64_t padded(int64_t columns) { return (columns + kChunk - 1) / kChunk * kChunk; }
+inline int64_t chunks_of(int64_t columns) { return (columns + kChunk - 1) / kChunk; }
 
 // Bytes of all forms of a row.
-inline int64_t row_bytes(int64_t columns) { return padded(columns) * 9; }
+inline int64_t row_bytes(int64_t columns) { return chunks_of(columns) * (kSplitBytes + kNaturalBytes + kChunk * 4); }
 
 // Cut `memory` (64-byte aligned, row_bytes long) into a row's parts.
 inline Row lay_out_row(char* memory, int64_t columns) {
-    const int64_t K = padded(columns);
-    Row row;
-    auto cut = [&memory](int64_t bytes) {
-        char* part = memory;
-        memory += bytes;
-        return part;
-    };
-    row.split = reinterpret_cast<int8_t*>(cut(K));
-    row.natural = reinterpret_cast<int8_t*>(cut(K));
-    row.split_scale = reinterpret_cast<float*>(cut(K / 8 * 4));
-    row.split_bias = reinterpret_cast<int32_t*>(cut(K / 8 * 4));
-    row.natural_scale = reinterpret_cast<float*>(cut(K / 4 * 4));
-    row.natural_bias = reinterpret_cast<int32_t*>(cut(K / 4 * 4));
-    row.plain = reinterpret_cast<float*>(cut(K * 4));
-    return row;
+    const int64_t chunks = chunks_of(columns);
+    char* natural = memory + chunks * kSplitBytes;
+    char* plain = natural + chunks * kNaturalBytes;
+    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int8_t*>(natural), reinterpret_cast<float*>(plain)};
 }
 
 }  // namespace mixq
