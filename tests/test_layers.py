@@ -14,6 +14,7 @@ LAYERS = [
     ["mixq.cli", "mixq.__main__"],
     ["mixq.server", "mixq.tui"],
     ["mixq.quantize"],
+    ["mixq.bench"],
     ["mixq", "mixq.engine", "mixq.evaluate", "mixq.generate", "mixq.generation_config", "mixq.sampling"],
     ["mixq.plan"],
     ["mixq.model"],
@@ -22,7 +23,7 @@ LAYERS = [
     ["mixq.text"],
     ["mixq.kernels"],
     ["mixq.formats"],
-    ["mixq.errors", "mixq.config", "mixq.paths", "mixq.models"],
+    ["mixq.errors", "mixq.config", "mixq.memory", "mixq.paths", "mixq.models"],
 ]
 ONLY_THE_CLI_MAY_IMPORT = ("typer", "rich")
 

@@ -1,0 +1,45 @@
+"""How much memory there is, and how much this process has taken.
+
+Contract: the operating system is asked, nothing is allocated. Sizes are in bytes. Where the system does not say
+(Windows has neither), the answer is None.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def total_memory() -> int | None:
+    """Return the machine's physical memory."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int | None:
+    """Return what can be taken without swapping: free and reclaimable, within the control group (v2) of a container."""
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return total_memory()
+    try:
+        limit = int((_GROUP / "memory.max").read_text())
+        return max(0, min(available, limit - int((_GROUP / "memory.current").read_text())))
+    except (OSError, ValueError):  # no such group, or "max"
+        return available
+
+
+def peak_memory() -> int | None:
+    """Return the most physical memory that this process has held."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
