@@ -4,7 +4,7 @@ Contract: `Kernels` is what the network asks for; every implementation answers a
 rounding. `choose` takes the native ones where the library was built and the CPU has what they need, else torch's, and
 then says so once; `mixq doctor` shows the reason. `exact` is always torch, in float32.
 
-Axes: T tokens, N out, K in, D hidden, E experts, A active experts.
+Axes: T tokens, N out, K in, D hidden, E experts, A active experts, H heads, KV kv heads, C head size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from mixq.kernels import native, reference
+from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Expert, Weight
 
 
@@ -46,6 +47,20 @@ class Kernels(Protocol):
         """x [T, D], ids and weights [T, A] -> [T, D]."""
         ...
 
+    def rotary_append(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+    ) -> Tensor:
+        """Rotated q [T, H, C]; rotated k and v [T, KV, C] go into the cache. q is used up."""
+        ...
+
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        """q [T, H, C] -> [T, H, C], each row by itself: decode."""
+        ...
+
+    def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        """q [T, H, C] -> [T, H, C], many rows."""
+        ...
+
     def busy_ns(self) -> int:
         """Nanoseconds spent in these kernels so far; 0 where nobody counts."""
         ...
@@ -72,6 +87,17 @@ class ReferenceKernels:
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         return reference.experts(x, experts, topk_ids, topk_weights, exact=self.exact)
+
+    def rotary_append(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+    ) -> Tensor:
+        return reference.rotary_append(q, k, v, cos, sin, kv, position)
+
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        return reference.attention_rows(q, kv, position, window)
+
+    def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        return reference.attention_prefill(q, kv, position, window, exact=self.exact)
 
     def busy_ns(self) -> int:
         return 0

@@ -5,7 +5,7 @@ on belongs to a tensor whose dtype, shape and contiguity were checked here, and 
 `library()` is None and `unavailable_reason()` says why: no compiler when mixq was installed, another version, or
 MIXQ_CPU_ISA=reference. This module knows no layer, no model and no file.
 
-Axes: T tokens, N out, K in, D hidden, F ffn, E experts, A active experts.
+Axes: T tokens, N out, K in, D hidden, F ffn, E experts, A active experts, H heads, KV kv heads, C head size.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from mixq.config import did_you_mean
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.kernels import reference
+from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import DECODE_ROWS, Expert, Weight
 
 ABI_VERSION = 1
@@ -47,6 +48,8 @@ BUILD_LOG = Path(__file__).with_name("native_build.txt")
 _INT4_TABLE = range(-8, 8)
 _SCALE_TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _BF16, _NIBBLES, _BYTES, _F32 = range(4)
+_KV_KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}
+_MAX_HEAD_DIM = 256
 
 
 class Matrix(ctypes.Structure):
@@ -62,6 +65,21 @@ class Matrix(ctypes.Structure):
         ("row_scale", c_void_p),
         ("scale_type", c_int32),
         ("table", c_int8 * 16),
+    )
+
+
+class KVCache(ctypes.Structure):
+    """MixqKvCache of native/kv_cache.h."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("heads", c_int64),
+        ("capacity", c_int64),
+        ("head_dim", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scale", c_void_p),
+        ("value_scale", c_void_p),
     )
 
 
@@ -124,13 +142,14 @@ def _find(asked: str) -> _Found:
     try:
         loaded = ctypes.CDLL(str(files[-1]))
         version = loaded.mixq_abi_version()
+        if version == ABI_VERSION:
+            _declare(loaded)
     except (OSError, AttributeError) as error:
         return _Found(None, 0, f"The native library cannot be loaded: {printable(str(error))}")
     if version != ABI_VERSION:
         return _Found(
             None, 0, f"The native library has interface version {version}, not {ABI_VERSION}: install mixq again."
         )
-    _declare(loaded)
     if not asked:
         return _Found(loaded, loaded.mixq_best_isa(), "")
     if not loaded.mixq_supports(ISA_NAMES[asked]):
@@ -163,6 +182,16 @@ def _declare(loaded: ctypes.CDLL) -> None:
             (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
         ),
         ("mixq_rms_norm", None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
+        (
+            "mixq_rotary_append",
+            None,
+            (c_void_p, POINTER(KVCache), *(c_void_p,) * 5, c_int64, c_int64, c_int64),
+        ),
+        (
+            "mixq_attention",
+            c_int,
+            (c_void_p, POINTER(KVCache), c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
+        ),
         ("mixq_read", c_int64, (c_void_p, c_void_p, c_int64, c_int)),
     ):
         function = getattr(loaded, name)
@@ -199,6 +228,18 @@ def matrix_of(weight: Weight) -> Matrix | None:
         _SCALE_TYPES[scale.dtype],
         (c_int8 * 16)(*table),
     )
+
+
+def kv_cache_of(kv: KVLayer) -> KVCache | None:
+    """Return the C description of a layer's cache, or None if the native kernels do not take it.
+
+    The layer's tensors must outlive it.
+    """
+    KV, capacity, C = kv.keys.shape
+    tensors = [kv.keys, kv.values, *(scale for scale in (kv.key_scale, kv.value_scale) if scale is not None)]
+    if C % 8 or C > _MAX_HEAD_DIM or not all(tensor.is_contiguous() for tensor in tensors):
+        return None
+    return KVCache(_KV_KINDS[kv.keys.dtype], KV, capacity, C, *[tensor.data_ptr() for tensor in tensors])
 
 
 @dataclass(slots=True)
@@ -303,6 +344,37 @@ class NativeKernels:
             )
         )
         return out
+
+    def rotary_append(
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+    ) -> Tensor:
+        """See `reference.rotary_append`."""
+        cache = kv_cache_of(kv)
+        if cache is None:
+            return reference.rotary_append(q, k, v, cos, sin, kv, position)
+        q, k, v, cos, sin = (x.contiguous() for x in (q, k, v, cos, sin))
+        self._library.mixq_rotary_append(
+            self.context, cache, *[x.data_ptr() for x in (q, k, v, cos, sin)], *q.shape[:2], position
+        )
+        return q
+
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        """See `reference.attention_rows`."""
+        cache = kv_cache_of(kv)
+        if cache is None:
+            return reference.attention_rows(q, kv, position, window)
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        self._checked(
+            self._library.mixq_attention(
+                self.context, cache, q.data_ptr(), *q.shape[:2], position, window or 0, out.data_ptr()
+            )
+        )
+        return out
+
+    def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        """See `reference.attention_prefill`: torch's, which keeps no scores."""
+        return reference.attention_prefill(q, kv, position, window)
 
     def _takes(self, x: Tensor) -> bool:
         return x.shape[0] <= DECODE_ROWS or self.isa not in BF16_GEMM_ISAS

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
+from mixq.kernels.kv_layer import KVLayer
 
 DECODE_ROWS = 8
 ACTIVATION_GROUP = 32
@@ -124,6 +125,19 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def rotary_append(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int) -> Tensor:
+    """Write rotated keys and the values of T positions into the cache, and return the rotated queries.
+
+    Args:
+        q: float32 [T, H, C]; its memory may be used for the result.
+        k, v: float32 [T, KV, C].
+        cos, sin: float32 [T, C/2], of positions `position` and after.
+        kv: the layer's cache, which has room for them.
+    """
+    kv.write(rotary(k, cos, sin), v, position)
+    return rotary(q, cos, sin)
+
+
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) * up, the product inside SwiGLU (Shazeer, 2020).
 
@@ -148,6 +162,41 @@ def attention_row(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     grouped = q.view(KV, -1, C)  # [KV, H/KV, C]
     scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * C**-0.5  # [KV, H/KV, L]
     return torch.matmul(scores.softmax(-1), values.float()).view(q.shape)
+
+
+def attention_rows(q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+    """Attend from each of a few queries at `position` and after, row by row: the decode form.
+
+    Args:
+        q: float32 [T, H, C].
+        kv: the layer's cache, which holds the rows' own positions too.
+        window: positions that a query sees, itself included; None means all.
+
+    Returns:
+        float32 [T, H, C].
+    """
+    ends = range(position + 1, position + 1 + len(q))
+    firsts = [0 if window is None else max(0, end - window) for end in ends]
+    return torch.stack(
+        [attention_row(row, *kv.read(first, end)) for row, first, end in zip(q, firsts, ends, strict=True)]
+    )
+
+
+def attention_prefill(q: Tensor, kv: KVLayer, position: int, window: int | None, *, exact: bool = False) -> Tensor:
+    """Attend from the queries [T, H, C] of a chunk at `position` and after: see `attention_chunk`.
+
+    An int8 cache is dequantized one kv head at a time: 32k positions are 32 MiB then, not 256.
+    """
+    end = position + q.shape[0]
+    first = 0 if window is None else max(0, position + 1 - window)
+    if kv.key_scale is None:
+        return attention_chunk(q, *kv.read(first, end), window=window, exact=exact)
+    KV = len(kv.keys)
+    heads = [
+        attention_chunk(group, *kv.head(i).read(first, end), window=window, exact=exact)
+        for i, group in enumerate(q.chunk(KV, dim=1))
+    ]
+    return torch.cat(heads, dim=1)
 
 
 def attention_chunk(q: Tensor, keys: Tensor, values: Tensor, *, window: int | None, exact: bool = False) -> Tensor:

@@ -49,32 +49,15 @@ class Attention:
         q, k, v = (y.view(T, -1, C) for y in self.kernels.linears(x, self.qkv_proj))  # [T, H, C], 2 x [T, KV, C]
 
         one_by_one = reference.DECODE_ROWS >= T
+        attend = self.kernels.attention_rows if one_by_one else self.kernels.attention_prefill
         attended, start = [], 0
         for chunk in chunks:
             rows = slice(start, start + len(chunk.token_ids))
             start = rows.stop
-            cos, sin = self.rotary.at(chunk.kv_cache.length, len(chunk.token_ids))
-            chunk.kv_cache.append(self.layer, reference.rotary(k[rows], cos, sin), v[rows])
-            rotated = reference.rotary(q[rows], cos, sin)
-            attended.append(self._rows(rotated, chunk) if one_by_one else self._chunk(rotated, chunk))
+            kv, position = chunk.kv_cache.layer(self.layer), chunk.kv_cache.length
+            chunk.kv_cache.check_room(len(chunk.token_ids))
+            cos, sin = self.rotary.at(position, len(chunk.token_ids))
+            rotated = self.kernels.rotary_append(q[rows], k[rows], v[rows], cos, sin, kv, position)
+            attended.append(attend(rotated, kv, position, self.config.sliding_window))
         out = torch.cat(attended).reshape(T, -1)  # [T, H*C]
         return self.kernels.linear(out, self.o_proj)
-
-    def _rows(self, q: Tensor, chunk: Chunk) -> Tensor:
-        out = []
-        for i, row in enumerate(q):
-            end = chunk.kv_cache.length + i + 1
-            keys, values = chunk.kv_cache.read(self.layer, self._first_seen(end), end)
-            out.append(reference.attention_row(row, keys, values))
-        return torch.stack(out)  # [T, H, C]
-
-    def _chunk(self, q: Tensor, chunk: Chunk) -> Tensor:
-        end = chunk.kv_cache.length + q.shape[0]
-        first = self._first_seen(chunk.kv_cache.length + 1)
-        keys, values = chunk.kv_cache.read(self.layer, first, end)
-        return reference.attention_chunk(q, keys, values, window=self.config.sliding_window, exact=self.kernels.exact)
-
-    def _first_seen(self, end: int) -> int:
-        """Return the first position that the query at position end - 1 sees."""
-        window = self.config.sliding_window
-        return 0 if window is None else max(0, end - window)

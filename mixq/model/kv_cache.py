@@ -1,17 +1,17 @@
 """The keys and values of one sequence, for every layer.
 
-Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network
-writes each layer's new positions with `append`, then moves `length` with `advance`, so a pass that is broken off
+Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network asks
+whether its positions fit, writes them layer by layer, then moves `length` with `advance`, so a pass that is broken off
 leaves the cache as it was. This module knows no tokens and no attention.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from mixq.config import ModelConfig, format_size
 from mixq.errors import DoesNotFitError, PromptError
+from mixq.kernels.kv_layer import KVLayer
 
 
 class KVCache:
@@ -42,6 +42,8 @@ class KVCache:
                 f"The KV cache of {capacity} positions needs {format_size(needed)}, which the system refused.",
                 hint="Give a smaller --context, or --kv int8.",
             ) from error
+        scales = self._scale if self._scale is not None else [(None, None)] * config.num_hidden_layers
+        self._layers = [KVLayer(*data, *scale) for data, scale in zip(self._data, scales, strict=True)]
 
     @staticmethod
     def bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -49,33 +51,17 @@ class KVCache:
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         return heads * (config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0))
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write float32 keys and values [T, KV, C] of the T positions after `length`.
+    def layer(self, index: int) -> KVLayer:
+        """Return where the keys and values of a layer lie."""
+        return self._layers[index]
 
-        Raises:
-            PromptError: the positions do not fit.
-        """
-        T = keys.shape[0]
-        end = self.length + T
-        if end > self.capacity:
+    def check_room(self, count: int) -> None:
+        """Raise PromptError if `count` more positions do not fit."""
+        if self.length + count > self.capacity:
             raise PromptError(
-                f"{end} positions do not fit into a context of {self.capacity}.", hint="Give a larger --context."
+                f"{self.length + count} positions do not fit into a context of {self.capacity}.",
+                hint="Give a larger --context.",
             )
-        both = torch.stack((keys, values)).transpose(1, 2)  # [2, KV, T, C]
-        if self._scale is None:
-            self._data[layer, :, :, self.length : end] = both.to(self._data.dtype)
-            return
-        scale = both.abs().amax(-1) / 127.0  # [2, KV, T]
-        inverse = torch.where(scale > 0, 1.0 / scale, 0.0).nan_to_num(posinf=0.0)
-        self._scale[layer, :, :, self.length : end] = scale
-        self._data[layer, :, :, self.length : end] = torch.round(both * inverse[..., None]).to(torch.int8)
-
-    def read(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values [KV, end - first, C]: views, or float32 copies of an int8 cache."""
-        data = self._data[layer, :, :, first:end]
-        if self._scale is not None:
-            data = data.float() * self._scale[layer, :, :, first:end, None]
-        return data[0], data[1]
 
     def advance(self, count: int) -> None:
         """Count `count` appended positions as held."""

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kv_cache.h"
 #include "matrix.h"
 
 #define MIXQ_ABI_VERSION 1
@@ -46,3 +47,15 @@ MIXQ_EXPORT void mixq_rms_norm(MixqContext* context, const float* x, const void*
 // Read `bytes` with all threads, as `kind` says: 0 a plain sum, 1 one that fetches ahead, 2 in the order of the matrix
 // kernels. For measuring the bandwidth; returns a value so that the reads are not dropped.
 MIXQ_EXPORT int64_t mixq_read(MixqContext* context, const void* data, int64_t bytes, int kind);
+
+// Rotate q [T, H, C] in place and k [T, KV, C] by the angles of their positions (pairs i and i + C/2; cos and sin are
+// [T, C/2]), and write k and v [T, KV, C] into the cache at positions start .. start + T - 1: bfloat16 half to even, int8
+// with scale absmax/127, or float32.
+MIXQ_EXPORT void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q, const float* k, const float* v,
+                                    const float* cos, const float* sin, int64_t T, int64_t H, int64_t start);
+
+// out [T, H, C]: attention of T queries q [T, H, C] over the cache. Row t sees the positions up to length + t, itself
+// included; with window > 0 only the last `window` of them. Query head h reads kv head h / (H / KV). A row's bits depend
+// on nothing but the row and what it sees. Returns 0, or 1: no memory.
+MIXQ_EXPORT int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* q, int64_t T, int64_t H,
+                               int64_t length, int64_t window, float* out);
