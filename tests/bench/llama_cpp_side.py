@@ -1,0 +1,101 @@
+"""llama.cpp's side: a random GGUF file of Mixtral's layers, run through the plain C interface as llama-bench does.
+
+Contract: run as a worker (see `worker`) in an interpreter that has llama-cpp-python and gguf.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import random
+import sys
+from pathlib import Path
+
+from tests.bench.worker import Description, answers_on_stdout, serve
+
+CONTEXT = 2048
+MISSING = 3
+"""Exit status where a package is missing."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--file", type=Path, required=True, help="the GGUF file; made if it is not there")
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--no-repack", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        import gguf  # noqa: F401
+        import llama_cpp
+    except ModuleNotFoundError as error:
+        sys.exit(f"no module named {error.name}")
+    from tests.bench import gguf_random
+
+    shape = gguf_random.mixtral(arguments.layers)
+    if not arguments.file.exists():
+        gguf_random.write(arguments.file, shape, arguments.recipe)
+    with answers_on_stdout():
+        side = LlamaCpp(arguments.file, shape.vocab, arguments.threads, repack=not arguments.no_repack)
+        build = f"llama-cpp-python {llama_cpp.__version__}, {_features(llama_cpp.llama_print_system_info().decode())}"
+        size = gguf_random.bytes_per_token(shape, arguments.recipe)
+        serve(Description(build, size), side.decode, side.prefill)
+
+
+class LlamaCpp:
+    """A model and a context.
+
+    Args:
+        repack: as by default, let llama.cpp rearrange the weights for its kernels when it loads them.
+    """
+
+    def __init__(self, path: Path, vocab: int, threads: int, *, repack: bool) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        llama_cpp.llama_backend_init()
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.use_extra_bufts = repack
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        if not self.model:
+            sys.exit("llama.cpp did not load the file")
+        context_params = llama_cpp.llama_context_default_params()
+        context_params.n_ctx = CONTEXT
+        context_params.n_threads = context_params.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, context_params)
+        if not self.context:
+            sys.exit("llama.cpp made no context")
+        rng = random.Random(0)
+        self.ids = [rng.randrange(vocab) for _ in range(CONTEXT)]
+
+    def decode(self, tokens: int) -> None:
+        """Run tokens one by one, with logits."""
+        self._clear()
+        for i in range(tokens):
+            self._run(self.ids[i : i + 1])
+
+    def prefill(self, tokens: int) -> None:
+        """Run a prompt, with the logits of its last token."""
+        self._clear()
+        self._run(self.ids[:tokens])
+
+    def _clear(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+
+    def _run(self, ids: list[int]) -> None:
+        tokens = (ctypes.c_int32 * len(ids))(*ids)  # the batch points to it
+        status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(tokens, len(ids)))
+        if status != 0:
+            sys.exit(f"llama_decode: {status}")
+        self.api.llama_synchronize(self.context)
+
+
+def _features(system_info: str) -> str:
+    """Return what llama.cpp's system info says is on: `CPU : SSE3 = 1 | AVX2 = 1 | ...` -> `SSE3 AVX2 ...`."""
+    pairs = [part.rpartition(":")[2].split("=") for part in system_info.split("|") if "=" in part]
+    return " ".join(name.strip() for name, value in pairs if value.strip() == "1")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The random GGUF files of the bench: what a reader finds in them, and what a token of Mixtral reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+gguf = pytest.importorskip("gguf")
+np = pytest.importorskip("numpy")
+
+from tests.bench import gguf_random  # noqa: E402
+
+SMALL = gguf_random.mixtral(2, hidden=256, ffn=512, heads=4, kv_heads=2, vocab=320, context=64)
+
+
+@pytest.mark.parametrize("recipe", gguf_random.RECIPES)
+def test_weights_are_finite_and_of_the_deviation_that_keeps_activations(recipe: str, tmp_path: Path) -> None:
+    path = tmp_path / "random.gguf"
+    gguf_random.write(path, SMALL, recipe, seed=3)
+    reader = gguf.GGUFReader(path)
+    expected = {tensor.name: tensor for tensor in gguf_random.tensors(SMALL, recipe)}
+    assert [tensor.name for tensor in reader.tensors] == list(expected)
+    for tensor in reader.tensors:
+        assert tensor.tensor_type == expected[tensor.name].type
+        assert tensor.n_bytes == expected[tensor.name].nbytes
+        assert tuple(reversed(tensor.shape.tolist())) == expected[tensor.name].shape
+        if tensor.name.endswith("norm.weight"):
+            continue
+        weights = gguf.dequantize(tensor.data, tensor.tensor_type)
+        deviation = weights.std() * np.sqrt(expected[tensor.name].shape[-1])
+        assert 0.5 < deviation < 2, (tensor.name, deviation)
+        assert abs(weights.mean()) < 0.3 * weights.std(), tensor.name
+
+
+def test_the_header_says_the_shape(tmp_path: Path) -> None:
+    path = tmp_path / "random.gguf"
+    gguf_random.write(path, SMALL, "q4_0-pure")
+    fields = gguf.GGUFReader(path).fields
+    said = {name: fields[f"llama.{name}"].contents() for name in ("block_count", "expert_count", "expert_used_count")}
+    assert said == {"block_count": 2, "expert_count": 8, "expert_used_count": 2}
+    assert fields["general.architecture"].contents() == "llama"
+
+
+def test_a_token_of_four_layers_and_head_reads_961_mb() -> None:
+    assert gguf_random.bytes_per_token(gguf_random.mixtral(4), "q4_0-pure") == pytest.approx(961e6, rel=1e-3)
