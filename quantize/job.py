@@ -3,7 +3,8 @@
 Contract: `Job(source, target, ...)` reads headers and decides everything; nothing is written before `run`. `run` yields
 events (see `events`) and leaves either a whole folder or one that the same call goes on with: job.json first, each
 shard under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes
-of the folder depend on the source and the settings alone. At most one tensor is in memory, with the codes made of it.
+of the folder depend on the source and the settings alone. At most two tensors are in memory, with the codes made of
+the first: while it is searched and written, the next is read.
 
 A folder with config.json is finished; one with job.json only is not. In a finished folder a repeated call writes only
 the tokenizer and other side files that changed in the source, and says so.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from mixq.quantize.scale_search import search
 from mixq.quantize.sources.huggingface import HuggingFaceSource
 from mixq.quantize.sources.source import Source
 from mixq.quantize.target import Target
+from mixq.quantize.threads import one_ahead
 
 SEARCH_VERSION = 1
 """Goes up when the search gives other bytes: a job begun before is then not gone on with."""
@@ -169,9 +172,10 @@ class Job:
             if shard.file in journal.shards:
                 continue
             errors: dict[str, LinearError] = {}
-            with ShardWriter(self.target / shard.file, shard.specs()) as writer:
-                for item in shard.items:
-                    weight, notice = self._read(item)
+            path = self.target / shard.file
+            with ThreadPoolExecutor(1) as ahead, ShardWriter(path, shard.specs()) as writer:
+                read = one_ahead(self._read, shard.items, ahead)
+                for item, (weight, notice) in zip(shard.items, read, strict=True):
                     if notice is not None:
                         notices.append(notice)
                         yield Notice(notice)

@@ -1,4 +1,4 @@
-"""Many threads over blocks of rows, instead of many threads on each operation.
+"""Many threads over blocks of rows, instead of many threads on each operation; and reading ahead.
 
 Contract: inside `serial_operations` this thread's torch operations run on one thread each, and it gives the number that
 was set before. The operations of the quantizer are short: sharing each of them gains little (two threads: 6 %), and
@@ -8,8 +8,8 @@ processor time).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -40,3 +40,14 @@ def map_in_threads(work: Callable[[Given], Made], given: Sequence[Given], thread
     # A new thread would otherwise begin with as many threads an operation as there are cores.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, given))
+
+
+def one_ahead(work: Callable[[Given], Made], given: Iterable[Given], pool: Executor) -> Iterator[Made]:
+    """Yield work(x) for x in given, in order; while one is used, `pool` works on the next."""
+    upcoming: Future[Made] | None = None
+    for x in given:
+        made, upcoming = upcoming, pool.submit(work, x)
+        if made is not None:
+            yield made.result()
+    if upcoming is not None:
+        yield upcoming.result()
