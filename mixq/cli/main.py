@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import chat, evaluate, quantize, run, show, verify
+from mixq.cli import bench, chat, evaluate, quantize, run, show, verify
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -41,6 +41,7 @@ app.command("run", cls=ModelCommand)(run.run)
 app.command("quantize")(quantize.quantize)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
+app.command("bench", cls=ModelCommand)(bench.bench)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)
 app.add_typer(evaluations, name="eval")
 

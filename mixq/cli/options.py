@@ -17,7 +17,7 @@ from mixq.config import CACHE_POLICIES, DEVICES, KV_DTYPES, MISS_MODES
 ENVIRONMENT = "MIXQ_"
 
 
-def _flag(name: str, text: str, metavar: str | None = None) -> Any:
+def flag(name: str, text: str, metavar: str | None = None) -> Any:
     """Return a flag that the environment can set too."""
     variable = ENVIRONMENT + name.removeprefix("--").replace("-", "_").upper()
     return typer.Option(name, help=text, metavar=metavar, envvar=variable, show_envvar=False)
@@ -34,35 +34,35 @@ ModelArgument = Annotated[
 ]
 FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.")]
 
-Device = Annotated[str, _flag("--device", "Where to compute.", "|".join(DEVICES))]
-Vram = Annotated[str | None, _flag("--vram", "GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")]
-Ram = Annotated[str | None, _flag("--ram", "Memory to use, such as 24GB.  [default: what is free]", "SIZE")]
+Device = Annotated[str, flag("--device", "Where to compute.", "|".join(DEVICES))]
+Vram = Annotated[str | None, flag("--vram", "GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")]
+Ram = Annotated[str | None, flag("--ram", "Memory to use, such as 24GB.  [default: what is free]", "SIZE")]
 Context = Annotated[
-    int, _flag("--context", "Tokens that prompt and reply may have together, up to the model's maximum.", "N")
+    int, flag("--context", "Tokens that prompt and reply may have together, up to the model's maximum.", "N")
 ]
-Threads = Annotated[int | None, _flag("--threads", "CPU threads.  [default: physical cores, 1 for a small model]", "N")]
-Kv = Annotated[str, _flag("--kv", "Storage of the KV cache.", "|".join(KV_DTYPES))]
-Miss = Annotated[str, _flag("--miss", "What to do with an expert that is not in GPU memory.", "|".join(MISS_MODES))]
-CachePolicy = Annotated[str, _flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]
-Seed = Annotated[int | None, _flag("--seed", "Same seed, same text.  [default: a new one each time]", "N")]
+Threads = Annotated[int | None, flag("--threads", "CPU threads.  [default: physical cores, 1 for a small model]", "N")]
+Kv = Annotated[str, flag("--kv", "Storage of the KV cache.", "|".join(KV_DTYPES))]
+Miss = Annotated[str, flag("--miss", "What to do with an expert that is not in GPU memory.", "|".join(MISS_MODES))]
+CachePolicy = Annotated[str, flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]
+Seed = Annotated[int | None, flag("--seed", "Same seed, same text.  [default: a new one each time]", "N")]
 
 Temperature = Annotated[
-    float | None, _flag("--temperature", "0 takes the likeliest token.  [default: the model's, else 0.7]", "X")
+    float | None, flag("--temperature", "0 takes the likeliest token.  [default: the model's, else 0.7]", "X")
 ]
-TopK = Annotated[int | None, _flag("--top-k", "Draw among the K likeliest tokens; 0 for all.", "K")]
+TopK = Annotated[int | None, flag("--top-k", "Draw among the K likeliest tokens; 0 for all.", "K")]
 TopP = Annotated[
     float | None,
-    _flag("--top-p", "Draw among the tokens that reach probability P.  [default: the model's, else 0.95]", "P"),
+    flag("--top-p", "Draw among the tokens that reach probability P.  [default: the model's, else 0.95]", "P"),
 ]
-MinP = Annotated[float | None, _flag("--min-p", "Drop tokens less likely than P times the likeliest.", "P")]
+MinP = Annotated[float | None, flag("--min-p", "Drop tokens less likely than P times the likeliest.", "P")]
 RepetitionPenalty = Annotated[
-    float | None, _flag("--repetition-penalty", "Above 1: tokens that were there already get less likely.", "X")
+    float | None, flag("--repetition-penalty", "Above 1: tokens that were there already get less likely.", "X")
 ]
-MaxTokens = Annotated[int | None, _flag("--max-tokens", "End the reply after N tokens.", "N")]
+MaxTokens = Annotated[int | None, flag("--max-tokens", "End the reply after N tokens.", "N")]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends the reply; may be given again.")
 ]
-System = Annotated[str | None, _flag("--system", "System text, put in front of the first message.", "TEXT")]
+System = Annotated[str | None, flag("--system", "System text, put in front of the first message.", "TEXT")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No figures on standard error.")]

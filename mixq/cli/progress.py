@@ -40,6 +40,13 @@ def byte_progress(label: str) -> Iterator[Update]:
         yield update
 
 
+@contextmanager
+def run_progress(label: str) -> Iterator[Update]:
+    """Show progress counted in runs of a measurement."""
+    with _progress(label, lambda done, total: f"{done} of {total} runs") as update:
+        yield update
+
+
 def _short(count: int) -> str:
     for limit, unit in ((10**9, "B"), (10**6, "M")):
         if count >= limit:

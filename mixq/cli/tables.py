@@ -12,6 +12,7 @@ from mixq.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mixq.bench.measure import Row
     from mixq.quantize.report import ErrorReport, ErrorRow, SizeTable
 
 
@@ -49,6 +50,16 @@ def error_rows(rows: Sequence[ErrorRow]) -> Table:
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         table.add_row(printable(row.linear), row.scheme, f"{row.relative_squared_error:.3g}", ratio)
+    return table
+
+
+def speed_table(rows: Sequence[Row]) -> Table:
+    """Return one row for each test of a bench: tokens a second, and how far from the limit."""
+    from mixq.bench.table import FIGURES, figures
+
+    table = _table("test", right=FIGURES)
+    for row in rows:
+        table.add_row(row.workload.name, *figures(row))
     return table
 
 

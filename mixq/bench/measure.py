@@ -1,0 +1,205 @@
+"""Prompt and decode speed of a loaded model, a sample at a time.
+
+Contract: `Bench.samples` runs the tests in turn, each after a warm-up, and yields one `Sample` for each repetition; the
+bandwidth is probed before every one. `Bench.rows` sums up the samples so far, so that a run can be broken off at any
+point. Token ids are random from a fixed seed; only the network is timed (sampling and text are not), as llama-bench
+does. This module knows no terminal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixq.bench.bandwidth import Bandwidth
+from mixq.bench.workload import Workload, check_positions, decode_bytes, prompt_operations, weight_bytes, weight_count
+from mixq.engine import Model
+from mixq.generate import PREFILL_CHUNK
+from mixq.kernels.native import NativeKernels
+from mixq.memory import peak_memory
+from mixq.model.attention import Chunk
+
+WARM_UP_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One repetition: wall time, and the part of it spent inside the native kernels (0 where nobody counts)."""
+
+    workload: Workload
+    seconds: float
+    busy_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.workload.tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All repetitions of one test.
+
+    Attributes:
+        deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
+        bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
+        share_of_limit: bytes per second over the bandwidth of the run; None where that is not known.
+        gflops: operations of a prompt per second; None for decode.
+        overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
+    """
+
+    workload: Workload
+    tokens_per_second: float
+    deviation: float
+    samples: tuple[float, ...]
+    bytes_per_token: float | None = None
+    bytes_per_second: float | None = None
+    share_of_limit: float | None = None
+    gflops: float | None = None
+    overhead_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured, and on what."""
+
+    model: str
+    nbytes: int
+    weights: int
+    token_bytes: int
+    layers: int
+    backend: str
+    threads: int
+    kv: str
+    context: int
+    seed: int
+    load_seconds: float
+
+
+class Bench:
+    """Tests of one model.
+
+    Args:
+        model: what to measure.
+        tests: in the order in which they are run.
+        repeats: samples of each test.
+        seed: of the token ids.
+        name: what to call the model; None takes its folder's name.
+        load_seconds: how long loading took; reported.
+        bandwidth: the probe; None makes one where the kernels are native.
+
+    Raises:
+        UsageError: a test needs more positions than the model or its context has.
+        DoesNotFitError: no memory for the probe or the KV cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tests: Sequence[Workload],
+        *,
+        repeats: int = 5,
+        seed: int = 0,
+        name: str | None = None,
+        load_seconds: float = 0.0,
+        bandwidth: Bandwidth | None = None,
+    ) -> None:
+        check_positions(tests, model.context, model.config.max_position_embeddings)
+        self.model = model
+        self.tests = list(tests)
+        self.repeats = repeats
+        if bandwidth is None and isinstance(model.kernels, NativeKernels):
+            bandwidth = Bandwidth(model.kernels)
+        self.bandwidth = bandwidth
+        self._kv_cache = model.new_kv_cache()
+        self._kv_bytes = self._kv_cache.nbytes // self._kv_cache.capacity
+        longest = max(test.positions for test in tests)
+        self._ids = torch.randint(model.config.vocab_size, (longest,), generator=torch.Generator().manual_seed(seed))
+        self._samples: list[Sample] = []
+        self.facts = Facts(
+            model=name or model.folder.path.name,
+            nbytes=model.folder.nbytes,
+            weights=weight_count(model.config),
+            token_bytes=weight_bytes(model.folder),
+            layers=model.config.num_hidden_layers,
+            backend=f"CPU {model.kernels.name}",
+            threads=model.threads,
+            kv=model.options.kv,
+            context=model.context,
+            seed=seed,
+            load_seconds=load_seconds,
+        )
+
+    def samples(self) -> Iterator[Sample]:
+        """Run everything."""
+        for test in self.tests:
+            self._go_to(test.depth)
+            self._run(test, test.prompt or min(test.gen, WARM_UP_STEPS))
+            for _ in range(self.repeats):
+                if self.bandwidth is not None:
+                    self.bandwidth.probe()
+                busy = self.model.kernels.busy_ns()
+                begun = time.perf_counter()
+                self._run(test, test.tokens)
+                seconds = time.perf_counter() - begun
+                sample = Sample(test, seconds, (self.model.kernels.busy_ns() - busy) / 1e9)
+                self._samples.append(sample)
+                yield sample
+
+    def rows(self) -> list[Row]:
+        """Return the figures of the samples so far, test by test."""
+        rows = []
+        for test in self.tests:
+            samples = [sample for sample in self._samples if sample.workload == test]
+            if samples:
+                rows.append(self._row(test, samples))
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return facts that hold for the whole run."""
+        return {
+            **{name: getattr(self.facts, name) for name in Facts.__slots__},
+            "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+    def _go_to(self, depth: int) -> None:
+        """Fill the KV cache up to `depth`, keeping what it holds already."""
+        self._kv_cache.truncate(min(depth, self._kv_cache.length))
+        self._forward(self._kv_cache.length, depth, PREFILL_CHUNK)
+
+    def _run(self, test: Workload, tokens: int) -> None:
+        """Run the first `tokens` of the test, from its depth."""
+        self._kv_cache.truncate(test.depth)
+        self._forward(test.depth, test.depth + tokens, PREFILL_CHUNK if test.prompt else 1)
+
+    def _forward(self, first: int, end: int, at_once: int) -> None:
+        if first < end:
+            for ids in torch.split(self._ids[first:end], at_once):
+                self.model.network.forward([Chunk(ids, self._kv_cache)])
+
+    def _row(self, test: Workload, samples: Sequence[Sample]) -> Row:
+        speeds = tuple(sample.tokens_per_second for sample in samples)
+        mean = statistics.fmean(speeds)
+        deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
+        if test.prompt:
+            gflops = prompt_operations(self.model.config, test) / test.tokens * mean / 1e9
+            return Row(test, mean, deviation, speeds, gflops=gflops)
+        bytes_per_token = decode_bytes(self.model.folder, self._kv_bytes, test)
+        limit = self.bandwidth.best if self.bandwidth is not None else 0.0
+        outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
+        counted = any(sample.busy_seconds for sample in samples)
+        return Row(
+            test,
+            mean,
+            deviation,
+            speeds,
+            bytes_per_token=bytes_per_token,
+            bytes_per_second=bytes_per_token * mean,
+            share_of_limit=bytes_per_token * mean / limit if limit else None,
+            overhead_us=outside * 1e6 / (test.tokens * self.model.config.num_hidden_layers) if counted else None,
+        )

@@ -1,0 +1,123 @@
+"""The tests of a bench, and what each asks of the machine: bytes to read, operations to do.
+
+Contract: pure arithmetic over shapes. A decode step reads every weight that it uses once, and the KV cache up to its
+position; a prompt is bounded by operations instead. Activations stay in the caches and are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixq.config import ModelConfig
+from mixq.errors import UsageError
+from mixq.formats.architecture import bytes_read, parameters
+from mixq.formats.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A prompt of `prompt` tokens in one go, or `gen` tokens one by one, after `depth` tokens."""
+
+    prompt: int
+    gen: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        """The test's name as llama-bench writes it: pp512, tg128 @ d4096."""
+        what = f"pp{self.prompt}" if self.prompt else f"tg{self.gen}"
+        return f"{what} @ d{self.depth}" if self.depth else what
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose time is measured."""
+        return self.prompt or self.gen
+
+    @property
+    def positions(self) -> int:
+        """Positions of the KV cache that the test needs."""
+        return self.depth + self.tokens
+
+
+def workloads(prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int]) -> list[Workload]:
+    """Return every prompt and every generation at every depth; a length of 0 means none of that kind.
+
+    Raises:
+        UsageError: there is nothing to measure.
+    """
+    tests = [
+        test
+        for depth in depths
+        for test in (*(Workload(p, 0, depth) for p in prompts if p), *(Workload(0, n, depth) for n in gens if n))
+    ]
+    if not tests:
+        raise UsageError("there is nothing to measure.", hint="Give a length of prompt (-p 512) or of reply (-n 128).")
+    return list(dict.fromkeys(tests))
+
+
+def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> None:
+    """Refuse tests that do not fit into the context.
+
+    Raises:
+        UsageError: the longest test needs more positions than there are.
+    """
+    longest = max(tests, key=lambda test: test.positions)
+    if longest.positions > maximum:
+        raise UsageError(f"{longest.name} needs {longest.positions} positions; the model has at most {maximum}.")
+    if longest.positions > context:
+        raise UsageError(
+            f"{longest.name} needs {longest.positions} positions; the context has {context}.",
+            hint="Leave --context out, and it is as long as the tests need.",
+        )
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Return the bytes of weights that a decode step reads: all layers, of the experts those used, norms and head."""
+    config = weights.config
+    return sum(
+        bytes_read(
+            parameter,
+            config,
+            (weights.linear(parameter.module) if parameter.quantizable else weights.tensor(parameter.name)).nbytes,
+        )
+        for parameter in parameters(config)
+    )
+
+
+def decode_bytes(weights: Weights, kv_bytes_per_position: int, test: Workload) -> float:
+    """Return the bytes that a decode step of `test` reads, on average over its steps."""
+    return weight_bytes(weights) + kv_bytes_per_position * _seen(weights.config, test) / test.tokens
+
+
+def weight_count(config: ModelConfig) -> int:
+    """Return the model's weights."""
+    return sum(parameter.numel for parameter in parameters(config))
+
+
+def prompt_operations(config: ModelConfig, test: Workload) -> float:
+    """Return the floating point operations of running `test`: two for each weight used and token, and attention.
+
+    The head runs once, for the last token; scores and weighted values cost two operations each for every head, head
+    dimension and position seen.
+    """
+    used = 0
+    head = 0
+    for parameter in parameters(config):
+        if parameter.role == "lm_head":
+            head = parameter.numel
+        elif parameter.layer is not None and parameter.role != "norm":
+            used += bytes_read(parameter, config, parameter.numel)
+    if config.tie_word_embeddings:
+        head = config.vocab_size * config.hidden_size
+    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * _seen(config, test)
+    return 2.0 * (used * test.tokens + head) + attention
+
+
+def _seen(config: ModelConfig, test: Workload) -> int:
+    """Return the positions that the test's tokens see, themselves included, summed over the tokens."""
+    window = config.sliding_window
+    return sum(
+        position if window is None else min(position, window)
+        for position in range(test.depth + 1, test.depth + test.tokens + 1)
+    )

@@ -1,0 +1,188 @@
+"""`mixq bench`: how fast a model runs on this machine, and how far that is from the machine's limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import RuntimeOptions, did_you_mean
+from mixq.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from mixq.bench.measure import Bench
+    from mixq.bench.workload import Workload
+    from mixq.engine import Model
+
+DEFAULTS = RuntimeOptions()
+FORMATS = ("table", "markdown", "csv", "jsonl")
+LONGEST = 10**7
+MOST_REPEATS = 1000
+
+
+def bench(
+    ctx: typer.Context,
+    model: options.ModelArgument = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            "--synthetic",
+            metavar="PRESET",
+            help="Made-up weights of the sizes of mixtral-8x7b, mixtral-8x22b, mistral-7b or llama-2-70b.",
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", metavar="N", help="Layers of a made-up model.  [default: all]")
+    ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            "--mix",
+            metavar="MIX",
+            help="Schemes of a made-up model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", metavar="N,...", help="Lengths of prompts; 0 for none.")
+    ] = "512",
+    gen: Annotated[str, typer.Option("--gen", "-n", metavar="N,...", help="Tokens to generate; 0 for none.")] = "128",
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", metavar="N,...", help="Tokens that the KV cache holds before.")
+    ] = "0",
+    repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", help="Runs of each test.")] = 5,
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="|".join(FORMATS), help="markdown, csv and jsonl name things as llama-bench."),
+    ] = "table",
+    json: options.Json = False,
+    device: options.Device = DEFAULTS.device,
+    context: Annotated[
+        int | None,
+        options.flag("--context", "Positions of the KV cache.  [default: what the tests need]", "N"),
+    ] = None,
+    threads: options.Threads = None,
+    kv: options.Kv = DEFAULTS.kv,
+    seed: options.Seed = None,
+) -> None:
+    """Measure prompt and decode speed, and the memory bandwidth beside it.
+
+    pp512 is a prompt of 512 tokens, tg128 are 128 tokens one by one, @ d4096 after 4096 others. A decode step is
+    bounded by what it reads: "of limit" is its share of the read bandwidth, measured in the same run with the same
+    threads. Only the network is timed; token ids are random.
+    """
+    if format not in FORMATS:
+        raise UsageError(
+            f"--format is {printable(repr(format))}; it must be one of {', '.join(FORMATS)}."
+            + did_you_mean(format, FORMATS)
+        )
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise UsageError(f"--repeats is {repeats}; it must be a whole number from 1 to {MOST_REPEATS}.")
+    if synthetic is None and (layers is not None or mix is not None):
+        raise UsageError(
+            "--layers and --mix shape a made-up model.", hint="Add --synthetic PRESET, such as mixtral-8x7b."
+        )
+    source = ctx.get_parameter_source("model")
+    if synthetic is not None and model is not None and source is not None and source.name == "COMMANDLINE":
+        raise UsageError(f"MODEL {printable(repr(model))} and --synthetic are both given.", hint="Leave one out.")
+
+    from mixq.bench.measure import Bench
+    from mixq.bench.workload import workloads
+    from mixq.cli.loading import load_model
+
+    tests = workloads(_lengths(prompt, "--prompt"), _lengths(gen, "--gen"), _lengths(depth, "--depth"))
+    flags = {
+        "device": device,
+        "context": context or max(test.positions for test in tests),
+        "threads": threads,
+        "kv": kv,
+        "seed": seed,
+    }
+    seed = 0 if seed is None else seed
+    begun = time.perf_counter()
+    loaded = load_model(model, flags) if synthetic is None else _make_up(synthetic, tests, flags, layers, mix, seed)
+    seconds = time.perf_counter() - begun
+    name = "the demo model" if synthetic is None and model is None else loaded.folder.path.name
+    bench = Bench(loaded, tests, repeats=repeats, seed=seed, name=name, load_seconds=seconds)
+    try:
+        _run(bench, tests, repeats)
+    except KeyboardInterrupt:
+        output.warn("interrupted; these are the figures so far.")
+        _print(bench, format, json=json)
+        raise
+    _print(bench, format, json=json)
+
+
+def _lengths(text: str, flag: str) -> list[int]:
+    """Return the numbers of a list such as 128,512."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isascii() and item.isdigit() and len(item) <= 8 and int(item) <= LONGEST for item in items):
+        raise UsageError(
+            f"{flag} is {printable(repr(text))}; it must be whole numbers up to {LONGEST}, such as 128,512."
+        )
+    return [int(item) for item in items]
+
+
+def _make_up(
+    preset: str, tests: list[Workload], flags: Mapping[str, Any], layers: int | None, mix: str | None, seed: int
+) -> Model:
+    from mixq.bench.synthetic import DEFAULT_MIX, synthetic_model
+    from mixq.bench.workload import check_positions
+    from mixq.models.presets import PRESETS
+
+    if preset in PRESETS:  # before anything is made
+        check_positions(tests, flags["context"], PRESETS[preset]["max_position_embeddings"])
+    chosen = {key: value for key, value in flags.items() if value is not None and key != "seed"}
+    output.note(f"Making up the weights of {printable(preset)}.")
+    made = synthetic_model(preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed, **chosen)
+    for line in made.notes:
+        output.warn(line)
+    return made
+
+
+def _run(bench: Bench, tests: list[Workload], repeats: int) -> None:
+    from mixq.cli.progress import run_progress
+
+    total = len(tests) * repeats
+    with run_progress("measuring") as update:
+        for done, _ in enumerate(bench.samples(), 1):
+            update(done, total)
+
+
+def _print(bench: Bench, format: str, *, json: bool) -> None:
+    from mixq.bench import table
+
+    if json:
+        output.print_json(table.document(bench))
+    elif format == "markdown":
+        typer.echo(table.markdown(bench), nl=False)
+    elif format == "csv":
+        typer.echo(table.comma_separated(bench), nl=False)
+    elif format == "jsonl":
+        typer.echo(table.json_lines(bench), nl=False)
+    else:
+        _print_table(bench)
+
+
+def _print_table(bench: Bench) -> None:
+    from rich.console import Console
+
+    from mixq.cli.tables import speed_table
+    from mixq.config import format_size
+
+    facts, run = bench.facts, bench.as_dict()
+    console = Console(highlight=False, markup=False)
+    weights = f"{facts.weights / 1e9:.2f} billion weights, {format_size(facts.nbytes)}"
+    console.print(printable(facts.model), style="bold", soft_wrap=True)
+    console.print(f"{weights} · {facts.backend} · {facts.threads} threads · KV cache {facts.kv}", soft_wrap=True)
+    console.print()
+    console.print(speed_table(bench.rows()))
+    console.print()
+    bandwidth, peak = run["bandwidth_bytes_per_second"], run["peak_memory_bytes"]
+    limit = f"{format_size(bandwidth)}/s" if bandwidth else "not measured: it takes the native kernels"
+    console.print(f"read bandwidth  {limit}", soft_wrap=True)
+    console.print(f"loaded in       {facts.load_seconds:.1f} s")
+    if peak is not None:
+        console.print(f"peak memory     {format_size(peak)}")
