@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import bench, chat, evaluate, quantize, run, show, verify
+from mixq.cli import bench, chat, doctor, evaluate, quantize, run, show, verify
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -42,6 +42,7 @@ app.command("quantize")(quantize.quantize)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
 app.command("bench", cls=ModelCommand)(bench.bench)
+app.command("doctor")(doctor.doctor)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)
 app.add_typer(evaluations, name="eval")
 

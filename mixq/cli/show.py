@@ -60,19 +60,15 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
 
 def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from mixq.cli.tables import size_table
+    from mixq.cli.tables import fact_grid, size_table
     from mixq.errors import printable
 
     console = Console(highlight=False, markup=False)
     kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
     heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"
     console.print(printable(facts["path"]), style="bold", soft_wrap=True)
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    for label, value in (
+    lines = (
         ("model", f"{facts['architecture']}, {facts['layers']} layers, {kind}"),
         ("shape", f"hidden {facts['hidden_size']}, ffn {facts['intermediate_size']}, {heads}"),
         ("text", f"vocabulary {facts['vocabulary']}, {facts['tokenizer'] or 'no tokenizer'}"),
@@ -81,9 +77,8 @@ def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
         ("a token reads", format_size(sizes.token_bytes)),
         ("method", facts["quantization"] or "not quantized"),
         *_provenance(facts),
-    ):
-        grid.add_row(label, printable(value, 400))
-    console.print(grid)
+    )
+    console.print(fact_grid((label, printable(value, 400)) for label, value in lines))
     console.print()
     console.print(size_table(sizes))
 

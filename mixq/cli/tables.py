@@ -10,7 +10,7 @@ from mixq.config import format_size
 from mixq.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mixq.bench.measure import Row
     from mixq.quantize.report import ErrorReport, ErrorRow, SizeTable
@@ -61,6 +61,16 @@ def speed_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(row.workload.name, *figures(row))
     return table
+
+
+def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
+    """Return one line for each fact: its label, and what is so."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in facts:
+        grid.add_row(label, value)
+    return grid
 
 
 def _table(*left: str, right: Sequence[str]) -> Table:

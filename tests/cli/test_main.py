@@ -36,7 +36,7 @@ def test_version(cli: RunCli) -> None:
 def test_help_names_every_command(cli: RunCli) -> None:
     outcome = cli("--help")
     assert outcome.code == 0
-    for command in ("chat", "run", "quantize", "show", "verify", "eval", "bench"):
+    for command in ("chat", "run", "quantize", "show", "verify", "eval", "bench", "doctor"):
         assert f"\n  {command} " in outcome.out
 
 
