@@ -34,22 +34,25 @@ def test_error_of_every_scheme() -> None:
         rest = slice(scheme.group_size, None)
         outlier = gaussian.clone()
         outlier[:, : scheme.group_size] *= 50
-        started = time.perf_counter()
-        on_gaussian = search(gaussian, scheme)
-        rate = gaussian.numel() / (time.perf_counter() - started)
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            on_gaussian = search(gaussian, scheme)
+            seconds.append(time.perf_counter() - started)
+        rate = gaussian.numel() / min(seconds)
         errors = [
             relative_squared_error(gaussian, on_gaussian.packed.dequantize()),
             relative_squared_error(student, search(student, scheme).packed.dequantize()),
             relative_squared_error(outlier[:, rest], search(outlier, scheme).packed.dequantize()[:, rest]),
         ]
         figures = [f"{1000 * e:.3f}" for e in errors]
-        rows.append([f"`{text}`", f"{bits_per_weight(scheme, (N, K)):.2f}", *figures, f"{rate / 1e6:.1f}"])
+        rows.append([f"`{text}`", f"{bits_per_weight(scheme, (N, K)):.2f}", *figures, f"{rate / 1e6:.0f}"])
         assert errors[0] <= LIMITS.get(text, 1.0), (text, errors[0])
         assert errors[2] <= 1.5 * errors[0], (text, errors)
     how = (
         f"Relative squared error, times 1000, of {N} x {K} random weights (seed {SEED}): Gaussian; Student's t with 5 "
         "degrees of freedom; and Gaussian where the first group of each row is 50 times larger, measured on the rest. "
-        "Speed: the torch reference of the search, 1 thread. Made by `make accept`."
+        "Speed: 1 thread, the best of 3; nf4 in torch, the others in C++. Made by `make accept`."
     )
     header = ["scheme", "bits/weight", "Gaussian", "Student t5", "beside a large group", "M weights/s"]
     write("schemes", "Error of every scheme", how, markdown(header, rows))
