@@ -363,6 +363,16 @@ class NativeKernels:
         cache = kv_cache_of(kv)
         if cache is None:
             return reference.attention_rows(q, kv, position, window)
+        return self._attention(q, cache, position, window)
+
+    def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+        """See `reference.attention_prefill`; here a row has the same bits as in `attention_rows`."""
+        cache = kv_cache_of(kv)
+        if cache is None:
+            return reference.attention_prefill(q, kv, position, window)
+        return self._attention(q, cache, position, window)
+
+    def _attention(self, q: Tensor, cache: KVCache, position: int, window: int | None) -> Tensor:
         q = q.contiguous()
         out = torch.empty_like(q)
         self._checked(
@@ -371,10 +381,6 @@ class NativeKernels:
             )
         )
         return out
-
-    def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        """See `reference.attention_prefill`: torch's, which keeps no scores."""
-        return reference.attention_prefill(q, kv, position, window)
 
     def _takes(self, x: Tensor) -> bool:
         return x.shape[0] <= DECODE_ROWS or self.isa not in BF16_GEMM_ISAS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import pytest
@@ -174,9 +173,34 @@ def test_a_head_size_that_the_kernels_do_not_take_goes_to_torch() -> None:
 
 @pytest.mark.parametrize("kv", DTYPES)
 @pytest.mark.parametrize("window", [None, 40])
-def test_prefill_stays_near_the_rows(kv: str, window: int | None) -> None:
+def test_torchs_prefill_stays_near_the_rows(kv: str, window: int | None) -> None:
     layer = filled_layer(kv, 2, 90, 64, seed=14)
     q = torch.randn(30, 6, 64, generator=generator(15))
     rows = reference.attention_rows(q, layer, 60, window)
     assert relative(reference.attention_prefill(q, layer, 60, window), rows) < 0.01
-    assert relative(kernels_of(ISAS[-1], os.cpu_count() or 1).attention_prefill(q, layer, 60, window), rows) < 0.01
+
+
+@pytest.mark.parametrize("kv", DTYPES)
+@pytest.mark.parametrize("window", [None, 3, 600])
+@pytest.mark.parametrize("heads", [(6, 1), (8, 2)])
+def test_prefill_gives_a_row_the_bits_of_decode(
+    kernels: NativeKernels, kv: str, window: int | None, heads: tuple[int, int]
+) -> None:
+    H, KV = heads
+    layer = filled_layer(kv, KV, 1100, 64, seed=16)
+    q = torch.randn(75, H, 64, generator=generator(17))
+    out = kernels.attention_prefill(q, layer, 1000, window)
+    for t in (0, 1, 15, 16, 23, 24, 60, 74):  # both sides of a tile of rows, and of a block of positions
+        assert torch.equal(out[t : t + 1], kernels.attention_rows(q[t : t + 1], layer, 1000 + t, window))
+    assert relative(out, reference.attention_rows(q, layer, 1000, window)) < 1e-5
+
+
+def test_prefill_takes_no_memory_that_grows_with_the_context() -> None:
+    resource = pytest.importorskip("resource")
+    layer = filled_layer("bf16", 1, 16384, 64, seed=18)
+    q = torch.randn(64, 8, 64, generator=generator(19))
+    kernels = kernels_of(ISAS[-1])
+    kernels.attention_prefill(q, layer, 1000, None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kernels.attention_prefill(q, layer, 16000, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4 << 10

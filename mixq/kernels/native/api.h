@@ -51,8 +51,9 @@ MIXQ_EXPORT int64_t mixq_read(MixqContext* context, const void* data, int64_t by
 // Rotate q [T, H, C] in place and k [T, KV, C] by the angles of their positions (pairs i and i + C/2; cos and sin are
 // [T, C/2]), and write k and v [T, KV, C] into the cache at positions start .. start + T - 1: bfloat16 half to even, int8
 // with scale absmax/127, or float32.
-MIXQ_EXPORT void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q, const float* k, const float* v,
-                                    const float* cos, const float* sin, int64_t T, int64_t H, int64_t start);
+MIXQ_EXPORT void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q, const float* k,
+                                    const float* v, const float* cos, const float* sin, int64_t T, int64_t H,
+                                    int64_t start);
 
 // out [T, H, C]: attention of T queries q [T, H, C] over the cache. Row t sees the positions up to length + t, itself
 // included; with window > 0 only the last `window` of them. Query head h reads kv head h / (H / KV). A row's bits depend

@@ -14,7 +14,6 @@ namespace mixq {
 
 namespace portable {
 namespace {
-#include "simd_portable.inc"
 #include "math.inc"
 #include "attention_portable.inc"
 #include "attention.inc"
@@ -64,7 +63,10 @@ namespace {
 // Less than this many bytes or values are not worth waking a thread for.
 constexpr int64_t kAloneBytes = 64 << 10;
 constexpr int64_t kAloneValues = 16 << 10;
-constexpr int64_t kMergeValues = 64 << 10;
+
+constexpr int64_t kFewRows = 8;    // above, each thread takes rows of its own
+constexpr int64_t kTileRows = 16;  // of a prefill: they read a block of keys and values from the cache of a core
+constexpr int64_t kTileHeads = 4;
 
 int64_t element_bytes(const MixqKvCache& cache) {
     return cache.kind == MIXQ_KV_BF16 ? 2 : cache.kind == MIXQ_KV_INT8 ? 1 : 4;
@@ -90,37 +92,80 @@ void rotary_append(MixqContext& c, const MixqKvCache& cache, float* q, const flo
     });
 }
 
-// A piece of work is one block of one kv head, for every row: the block is read from memory once, however many rows.
-void attention(MixqContext& c, const MixqKvCache& cache, const float* q, int64_t T, int64_t H, int64_t length,
-               int64_t window, float* out) {
-    const AttentionKernels& kernels = attention_kernels(c.isa);
-    const int64_t C = cache.head_dim, KV = cache.heads, group = H / KV;
-    auto first_seen = [&](int64_t t) { return window > 0 ? std::max<int64_t>(0, length + t + 1 - window) : 0; };
-    const int64_t base = first_seen(0) / kAttentionBlock;
-    const int64_t blocks = (length + T - 1) / kAttentionBlock + 1 - base;
-    Partial* partials = reinterpret_cast<Partial*>(
-        c.workspace.get(T * H * blocks * static_cast<int64_t>(sizeof(Partial))));  // [T, KV, blocks, group]
+// T queries of H heads over one layer.
+struct Attention {
+    const AttentionKernels& kernels;
+    const MixqKvCache& cache;
+    const float* q;
+    int64_t T, H, length, window;
+    float* out;
+    int64_t C = cache.head_dim, KV = cache.heads, group = H / KV;
 
-    const int64_t bytes = 2 * KV * (length + T - first_seen(0)) * C * element_bytes(cache);
-    c.pool.run(KV * blocks, bytes * T > kAloneBytes ? 1 : KV * blocks, [&](int64_t begin, int64_t end) {
+    int64_t first_seen(int64_t t) const { return window > 0 ? std::max<int64_t>(0, length + t + 1 - window) : 0; }
+    int64_t first_block(int64_t t) const { return first_seen(t) / kAttentionBlock; }
+    int64_t last_block(int64_t t) const { return (length + t) / kAttentionBlock; }
+    int64_t bytes() const { return 2 * KV * (length + T - first_seen(0)) * C * element_bytes(cache); }
+
+    // Partials of query heads [g, g + count) of a kv head's group.
+    void attend(int64_t t, int64_t head, int64_t g, int64_t count, int64_t block, Partial* to) const {
+        const int64_t first = std::max(first_seen(t), block * kAttentionBlock);
+        const int64_t end = std::min(length + t + 1, (block + 1) * kAttentionBlock);
+        kernels.attend(cache, head, first, end, q + (t * H + head * group + g) * C, count, to);
+    }
+};
+
+// A piece of work is one block of one kv head for all of a few rows: however many, memory is read once.
+void few_rows(MixqContext& c, const Attention& a) {
+    const int64_t base = a.first_block(0), blocks = a.last_block(a.T - 1) + 1 - base, pieces = a.KV * blocks;
+    Partial* partials = reinterpret_cast<Partial*>(
+        c.workspace.get(a.T * a.H * blocks * static_cast<int64_t>(sizeof(Partial))));  // [T, KV, blocks, group]
+    auto place = [&](int64_t t, int64_t head, int64_t block) {
+        return partials + ((t * a.KV + head) * blocks + block - base) * a.group;
+    };
+    c.pool.run(pieces, a.bytes() * a.T > kAloneBytes ? 1 : pieces, [&](int64_t begin, int64_t end) {
         for (int64_t piece = begin; piece < end; ++piece) {
-            const int64_t head = piece / blocks, block = piece % blocks;
-            for (int64_t t = 0; t < T; ++t) {
-                const int64_t first = std::max(first_seen(t), (base + block) * kAttentionBlock);
-                const int64_t stop = std::min(length + t + 1, (base + block + 1) * kAttentionBlock);
-                if (first < stop)
-                    kernels.attend(cache, head, first, stop, q + (t * H + head * group) * C, group,
-                                   partials + ((t * KV + head) * blocks + block) * group);
-            }
+            const int64_t head = piece / blocks, block = base + piece % blocks;
+            for (int64_t t = 0; t < a.T; ++t)
+                if (a.first_block(t) <= block && block <= a.last_block(t))
+                    a.attend(t, head, 0, a.group, block, place(t, head, block));
         }
     });
-    const int64_t merge_grain = std::max<int64_t>(1, kMergeValues / (blocks * C));
-    c.pool.run(T * H, merge_grain, [&](int64_t begin, int64_t end) {
+    c.pool.run(a.T * a.H, std::max<int64_t>(1, kAloneValues / (blocks * a.C)), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            const int64_t t = row / H, h = row % H;
-            const int64_t first = first_seen(t) / kAttentionBlock, last = (length + t) / kAttentionBlock;
-            kernels.merge(partials + ((t * KV + h / group) * blocks + first - base) * group + h % group, last - first + 1,
-                          group, C, out + row * C);
+            const int64_t t = row / a.H, head = row % a.H / a.group, g = row % a.H % a.group;
+            Partial& all = place(t, head, a.first_block(t))[g];
+            for (int64_t block = a.first_block(t) + 1; block <= a.last_block(t); ++block)
+                a.kernels.combine(all, place(t, head, block)[g], a.C);
+            a.kernels.finish(all, a.C, a.out + row * a.C);
+        }
+    });
+}
+
+// A piece of work is some rows of one kv head, block after block: working memory does not grow with the context.
+void many_rows(MixqContext& c, const Attention& a) {
+    const int64_t tiles = (a.T + kTileRows - 1) / kTileRows;
+    Partial* all = reinterpret_cast<Partial*>(c.workspace.get(a.T * a.H * static_cast<int64_t>(sizeof(Partial))));
+    c.pool.run(a.KV * tiles, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; ++piece) {
+            const int64_t head = piece / tiles, t0 = piece % tiles * kTileRows, t1 = std::min(a.T, t0 + kTileRows);
+            for (int64_t block = a.first_block(t0); block <= a.last_block(t1 - 1); ++block)
+                for (int64_t t = t0; t < t1; ++t) {
+                    if (block < a.first_block(t) || a.last_block(t) < block) continue;
+                    for (int64_t g = 0; g < a.group; g += kTileHeads) {
+                        const int64_t heads = std::min(kTileHeads, a.group - g);
+                        Partial* so_far = all + t * a.H + head * a.group + g;
+                        if (block == a.first_block(t)) {
+                            a.attend(t, head, g, heads, block, so_far);
+                            continue;
+                        }
+                        Partial next[kTileHeads];
+                        a.attend(t, head, g, heads, block, next);
+                        for (int64_t i = 0; i < heads; ++i) a.kernels.combine(so_far[i], next[i], a.C);
+                    }
+                }
+            for (int64_t t = t0; t < t1; ++t)
+                for (int64_t h = head * a.group; h < (head + 1) * a.group; ++h)
+                    a.kernels.finish(all[t * a.H + h], a.C, a.out + (t * a.H + h) * a.C);
         }
     });
 }
@@ -138,7 +183,8 @@ int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* 
                    int64_t window, float* out) {
     mixq::Timer timer(context);
     try {
-        mixq::attention(*context, *cache, q, T, H, length, window, out);
+        const mixq::Attention work{mixq::attention_kernels(context->isa), *cache, q, T, H, length, window, out};
+        T <= mixq::kFewRows ? mixq::few_rows(*context, work) : mixq::many_rows(*context, work);
     } catch (const std::bad_alloc&) {
         return 1;
     }

@@ -1,7 +1,7 @@
 // Attention of a few queries over a layer's KV cache, and writing that cache.
 //
 // Contract: a block is kAttentionBlock positions of one kv head, at multiples of that number, so that what a query gets
-// from a block depends on the query and on what it sees alone. Blocks are merged in their order.
+// from a block depends on the query and on what it sees alone. Blocks are combined in their order.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,15 @@ struct Partial {
 };
 
 struct AttentionKernels {
-    // Partials of `group` query heads q [group, C] that read kv head `head`, from positions [first, end), at most a block.
+    // Partials of `group` query heads q [group, C] that read kv head `head`: positions [first, end), at most a block.
     void (*attend)(const MixqKvCache& cache, int64_t head, int64_t first, int64_t end, const float* q, int64_t group,
                    Partial* out);
 
-    // out [C] from the partials of `count` blocks, one `stride` apart.
-    void (*merge)(const Partial* partials, int64_t count, int64_t stride, int64_t C, float* out);
+    // into = what both blocks say together; `next` comes later.
+    void (*combine)(Partial& into, const Partial& next, int64_t C);
+
+    // out [C] = the answer of a query head that has seen all its blocks.
+    void (*finish)(const Partial& all, int64_t C, float* out);
 
     // out [C] = x [C] rotated by the angles of cos and sin [C/2]; out may be x.
     void (*rotate)(const float* x, const float* cos, const float* sin, int64_t C, float* out);
