@@ -24,6 +24,7 @@ from mixq.generate import PREFILL_CHUNK, Done, Event, Token, check_prompt, gener
 from mixq.kernels import native
 from mixq.kernels.cores import physical_cores
 from mixq.kernels.dispatch import choose
+from mixq.memory import total_memory
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
@@ -279,10 +280,8 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 def _check_memory(kv_bytes: int) -> None:
     """Refuse a KV cache that physical memory cannot hold; pages are taken only as they fill."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if kv_bytes > total:
+    total = total_memory()
+    if total is not None and kv_bytes > total:
         raise DoesNotFitError(
             f"The KV cache of this context needs {format_size(kv_bytes)}; the machine has {format_size(total)}.",
             hint="Give a smaller --context, or --kv int8.",
