@@ -1,7 +1,7 @@
 """mixq beside llama.cpp and torch's int4 operator, in one run: decode and prefill on Mixtral 8x7B's layers.
 
 Contract: every side is a process of its own with made-up weights of the same shape (see `worker`). They take turns, one
-at a time, A B C A B C, so that what else the machine does hits all of them alike; a figure is the median of the rounds.
+at a time, A B C A B C, each when the machine is quiet (see `quiet`); a figure is the median of the rounds.
 Weights lie in huge pages, for every side, where the system gives them.
 
     python tests/bench/peers.py --llama-python VENV/bin/python
@@ -10,6 +10,7 @@ Weights lie in huge pages, for every side, where the system gives them.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
 from tests.accept.tables import markdown, write  # noqa: E402
+from tests.bench.quiet import QUIET, quiet_turn  # noqa: E402
 from tests.bench.worker import Description, SideError, Worker  # noqa: E402
 
 LLAMA, MIXQ, TORCH = (f"tests.bench.{name}_side" for name in ("llama_cpp", "mixq", "torch_int4"))
@@ -54,17 +56,21 @@ DEFAULT_SIDES = ("mixq", "mixq-nl4", "llama", "torch")
 MEASURES = {"decode": ("decode", 24), "prefill 512": ("prefill", 512), "prefill 128": ("prefill", 128)}
 """What a turn asks for, and how many tokens it runs."""
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""For llama.cpp: its weights are allocated by malloc, which does not ask for huge pages by itself; 6 % in decode."""
+
 PAUSE = 0.1
 """Seconds between turns: threads of the last side may spin a while before they sleep."""
 
 
 @dataclass(slots=True)
 class Measured:
-    """A side's figures: tokens a second of every round, by measure."""
+    """A side's figures by measure, one a round: tokens a second, and the share of the CPUs that others took then."""
 
     title: str
     description: Description
     rates: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    others: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
 
     def median(self, measure: str) -> float:
         return statistics.median(self.rates[measure])
@@ -115,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Measured]:
                 own += ["--file", str(folder / f"{name}.gguf")]
             log = stack.enter_context((folder / f"{name}.log").open("w+b"))
             python = arguments.llama_python if side.module == LLAMA else sys.executable
-            worker = Worker(python, side.module, [*side.arguments, *own], log)
+            worker = Worker(python, side.module, [*side.arguments, *own], log, HUGE_PAGES)
             stack.callback(worker.close)
             workers[name] = worker
             measured[name] = Measured(side.title, worker.description())
@@ -125,21 +131,30 @@ def run(arguments: argparse.Namespace) -> dict[str, Measured]:
             for title, (measure, tokens) in MEASURES.items():
                 for name, worker in workers.items():
                     time.sleep(PAUSE)
-                    rate = tokens / worker.seconds(measure, tokens)
+                    run_once = functools.partial(worker.seconds, measure, tokens)
+                    turn = quiet_turn(run_once, worker.process.pid, arguments.patience)
+                    rate = tokens / turn.seconds
                     measured[name].rates[title].append(rate)
-                    _say(f"round {number} of {arguments.rounds}: {title}, {sides[name].title}: {rate:.1f} tokens/s")
+                    measured[name].others[title].append(turn.others)
+                    _say(
+                        f"round {number} of {arguments.rounds}: {title}, {sides[name].title}: {rate:.1f} tokens/s"
+                        + (f" (others took {turn.others:.0%} of the CPUs)" if turn.others > QUIET else "")
+                    )
     return measured
 
 
 def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> tuple[str, list[str]]:
     """Return how it was measured, and Markdown tables: figures, ratios, builds."""
     notes = "; ".join(f"{side.title}: {side.description.limits}" for side in measured.values() if _limits(side))
+    turns = [share for side in measured.values() for shares in side.others.values() for share in shares]
+    loud = sum(share > QUIET for share in turns)
     how = (
         f"{_cpu()}, {arguments.threads} threads. Mixtral 8x7B's sizes, {arguments.layers} layers and the head, random "
         f"weights; {arguments.rounds} rounds in which the sides take turns; tokens/s, median [lowest-highest]. "
         f"Decode: {MEASURES['decode'][1]} tokens from an empty KV cache; GB/s: bytes of weights that a token reads, "
         "times tokens/s. GFLOPS: in the products of the layers' matrices, at 512 tokens. "
         + (f"{notes}. " if notes else "")
+        + (f"In {loud} of {len(turns)} turns others took more than {QUIET:.0%} of the CPUs. " if loud else "")
         + "Made by `python tests/bench/peers.py --write`."
     )
     rows = []
@@ -221,6 +236,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: %(default)s)")
     parser.add_argument(
         "--llama-python", default=sys.executable, help="interpreter with llama-cpp-python and gguf (default: this one)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=30,
+        metavar="SECONDS",
+        help="how long to wait for a quiet machine in each turn; 0 takes it as it is (default: %(default)s)",
     )
     parser.add_argument("--folder", type=Path, help="where the temporary GGUF file goes (default: the system's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,9 +72,12 @@ class Worker:
         module: with a `main` that serves.
         arguments: of the module.
         log: file for what the side prints.
+        environment: added to the parent's.
     """
 
-    def __init__(self, python: str, module: str, arguments: Sequence[str], log: BinaryIO) -> None:
+    def __init__(
+        self, python: str, module: str, arguments: Sequence[str], log: BinaryIO, environment: Mapping[str, str]
+    ) -> None:
         self.log = log
         self.process = subprocess.Popen(
             [python, "-m", module, *arguments],
@@ -82,6 +85,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env={**os.environ, **environment},
             text=True,
         )
 
