@@ -164,6 +164,7 @@ class Bench:
         return {
             **{name: getattr(self.facts, name) for name in Facts.__slots__},
             "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
+            "bandwidth_buffer_bytes": self.bandwidth.nbytes if self.bandwidth is not None else None,
             "peak_memory_bytes": peak_memory(),
         }
 

@@ -65,7 +65,7 @@ def bench(
     ] = None,
     threads: options.Threads = None,
     kv: options.Kv = DEFAULTS.kv,
-    seed: options.Seed = None,
+    seed: Annotated[int, options.flag("--seed", "Of the token ids, and of made-up weights.", "N")] = 0,
 ) -> None:
     """Measure prompt and decode speed, and the memory bandwidth beside it.
 
@@ -100,7 +100,6 @@ def bench(
         "kv": kv,
         "seed": seed,
     }
-    seed = 0 if seed is None else seed
     begun = time.perf_counter()
     loaded = load_model(model, flags) if synthetic is None else _make_up(synthetic, tests, flags, layers, mix, seed)
     seconds = time.perf_counter() - begun
@@ -185,4 +184,5 @@ def _print_table(bench: Bench) -> None:
     console.print(f"read bandwidth  {limit}", soft_wrap=True)
     console.print(f"loaded in       {facts.load_seconds:.1f} s")
     if peak is not None:
-        console.print(f"peak memory     {format_size(peak)}")
+        probe = f", {format_size(bench.bandwidth.nbytes)} of it to measure the bandwidth" if bench.bandwidth else ""
+        console.print(f"peak memory     {format_size(peak)}{probe}")

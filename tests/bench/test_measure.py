@@ -32,6 +32,7 @@ def model() -> Model:
 
 class FixedBandwidth:
     best = 1e9
+    nbytes = 0
 
     def probe(self) -> float:
         return self.best

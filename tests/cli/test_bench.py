@@ -53,6 +53,12 @@ def test_synthetic_as_json(cli: RunCli) -> None:
     assert document["peak_memory_bytes"] > 2**20
 
 
+def test_the_seed_is_zero_unless_given(cli: RunCli) -> None:
+    base = ("bench", "--synthetic", "tiny", *SHORT, "--json")
+    assert json.loads(cli(*base).out)["seed"] == 0
+    assert json.loads(cli(*base, "--seed", "7").out)["seed"] == 7
+
+
 def test_formats_for_programs(cli: RunCli) -> None:
     base = ("bench", "--synthetic", "tiny", *SHORT)
     head = cli(*base, "--format", "markdown").out.splitlines()[0]
