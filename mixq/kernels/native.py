@@ -25,7 +25,7 @@ from mixq.config import did_you_mean
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.kernels import reference
 from mixq.kernels.kv_layer import KVLayer
-from mixq.kernels.reference import DECODE_ROWS, Expert, Weight
+from mixq.kernels.reference import Expert, Weight
 
 ABI_VERSION = 1
 
@@ -38,9 +38,6 @@ ISA_NAMES = {
     "neon": 10,
 }
 """Instruction sets by the name that MIXQ_CPU_ISA takes; the numbers are those of native/cpu.h."""
-
-BF16_GEMM_ISAS = (4,)
-"""Where many rows go through bfloat16 products; elsewhere the integer kernels serve them too."""
 
 BUILD_LOG = Path(__file__).with_name("native_build.txt")
 """What the compiler said, if the build failed."""
@@ -175,6 +172,9 @@ def _declare(loaded: ctypes.CDLL) -> None:
         ("mixq_close", None, (c_void_p,)),
         ("mixq_busy_ns", c_int64, (c_void_p,)),
         ("mixq_linear", c_int, (c_void_p, c_int, pointers, c_void_p, c_int64, pointers)),
+        ("mixq_integer_rows", c_int64, (c_void_p,)),
+        ("mixq_set_integer_rows", None, (c_void_p, c_int64)),
+        ("mixq_dequantize", c_int, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
         ("mixq_router", c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
         (
             "mixq_experts",
@@ -285,6 +285,15 @@ class NativeKernels:
         if getattr(self, "context", None):
             self._library.mixq_close(self.context)
 
+    @property
+    def integer_rows(self) -> int:
+        """Up to how many rows of activations go through the integer kernels; more are multiplied in bfloat16."""
+        return int(self._library.mixq_integer_rows(self.context))
+
+    @integer_rows.setter
+    def integer_rows(self, rows: int) -> None:
+        self._library.mixq_set_integer_rows(self.context, rows)
+
     def busy_ns(self) -> int:
         """Return the nanoseconds spent inside the library so far."""
         return int(self._library.mixq_busy_ns(self.context))
@@ -292,15 +301,15 @@ class NativeKernels:
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """See `reference.linear`."""
         bound = self._bind(weight, (weight,))
-        if bound.matrices is None or not self._takes(x):
-            return reference.linear(x, weight)
+        if bound.matrices is None:
+            return reference.linear(x, weight, integer_rows=self.integer_rows)
         return self._linears(x, bound)[0]
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         """Return [x @ w.T for w in weights] in one call."""
         bound = self._bind(weights, weights)
-        if bound.matrices is None or not self._takes(x):
-            return [reference.linear(x, weight) for weight in weights]
+        if bound.matrices is None:
+            return [self.linear(x, weight) for weight in weights]
         return self._linears(x, bound)
 
     def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -327,8 +336,8 @@ class NativeKernels:
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """See `reference.experts`."""
         bound = self._bind(experts, [weight for expert in experts for weight in expert])
-        if bound.matrices is None or not self._takes(x):
-            return reference.experts(x, experts, topk_ids, topk_weights)
+        if bound.matrices is None:
+            return reference.experts(x, experts, topk_ids, topk_weights, integer_rows=self.integer_rows)
         x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
         out = torch.empty_like(x)
         self._checked(
@@ -381,9 +390,6 @@ class NativeKernels:
             )
         )
         return out
-
-    def _takes(self, x: Tensor) -> bool:
-        return x.shape[0] <= DECODE_ROWS or self.isa not in BF16_GEMM_ISAS
 
     def _linears(self, x: Tensor, bound: _Bound) -> list[Tensor]:
         x = x.contiguous()

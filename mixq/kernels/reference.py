@@ -2,9 +2,10 @@
 
 Contract: the arithmetic of the format (DESIGN: "the arithmetic belongs to the format").
 
-* Up to `DECODE_ROWS` rows: activations go to int8 per 32 inputs, a group's dot product is an exact integer, scales and
-  sums are float32. Each row is summed by operations whose shapes do not depend on the other rows, so a row's bits
-  depend neither on the batch nor on what else is computed beside it.
+* Up to `integer_rows` rows, which is `DECODE_ROWS` unless a kernel variant is faster that way with more: activations go
+  to int8 per 32 inputs, a group's dot product is an exact integer, scales and sums are float32. Each row is summed by
+  operations whose shapes do not depend on the other rows, so a row's bits depend neither on the batch nor on what else
+  is computed beside it. Weights that are not quantized are multiplied as bfloat16, the sums in float32.
 * More rows: weights are dequantized to bfloat16 and multiplied with float32 accumulation.
 * `exact=True`: float32 throughout, for parity tests.
 * Router, norms, softmax: float32 always.
@@ -56,7 +57,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.view(T, -1), scales
 
 
-def linear(x: Tensor, weight: Weight, *, exact: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Weight, *, exact: bool = False, integer_rows: int = DECODE_ROWS) -> Tensor:
     """Return x @ weight.T in the arithmetic of the module's contract.
 
     Args:
@@ -68,8 +69,8 @@ def linear(x: Tensor, weight: Weight, *, exact: bool = False) -> Tensor:
     """
     if exact:
         return F.linear(x, _dense(weight, torch.float32))
-    if x.shape[0] > DECODE_ROWS:
-        return F.linear(x.bfloat16(), _dense(weight, torch.bfloat16)).float()
+    if x.shape[0] > integer_rows:
+        return F.linear(x.bfloat16().float(), _dense(weight, torch.bfloat16).float())
     if isinstance(weight, PackedLinear) and weight.scheme.name != "nf4":
         return _integer_linear(x, weight)
     # Not quantized; or nf4, which has no integer code values: bfloat16 factors, float32 products and sums.
@@ -228,7 +229,13 @@ def attention_chunk(q: Tensor, keys: Tensor, values: Tensor, *, window: int | No
 
 
 def experts(
-    x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor, *, exact: bool = False
+    x: Tensor,
+    experts: Sequence[Expert],
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    *,
+    exact: bool = False,
+    integer_rows: int = DECODE_ROWS,
 ) -> Tensor:
     """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
 
@@ -246,13 +253,19 @@ def experts(
     for expert in sorted(set(topk_ids.flatten().tolist())):
         tokens, slots = torch.where(topk_ids == expert)  # [R], [R] rows that chose it
         w1, w2, w3 = experts[expert]
-        answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, exact=exact)
+        answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, exact=exact, integer_rows=integer_rows)
     total = torch.zeros_like(x)
     for slot in range(A):
         total += topk_weights[:, slot, None] * answers[:, slot]
     return total
 
 
-def swiglu(x: Tensor, w1: Weight, w2: Weight, w3: Weight, *, exact: bool = False) -> Tensor:
+def swiglu(
+    x: Tensor, w1: Weight, w2: Weight, w3: Weight, *, exact: bool = False, integer_rows: int = DECODE_ROWS
+) -> Tensor:
     """Return w2(silu(w1 x) * w3 x): one expert, or a dense feed-forward block. x: [T, D] -> [T, D]."""
-    return linear(silu_mul(linear(x, w1, exact=exact), linear(x, w3, exact=exact)), w2, exact=exact)
+
+    def product(x: Tensor, weight: Weight) -> Tensor:
+        return linear(x, weight, exact=exact, integer_rows=integer_rows)
+
+    return product(silu_mul(product(x, w1), product(x, w3)), w2)

@@ -34,7 +34,9 @@ def test_prompt_longer_than_a_prefill_chunk_equals_transformers(reference: Refer
 
 
 def test_bf16_arithmetic_stays_near_float32(reference: ReferenceModel) -> None:
-    """Without `exact`: bf16 matrices and KV cache. A wrong router choice here and there is what bf16 costs."""
+    """Without `exact`: bf16 matrices and KV cache. In random networks some tokens stand between two experts: the median."""
     ids = random_ids(41, seed=4)
-    assert relative_l2(mixq.load(reference.path).forward(ids), reference.logits(ids)) < 0.15
-    assert relative_l2(mixq.load(reference.path, kv="int8").forward(ids), reference.logits(ids)) < 0.15
+    truth = reference.logits(ids)
+    for kv in ("bf16", "int8"):
+        error = (mixq.load(reference.path, kv=kv).forward(ids) - truth).norm(dim=-1) / truth.norm(dim=-1)
+        assert error.median() < 0.05

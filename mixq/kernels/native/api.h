@@ -32,6 +32,14 @@ MIXQ_EXPORT int64_t mixq_busy_ns(const MixqContext* context);
 MIXQ_EXPORT int mixq_linear(MixqContext* context, int count, const MixqMatrix* const* w, const float* x, int64_t T,
                             float* const* y);
 
+// Up to how many rows of activations go through the integer kernels; set for benches and tests (no effect where there are
+// no others).
+MIXQ_EXPORT int64_t mixq_integer_rows(const MixqContext* context);
+MIXQ_EXPORT void mixq_set_integer_rows(MixqContext* context, int64_t rows);
+
+// Rows [begin, end) as bfloat16 [end - begin, K], for a GEMM of torch's. Returns 0, or 1: not with this instruction set.
+MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64_t begin, int64_t end, void* out);
+
 // Scores [T, E] of x [T, D] in float32: weights and activations are not rounded.
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
 

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "decode.h"
+#include "gemm.h"
 #include "pool.h"
 
 #if defined(__linux__)
@@ -48,12 +49,18 @@ class Workspace {
 }  // namespace mixq
 
 struct MixqContext {
-    MixqContext(int threads, int chosen) : pool(threads), isa(chosen), decode(mixq::decode_kernels(chosen)) {}
+    MixqContext(int threads, int chosen)
+        : pool(threads), isa(chosen), decode(mixq::decode_kernels(chosen)), gemm(mixq::gemm_kernels(chosen)) {}
 
     mixq::Pool pool;
     const int isa;
     const mixq::DecodeKernels& decode;
-    mixq::Workspace workspace;
+    const mixq::GemmKernels* const gemm;  // null: the integer kernels serve many rows too
+
+    // Up to so many rows of one matrix go through the integer kernels: as few as the format's arithmetic says, or more
+    // where they are faster. A constant of the instruction set; tests/bench/prefill_crossing.py shows the crossing.
+    int64_t integer_rows = gemm ? 32 : INT64_MAX;
+    mixq::Workspace workspace, answers;
     int64_t busy_ns = 0;
 };
 

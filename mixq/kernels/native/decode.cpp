@@ -7,8 +7,6 @@
 #include "cpu.h"
 #include "target.h"
 
-#define MIXQ_INLINE inline __attribute__((always_inline))
-
 namespace mixq {
 
 namespace portable {

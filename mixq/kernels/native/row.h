@@ -31,14 +31,16 @@ enum RowForms { kSplit = 1, kNatural = 2, kRounded = 4, kUnrounded = 8 };
 
 inline int64_t chunks_of(int64_t columns) { return (columns + kChunk - 1) / kChunk; }
 
-// Bytes of all forms of a row.
-inline int64_t row_bytes(int64_t columns) { return chunks_of(columns) * (kSplitBytes + kNaturalBytes + kChunk * 4); }
+// Bytes of a row in the forms asked for; a multiple of 64.
+inline int64_t row_bytes(int64_t columns, int forms) {
+    return chunks_of(columns) * (((forms & kSplit) ? kSplitBytes : 0) + ((forms & kNatural) ? kNaturalBytes : 0) +
+                                 ((forms & (kRounded | kUnrounded)) ? kChunk * 4 : 0));
+}
 
-// Cut `memory` (64-byte aligned, row_bytes long) into a row's parts.
-inline Row lay_out_row(char* memory, int64_t columns) {
-    const int64_t chunks = chunks_of(columns);
-    char* natural = memory + chunks * kSplitBytes;
-    char* plain = natural + chunks * kNaturalBytes;
+// Cut `memory` (64-byte aligned, row_bytes long) into a row's parts; the forms not asked for must not be touched.
+inline Row lay_out_row(char* memory, int64_t columns, int forms) {
+    char* natural = memory + row_bytes(columns, forms & kSplit);
+    char* plain = natural + row_bytes(columns, forms & kNatural);
     return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int8_t*>(natural), reinterpret_cast<float*>(plain)};
 }
 

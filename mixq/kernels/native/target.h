@@ -38,3 +38,10 @@
 #define MIXQ_BEGIN_AVX_VNNI MIXQ_BEGIN(MIXQ_FEATURES_AVX_VNNI)
 #define MIXQ_BEGIN_AVX512 MIXQ_BEGIN(MIXQ_FEATURES_AVX512)
 #define MIXQ_BEGIN_AVX512_BF16 MIXQ_BEGIN(MIXQ_FEATURES_AVX512_BF16)
+
+#define MIXQ_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define MIXQ_UNROLL MIXQ_PRAGMA(clang loop unroll(full))
+#else
+#define MIXQ_UNROLL MIXQ_PRAGMA(GCC unroll 32)
+#endif

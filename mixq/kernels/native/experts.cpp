@@ -1,0 +1,207 @@
+// The chosen experts of a layer: gate and up, SiLU, down, and the weighted sum.
+//
+// Axes: T tokens, A active experts, P = T * A pairs (token, choice), R pairs of one expert, D hidden, F ffn.
+
+#include "api.h"
+#include "operation.h"
+
+namespace mixq {
+namespace {
+
+constexpr int64_t kPairsAtOnce = 256;  // whose activations are prepared together for the integer kernels
+constexpr int64_t kTokensAtOnce = 1024;  // whose answers are held at once: 32 MiB for Mixtral
+constexpr int64_t kGateRows = 64;      // gate and up are computed in turns of this many rows
+
+// The matrices of one layer: gate (w1), down (w2) and up (w3) of each expert.
+struct Experts {
+    const MixqMatrix* w;
+    const MixqMatrix& gate(int64_t expert) const { return w[3 * expert]; }
+    const MixqMatrix& down(int64_t expert) const { return w[3 * expert + 1]; }
+    const MixqMatrix& up(int64_t expert) const { return w[3 * expert + 2]; }
+    int64_t D() const { return w[0].columns; }
+    int64_t F() const { return w[0].rows; }
+};
+
+// An expert, and the pairs t * A + a that chose it.
+struct Chosen {
+    int64_t expert;
+    std::vector<int64_t> pairs;
+};
+
+std::vector<Chosen> group_by_expert(const int64_t* ids, int64_t E, int64_t P) {
+    std::vector<Chosen> groups(static_cast<size_t>(E));
+    for (int64_t p = 0; p < P; ++p) groups[static_cast<size_t>(ids[p])].pairs.push_back(p);
+    for (int64_t e = 0; e < E; ++e) groups[static_cast<size_t>(e)].expert = e;
+    groups.erase(std::remove_if(groups.begin(), groups.end(), [](const Chosen& g) { return g.pairs.empty(); }), groups.end());
+    return groups;
+}
+
+const void* codes_at(const MixqMatrix& w, int64_t n) {
+    return n < w.rows ? static_cast<const char*>(w.codes) + n * row_stride(w) : nullptr;
+}
+
+// answers[pair] for a few pairs of several experts, each expert's weights read once. At most kPairsAtOnce pairs.
+void integer_experts(MixqContext& c, const Experts& experts, const float* x, int64_t A, const std::vector<Chosen>& groups,
+                     float* answers, Workspace& workspace) {
+    const int64_t D = experts.D(), F = experts.F(), G = static_cast<int64_t>(groups.size());
+    int forms_in = 0, forms_hidden = 0;
+    std::vector<int64_t> tokens, first_pair;  // the tokens that chose any of them, and where each group's pairs begin
+    int64_t P = 0;
+    for (const Chosen& g : groups) {
+        forms_in |= forms_of(experts.gate(g.expert)) | forms_of(experts.up(g.expert));
+        forms_hidden |= forms_of(experts.down(g.expert));
+        first_pair.push_back(P);
+        P += static_cast<int64_t>(g.pairs.size());
+        for (int64_t pair : g.pairs) tokens.push_back(pair / A);
+    }
+    std::sort(tokens.begin(), tokens.end());
+    tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+    std::vector<const float*> inputs, middles;
+    for (int64_t token : tokens) inputs.push_back(x + token * D);
+
+    const int64_t in_bytes = static_cast<int64_t>(tokens.size()) * row_bytes(D, forms_in);
+    Cutter memory(workspace.get(Cutter::aligned(in_bytes) + Cutter::aligned(P * row_bytes(F, forms_hidden)) +
+                                Cutter::aligned(P * F * 4)));
+    const std::vector<Row> in = prepare_rows(c, inputs, D, forms_in, memory.cut(in_bytes));
+    char* hidden_rows = memory.cut(P * row_bytes(F, forms_hidden));
+    float* hidden = memory.floats(P * F);  // in the order of the groups' pairs
+    std::vector<const Row*> row_of_pair;
+    for (const Chosen& g : groups)
+        for (int64_t pair : g.pairs)
+            row_of_pair.push_back(&in[static_cast<size_t>(std::lower_bound(tokens.begin(), tokens.end(), pair / A) - tokens.begin())]);
+
+    c.pool.run(G * F, kGateRows, [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<float> buffer(2 * kPairsAtOnce * kGateRows);
+        float *gate[kPairsAtOnce], *up[kPairsAtOnce];
+        for (int64_t i = 0; i < kPairsAtOnce; ++i) {
+            gate[i] = buffer.data() + 2 * i * kGateRows;
+            up[i] = gate[i] + kGateRows;
+        }
+        while (begin < end) {
+            const int64_t which = begin / F, start = first_pair[static_cast<size_t>(which)];
+            const Chosen& g = groups[static_cast<size_t>(which)];
+            const MixqMatrix &w1 = experts.gate(g.expert), &w3 = experts.up(g.expert);
+            const int64_t R = static_cast<int64_t>(g.pairs.size());
+            const Row* const* rows = row_of_pair.data() + start;
+            const int64_t n = begin % F, stop = std::min({n + kGateRows, F, n + end - begin});
+            const bool goes_on = begin + stop - n < end;
+            c.decode.multiply(w1, n, stop, rows, R, gate, codes_at(w3, n));
+            c.decode.multiply(w3, n, stop, rows, R, up, goes_on ? codes_at(w1, stop) : nullptr);
+            for (int64_t i = 0; i < R; ++i) c.decode.silu_mul(gate[i], up[i], hidden + (start + i) * F + n, stop - n);
+            begin += stop - n;
+        }
+    });
+
+    for (int64_t i = 0; i < P; ++i) middles.push_back(hidden + i * F);
+    const std::vector<Row> middle = prepare_rows(c, middles, F, forms_hidden, hidden_rows);
+    const int64_t grain = grain_of(experts.down(groups[0].expert), G * D, c.pool.threads());
+    c.pool.run(G * D, grain, [&](int64_t begin, int64_t end) {
+        const Row* rows[kPairsAtOnce];
+        float* out[kPairsAtOnce];
+        while (begin < end) {
+            const int64_t which = begin / D, start = first_pair[static_cast<size_t>(which)];
+            const Chosen& g = groups[static_cast<size_t>(which)];
+            const int64_t R = static_cast<int64_t>(g.pairs.size());
+            const int64_t n = begin % D, stop = std::min(D, n + end - begin);
+            for (int64_t i = 0; i < R; ++i) {
+                rows[i] = &middle[static_cast<size_t>(start + i)];
+                out[i] = answers + g.pairs[static_cast<size_t>(i)] * D + n;
+            }
+            const bool goes_on = which + 1 < G && begin + stop - n < end;
+            const void* next = goes_on ? experts.down(groups[static_cast<size_t>(which + 1)].expert).codes : nullptr;
+            c.decode.multiply(experts.down(g.expert), n, stop, rows, R, out, next);
+            begin += stop - n;
+        }
+    });
+}
+
+// answers[pair] for many pairs of one expert.
+void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t A, const Chosen& g, float* answers,
+                 Workspace& workspace) {
+    const int64_t D = experts.D(), F = experts.F(), R = static_cast<int64_t>(g.pairs.size());
+    const int64_t stride = padded_tokens(R);
+    Cutter memory(workspace.get(Cutter::aligned(panel_pairs(R, D) * 4) + Cutter::aligned(panel_pairs(R, F) * 4)));
+    uint32_t* in = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, D) * 4));
+    uint32_t* hidden = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, F) * 4));
+    std::vector<const float*> inputs;
+    for (int64_t pair : g.pairs) inputs.push_back(x + pair / A * D);
+    pack_rows(c, inputs, D, in);
+
+    c.pool.run(F, kGemmRows, [&](int64_t begin, int64_t end) {
+        const GemmBuffers buffers = GemmBuffers::of_this_thread(R);
+        float *gate = buffers.sums[0], *up = buffers.sums[1];
+        for (; begin < end; begin += kGemmRows) {
+            const int64_t stop = std::min(end, begin + kGemmRows);
+            c.gemm->multiply(experts.gate(g.expert), begin, stop, in, R, buffers.weights, gate);
+            c.gemm->multiply(experts.up(g.expert), begin, stop, in, R, buffers.weights, up);
+            c.gemm->silu_mul(gate, up, begin, stop, R, F, hidden);
+        }
+    });
+    c.pool.run(D, kGemmRows, [&](int64_t begin, int64_t end) {
+        const GemmBuffers buffers = GemmBuffers::of_this_thread(R);
+        const float* sums = buffers.sums[0];
+        for (; begin < end; begin += kGemmRows) {
+            const int64_t stop = std::min(end, begin + kGemmRows);
+            c.gemm->multiply(experts.down(g.expert), begin, stop, hidden, R, buffers.weights, buffers.sums[0]);
+            for (int64_t i = 0; i < R; ++i) {
+                float* out = answers + g.pairs[static_cast<size_t>(i)] * D;
+                for (int64_t n = begin; n < stop; ++n) out[n] = sums[(n - begin) * stride + i];
+            }
+        }
+    });
+}
+
+void sum_of_answers(MixqContext& c, const float* answers, const float* weights, int64_t T, int64_t A, int64_t D, float* out) {
+    c.pool.run(T, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            std::fill(out + t * D, out + (t + 1) * D, 0.0f);
+            for (int64_t a = 0; a < A; ++a) {
+                const float share = weights[t * A + a];
+                const float* answer = answers + (t * A + a) * D;
+                for (int64_t d = 0; d < D; ++d) out[t * D + d] += share * answer[d];
+            }
+        }
+    });
+}
+
+void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int64_t T, int64_t A, const int64_t* ids,
+         const float* weights, float* out) {
+    const int64_t D = experts.D();
+    float* answers = reinterpret_cast<float*>(c.answers.get(T * A * D * 4));
+    std::vector<Chosen> few;
+    int64_t pairs_of_few = 0;
+    auto flush = [&] {
+        if (!few.empty()) integer_experts(c, experts, x, A, few, answers, c.workspace);
+        few.clear(), pairs_of_few = 0;
+    };
+    for (Chosen& g : group_by_expert(ids, E, T * A)) {
+        if (static_cast<int64_t>(g.pairs.size()) > c.integer_rows) {
+            bf16_expert(c, experts, x, A, g, answers, c.workspace);
+            continue;
+        }
+        if (pairs_of_few + static_cast<int64_t>(g.pairs.size()) > kPairsAtOnce) flush();
+        pairs_of_few += static_cast<int64_t>(g.pairs.size());
+        few.push_back(std::move(g));
+    }
+    flush();
+    sum_of_answers(c, answers, weights, T, A, D, out);
+}
+
+}  // namespace
+}  // namespace mixq
+
+int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
+                 const int64_t* ids, const float* weights, float* out) {
+    mixq::Timer timer(context);
+    const mixq::Experts experts{w};
+    const int64_t D = experts.D();
+    // Without bfloat16 kernels every pair goes through the integer ones, some at a time.
+    const int64_t some = context->gemm ? mixq::kTokensAtOnce : std::max<int64_t>(1, mixq::kPairsAtOnce / A);
+    try {
+        for (int64_t t = 0; t < T; t += some)
+            mixq::run(*context, experts, E, x + t * D, std::min(some, T - t), A, ids + t * A, weights + t * A, out + t * D);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
