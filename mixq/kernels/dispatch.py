@@ -86,7 +86,7 @@ class ReferenceKernels:
         return reference.rms_norm(x, weight, eps)
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        return reference.experts(x, experts, topk_ids, topk_weights, exact=self.exact)
+        return reference.experts(x, experts, topk_ids, topk_weights, self.linear)
 
     def rotary_append(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int

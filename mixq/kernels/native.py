@@ -42,6 +42,9 @@ ISA_NAMES = {
 BUILD_LOG = Path(__file__).with_name("native_build.txt")
 """What the compiler said, if the build failed."""
 
+_TILE_WEIGHTS = 1 << 22
+"""Weights dequantized at once for torch's GEMM: 8 MiB, which stay in the last cache."""
+
 _INT4_TABLE = range(-8, 8)
 _SCALE_TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _BF16, _NIBBLES, _BYTES, _F32 = range(4)
@@ -255,6 +258,9 @@ class _Bound:
 class NativeKernels:
     """The CPU's kernels, with threads and working memory of their own.
 
+    Attributes:
+        torch_gemm: many rows go through torch's bfloat16 GEMM, which uses AMX tiles where the CPU has them.
+
     Args:
         threads: how many share the work, the calling one included.
         isa: the instruction set; None takes `isa()`.
@@ -279,6 +285,8 @@ class NativeKernels:
             raise DoesNotFitError(
                 f"The system refused {threads} threads for the CPU kernels.", hint="Give a smaller --threads."
             )
+        self.torch_gemm = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
+        self._tile: Tensor | None = None
         self._bound: dict[int, _Bound] = {}
 
     def __del__(self) -> None:
@@ -303,12 +311,14 @@ class NativeKernels:
         bound = self._bind(weight, (weight,))
         if bound.matrices is None:
             return reference.linear(x, weight, integer_rows=self.integer_rows)
+        if self.torch_gemm and x.shape[0] > self.integer_rows:
+            return self._torch_linear(x, bound)
         return self._linears(x, bound)[0]
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         """Return [x @ w.T for w in weights] in one call."""
         bound = self._bind(weights, weights)
-        if bound.matrices is None:
+        if bound.matrices is None or (self.torch_gemm and x.shape[0] > self.integer_rows):
             return [self.linear(x, weight) for weight in weights]
         return self._linears(x, bound)
 
@@ -336,8 +346,8 @@ class NativeKernels:
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """See `reference.experts`."""
         bound = self._bind(experts, [weight for expert in experts for weight in expert])
-        if bound.matrices is None:
-            return reference.experts(x, experts, topk_ids, topk_weights, integer_rows=self.integer_rows)
+        if bound.matrices is None or (self.torch_gemm and x.shape[0] > self.integer_rows):
+            return reference.experts(x, experts, topk_ids, topk_weights, self.linear)
         x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
         out = torch.empty_like(x)
         self._checked(
@@ -389,6 +399,20 @@ class NativeKernels:
                 self.context, cache, q.data_ptr(), *q.shape[:2], position, window or 0, out.data_ptr()
             )
         )
+        return out
+
+    def _torch_linear(self, x: Tensor, bound: _Bound) -> Tensor:
+        """Dequantize a tile of rows into a buffer that is used again, and let torch multiply."""
+        (N, K), rows = bound.shapes[0], x.bfloat16()
+        if self._tile is None or self._tile.shape[1] != K:
+            self._tile = torch.empty(_TILE_WEIGHTS // K + 1, K, dtype=torch.bfloat16)
+        out = torch.empty(x.shape[0], N)
+        for begin in range(0, N, len(self._tile)):
+            tile = self._tile[: min(len(self._tile), N - begin)]
+            self._checked(
+                self._library.mixq_dequantize(self.context, bound.matrices, begin, begin + len(tile), tile.data_ptr())
+            )
+            out[:, begin : begin + len(tile)] = rows @ tile.T
         return out
 
     def _linears(self, x: Tensor, bound: _Bound) -> list[Tensor]:

@@ -18,7 +18,7 @@ L positions, C head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,9 @@ Weight = Tensor | PackedLinear
 
 Expert = tuple[Weight, Weight, Weight]
 """The gate (w1), down (w2) and up (w3) projections of one expert."""
+
+Linear = Callable[[Tensor, Weight], Tensor]
+"""x [T, K], weight [N, K] -> [T, N]."""
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,9 +236,7 @@ def experts(
     experts: Sequence[Expert],
     topk_ids: Tensor,
     topk_weights: Tensor,
-    *,
-    exact: bool = False,
-    integer_rows: int = DECODE_ROWS,
+    linear: Linear,
 ) -> Tensor:
     """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
 
@@ -247,25 +248,20 @@ def experts(
         experts: E of them.
         topk_ids: int64 [T, A]; no expert twice in a row.
         topk_weights: float32 [T, A].
+        linear: how a product is computed.
     """
     T, A = topk_ids.shape
     answers = x.new_empty(T, A, x.shape[1])  # [T, A, D]
     for expert in sorted(set(topk_ids.flatten().tolist())):
         tokens, slots = torch.where(topk_ids == expert)  # [R], [R] rows that chose it
         w1, w2, w3 = experts[expert]
-        answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, exact=exact, integer_rows=integer_rows)
+        answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, linear)
     total = torch.zeros_like(x)
     for slot in range(A):
         total += topk_weights[:, slot, None] * answers[:, slot]
     return total
 
 
-def swiglu(
-    x: Tensor, w1: Weight, w2: Weight, w3: Weight, *, exact: bool = False, integer_rows: int = DECODE_ROWS
-) -> Tensor:
+def swiglu(x: Tensor, w1: Weight, w2: Weight, w3: Weight, linear: Linear) -> Tensor:
     """Return w2(silu(w1 x) * w3 x): one expert, or a dense feed-forward block. x: [T, D] -> [T, D]."""
-
-    def product(x: Tensor, weight: Weight) -> Tensor:
-        return linear(x, weight, exact=exact, integer_rows=integer_rows)
-
-    return product(silu_mul(product(x, w1), product(x, w3)), w2)
+    return linear(silu_mul(linear(x, w1), linear(x, w3)), w2)

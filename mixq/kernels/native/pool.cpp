@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -62,6 +63,7 @@ void Pool::run(int64_t count, int64_t grain, Work work, void* context) {
         else
             std::this_thread::yield();
     }
+    if (no_memory_.exchange(false, std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 // Take a piece and do it; false if none is left.
@@ -76,7 +78,11 @@ bool Pool::take_and_work() {
                                             std::memory_order_acquire));
     const int64_t grains = (count_ + grain_ - 1) / grain_;
     const int64_t first = (grains - left) * grain_;
-    work_(context_, first, std::min(count_, first + take * grain_));
+    try {
+        work_(context_, first, std::min(count_, first + take * grain_));
+    } catch (const std::bad_alloc&) {  // told to the caller when all are done: the others still work on its data
+        no_memory_.store(true, std::memory_order_relaxed);
+    }
     unfinished_.fetch_sub(take, std::memory_order_release);
     return true;
 }

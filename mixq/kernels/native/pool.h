@@ -29,7 +29,8 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Share [0, count) in multiples of `grain` rows (the last piece may be smaller).
+    // Share [0, count) in multiples of `grain` rows (the last piece may be smaller). Throws std::bad_alloc if `work` did,
+    // when all pieces are done.
     void run(int64_t count, int64_t grain, Work work, void* context);
 
     template <class F>
@@ -52,7 +53,7 @@ class Pool {
     alignas(64) std::atomic<uint64_t> ticket_{0};
     alignas(64) std::atomic<int64_t> unfinished_{0};
     alignas(64) std::atomic<int> sleeping_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> stop_{false}, no_memory_{false};
     std::mutex caller_, sleep_;
     std::condition_variable wake_;
     std::vector<std::thread> workers_;
