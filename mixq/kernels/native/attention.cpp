@@ -60,8 +60,8 @@ const AttentionKernels& attention_kernels(int isa) {
 
 namespace {
 
-// Less than this many bytes or values are not worth waking a thread for.
-constexpr int64_t kAloneBytes = 64 << 10;
+// Less than this many bytes or values (10 us or so) are not worth waking a thread for.
+constexpr int64_t kAloneBytes = 256 << 10;
 constexpr int64_t kAloneValues = 16 << 10;
 
 constexpr int64_t kFewRows = 8;    // above, each thread takes rows of its own
