@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -69,8 +70,8 @@ class Measured:
 
     title: str
     description: Description
-    rates: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
-    others: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    others: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def median(self, measure: str) -> float:
         return statistics.median(self.rates[measure])
@@ -128,7 +129,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Measured]:
             for measure, tokens in (("prefill", 128), ("decode", 4)):
                 worker.seconds(measure, tokens)
         for number in range(1, arguments.rounds + 1):
-            for title, (measure, tokens) in MEASURES.items():
+            for title in arguments.measures:
+                measure, tokens = MEASURES[title]
                 for name, worker in workers.items():
                     time.sleep(PAUSE)
                     run_once = functools.partial(worker.seconds, measure, tokens)
@@ -159,24 +161,27 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
     )
     rows = []
     for side in measured.values():
-        size, decode, prefill = side.description.bytes_per_token, side.median("decode"), side.median("prefill 512")
-        gflops = 2 * _weights(arguments.layers, experts_only=bool(_limits(side))) * prefill / 1e9
-        rates = [_spread(rates) for rates in side.rates.values()]
-        rows.append(
-            [side.title, f"{size / 1e6:.0f}", rates[0], f"{size * decode / 1e9:.1f}", *rates[1:], f"{gflops:.0f}"]
-        )
-    header = ["", "MB a token", "decode", "GB/s", "prefill 512", "prefill 128", "GFLOPS"]
-    tables = [markdown(header, rows)]
+        size = side.description.bytes_per_token
+        row = {"": side.title, "MB a token": f"{size / 1e6:.0f}"}
+        for measure in arguments.measures:
+            row[measure] = _spread(side.rates[measure])
+            if measure == "decode":
+                row["GB/s"] = f"{size * side.median(measure) / 1e9:.1f}"
+            elif measure == "prefill 512":
+                weights = _weights(arguments.layers, experts_only=bool(_limits(side)))
+                row["GFLOPS"] = f"{2 * weights * side.median(measure) / 1e9:.0f}"
+        rows.append(row)
+    tables = [markdown(list(rows[0]), [list(row.values()) for row in rows])]
     peers = [name for name in measured if SIDES[name].module == LLAMA]
     ours = [name for name in measured if SIDES[name].module == MIXQ]
     if peers and ours:
         ratios = [
             [measured[a].title, measured[b].title]
-            + [f"{measured[a].median(m) / measured[b].median(m):.2f}" for m in MEASURES]
+            + [f"{measured[a].median(m) / measured[b].median(m):.2f}" for m in arguments.measures]
             for a in ours
             for b in peers
         ]
-        tables.append(markdown(["", "times the tokens/s of", *MEASURES], ratios))
+        tables.append(markdown(["", "times the tokens/s of", *arguments.measures], ratios))
     tables.append(markdown(["", "build"], [[side.title, side.description.build] for side in measured.values()]))
     return how, tables
 
@@ -231,6 +236,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Sides: " + "; ".join(f"{name}: {side.title}" for name, side in SIDES.items()) + ".",
     )
     parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help="which, with commas (default: %(default)s)")
+    parser.add_argument("--measures", default=",".join(MEASURES), help="which, with commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of Mixtral's 32 (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: %(default)s)")
@@ -249,9 +255,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="write the table to tests/accept/results/peers.md")
     arguments = parser.parse_args(argv)
     arguments.sides = [name.strip() for name in arguments.sides.split(",")]
-    for name in arguments.sides:
-        if name not in SIDES:
-            parser.error(f"unknown side {name!r}; there are {', '.join(SIDES)}")
+    arguments.measures = [name.strip() for name in arguments.measures.split(",")]
+    for what, names, known in (("side", arguments.sides, SIDES), ("measure", arguments.measures, MEASURES)):
+        for name in names:
+            if name not in known:
+                parser.error(f"unknown {what} {name!r}; there are {', '.join(known)}")
     for option in ("rounds", "layers", "threads"):
         if getattr(arguments, option) < 1:
             parser.error(f"--{option} must be 1 or more")

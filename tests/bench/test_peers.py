@@ -57,7 +57,9 @@ def test_ratios_are_those_of_the_medians() -> None:
         )
         for name, values in rates.items()
     }
-    how, tables = peers.report(measured, argparse.Namespace(threads=2, layers=4, rounds=3))
+    how, tables = peers.report(
+        measured, argparse.Namespace(threads=2, layers=4, rounds=3, measures=list(peers.MEASURES))
+    )
     assert "| mixq, default mix | llama.cpp, Q4_0 throughout | 2.00 | 2.00 | 2.00 |" in tables[1]
     assert "| mixq, default mix | 1000 | 40.0 [30.0-90.0] | 40.0 |" in tables[0]
     assert "In 6 of 18 turns others took more than" in how
