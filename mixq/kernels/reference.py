@@ -54,7 +54,8 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     T, K = x.shape
     blocks = F.pad(x, (0, -K % ACTIVATION_GROUP)).view(T, -1, ACTIVATION_GROUP)  # [T, K/32, 32]
     absmax = blocks.abs().amax(-1)
-    inverse = torch.where(absmax > _SMALLEST_ABSMAX, 127.0 / absmax, 0.0)
+    # torch makes a float divided by a tensor a reciprocal and a product, which are two roundings.
+    inverse = torch.where(absmax > _SMALLEST_ABSMAX, absmax.new_tensor(127.0) / absmax, 0.0)
     codes = torch.round(blocks * inverse[..., None])
     scales = torch.where(absmax > _SMALLEST_ABSMAX, absmax / 127.0, 0.0)
     return codes.view(T, -1), scales

@@ -3,11 +3,13 @@
 // Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. They are laid out in chunks of 128 inputs,
 // continued by zeros, so that a kernel multiplies what it loads, with no shuffle, and finds all of a chunk side by side:
 //
-//   split    for nibbles:  64 even inputs, 64 odd ones (what the low and high halves of 64 bytes meet); then for each of the
-//            16 lanes of 32 bits, which sum 8 adjacent inputs, the float32 scale; then the lanes' int32 bias
-//   natural  for bytes:  128 inputs in order; scales of the 32 lanes, which sum 4 inputs each; their biases
+//   split    for nibbles:  64 even inputs, 64 odd ones (what the low and high halves of 64 bytes meet); then either the
+//            int32 biases of the 16 lanes of 32 bits that sum 8 adjacent inputs each, or the inputs' magnitudes
+//   natural  for bytes:  128 inputs in order; then the biases of the 32 lanes that sum 4 inputs each
+//   scale16, scale32  one scale for every 16 or 32 inputs, as the weights' groups need them
 //
-// A bias is -128 times the lane's sum of integers: it takes back the 128 by which unsigned weights are offset.
+// A bias is -128 times the lane's sum of integers: it takes back the 128 by which unsigned weights are offset. Magnitudes
+// serve where two signed factors must become an unsigned and a signed one (AVX2).
 #pragma once
 
 #include <cstdint>
@@ -18,11 +20,14 @@ constexpr int64_t kChunk = 128;
 constexpr int64_t kBlock = 32;  // inputs with one scale
 
 constexpr int64_t kSplitLanes = kChunk / 8, kNaturalLanes = kChunk / 4;
-constexpr int64_t kSplitBytes = kChunk + kSplitLanes * 8, kNaturalBytes = kChunk + kNaturalLanes * 8;
+constexpr int64_t kRowChunk = 2 * kChunk;  // bytes of a chunk, split or natural
+constexpr int64_t kScalesBeyond = 16;      // a vector of scales may begin at the last one
 
 struct Row {
     int8_t* split;
     int8_t* natural;
+    float* scale16;
+    float* scale32;
     float* plain;  // float32 in order, rounded to bfloat16 or not: for weights that are not quantized
 };
 
@@ -31,17 +36,27 @@ enum RowForms { kSplit = 1, kNatural = 2, kRounded = 4, kUnrounded = 8 };
 
 inline int64_t chunks_of(int64_t columns) { return (columns + kChunk - 1) / kChunk; }
 
+inline int64_t scale_bytes(int64_t columns, int64_t inputs) {
+    return (chunks_of(columns) * (kChunk / inputs) + kScalesBeyond + 15) / 16 * 64;
+}
+
 // Bytes of a row in the forms asked for; a multiple of 64.
 inline int64_t row_bytes(int64_t columns, int forms) {
-    return chunks_of(columns) * (((forms & kSplit) ? kSplitBytes : 0) + ((forms & kNatural) ? kNaturalBytes : 0) +
-                                 ((forms & (kRounded | kUnrounded)) ? kChunk * 4 : 0));
+    const int64_t chunks = chunks_of(columns);
+    return ((forms & kSplit) ? chunks * kRowChunk : 0) + ((forms & kNatural) ? chunks * kRowChunk : 0) +
+           ((forms & (kSplit | kNatural)) ? scale_bytes(columns, 16) + scale_bytes(columns, 32) : 0) +
+           ((forms & (kRounded | kUnrounded)) ? chunks * kChunk * 4 : 0);
 }
 
 // Cut `memory` (64-byte aligned, row_bytes long) into a row's parts; the forms not asked for must not be touched.
 inline Row lay_out_row(char* memory, int64_t columns, int forms) {
-    char* natural = memory + row_bytes(columns, forms & kSplit);
-    char* plain = natural + row_bytes(columns, forms & kNatural);
-    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int8_t*>(natural), reinterpret_cast<float*>(plain)};
+    const int64_t chunks = chunks_of(columns);
+    char* natural = memory + ((forms & kSplit) ? chunks * kRowChunk : 0);
+    char* scale16 = natural + ((forms & kNatural) ? chunks * kRowChunk : 0);
+    char* scale32 = scale16 + scale_bytes(columns, 16);
+    char* plain = memory + row_bytes(columns, forms & (kSplit | kNatural));
+    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int8_t*>(natural), reinterpret_cast<float*>(scale16),
+            reinterpret_cast<float*>(scale32), reinterpret_cast<float*>(plain)};
 }
 
 }  // namespace mixq
