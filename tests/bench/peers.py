@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -54,7 +53,7 @@ SIDES = {
     "torch": Side("torch, int4 operator", TORCH),
 }
 DEFAULT_SIDES = ("mixq", "mixq-nl4", "llama", "torch")
-MEASURES = {"decode": ("decode", 24), "prefill 512": ("prefill", 512), "prefill 128": ("prefill", 128)}
+MEASURES = {"decode": ("decode", 48), "prefill 512": ("prefill", 512), "prefill 128": ("prefill", 128)}
 """What a turn asks for, and how many tokens it runs."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -70,8 +69,8 @@ class Measured:
 
     title: str
     description: Description
-    rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    others: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    others: dict[str, list[float]] = field(default_factory=dict)
 
     def median(self, measure: str) -> float:
         return statistics.median(self.rates[measure])
@@ -136,8 +135,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Measured]:
                     run_once = functools.partial(worker.seconds, measure, tokens)
                     turn = quiet_turn(run_once, worker.process.pid, arguments.patience)
                     rate = tokens / turn.seconds
-                    measured[name].rates[title].append(rate)
-                    measured[name].others[title].append(turn.others)
+                    measured[name].rates.setdefault(title, []).append(rate)
+                    measured[name].others.setdefault(title, []).append(turn.others)
                     _say(
                         f"round {number} of {arguments.rounds}: {title}, {sides[name].title}: {rate:.1f} tokens/s"
                         + (f" (others took {turn.others:.0%} of the CPUs)" if turn.others > QUIET else "")

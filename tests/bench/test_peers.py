@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_ratios_are_those_of_the_medians() -> None:
     assert "| mixq, default mix | llama.cpp, Q4_0 throughout | 2.00 | 2.00 | 2.00 |" in tables[1]
     assert "| mixq, default mix | 1000 | 40.0 [30.0-90.0] | 40.0 |" in tables[0]
     assert "In 6 of 18 turns others took more than" in how
+
+
+def test_json_has_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = peers.Measured("mixq", Description("b", 5))
+    measured.rates["decode"], measured.others["decode"] = [1.0, 3.0], [0.0, 0.1]
+    monkeypatch.setattr(peers, "run", lambda arguments: {"mixq": measured})
+    file = tmp_path / "peers.json"
+    assert peers.main(["--sides", "mixq", "--measures", "decode", "--json", str(file)]) == 0
+    side = json.loads(file.read_text())["sides"]["mixq"]
+    assert side["rates"] == {"decode": [1.0, 3.0]}
+    assert side["description"]["bytes_per_token"] == 5
 
 
 def test_missing_llama_cpp_is_said_with_the_command_that_installs_it(
