@@ -53,7 +53,7 @@ SIDES = {
     "torch": Side("torch, int4 operator", TORCH),
 }
 DEFAULT_SIDES = ("mixq", "mixq-nl4", "llama", "torch")
-MEASURES = {"decode": ("decode", 48), "prefill 512": ("prefill", 512), "prefill 128": ("prefill", 128)}
+MEASURES = {"decode": ("decode", 16), "prefill 512": ("prefill", 512), "prefill 128": ("prefill", 128)}
 """What a turn asks for, and how many tokens it runs."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -176,11 +176,11 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
     if peers and ours:
         ratios = [
             [measured[a].title, measured[b].title]
-            + [f"{measured[a].median(m) / measured[b].median(m):.2f}" for m in arguments.measures]
+            + [f"{_ratio(measured[a].rates[m], measured[b].rates[m]):.2f}" for m in arguments.measures]
             for a in ours
             for b in peers
         ]
-        tables.append(markdown(["", "times the tokens/s of", *arguments.measures], ratios))
+        tables.append(markdown(["", "median ratio of a round to", *arguments.measures], ratios))
     tables.append(markdown(["", "build"], [[side.title, side.description.build] for side in measured.values()]))
     return how, tables
 
@@ -191,6 +191,11 @@ def _limits(side: Measured) -> str:
 
 def _spread(rates: Sequence[float]) -> str:
     return f"{statistics.median(rates):.1f} [{min(rates):.1f}-{max(rates):.1f}]"
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median ratio of a round: neighbours in time share what the machine's bandwidth was then."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def _weights(layers: int, *, experts_only: bool) -> int:

@@ -47,7 +47,7 @@ def test_a_side_that_does_not_start_says_why(tmp_path: Path) -> None:
     worker.close()
 
 
-def test_ratios_are_those_of_the_medians() -> None:
+def test_ratios_are_medians_of_each_round() -> None:
     rates = {"mixq": [30.0, 40.0, 90.0], "llama": [20.0, 10.0, 30.0]}
     measured = {
         name: peers.Measured(
@@ -61,7 +61,7 @@ def test_ratios_are_those_of_the_medians() -> None:
     how, tables = peers.report(
         measured, argparse.Namespace(threads=2, layers=4, rounds=3, measures=list(peers.MEASURES))
     )
-    assert "| mixq, default mix | llama.cpp, Q4_0 throughout | 2.00 | 2.00 | 2.00 |" in tables[1]
+    assert "| mixq, default mix | llama.cpp, Q4_0 throughout | 3.00 | 3.00 | 3.00 |" in tables[1]
     assert "| mixq, default mix | 1000 | 40.0 [30.0-90.0] | 40.0 |" in tables[0]
     assert "In 6 of 18 turns others took more than" in how
 
