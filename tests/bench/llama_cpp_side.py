@@ -14,8 +14,6 @@ from pathlib import Path
 from tests.bench.worker import Description, answers_on_stdout, serve
 
 CONTEXT = 2048
-MISSING = 3
-"""Exit status where a package is missing."""
 
 
 def main() -> None:

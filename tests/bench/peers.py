@@ -57,7 +57,7 @@ MEASURES = {"decode": ("decode", 16), "prefill 512": ("prefill", 512), "prefill 
 """What a turn asks for, and how many tokens it runs."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""For llama.cpp: its weights are allocated by malloc, which does not ask for huge pages by itself; 6 % in decode."""
+"""For llama.cpp: its weights are allocated by malloc, which does not ask for huge pages by itself."""
 
 PAUSE = 0.1
 """Seconds between turns: threads of the last side may spin a while before they sleep."""
