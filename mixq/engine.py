@@ -21,7 +21,6 @@ from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
 from mixq.generate import PREFILL_CHUNK, Done, Event, Token, check_prompt, generate
-from mixq.kernels import native
 from mixq.kernels.cores import physical_cores
 from mixq.kernels.dispatch import choose
 from mixq.memory import total_memory
@@ -38,8 +37,6 @@ Messages = Sequence[Message | Mapping[str, Any]]
 
 SMALL_MATRIX = 1 << 20
 """Weights of a feed-forward matrix below which one thread is as fast as two."""
-
-_TORCH_THREADS = torch.get_num_threads()
 
 
 def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Model:
@@ -79,15 +76,13 @@ class Model:
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
         self.notes = (*_placement_notes(self.options), *_context_notes(self.options, self.context))
-        self.threads = self.options.threads or physical_cores()
-        torch.set_num_threads(
-            self.threads if native.library() is not None else self.options.threads or _default_threads(self.config)
-        )
+        self.threads = self.options.threads or _default_threads(self.config)
         self._kv_dtype = (
             torch.float32 if self.options.exact else {"bf16": torch.bfloat16, "int8": torch.int8}[self.options.kv]
         )
         _check_memory(self.context * KVCache.bytes_per_position(self.config, self._kv_dtype))
         self.kernels = choose(threads=self.threads, exact=self.options.exact)
+        torch.set_num_threads(self.threads if self.kernels.uses_torch_threads else 1)
         self.network = Mixtral(self.folder, self.kernels, positions=self.context)
         self._tokenizer: Tokenizer | None = None
         self._last: Done | None = None
@@ -289,13 +284,12 @@ def _check_memory(kv_bytes: int) -> None:
 
 
 def _default_threads(config: ModelConfig) -> int:
-    """Return torch's own number of threads, or 1 where the matrices are too small to share.
+    """Return the number of physical cores, or 1 where the matrices are too small to share.
 
-    torch's threads spin while they wait for one another. On the demo model a second thread gains 5 % on idle cores, and
-    with one of two cores busy the decode falls from 70 tokens/s to 20 and less.
+    On the demo model a second thread gains nothing on idle cores, and a step waits for it where a core is busy.
     """
     small = config.hidden_size * config.intermediate_size < SMALL_MATRIX
-    return 1 if small else _TORCH_THREADS
+    return 1 if small else physical_cores()
 
 
 def _context_notes(options: RuntimeOptions, context: int) -> tuple[str, ...]:

@@ -22,10 +22,18 @@ from mixq.kernels.reference import Expert, Weight
 
 
 class Kernels(Protocol):
-    """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`."""
+    """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`.
+
+    Attributes:
+        name: for people.
+        exact: float32 throughout.
+        uses_torch_threads: the large products are torch's. Else torch's own threads would only be in the way: they spin
+            while they wait, as those of the native kernels do.
+    """
 
     name: str
     exact: bool
+    uses_torch_threads: bool
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """x [T, K], weight [N, K] -> [T, N]."""
@@ -72,6 +80,7 @@ class ReferenceKernels:
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
         self.name = "reference"
+        self.uses_torch_threads = True
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         return reference.linear(x, weight, exact=self.exact)

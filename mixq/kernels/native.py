@@ -259,7 +259,7 @@ class NativeKernels:
     """The CPU's kernels, with threads and working memory of their own.
 
     Attributes:
-        torch_gemm: many rows go through torch's bfloat16 GEMM, which uses AMX tiles where the CPU has them.
+        uses_torch_threads: many rows go through torch's bfloat16 GEMM, which uses AMX tiles where the CPU has them.
 
     Args:
         threads: how many share the work, the calling one included.
@@ -285,7 +285,7 @@ class NativeKernels:
             raise DoesNotFitError(
                 f"The system refused {threads} threads for the CPU kernels.", hint="Give a smaller --threads."
             )
-        self.torch_gemm = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
+        self.uses_torch_threads = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
         self._tile: Tensor | None = None
         self._bound: dict[int, _Bound] = {}
 
@@ -311,14 +311,14 @@ class NativeKernels:
         bound = self._bind(weight, (weight,))
         if bound.matrices is None:
             return reference.linear(x, weight, integer_rows=self.integer_rows)
-        if self.torch_gemm and x.shape[0] > self.integer_rows:
+        if self.uses_torch_threads and x.shape[0] > self.integer_rows:
             return self._torch_linear(x, bound)
         return self._linears(x, bound)[0]
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         """Return [x @ w.T for w in weights] in one call."""
         bound = self._bind(weights, weights)
-        if bound.matrices is None or (self.torch_gemm and x.shape[0] > self.integer_rows):
+        if bound.matrices is None or (self.uses_torch_threads and x.shape[0] > self.integer_rows):
             return [self.linear(x, weight) for weight in weights]
         return self._linears(x, bound)
 
@@ -346,7 +346,7 @@ class NativeKernels:
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """See `reference.experts`."""
         bound = self._bind(experts, [weight for expert in experts for weight in expert])
-        if bound.matrices is None or (self.torch_gemm and x.shape[0] > self.integer_rows):
+        if bound.matrices is None or (self.uses_torch_threads and x.shape[0] > self.integer_rows):
             return reference.experts(x, experts, topk_ids, topk_weights, self.linear)
         x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
         out = torch.empty_like(x)
@@ -428,6 +428,8 @@ class NativeKernels:
         bound = self._bound.get(id(key))
         if bound is None:
             bound = self._bound[id(key)] = _describe(key, weights, plain=plain)
+            if bound.matrices is None:  # torch multiplies these (nf4, float16): with as many threads
+                torch.set_num_threads(self.threads)
         return bound
 
     def _checked(self, failed: int) -> None:

@@ -14,9 +14,9 @@ namespace {
 
 constexpr uint64_t kGrains = 0xffffffffu;
 
-// How long a worker spins before it sleeps. Longer than the pauses inside a decode step (some 10 us between calls),
-// shorter than what would be felt by the program that the cores belong to, or by torch's own threads.
-constexpr auto kSpin = std::chrono::microseconds(60);
+// How long a worker spins before it sleeps: longer than what a decode step does between two calls, since waking a sleeping
+// core takes 50 us and more on a virtual machine, and a step makes some 30 calls; and short enough to go unnoticed after.
+constexpr auto kSpin = std::chrono::microseconds(500);
 
 void pause() {
 #if defined(__x86_64__)
