@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kPairsAtOnce = 256;  // whose activations are prepared together for the integer kernels
 constexpr int64_t kTokensAtOnce = 1024;  // whose answers are held at once: 32 MiB for Mixtral
-constexpr int64_t kGateRows = 64;      // gate and up are computed in turns of this many rows
+constexpr int64_t kGateRows = 64;      // gate and up are computed in turns of at least this many rows
+constexpr int64_t kGateOutputs = 1024;  // and of so many outputs: each turn begins with a wait for memory
 
 // The matrices of one layer: gate (w1), down (w2) and up (w3) of each expert.
 struct Experts {
@@ -73,18 +74,19 @@ void integer_experts(MixqContext& c, const Experts& experts, const float* x, int
     c.pool.run(G * F, kGateRows, [&](int64_t begin, int64_t end) {
         static thread_local std::vector<float> buffer(2 * kPairsAtOnce * kGateRows);
         float *gate[kPairsAtOnce], *up[kPairsAtOnce];
-        for (int64_t i = 0; i < kPairsAtOnce; ++i) {
-            gate[i] = buffer.data() + 2 * i * kGateRows;
-            up[i] = gate[i] + kGateRows;
-        }
         while (begin < end) {
             const int64_t which = begin / F, start = first_pair[static_cast<size_t>(which)];
             const Chosen& g = groups[static_cast<size_t>(which)];
             const MixqMatrix &w1 = experts.gate(g.expert), &w3 = experts.up(g.expert);
             const int64_t R = static_cast<int64_t>(g.pairs.size());
             const Row* const* rows = row_of_pair.data() + start;
-            const int64_t n = begin % F, stop = std::min({n + kGateRows, F, n + end - begin});
+            const int64_t turn = std::max(kGateRows, kGateOutputs / R);
+            const int64_t n = begin % F, stop = std::min({n + turn, F, n + end - begin});
             const bool goes_on = begin + stop - n < end;
+            for (int64_t i = 0; i < R; ++i) {
+                gate[i] = buffer.data() + 2 * i * turn;
+                up[i] = gate[i] + turn;
+            }
             c.decode.multiply(w1, n, stop, rows, R, gate, codes_at(w3, n));
             c.decode.multiply(w3, n, stop, rows, R, up, goes_on ? codes_at(w1, stop) : nullptr);
             for (int64_t i = 0; i < R; ++i) c.decode.silu_mul(gate[i], up[i], hidden + (start + i) * F + n, stop - n);
