@@ -29,11 +29,18 @@ WARM_UP_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One repetition: wall time, and the part of it spent inside the native kernels (0 where nobody counts)."""
+    """One repetition.
+
+    Attributes:
+        seconds: wall time.
+        busy_seconds: the part of it spent inside the native kernels (0 where nobody counts).
+        bandwidth: bytes per second that the threads could read just before; 0.0 where there is no probe.
+    """
 
     workload: Workload
     seconds: float
     busy_seconds: float
+    bandwidth: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -47,7 +54,8 @@ class Row:
     Attributes:
         deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
         bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
-        share_of_limit: bytes per second over the bandwidth of the run; None where that is not known.
+        share_of_limit: bytes per second over the bandwidth, which is that before each sample, since it drifts on shared
+            machines (by half within a minute); the median; None where it is not known.
         gflops: operations of a prompt per second; None for decode.
         overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
     """
@@ -140,13 +148,12 @@ class Bench:
             self._go_to(test.depth)
             self._run(test, test.prompt or min(test.gen, WARM_UP_STEPS))
             for _ in range(self.repeats):
-                if self.bandwidth is not None:
-                    self.bandwidth.probe()
+                bandwidth = self.bandwidth.probe() if self.bandwidth is not None else 0.0
                 busy = self.model.kernels.busy_ns()
                 begun = time.perf_counter()
                 self._run(test, test.tokens)
                 seconds = time.perf_counter() - begun
-                sample = Sample(test, seconds, (self.model.kernels.busy_ns() - busy) / 1e9)
+                sample = Sample(test, seconds, (self.model.kernels.busy_ns() - busy) / 1e9, bandwidth)
                 self._samples.append(sample)
                 yield sample
 
@@ -191,7 +198,9 @@ class Bench:
             gflops = prompt_operations(self.model.config, test) / test.tokens * mean / 1e9
             return Row(test, mean, deviation, speeds, gflops=gflops)
         bytes_per_token = decode_bytes(self.model.folder, self._kv_bytes, test)
-        limit = self.bandwidth.best if self.bandwidth is not None else 0.0
+        shares = [
+            bytes_per_token * sample.tokens_per_second / sample.bandwidth for sample in samples if sample.bandwidth
+        ]
         outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
         counted = any(sample.busy_seconds for sample in samples)
         return Row(
@@ -201,6 +210,6 @@ class Bench:
             speeds,
             bytes_per_token=bytes_per_token,
             bytes_per_second=bytes_per_token * mean,
-            share_of_limit=bytes_per_token * mean / limit if limit else None,
+            share_of_limit=statistics.median(shares) if shares else None,
             overhead_us=outside * 1e6 / (test.tokens * self.model.config.num_hidden_layers) if counted else None,
         )
