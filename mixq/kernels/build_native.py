@@ -1,4 +1,4 @@
-"""Builds the native kernels when mixq is installed; used by setuptools alone, never at run time.
+"""Builds the native kernels when mixq is installed, never at run time; `make native` builds them again in place.
 
 Contract: without a compiler, or with one that fails, the installation goes on, and what the compiler said is kept in
 native_build.txt beside the library, where `mixq doctor` finds it.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +41,8 @@ class BuildNative(build_ext):
         library = Path(self.get_ext_fullpath(ext.name))
         log = library.with_name("native_build.txt")
         library.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
+        for left in (log, library):
+            left.unlink(missing_ok=True)
         try:
             self._build(ext, library)
         except (OSError, subprocess.CalledProcessError, BaseError, CCompilerError) as error:
@@ -50,20 +53,7 @@ class BuildNative(build_ext):
     def _build(self, ext: Extension, library: Path) -> None:
         if sys.platform == "win32":
             raise OSError("On Windows mixq uses torch's kernels.")
-        compiler = os.environ.get("CXX", "c++").split()
-        objects = Path(self.build_temp) / "native"
-        objects.mkdir(parents=True, exist_ok=True)
-        extra = os.environ.get("CXXFLAGS", "").split()
-
-        def compile_one(source: Path) -> str:
-            target = objects / f"{source.stem}.o"
-            _run([*compiler, *FLAGS, *extra, "-c", str(source), "-o", str(target)])
-            return str(target)
-
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            sources = sorted(Path(ext.sources[0]).parent.glob("*.cpp"))
-            made = list(pool.map(compile_one, sources))
-        _run([*compiler, "-shared", "-pthread", *extra, *made, "-o", str(library)])
+        build(Path(ext.sources[0]).parent, Path(self.build_temp) / "native", library)
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: put the library, or the reason for having none, beside native.py."""
@@ -78,9 +68,73 @@ class BuildNative(build_ext):
                     self.copy_file(str(source), str(place))
 
 
+def build(sources: Path, objects: Path, library: Path, *, again: bool = True) -> int:
+    """Compile a folder's sources side by side and link them; return how many were compiled.
+
+    Args:
+        again: compile all; else only what changed since, be it the source, a file that it includes or the command.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: no compiler, or one that fails.
+    """
+    compiler = os.environ.get("CXX", "c++").split()
+    extra = os.environ.get("CXXFLAGS", "").split()
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> bool:
+        target = objects / f"{source.stem}.o"
+        command = [*compiler, *FLAGS, *extra, "-MMD", "-c", str(source), "-o", str(target)]
+        if not again and _is_current(target, command):
+            return False
+        _run(command)
+        target.with_suffix(".command").write_text("\n".join(command), encoding="utf-8")
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        paths = sorted(sources.glob("*.cpp"))
+        compiled = sum(pool.map(compile_one, paths))
+    # Under another name first: a process that uses the library keeps the old file.
+    linked = library.with_suffix(".new")
+    made = [str(objects / f"{path.stem}.o") for path in paths]
+    _run([*compiler, "-shared", "-pthread", *extra, *made, "-o", str(linked)])
+    linked.replace(library)
+    return compiled
+
+
+def _is_current(target: Path, command: Sequence[str]) -> bool:
+    """Whether the object file was made by this command from files that are older."""
+    try:
+        if target.with_suffix(".command").read_text(encoding="utf-8") != "\n".join(command):
+            return False
+        listed = target.with_suffix(".d").read_text(encoding="utf-8").replace("\\\n", " ").partition(": ")[2]
+        made = target.stat().st_mtime_ns
+        return all(Path(name).stat().st_mtime_ns <= made for name in listed.split())
+    except OSError:
+        return False
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, command, stderr=done.stderr or done.stdout)
     if done.stderr:
         print(done.stderr, file=sys.stderr)
+
+
+def main() -> None:
+    """Build the library of a checkout in place, or print the compiler's flags (--flags)."""
+    if "--flags" in sys.argv[1:]:
+        print(*FLAGS)
+        return
+    package = Path(__file__).resolve().parent
+    library = package / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    try:
+        compiled = build(package / "native", package.parents[1] / "build" / "native" / "library", library, again=False)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(getattr(error, "stderr", "") or str(error))
+    (package / "native_build.txt").unlink(missing_ok=True)
+    print(f"{library.name}: {compiled} of {len(list((package / 'native').glob('*.cpp')))} files compiled")
+
+
+if __name__ == "__main__":
+    main()

@@ -133,5 +133,4 @@ def choose(*, threads: int, exact: bool = False) -> Kernels:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    first_line = reason.splitlines()[0]
-    print(f"mixq: slow torch kernels are used. {first_line} `mixq doctor` tells more.", file=sys.stderr)
+    print(f"mixq: slow torch kernels are used. {reason.rstrip('.')}. `mixq doctor` tells more.", file=sys.stderr)

@@ -163,7 +163,8 @@ def _why_not_built() -> str:
         said = BUILD_LOG.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "The native library was not built when mixq was installed."
-    return f"The native library could not be built when mixq was installed: {printable(said)}"
+    first_line = next(iter(said.splitlines()), "")
+    return f"The native library could not be built when mixq was installed: {printable(first_line)}"
 
 
 def _declare(loaded: ctypes.CDLL) -> None:

@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "api.h"
 #include "cpu.h"
@@ -36,7 +37,7 @@ int64_t mixq_busy_ns(const MixqContext* context) { return context->busy_ns; }
 
 void mixq_rms_norm(MixqContext* context, const float* x, const void* weight, float eps, int64_t T, int64_t D, float* out) {
     mixq::Timer timer(context);
-    const uint16_t* scale = static_cast<const uint16_t*>(weight);
+    const char* scale = static_cast<const char*>(weight);
     for (int64_t t = 0; t < T; ++t, x += D, out += D) {
         float lanes[16] = {};  // sums of every 16th element: independent, so that they share a register
         int64_t d = 0;
@@ -47,9 +48,11 @@ void mixq_rms_norm(MixqContext* context, const float* x, const void* weight, flo
             for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
         const float factor = 1.0f / std::sqrt(lanes[0] / static_cast<float>(D) + eps);
         for (d = 0; d < D; ++d) {
-            const uint32_t bits = static_cast<uint32_t>(scale[d]) << 16;
+            uint16_t half;  // which may stand at any address
+            std::memcpy(&half, scale + 2 * d, sizeof(half));
+            const uint32_t bits = static_cast<uint32_t>(half) << 16;
             float w;
-            __builtin_memcpy(&w, &bits, sizeof(w));
+            std::memcpy(&w, &bits, sizeof(w));
             out[d] = x[d] * factor * w;
         }
     }

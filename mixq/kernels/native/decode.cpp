@@ -51,6 +51,16 @@ MIXQ_BEGIN_AVX512
 MIXQ_END
 }  // namespace
 }  // namespace avx512
+#elif MIXQ_ARM64
+namespace neon {
+namespace {
+MIXQ_BEGIN_NEON
+#include "simd_neon.inc"
+#include "math.inc"
+#include "decode.inc"
+MIXQ_END
+}  // namespace
+}  // namespace neon
 #endif
 
 const DecodeKernels& decode_kernels(int isa) {
@@ -60,6 +70,8 @@ const DecodeKernels& decode_kernels(int isa) {
         case MIXQ_ISA_AVX512: return avx512::kDecode;
         case MIXQ_ISA_AVX_VNNI: return avx_vnni::kDecode;
         case MIXQ_ISA_AVX2: return avx2::kDecode;
+#elif MIXQ_ARM64
+        case MIXQ_ISA_NEON: return neon::kDecode;
 #endif
         default: return portable::kDecode;
     }

@@ -26,6 +26,12 @@
 #define MIXQ_FEATURES_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 #define MIXQ_FEATURES_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
 
+#if defined(__clang__)
+#define MIXQ_FEATURES_NEON "dotprod"
+#else
+#define MIXQ_FEATURES_NEON "arch=armv8.2-a+dotprod"
+#endif
+
 #define MIXQ_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define MIXQ_BEGIN(features) MIXQ_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
@@ -38,6 +44,7 @@
 #define MIXQ_BEGIN_AVX_VNNI MIXQ_BEGIN(MIXQ_FEATURES_AVX_VNNI)
 #define MIXQ_BEGIN_AVX512 MIXQ_BEGIN(MIXQ_FEATURES_AVX512)
 #define MIXQ_BEGIN_AVX512_BF16 MIXQ_BEGIN(MIXQ_FEATURES_AVX512_BF16)
+#define MIXQ_BEGIN_NEON MIXQ_BEGIN(MIXQ_FEATURES_NEON)
 
 #define MIXQ_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
