@@ -34,7 +34,7 @@ def test_prompt_longer_than_a_prefill_chunk_equals_transformers(reference: Refer
 
 
 def test_bf16_arithmetic_stays_near_float32(reference: ReferenceModel) -> None:
-    """Without `exact`: bf16 matrices and KV cache. A random router has many near-ties: unrelated logits would give 1.4."""
+    """Without `exact`: bf16 matrices and KV cache. A random router has many near-ties; unrelated logits give 1.4."""
     ids = random_ids(41, seed=4)
     truth = reference.logits(ids)
     for kv in ("bf16", "int8"):
