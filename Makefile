@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat install test check format coverage accept demo wheel clean
+.PHONY: chat install test check format coverage native native-clang sanitize neon accept demo wheel clean
 .DELETE_ON_ERROR:
 
 chat: install
@@ -46,6 +46,32 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Compile what changed of the native library, in place. CXX and CXXFLAGS are heeded.
+native: $(VENV)/.dev
+	@$(BIN)/python mixq/kernels/build_native.py
+
+# The three below run the kernels from C++; see tests/native. Minutes each; not part of `make test`.
+DRIVE = $(MAKE) --no-print-directory -C tests/native run PYTHON=$(abspath $(BIN)/python)
+
+# The other compiler: no warnings, right results.
+native-clang: $(VENV)/.dev
+	$(DRIVE) CXX=clang++
+
+# Addresses and undefined behaviour over all kernels, then races in the pool and in the kernels; by both compilers.
+sanitize: $(VENV)/.dev
+	for cxx in g++ clang++; do \
+	    $(DRIVE) CXX=$$cxx DIR=$(CURDIR)/build/native/$$cxx-memory ARGS=30 \
+	        EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" || exit; \
+	    for program in stress_pool driver; do \
+	        $(DRIVE) CXX=$$cxx DIR=$(CURDIR)/build/native/$$cxx-threads PROGRAM=$$program ARGS= \
+	            EXTRA="-O1 -g -fsanitize=thread" || exit; \
+	    done; \
+	done
+
+# ARM's kernels, under an emulator: apt-get install g++-aarch64-linux-gnu qemu-user-static
+neon: $(VENV)/.dev
+	$(DRIVE) CXX=aarch64-linux-gnu-g++ EXTRA=-static RUN="qemu-aarch64-static -cpu max" ARGS=20
 
 # What the issues' "done when" lists measure; writes the tables in tests/accept/results. Long.
 accept: $(VENV)/.dev

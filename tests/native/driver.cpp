@@ -70,7 +70,9 @@ void test_linear(Random& random, const Context& context) {
     const int64_t K = unit * random.whole(1, random.whole(0, 9) ? 5 : 1100 / unit), T = random.whole(1, random.whole(0, 3) ? 6 : 70);
     std::vector<Matrix> w;
     for (const Form& form : chosen) w.push_back(random_matrix(random, form, random.whole(1, 40), K));
-    const std::vector<float> x = random.normals(T * K);
+    std::vector<float> x = random.normals(T * K);
+    const int64_t spoilt = random.whole(0, 5) ? -1 : random.whole(0, T - 1);  // a row that is not finite
+    if (spoilt >= 0) x[static_cast<size_t>(spoilt * K + random.whole(0, K - 1))] = random.whole(0, 1) ? NAN : -INFINITY;
     std::vector<std::vector<float>> y;
     std::vector<const MixqMatrix*> matrices;
     std::vector<float*> outs;
@@ -83,6 +85,11 @@ void test_linear(Random& random, const Context& context) {
         const Matrix& m = w[static_cast<size_t>(i)];
         const bool bf16 = T > mixq_integer_rows(context.at);
         for (int64_t t = 0; t < T; ++t) {
+            if (t == spoilt) {
+                for (int64_t n = 0; n < m.c.rows; ++n)
+                    check(!std::isfinite(y[static_cast<size_t>(i)][static_cast<size_t>(t * m.c.rows + n)]), "linear", context.isa, "finite");
+                continue;
+            }
             const std::vector<double> wanted = product(m, rounded(x.data() + t * K, K, context.rounding(T, m.c)), bf16, &squares);
             for (int64_t n = 0; n < m.c.rows; ++n)
                 distance.add(y[static_cast<size_t>(i)][static_cast<size_t>(t * m.c.rows + n)], wanted[static_cast<size_t>(n)], squares[static_cast<size_t>(n)]);
@@ -299,12 +306,13 @@ void test_search(Random& random, int isa) {
     const int64_t N = random.whole(1, 5), K = g * random.whole(1, 9), G = K / g;
     Bytes weight(N * K * (type == MIXQ_FLOAT32 ? 4 : 2), 0);
     std::vector<double> values;
-    const bool zero = random.whole(0, 9) == 0;
+    const bool zero = random.whole(0, 9) == 0, spoilt = random.whole(0, 9) == 0;
     for (int64_t i = 0; i < N * K; ++i) {
         float value = zero ? 0.0f : random.normal();
         uint16_t half = to_bf16(value);
         if (type == MIXQ_FLOAT16) value = random_half(random, &half);
         if (type == MIXQ_BFLOAT16) value = of_bf16(half);
+        if (spoilt && random.whole(0, 20) == 0) value = random.whole(0, 1) ? NAN : INFINITY, half = 0x7fff;
         type == MIXQ_FLOAT32 ? weight.set(i, value) : weight.set(i, half);
         values.push_back(value);
     }
@@ -321,6 +329,7 @@ void test_search(Random& random, int isa) {
     const int status = nl4 ? mixq_search_nl4(isa, &source, table.c.table, codes.data(), scale.data(), row_scale.data(), &loss)
                            : mixq_search_integers(isa, &source, bits, MIXQ_BFLOAT16, codes.data(), half_scale.data(), &loss);
     check(status == MIXQ_SEARCH_DONE, "search", isa, "status");
+    if (spoilt) return;  // useless codes, but nothing read or written out of bounds
     for (int64_t n = 0; n < N; ++n) {
         double lost = 0, energy = 0;
         for (int64_t k = 0; k < K; ++k) {
