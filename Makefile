@@ -62,7 +62,7 @@ native-clang: $(VENV)/.dev
 sanitize: $(VENV)/.dev
 	for cxx in g++ clang++; do \
 	    $(DRIVE) CXX=$$cxx DIR=$(CURDIR)/build/native/$$cxx-memory ARGS=30 \
-	        EXTRA="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" || exit; \
+	        EXTRA="-O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all" || exit; \
 	    for program in stress_pool driver; do \
 	        $(DRIVE) CXX=$$cxx DIR=$(CURDIR)/build/native/$$cxx-threads PROGRAM=$$program ARGS= \
 	            EXTRA="-O1 -g -fsanitize=thread" || exit; \

@@ -79,6 +79,18 @@ def test_all_tokens_choose_the_same_expert(kernels: NativeKernels, T: int) -> No
         assert relative(out, expected(x, experts, ids, weights, kernels)) < limit(T, kernels)
 
 
+def test_more_tokens_than_the_integer_kernels_take_at_once(kernels: NativeKernels) -> None:
+    """Whoever sets their number of rows too high gets bfloat16 products, not a buffer overrun."""
+    own = NativeKernels(2, isa=kernels.isa)
+    own.integer_rows = 1000
+    experts = random_experts("nl4:32", 2, 64, 96, seed=10)
+    x = torch.randn(600, 64, generator=generator(10))
+    ids, weights = torch.zeros(600, 1, dtype=torch.int64), torch.ones(600, 1)
+    out = own.experts(x, experts, ids, weights)
+    exact = reference.experts(x, experts, ids, weights, lambda x, w: reference.linear(x, w, exact=True))
+    assert relative(out, exact) < 0.02
+
+
 def test_all_tokens_choose_different_experts(kernels: NativeKernels) -> None:
     experts = random_experts("nl4:32", 16, 64, 96, seed=2)
     x, weights = torch.randn(8, 64, generator=generator(2)), torch.rand(8, 2)

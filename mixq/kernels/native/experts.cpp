@@ -177,7 +177,7 @@ void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int6
         few.clear(), pairs_of_few = 0;
     };
     for (Chosen& g : group_by_expert(ids, E, T * A)) {
-        if (static_cast<int64_t>(g.pairs.size()) > c.integer_rows) {
+        if (static_cast<int64_t>(g.pairs.size()) > std::min(c.integer_rows, kPairsAtOnce)) {
             bf16_expert(c, experts, x, A, g, answers, c.workspace);
             continue;
         }
