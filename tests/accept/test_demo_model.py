@@ -19,7 +19,8 @@ from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept
 SEED, COUNT = 20_261_122, 400
-FORMATS = [("nl4", None), ("nl4", "all-nl4"), ("w4", None), ("w8", None), ("nf4", None)]
+FORMATS = [("nl4", None, "bf16"), ("nl4", None, "int8"), ("nl4", "all-nl4", "bf16")]
+FORMATS += [(format, None, "bf16") for format in ("w4", "w8", "nf4")]
 OVERALL, BY_FAMILY, NL4_LOSS = 0.80, 0.60, 0.02
 
 
@@ -41,26 +42,31 @@ def total(scores: dict[str, tuple[int, int]]) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Over the tokens of right answers: mean KL(reference || model), and how often both find the same token best."""
+    """Over the tokens of right answers: mean KL(reference || model), how often both find the same token best, and the
+    model's perplexity."""
 
     mean_kl: float
     top1_agreement: float
+    perplexity: float
 
 
-def answer_logprobs(model: mixq.Model, turn: Turn) -> Tensor:
-    """Return log probabilities [T, V] at each token of the right answer, its end token included."""
+def answer_logprobs(model: mixq.Model, turn: Turn) -> tuple[Tensor, Tensor]:
+    """Return log probabilities [T, V] at each token of the right answer, its end token included, and those tokens."""
     prompt = encode_chat(model.tokenizer, [{"role": "user", "content": turn.user}])
     answer = [*model.tokenizer.encode(turn.assistant), model.tokenizer.eos_id]
-    return model.forward([*prompt, *answer])[len(prompt) - 1 : -1].log_softmax(-1).double()
+    logprobs = model.forward([*prompt, *answer])[len(prompt) - 1 : -1].log_softmax(-1).double()
+    return logprobs, torch.tensor(answer)
 
 
 def divergence(reference: mixq.Model, model: mixq.Model, turns: list[Turn]) -> Divergence:
-    kl, agreed = [], []
+    kl, agreed, nll = [], [], []
     for turn in turns:
-        expected, found = answer_logprobs(reference, turn), answer_logprobs(model, turn)
+        (expected, _), (found, answer) = answer_logprobs(reference, turn), answer_logprobs(model, turn)
+        nll.append(-found.gather(-1, answer[:, None]))
         kl.append((expected.exp() * (expected - found)).sum(-1))
         agreed.append((expected.argmax(-1) == found.argmax(-1)).double())
-    return Divergence(float(torch.cat(kl).mean()), float(torch.cat(agreed).mean()))
+    perplexity = float(torch.cat(nll).mean().exp())
+    return Divergence(float(torch.cat(kl).mean()), float(torch.cat(agreed).mean()), perplexity)
 
 
 def test_demo_model(tmp_path: Path) -> None:
@@ -68,16 +74,18 @@ def test_demo_model(tmp_path: Path) -> None:
     source = paths.demo_source()
     bf16 = mixq.load(source, context=1024)
 
-    rows = [["bf16", "-", format_size(bf16.folder.nbytes), "-", "-"]]
-    for format, mix in FORMATS:
+    itself = divergence(bf16, bf16, turns)
+    rows = [["bf16", "-", "bf16", format_size(bf16.folder.nbytes), "-", "-", f"{itself.perplexity:.5f}"]]
+    for format, mix, kv in FORMATS:
         out = tmp_path / f"{format}-{mix}"
-        quantize(source, out, format=format, mix=mix)
-        model = mixq.load(out, context=1024)
+        if not out.exists():
+            quantize(source, out, format=format, mix=mix)
+        model = mixq.load(out, context=1024, kv=kv)
         moved = divergence(bf16, model, turns)
         size = format_size(model.folder.nbytes)
-        figures = [f"{moved.mean_kl:.5f}", f"{100 * moved.top1_agreement:.2f} %"]
-        rows.append([f"`{format}`", f"`{mix}`" if mix else "default", size, *figures])
-    formats = markdown(["format", "mix", "size", "mean KL to bf16", "top-1 agreement"], rows)
+        figures = [f"{moved.mean_kl:.5f}", f"{100 * moved.top1_agreement:.2f} %", f"{moved.perplexity:.5f}"]
+        rows.append([f"`{format}`", f"`{mix}`" if mix else "default", kv, size, *figures])
+    formats = markdown(["format", "mix", "KV cache", "size", "mean KL to bf16", "top-1 agreement", "perplexity"], rows)
 
     before = score(answer(bf16, turns))
     after = score(answer(mixq.load(tmp_path / "nl4-None", context=1024), turns))
@@ -90,7 +98,8 @@ def test_demo_model(tmp_path: Path) -> None:
     )
     how = (
         f"{COUNT} questions drawn with seed {SEED} from those that training never saw; an answer counts when it is "
-        "right character by character. KL in nats a token, over the tokens of the right answers. Made by `make accept`."
+        "right character by character. KL in nats a token, and perplexity, over the tokens of the right answers. Made by "
+        "`make accept`."
     )
     write("demo_model", "The demo model", how, families, formats)
 
