@@ -20,7 +20,7 @@ struct Random {
     int64_t whole(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
     float normal() { return std::normal_distribution<float>()(engine); }
     std::vector<float> normals(int64_t count, float size = 1.0f) {
-        std::vector<float> values(static_cast<size_t>(count));
+        std::vector<float> values(count);
         for (float& value : values) value = size * normal();
         return values;
     }
@@ -29,7 +29,7 @@ struct Random {
 // `bytes` bytes that begin `offset` bytes after an aligned address; a sanitizer sees the first byte beyond.
 class Bytes {
    public:
-    Bytes(int64_t bytes, int64_t offset) : memory_(new char[static_cast<size_t>(bytes + offset)]), offset_(offset) {}
+    Bytes(int64_t bytes, int64_t offset) : memory_(new char[bytes + offset]), offset_(offset) {}
     void* at() const { return memory_.get() + offset_; }
     template <class T>
     void set(int64_t i, T value) {
@@ -68,7 +68,7 @@ struct Matrix {
     MixqMatrix c{};
     std::vector<double> values;  // [N, K]
     std::vector<Bytes> memory;
-    double at(int64_t n, int64_t k) const { return values[static_cast<size_t>(n * c.columns + k)]; }
+    double at(int64_t n, int64_t k) const { return values[n * c.columns + k]; }
 };
 
 // The kinds of the format: {kind, group size, scale type}.
@@ -95,7 +95,7 @@ inline Matrix random_matrix(Random& random, const Form& form, int64_t N, int64_t
     const int64_t g = plain ? 1 : form.group, G = K / g;
     m.c.kind = form.kind, m.c.group_size = plain ? 0 : form.group, m.c.rows = N, m.c.columns = K;
     m.c.scale_type = form.scale_type;
-    m.values.resize(static_cast<size_t>(N * K));
+    m.values.resize(N * K);
     if (plain) {
         const int64_t size = form.kind == MIXQ_BF16 ? 2 : 4;
         m.memory.emplace_back(N * K * size, random.whole(0, 3));
@@ -107,7 +107,7 @@ inline Matrix random_matrix(Random& random, const Form& form, int64_t N, int64_t
             } else {
                 m.memory[0].set(i, value);
             }
-            m.values[static_cast<size_t>(i)] = value;
+            m.values[i] = value;
         }
         m.c.codes = m.memory[0].at();
         return m;
@@ -120,7 +120,7 @@ inline Matrix random_matrix(Random& random, const Form& form, int64_t N, int64_t
     m.memory.emplace_back(N * row_bytes, random.whole(0, 3));
     m.memory.emplace_back(N * G * scale_size, random.whole(0, 3));
     m.memory.emplace_back(nl4 ? N * 4 : 0, random.whole(0, 3));
-    std::vector<double> scales(static_cast<size_t>(N * G));
+    std::vector<double> scales(N * G);
     for (int64_t i = 0; i < N * G; ++i) {
         const bool zero = random.whole(0, 19) == 0;
         float scale = 0;
@@ -136,7 +136,7 @@ inline Matrix random_matrix(Random& random, const Form& form, int64_t N, int64_t
             scale = of_bf16(to_bf16(zero ? 0.0f : random.normal()));
             m.memory[1].set(i, to_bf16(scale));
         }
-        scales[static_cast<size_t>(i)] = scale;
+        scales[i] = scale;
     }
     for (int64_t n = 0; n < N; ++n) {
         float row_scale = 1.0f;
@@ -158,7 +158,7 @@ inline Matrix random_matrix(Random& random, const Form& form, int64_t N, int64_t
                 m.memory[0].set(place, byte);
                 value = m.c.table[code];
             }
-            m.values[static_cast<size_t>(n * K + k)] = value * scales[static_cast<size_t>(n * G + k / g)] * row_scale;
+            m.values[n * K + k] = value * scales[n * G + k / g] * row_scale;
         }
     }
     m.c.codes = m.memory[0].at(), m.c.scales = m.memory[1].at();
@@ -180,7 +180,7 @@ inline std::vector<double> rounded(const float* x, int64_t K, Rounding how) {
         for (int64_t k = begin; k < end; ++k) absmax = std::fmax(absmax, std::fabs(x[k]));
         const float inverse = absmax > 1e-30f ? 127.0f / absmax : 0.0f, scale = absmax > 1e-30f ? absmax / 127.0f : 0.0f;
         for (int64_t k = begin; k < end; ++k)
-            out[static_cast<size_t>(k)] = static_cast<double>(std::nearbyint(x[k] * inverse)) * scale;
+            out[k] = static_cast<double>(std::nearbyint(x[k] * inverse)) * scale;
     }
     return out;
 }

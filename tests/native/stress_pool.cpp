@@ -39,7 +39,7 @@ void each_row_once(mixq::Pool& pool, std::mt19937& random, std::vector<int>& don
     std::atomic<bool> seen_broken{false};
     pool.run(count, grain, [&](int64_t begin, int64_t end) {
         if (begin < 0 || end > count || begin >= end || begin % grain || (end % grain && end != count)) seen_broken = true;
-        for (int64_t i = std::max<int64_t>(0, begin); i < std::min(end, count); ++i) ++done[static_cast<size_t>(i)];
+        for (int64_t i = std::max<int64_t>(0, begin); i < std::min(end, count); ++i) ++done[i];
     });
     whole_grains = !seen_broken;
     if (!whole_grains) fail("a piece that is not whole grains", pool.threads(), count, grain);
@@ -50,15 +50,15 @@ void each_row_once(mixq::Pool& pool, std::mt19937& random, std::vector<int>& don
 // Jobs that follow at once and whose data lives on the caller's stack, as a decode step's do.
 void chained_jobs(mixq::Pool& pool, std::mt19937& random) {
     const int64_t count = random_count(random);
-    std::vector<int64_t> first(static_cast<size_t>(count)), second(first.size());
+    std::vector<int64_t> first(count), second(first.size());
     pool.run(count, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) first[static_cast<size_t>(i)] = i;
+        for (int64_t i = begin; i < end; ++i) first[i] = i;
     });
     pool.run(count, 3, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) second[static_cast<size_t>(i)] = first[static_cast<size_t>(count - 1 - i)];
+        for (int64_t i = begin; i < end; ++i) second[i] = first[count - 1 - i];
     });
     for (int64_t i = 0; i < count; ++i)
-        if (second[static_cast<size_t>(i)] != count - 1 - i) return fail("a job that does not see the one before", pool.threads(), count, 3);
+        if (second[i] != count - 1 - i) return fail("a job that does not see the one before", pool.threads(), count, 3);
 }
 
 // A worker that finds no memory: the caller hears of it once all are done, and the next job is as usual.
