@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from mixq.bench.huge_pages import allocate
+from mixq.huge_pages import allocate
 from mixq.kernels import native
 from mixq.kernels.native import NativeKernels
 from mixq.memory import available_memory

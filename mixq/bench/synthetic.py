@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.bench.huge_pages import allocate
+from mixq.huge_pages import allocate
 from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size
 from mixq.engine import Model
 from mixq.errors import DoesNotFitError, UsageError, printable
