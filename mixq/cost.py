@@ -1,0 +1,230 @@
+"""What things cost: seconds of experts on the CPU, on the accelerator and on the link between them.
+
+Contract: plain arithmetic over figures that are given from outside, measured (`mixq.experts.calibration`) or taken from a
+data sheet (`PRESETS`). Bytes, bytes per second, floating-point operations per second, seconds. The scheduler, the planner
+and the replay of a trace share it. It imports neither torch nor numpy, and measures nothing.
+
+The model is the roofline: an expert takes the time that its bytes need or the time that its rows' arithmetic needs,
+whichever is longer. Uploads read host RAM too, so CPU and copies share its bandwidth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from mixq.config import ModelConfig
+from mixq.errors import UsageError
+
+STREAM_TOKENS_RANGE = (2, 256)
+"""A threshold outside is not a threshold: no copy serves a single token sooner, and 256 rows hide any link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A computer, as the kernels and copies of mixq see it.
+
+    Attributes:
+        name: for tables.
+        cpu_bandwidth: bytes per second at which the CPU's kernels read experts with few rows.
+        cpu_flops: of the CPU with many rows.
+        gpu_bandwidth: bytes per second at which the accelerator's kernels read its memory.
+        gpu_flops: of the accelerator with many rows.
+        copy_bandwidth: from host memory to the accelerator, bytes per second.
+        copy_latency: seconds that each expert's copy takes besides.
+        handover_seconds: to bring a hidden row and the router's choice to the host and an answer back, and to join.
+        launch_seconds: until the accelerator begins what it was asked to do.
+        ram_bandwidth: what CPU and copies read together at most; 0: the CPU alone takes all there is.
+        disk_bandwidth: of reads; None where the experts are in RAM.
+    """
+
+    name: str
+    cpu_bandwidth: float
+    cpu_flops: float
+    gpu_bandwidth: float
+    gpu_flops: float
+    copy_bandwidth: float
+    copy_latency: float = 20e-6
+    handover_seconds: float = 60e-6
+    launch_seconds: float = 15e-6
+    ram_bandwidth: float = 0.0
+    disk_bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("cpu_bandwidth", "cpu_flops", "gpu_bandwidth", "gpu_flops", "copy_bandwidth"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UsageError(f"{field} is {getattr(self, field)!r}; it must be above 0.")
+        for field in ("copy_latency", "handover_seconds", "launch_seconds", "ram_bandwidth"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UsageError(f"{field} is {getattr(self, field)!r}; it must not be negative.")
+
+    @property
+    def ram(self) -> float:
+        """Bytes per second that CPU and copies read together at most."""
+        return self.ram_bandwidth or self.cpu_bandwidth
+
+    @property
+    def copy_alone(self) -> float:
+        """Bytes per second of a copy while the CPU reads nothing: no copy is faster than the RAM."""
+        return min(self.copy_bandwidth, self.ram)
+
+    def shared(self) -> tuple[float, float]:
+        """Return the bytes per second of (CPU, copy) while both read: each in proportion to what it would take."""
+        share = min(1.0, self.ram / (self.cpu_bandwidth + self.copy_alone))
+        return self.cpu_bandwidth * share, self.copy_alone * share
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """A model's sizes: bytes that one token reads, by place.
+
+    Attributes:
+        layers, experts, active: of the model; experts of each layer, of which a token uses `active`.
+        expert_bytes: of one expert.
+        trunk_bytes: of attention, norms and router, one layer.
+        head_bytes: of the output head.
+        kv_bytes: that one position takes in one layer's KV cache.
+        expert_flops: of one expert for one row.
+    """
+
+    layers: int
+    experts: int
+    active: int
+    expert_bytes: int
+    trunk_bytes: int
+    head_bytes: int
+    kv_bytes: int
+    expert_flops: int
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        *,
+        expert_bytes: int | None = None,
+        trunk_bytes: int | None = None,
+        head_bytes: int | None = None,
+        kv_bytes: int | None = None,
+    ) -> ModelCost:
+        """Return the sizes of a model; what is not given is that of a default `nl4` folder with a bfloat16 KV cache.
+
+        That is (DESIGN section 2): experts 4 + 8/32 bits a weight, q and o 4 + 8/16, k, v and head 8 + 16/128.
+        """
+        D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        attention = 2 * D * queries * 4.5 / 8 + 2 * D * keys * 8.125 / 8 + 2 * D * config.num_local_experts
+        return cls(
+            layers=config.num_hidden_layers,
+            experts=config.num_local_experts,
+            active=config.num_experts_per_tok,
+            expert_bytes=round(3 * D * F * 4.25 / 8 + 4 * (2 * F + D)) if expert_bytes is None else expert_bytes,
+            trunk_bytes=round(attention) if trunk_bytes is None else trunk_bytes,
+            head_bytes=round(D * V * 8.125 / 8) if head_bytes is None else head_bytes,
+            kv_bytes=4 * keys if kv_bytes is None else kv_bytes,
+            expert_flops=6 * D * F,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of a model's parts on a computer."""
+
+    hardware: Hardware
+    model: ModelCost
+
+    def cpu_seconds(self, experts: int, rows: int = 1) -> float:
+        """Return what `experts` experts take on the CPU, `rows` rows each, while nothing is copied."""
+        nbytes, flops = self.model.expert_bytes, self.model.expert_flops
+        return experts * max(nbytes / self.hardware.cpu_bandwidth, rows * flops / self.hardware.cpu_flops)
+
+    def gpu_seconds(self, experts: int, rows: int = 1) -> float:
+        """Return what `experts` resident experts take on the accelerator in one launch, `rows` rows each."""
+        if not experts:
+            return 0.0
+        nbytes, flops = self.model.expert_bytes, self.model.expert_flops
+        each = max(nbytes / self.hardware.gpu_bandwidth, rows * flops / self.hardware.gpu_flops)
+        return self.hardware.launch_seconds + experts * each
+
+    def copy_seconds(self, nbytes: int | None = None) -> float:
+        """Return what a copy of some bytes, else of an expert, takes while the CPU reads nothing."""
+        size = self.model.expert_bytes if nbytes is None else nbytes
+        return self.hardware.copy_latency + size / self.hardware.copy_alone
+
+    def trunk_seconds(self, context: int = 0) -> float:
+        """Return what a layer takes on the accelerator besides its experts, with so many positions to attend to."""
+        nbytes = self.model.trunk_bytes + context * self.model.kv_bytes
+        return self.hardware.launch_seconds + nbytes / self.hardware.gpu_bandwidth
+
+    def head_seconds(self) -> float:
+        """Return what the output head takes on the accelerator."""
+        return self.hardware.launch_seconds + self.model.head_bytes / self.hardware.gpu_bandwidth
+
+    def limit_seconds(self, hit_bytes: float, cpu_bytes: float, fetched_bytes: float) -> float:
+        """Return the shortest time in which memories and link can serve experts of so many bytes, all three at once."""
+        return max(
+            hit_bytes / self.hardware.gpu_bandwidth,
+            cpu_bytes / self.hardware.cpu_bandwidth,
+            fetched_bytes / self.hardware.copy_alone,
+        )
+
+    def stream_tokens(self) -> int:
+        """Return from how many tokens on an expert of a prompt is rather copied to the accelerator than computed here.
+
+        A power of two, so that two measurements of one machine give the same constant: which device computes a row
+        decides its bits. Copies follow each other while the accelerator computes; the CPU would need less time than a
+        copy only for fewer rows.
+        """
+        low, high = STREAM_TOKENS_RANGE
+        rows = low
+        while rows < high and max(self.copy_seconds(), self.gpu_seconds(1, rows)) > self.cpu_seconds(1, rows):
+            rows *= 2
+        return rows
+
+    def slowed(self, *, cpu: float = 1.0, gpu: float = 1.0, copy: float = 1.0) -> CostModel:
+        """Return the same with parts that take so many times as long."""
+        old = self.hardware
+        hardware = replace(
+            old,
+            cpu_bandwidth=old.cpu_bandwidth / cpu,
+            cpu_flops=old.cpu_flops / cpu,
+            gpu_bandwidth=old.gpu_bandwidth / gpu,
+            gpu_flops=old.gpu_flops / gpu,
+            copy_bandwidth=old.copy_bandwidth / copy,
+            copy_latency=old.copy_latency * copy,
+            # What CPU and copies share does not shrink because one of them takes less of it.
+            ram_bandwidth=max(old.ram, old.cpu_bandwidth / cpu),
+        )
+        return replace(self, hardware=hardware)
+
+
+GB = 1e9
+TFLOPS = 1e12
+
+# Achieved, not printed, figures: GPUs at 85 % of their memory bandwidth, links and RAM as copies and plain reads get them.
+PRESETS: dict[str, Hardware] = {
+    "laptop-8gb": Hardware("8 GB laptop, PCIe x8", 80 * GB, 0.8 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB),
+    "laptop-8gb-ddr4": Hardware("8 GB laptop, DDR4", 40 * GB, 0.4 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB),
+    "desktop-12gb": Hardware(
+        "12 GB desktop", 60 * GB, 0.6 * TFLOPS, 306 * GB, 25 * TFLOPS, 20 * GB, ram_bandwidth=70 * GB
+    ),
+    "desktop-16gb": Hardware(
+        "16 GB desktop", 70 * GB, 0.8 * TFLOPS, 610 * GB, 60 * TFLOPS, 25 * GB, ram_bandwidth=80 * GB
+    ),
+    "desktop-24gb": Hardware("24 GB desktop", 80 * GB, 1.0 * TFLOPS, 850 * GB, 80 * TFLOPS, 25 * GB),
+    "desktop-24gb-old-cpu": Hardware(
+        "24 GB GPU, four old cores", 22 * GB, 0.2 * TFLOPS, 800 * GB, 70 * TFLOPS, 25 * GB, ram_bandwidth=40 * GB
+    ),
+    "fast-link-slow-cpu": Hardware(
+        "60 GB/s link, CPU that reads 20 GB/s",
+        20 * GB,
+        0.2 * TFLOPS,
+        800 * GB,
+        90 * TFLOPS,
+        60 * GB,
+        ram_bandwidth=90 * GB,
+    ),
+    "fast-link-slow-ram": Hardware(
+        "60 GB/s link, RAM of 20 GB/s", 20 * GB, 0.2 * TFLOPS, 800 * GB, 90 * TFLOPS, 60 * GB
+    ),
+}
