@@ -19,15 +19,16 @@ from mixq.errors import MixqError
 
 if TYPE_CHECKING:
     from mixq.engine import Model, Session, load
-    from mixq.generate import Done, PromptProgress, Stats, Token
+    from mixq.generate import Done, Notice, PromptProgress, Stats, Token
     from mixq.text.chat_template import Message
 
-__all__ = ["Done", "Message", "MixqError", "Model", "PromptProgress", "Session", "Stats", "Token", "load"]
+__all__ = ["Done", "Message", "MixqError", "Model", "Notice", "PromptProgress", "Session", "Stats", "Token", "load"]
 
 _HOMES = {
     "Done": "mixq.generate",
     "Message": "mixq.text.chat_template",
     "Model": "mixq.engine",
+    "Notice": "mixq.generate",
     "PromptProgress": "mixq.generate",
     "Session": "mixq.engine",
     "Stats": "mixq.generate",

@@ -209,6 +209,8 @@ class RuntimeOptions:
         cache_policy: which expert leaves the cache.
         seed: of the sampler; None draws one.
         exact: compute in float32 throughout (parity tests; slow).
+        sim_bandwidth: of device sim: bytes per second that copies take; None for as fast as memory goes.
+        sim_latency: of device sim: seconds that each copy takes besides.
     """
 
     device: str = "auto"
@@ -221,6 +223,8 @@ class RuntimeOptions:
     cache_policy: str = "lru"
     seed: int | None = None
     exact: bool = False
+    sim_bandwidth: int | None = None
+    sim_latency: float = 0.0
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -241,6 +245,7 @@ class RuntimeOptions:
             ("vram", 1, 2**60),
             ("ram", 1, 2**60),
             ("seed", 0, 2**63 - 1),
+            ("sim_bandwidth", 1, 2**60),
         ):
             value = getattr(self, field)
             if value is None and field != "context":
@@ -249,6 +254,8 @@ class RuntimeOptions:
                 raise UsageError(
                     f"{field} is {printable(repr(value))}; it must be a whole number from {low} to {high}."
                 )
+        if not isinstance(self.sim_latency, (int, float)) or not 0 <= self.sim_latency <= 1:
+            raise UsageError(f"sim_latency is {printable(repr(self.sim_latency))}; it must be seconds from 0 to 1.")
 
     @classmethod
     def from_kwargs(cls, **options: Any) -> RuntimeOptions:
@@ -257,7 +264,7 @@ class RuntimeOptions:
         for name in options:
             if name not in known:
                 raise UsageError(f"unknown option {printable(name)!r}." + did_you_mean(name, known))
-        for budget in ("vram", "ram"):
+        for budget in ("vram", "ram", "sim_bandwidth"):
             if isinstance(options.get(budget), str):
                 options[budget] = parse_size(options[budget])
         return cls(**options)

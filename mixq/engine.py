@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,13 +21,13 @@ from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
-from mixq.generate import PREFILL_CHUNK, Done, Event, Token, check_prompt, generate
+from mixq.generate import PREFILL_CHUNK, Done, Event, Notice, Token, check_prompt, generate
 from mixq.kernels.cores import physical_cores
-from mixq.kernels.dispatch import choose
 from mixq.memory import total_memory
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
-from mixq.model.mixtral import Mixtral
+from mixq.model.mixtral import Mixtral, Routing
+from mixq.placement import place
 from mixq.sampling import SamplingParams
 from mixq.text.chat_template import Message, encode_chat
 from mixq.text.stream import StreamDecoder
@@ -70,20 +71,41 @@ class Model:
         notes: one line for each option that could not be followed, and why.
     """
 
-    def __init__(self, folder: Path | Weights, options: RuntimeOptions | None = None) -> None:
+    def __init__(
+        self, folder: Path | Weights, options: RuntimeOptions | None = None, *, routing: Routing | None = None
+    ) -> None:
         self.options = options or RuntimeOptions()
         self.folder: Weights = ModelFolder.open(folder) if isinstance(folder, Path) else folder
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
-        self.notes = (*_placement_notes(self.options), *_context_notes(self.options, self.context))
         self.threads = self.options.threads or _default_threads(self.config)
         self._kv_dtype = (
             torch.float32 if self.options.exact else {"bf16": torch.bfloat16, "int8": torch.int8}[self.options.kv]
         )
-        _check_memory(self.context * KVCache.bytes_per_position(self.config, self._kv_dtype))
-        self.kernels = choose(threads=self.threads, exact=self.options.exact)
-        torch.set_num_threads(self.threads if self.kernels.uses_torch_threads else 1)
-        self.network = Mixtral(self.folder, self.kernels, positions=self.context)
+        self._kv_bytes = self.context * KVCache.bytes_per_position(self.config, self._kv_dtype)
+        _check_memory(self._kv_bytes)
+        self._said: deque[str] = deque()
+        self.placement = place(
+            self.folder,
+            self.options,
+            threads=self.threads,
+            kv_cache=self._kv_bytes,
+            rows=min(PREFILL_CHUNK, self.context),
+            say=self._said.append,
+        )
+        self.notes = (*self.placement.notes, *_notes(self.options, self.context))
+        self.kernels = self.placement.kernels
+        torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
+        self.network = Mixtral(
+            self.placement.weights,
+            self.kernels,
+            positions=self.context,
+            experts=self.placement.experts,
+            routing=routing,
+            give_back=self.placement.give_back,
+        )
+        if self.placement.offload is not None:
+            self.placement.offload.warm()
         self._tokenizer: Tokenizer | None = None
         self._last: Done | None = None
 
@@ -104,8 +126,12 @@ class Model:
         return self._tokenizer
 
     def new_kv_cache(self) -> KVCache:
-        """Return an empty KV cache of this model's context."""
-        return KVCache(self.config, self.context, self._kv_dtype)
+        """Return an empty KV cache of this model's context.
+
+        Raises:
+            DoesNotFitError: no memory is left for it.
+        """
+        return KVCache(self.config, self.context, self._kv_dtype, self.placement.allocate_rows)
 
     def new_session(self) -> Session:
         """Begin a conversation whose KV cache is kept between turns."""
@@ -177,8 +203,9 @@ class Model:
             "model": str(self.folder.path),
             "context": self.context,
             "weights_bytes": self.folder.nbytes,
-            "kv_cache_bytes": self.context * KVCache.bytes_per_position(self.config, self._kv_dtype),
-            "device": "cpu",
+            "kv_cache_bytes": self._kv_bytes,
+            "device": self.placement.device,
+            **self.placement.stats(),
             "kernels": self.kernels.name,
             "threads": self.threads,
             "last": self._last.stats.as_dict() if self._last is not None else None,
@@ -188,7 +215,7 @@ class Model:
         kind = f"{self.config.num_local_experts} experts" if self.config.is_moe else "dense"
         return (
             f"<mixq.Model {self.folder.path.name}: {self.config.num_hidden_layers} layers, {kind}, "
-            f"{format_size(self.folder.nbytes)}, context {self.context}, on cpu>"
+            f"{format_size(self.folder.nbytes)}, context {self.context}, on {self.placement.device}>"
         )
 
 
@@ -248,7 +275,10 @@ class Session:
             vocab_size=vocab_size,
             decoder=decoder,
             cancel=cancel,
+            experts=model.placement.offload,
         ):
+            while model._said:
+                yield Notice(model._said.popleft())
             if isinstance(event, Done):
                 model._last = event
             elif isinstance(event, Token):
@@ -292,23 +322,9 @@ def _default_threads(config: ModelConfig) -> int:
     return 1 if small else physical_cores()
 
 
-def _context_notes(options: RuntimeOptions, context: int) -> tuple[str, ...]:
-    if options.context <= context or options.context == RuntimeOptions().context:
-        return ()
-    return (f"context {options.context} is more than the model's maximum; it is {context}.",)
-
-
-def _placement_notes(options: RuntimeOptions) -> tuple[str, ...]:
-    """Say which options this version, which computes on the CPU alone, cannot follow."""
-    if options.device in ("cuda", "sim"):
-        raise UsageError(
-            f"device {options.device!r} is not available: this version computes on the CPU.", hint="Use --device cpu."
-        )
-    notes = []
-    default = RuntimeOptions()
-    for field in ("vram", "miss", "cache_policy"):
-        if getattr(options, field) != getattr(default, field):
-            notes.append(f"{field.replace('_', '-')} has no effect: this version computes on the CPU.")
+def _notes(options: RuntimeOptions, context: int) -> Iterator[str]:
+    """Say which options were not followed."""
+    if options.context > context and options.context != RuntimeOptions().context:
+        yield f"context {options.context} is more than the model's maximum; it is {context}."
     if options.ram is not None:
-        notes.append("ram has no effect: weights are mapped, and the system keeps in memory what fits.")
-    return tuple(notes)
+        yield "ram has no effect: weights are mapped, and the system keeps in memory what fits."

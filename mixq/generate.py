@@ -1,6 +1,7 @@
 """One answer: prefill in chunks, then a token at a time, as an iterator of typed events.
 
-Contract: `generate` yields PromptProgress, then Token, then one Done, and every front end reads the same stream. The
+Contract: `generate` yields PromptProgress, then Token, then one Done, and every front end reads the same stream (the
+engine puts a Notice between them where something changes). The
 KV cache holds afterwards exactly the tokens that were run. Closing the iterator or setting `cancel` ends it within
 one token or one prefill chunk. This module knows no folder and no terminal.
 """
@@ -10,13 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from mixq.errors import ModelFileError, PromptError, printable
+from mixq.experts.offload import ExpertOffload
+from mixq.experts.stats import ExpertStats
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.sampling import Sampler, SamplingParams, top_logprobs
@@ -33,7 +36,7 @@ class Stats:
     """Times and counts of one answer.
 
     `prompt_tokens` counts what was run, `cached_tokens` what the KV cache held already. Times are in seconds;
-    `time_to_first_token` counts from the call.
+    `time_to_first_token` counts from the call. `experts` says where experts were computed, None on the CPU alone.
     """
 
     prompt_tokens: int
@@ -44,6 +47,7 @@ class Stats:
     time_to_first_token: float
     context_used: int
     context_size: int
+    experts: ExpertStats | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -58,9 +62,10 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Return fields and speeds for --json."""
         return {
-            **asdict(self),
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "experts"},
             "prompt_tokens_per_second": self.prompt_tokens_per_second,
             "decode_tokens_per_second": self.decode_tokens_per_second,
+            **({"experts": self.experts.as_dict()} if self.experts is not None else {}),
         }
 
 
@@ -70,6 +75,13 @@ class PromptProgress:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line that the user should see: something is not as it was, and why."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,7 @@ class Done:
     tokens: tuple[Token, ...] = field(default=(), repr=False)
 
 
-Event = PromptProgress | Token | Done
+Event = PromptProgress | Notice | Token | Done
 
 
 class Network(Protocol):
@@ -123,6 +135,7 @@ def generate(
     vocab_size: int,
     decoder: StreamDecoder | None,
     cancel: threading.Event | None = None,
+    experts: ExpertOffload | None = None,
 ) -> Iterator[Event]:
     """Answer `prompt_ids`, of which the first `kv_cache.length` have been run already.
 
@@ -135,13 +148,14 @@ def generate(
         vocab_size: tokens that may be drawn: the first so many logits.
         decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop texts).
         cancel: ends the answer when set.
+        experts: what counts for the statistics where experts were computed.
 
     Raises:
         PromptError: the prompt is empty, does not fit into the context, or holds an id outside the vocabulary.
         ModelFileError: the logits are not finite.
     """
     check_prompt(prompt_ids, kv_cache.capacity, vocab_size)
-    answer = _Answer(kv_cache, len(prompt_ids))
+    answer = _Answer(kv_cache, len(prompt_ids), experts)
     logits: Tensor | None = None
     while kv_cache.length < len(prompt_ids):
         if cancel is not None and cancel.is_set():
@@ -222,8 +236,10 @@ def _choose(sampler: Sampler, logits: Tensor) -> int:
 class _Answer:
     """What has been said so far, and when."""
 
-    def __init__(self, kv_cache: KVCache, prompt_tokens: int) -> None:
+    def __init__(self, kv_cache: KVCache, prompt_tokens: int, experts: ExpertOffload | None) -> None:
         self.kv_cache = kv_cache
+        self.experts = experts
+        self.experts_before = experts.snapshot() if experts is not None else None
         self.prompt_tokens = prompt_tokens
         self.cached = kv_cache.length
         self.tokens: list[Token] = []
@@ -251,6 +267,12 @@ class _Answer:
             time_to_first_token=first - self.started,
             context_used=self.kv_cache.length,
             context_size=self.kv_cache.capacity,
+            experts=self._expert_stats(),
         )
         text = "".join(t.text for t in self.tokens) + tail
         return Done(reason, text, tuple(t.id for t in self.tokens), stats, tail, tuple(self.tokens))
+
+    def _expert_stats(self) -> ExpertStats | None:
+        if self.experts is None or self.experts_before is None:
+            return None
+        return self.experts.stats_since(self.experts_before)

@@ -21,6 +21,7 @@ LAYERS = [
         "mixq.evaluate",
         "mixq.generate",
         "mixq.generation_config",
+        "mixq.placement",
         "mixq.sampling",
         "mixq.diagnosis",
     ],
@@ -29,9 +30,10 @@ LAYERS = [
     ["mixq.experts"],
     ["mixq.cost"],
     ["mixq.text"],
+    ["mixq.accelerators"],
     ["mixq.kernels"],
     ["mixq.formats"],
-    ["mixq.errors", "mixq.config", "mixq.memory", "mixq.paths", "mixq.models"],
+    ["mixq.errors", "mixq.config", "mixq.memory", "mixq.huge_pages", "mixq.paths", "mixq.models"],
 ]
 ONLY_THE_CLI_MAY_IMPORT = ("typer", "rich")
 

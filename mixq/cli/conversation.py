@@ -1,8 +1,8 @@
 """One conversation with a model: what has been said, and asking for the next reply.
 
 Contract: `Conversation` keeps only whole turns. A reply that Ctrl-C has stopped is kept as far as it came; a turn that
-gave no text at all, or that could not be run, is forgotten. Text goes to `show` as it comes. This module knows no
-commands and no terminal.
+gave no text at all, or that could not be run, is forgotten. Text goes to `show` as it comes. What the model has to say
+besides goes where warnings go. This module knows no commands.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from mixq.generate import Done, Event, PromptProgress, Token
+from mixq.cli import output
+from mixq.generate import Done, Event, Notice, PromptProgress, Token
 from mixq.text.chat_template import Message
 
 Show = Callable[[str], None]
@@ -105,6 +106,8 @@ def show_events(events: Iterator[Event], show: Show, progress: Callable[[int, in
         elif isinstance(event, PromptProgress):
             if progress is not None:
                 progress(event.done, event.total)
+        elif isinstance(event, Notice):
+            output.warn(event.text)
         else:
             if event.tail:
                 show(event.tail)

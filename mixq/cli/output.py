@@ -90,12 +90,14 @@ def answer_document(done: Done) -> dict[str, Any]:
 
 
 def stats_line(done: Done) -> str:
-    """Return the figures of one answer in one line."""
+    """Return the figures of one answer in one line, and where its experts were computed in another."""
     stats = done.stats
     prompt = f"{stats.prompt_tokens} tokens in ({_speed(stats.prompt_tokens_per_second)})"
     reply = f"{len(done.token_ids)} out ({_speed(stats.decode_tokens_per_second)})"
     first = f"first {stats.time_to_first_token:.2f} s"
-    return f"{prompt} · {reply} · {first} · context {stats.context_used}/{stats.context_size}"
+    line = f"{prompt} · {reply} · {first} · context {stats.context_used}/{stats.context_size}"
+    experts = stats.experts.line() if stats.experts is not None else ""
+    return f"{line}\n{experts}" if experts else line
 
 
 def _speed(tokens_per_second: float) -> str:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mixq.kernels import native, reference
@@ -27,12 +28,14 @@ class Kernels(Protocol):
     Attributes:
         name: for people.
         exact: float32 throughout.
+        device: where the tensors live that they take and give.
         uses_torch_threads: the large products are torch's. Else torch's own threads would only be in the way: they spin
             while they wait, as those of the native kernels do.
     """
 
     name: str
     exact: bool
+    device: torch.device
     uses_torch_threads: bool
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
@@ -52,7 +55,7 @@ class Kernels(Protocol):
         ...
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """x [T, D], ids and weights [T, A] -> [T, D]."""
+        """x [T, D], ids and weights [T, A] -> [T, D]; a negative id is computed elsewhere and adds nothing."""
         ...
 
     def rotary_append(
@@ -80,6 +83,7 @@ class ReferenceKernels:
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
         self.name = "reference"
+        self.device = torch.device("cpu")
         self.uses_torch_threads = True
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:

@@ -281,6 +281,7 @@ class NativeKernels:
         self.isa = _chosen_isa() if isa is None else isa
         self.threads = threads
         self.name = isa_name(self.isa)
+        self.device = torch.device("cpu")
         self.context = found.mixq_open(threads, self.isa)
         if not self.context:
             raise DoesNotFitError(

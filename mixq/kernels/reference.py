@@ -247,13 +247,13 @@ def experts(
     Args:
         x: float32 [T, D].
         experts: E of them.
-        topk_ids: int64 [T, A]; no expert twice in a row.
+        topk_ids: int64 [T, A]; no expert twice in a row. A negative one is computed elsewhere: it adds nothing.
         topk_weights: float32 [T, A].
         linear: how a product is computed.
     """
     T, A = topk_ids.shape
-    answers = x.new_empty(T, A, x.shape[1])  # [T, A, D]
-    for expert in sorted(set(topk_ids.flatten().tolist())):
+    answers = x.new_zeros(T, A, x.shape[1])  # [T, A, D]
+    for expert in sorted({expert for expert in topk_ids.flatten().tolist() if expert >= 0}):
         tokens, slots = torch.where(topk_ids == expert)  # [R], [R] rows that chose it
         w1, w2, w3 = experts[expert]
         answers[tokens, slots] = swiglu(x[tokens], w1, w2, w3, linear)

@@ -7,7 +7,11 @@ leaves the cache as it was. This module knows no tokens and no attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
+
 import torch
+from torch import Tensor
 
 from mixq.config import ModelConfig, format_size
 from mixq.errors import DoesNotFitError, PromptError
@@ -21,6 +25,7 @@ class KVCache:
         config: the model's shape.
         capacity: positions that fit, at most the model's own maximum.
         dtype: torch.bfloat16, torch.float32 (exact mode), or torch.int8: one float32 scale per kv head and position.
+        allocate: gives uint8 memory of an accelerator; None takes the host's.
 
     Raises:
         DoesNotFitError: the system has no memory for it.
@@ -29,19 +34,29 @@ class KVCache:
         length: positions that hold a token.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        dtype: torch.dtype = torch.bfloat16,
+        allocate: Callable[[int], Tensor] | None = None,
+    ) -> None:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, capacity, config.head_dim)
         self.capacity = capacity
         self.length = 0
-        try:  # [layers, 2, KV, capacity, C]; pages are touched as they fill
-            self._data = torch.empty(shape, dtype=dtype)
-            self._scale = torch.empty(shape[:-1], dtype=torch.float32) if dtype == torch.int8 else None
+        needed = capacity * self.bytes_per_position(config, dtype)
+        codes = dtype.itemsize * prod(shape)
+        try:
+            memory = torch.empty(needed, dtype=torch.uint8) if allocate is None else allocate(needed)
         except RuntimeError as error:  # torch's word for a failed allocation
-            needed = capacity * self.bytes_per_position(config, dtype)
             raise DoesNotFitError(
                 f"The KV cache of {capacity} positions needs {format_size(needed)}, which the system refused.",
                 hint="Give a smaller --context, or --kv int8.",
             ) from error
+        self._memory = memory  # given back with this object
+        # [layers, 2, KV, capacity, C]; pages are touched as they fill
+        self._data = memory[:codes].view(dtype).view(shape)
+        self._scale = memory[codes:].view(torch.float32).view(shape[:-1]) if dtype == torch.int8 else None
         scales = self._scale if self._scale is not None else [(None, None)] * config.num_hidden_layers
         self._layers = [KVLayer(*data, *scale) for data, scale in zip(self._data, scales, strict=True)]
 

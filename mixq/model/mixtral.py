@@ -11,36 +11,64 @@ Axes: T tokens of the batch, S sequences, D hidden, E experts, A active experts,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from mixq.accelerators.interface import OutOfMemory
 from mixq.config import ModelConfig
-from mixq.experts.executor import ExpertExecutor
+from mixq.experts.executor import CpuExperts, Experts
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
 from mixq.model.rope import RotaryTable
+
+ExpertsOfLayer = Callable[[int], Experts]
+"""Gives the experts of a layer."""
+
+Routing = Callable[[int, Tensor], Tensor]
+"""What a bench puts in the router's place: from a layer and the router's choice [T, A] to another choice."""
+
+GiveBack = Callable[[OutOfMemory], None]
+"""Frees memory on an accelerator that has run out, or raises what the user is to be told."""
 
 
 class Mixtral:
     """The network of a model folder.
 
     Args:
-        folder: the weights: an open model folder, which stays mapped, or made up in memory.
+        folder: the weights: an open model folder, which stays mapped, or made up in memory; its trunk where the
+            kernels compute.
         kernels: what computes; `mixq.kernels.dispatch.choose` picks them.
         positions: the longest context that will be asked for.
+        experts: computes a layer's experts; None computes them in place.
+        routing: overrides the routers' choice; None leaves it.
+        give_back: what to do when an accelerator has no memory left in the middle of a pass, which is then run again;
+            None raises the error.
     """
 
-    def __init__(self, folder: Weights, kernels: Kernels, *, positions: int) -> None:
+    def __init__(
+        self,
+        folder: Weights,
+        kernels: Kernels,
+        *,
+        positions: int,
+        experts: ExpertsOfLayer | None = None,
+        routing: Routing | None = None,
+        give_back: GiveBack | None = None,
+    ) -> None:
         self.config: ModelConfig = folder.config
         self.kernels = kernels
-        rotary = RotaryTable(self.config, positions)
-        self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D]
-        self.layers = [DecoderLayer(folder, i, rotary, kernels) for i in range(self.config.num_hidden_layers)]
+        rotary = RotaryTable(self.config, positions, kernels.device)
+        experts = experts or (lambda layer: CpuExperts(folder, layer, kernels))
+        self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D], in host memory
+        self.layers = [
+            DecoderLayer(folder, i, rotary, kernels, experts, routing) for i in range(self.config.num_hidden_layers)
+        ]
         self.norm = folder.tensor("model.norm.weight")
-        self.lm_head = self.embed_tokens if self.config.tie_word_embeddings else folder.linear("lm_head")
+        self.lm_head = folder.linear("model.embed_tokens" if self.config.tie_word_embeddings else "lm_head")
+        self._give_back = give_back
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], *, all_logits: bool = False) -> Tensor:
@@ -51,26 +79,44 @@ class Mixtral:
             all_logits: logits of every token, [T, V]; else of each sequence's last token, [S, V].
 
         Returns:
-            float32 logits.
+            float32 logits, in host memory.
         """
+        while True:
+            try:
+                return self._forward(chunks, all_logits=all_logits)
+            except OutOfMemory as error:  # the caches have not been advanced: the pass can be run again
+                if self._give_back is None:
+                    raise
+                self._give_back(error)
+
+    def _forward(self, chunks: Sequence[Chunk], *, all_logits: bool) -> Tensor:
         token_ids = torch.cat([chunk.token_ids for chunk in chunks])
         # Indexing with [...] wakes torch's threads for a single row: 4 to 15 ms on busy cores, where this takes 2 µs.
-        x = self.embed_tokens.index_select(0, token_ids).float()  # [T, D]
+        x = self.embed_tokens.index_select(0, token_ids).float().to(self.kernels.device)  # [T, D]
         for layer in self.layers:
             x = layer(x, chunks)
-        for chunk in chunks:
-            chunk.kv_cache.advance(len(chunk.token_ids))
         if not all_logits:
             last = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
-            x = x.index_select(0, last)  # [S, D]
+            x = x.index_select(0, last.to(x.device))  # [S, D]
         x = self.kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
-        return self.kernels.linear(x, self.lm_head)
+        logits = self.kernels.linear(x, self.lm_head).cpu()
+        for chunk in chunks:
+            chunk.kv_cache.advance(len(chunk.token_ids))
+        return logits
 
 
 class DecoderLayer:
     """One layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, folder: Weights, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
+    def __init__(
+        self,
+        folder: Weights,
+        layer: int,
+        rotary: RotaryTable,
+        kernels: Kernels,
+        experts: ExpertsOfLayer,
+        routing: Routing | None,
+    ) -> None:
         prefix = f"model.layers.{layer}"
         self.kernels = kernels
         self.eps = folder.config.rms_norm_eps
@@ -78,28 +124,36 @@ class DecoderLayer:
         self.post_attention_layernorm = folder.tensor(f"{prefix}.post_attention_layernorm.weight")
         self.attention = Attention(folder, layer, rotary, kernels)
         self.feed_forward: SparseMoeBlock | FeedForward = (
-            SparseMoeBlock(folder, layer, kernels) if folder.config.is_moe else FeedForward(folder, layer, kernels)
+            SparseMoeBlock(folder, layer, kernels, experts(layer), routing)
+            if folder.config.is_moe
+            else FeedForward(folder, layer, kernels)
         )
 
     def __call__(self, x: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         """x: [T, D] -> [T, D]."""
         x = x + self.attention(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
-        return x + self.feed_forward(self.kernels.rms_norm(x, self.post_attention_layernorm, self.eps))
+        return x + self.feed_forward(self.kernels.rms_norm(x, self.post_attention_layernorm, self.eps), x)
 
 
 class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their answers."""
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
+    def __init__(
+        self, folder: Weights, layer: int, kernels: Kernels, experts: Experts, routing: Routing | None
+    ) -> None:
+        self.layer = layer
         self.kernels = kernels
+        self.routing = routing
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
-        self.experts = ExpertExecutor(folder, layer, kernels)
+        self.experts = experts
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, D] -> [T, D]."""
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, D] -> [T, D]; residual [T, D] is what x was normed from."""
         topk_weights, topk_ids = self.route(x)
-        return self.experts(x, topk_ids, topk_weights)
+        if self.routing is not None:
+            topk_ids = self.routing(self.layer, topk_ids)
+        return self.experts(x, topk_ids, topk_weights, residual)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and ids [T, A] of the experts for x [T, D]: softmax over all, top A, made to sum to one."""
@@ -114,7 +168,8 @@ class FeedForward:
     def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}.mlp"
         self.kernels = kernels
-        self.only, self.whole = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
+        self.only = torch.zeros(1, 1, dtype=torch.int64, device=kernels.device)
+        self.whole = torch.ones(1, 1, device=kernels.device)
         self.block = [
             (
                 folder.linear(f"{prefix}.gate_proj"),
@@ -123,6 +178,6 @@ class FeedForward:
             )
         ]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
         return self.kernels.experts(x, self.block, self.only.expand(len(x), 1), self.whole.expand(len(x), 1))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mixq
-from mixq.bench.huge_pages import allocate
+from mixq.huge_pages import allocate
 from mixq.bench.measure import Bench
 from mixq.bench.synthetic import synthetic_model
 from mixq.bench.workload import Workload

@@ -203,3 +203,19 @@ def test_extreme_activations_of_silu(kernels: NativeKernels) -> None:
         out = kernels.experts(x, experts, ids, weights)
         assert bool(out.isfinite().all())
         assert relative(out, expected(x, experts, ids, weights, kernels)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 5, 33, 150])
+def test_experts_computed_in_two_places_sum_to_the_same_bits(kernels: NativeKernels, kind: str, T: int) -> None:
+    """A negative id is computed elsewhere: what an expert cache computes here and there adds up to the whole."""
+    E, A, D, F = 5, 2, 128, 192
+    experts = random_experts(kind, E, D, F, seed=T)
+    ids, weights = random_routing(T, E, A, seed=T)
+    x = torch.randn(T, D, generator=generator(T))
+    for here in ([0], [1, 3], [0, 1, 2, 3, 4], []):
+        is_here = torch.isin(ids, torch.tensor(here, dtype=torch.int64))
+        parts = [kernels.experts(x, experts, ids.where(mask, -1), weights) for mask in (is_here, ~is_here)]
+        assert torch.equal(parts[0] + parts[1], kernels.experts(x, experts, ids, weights)), here
+        distance = relative(parts[0], expected(x, experts, ids.where(is_here, -1), weights, kernels))
+        assert distance <= limit(T, kernels)

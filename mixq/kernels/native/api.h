@@ -44,7 +44,8 @@ MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
 
 // out[t] = sum over a of weights[t, a] * expert[ids[t, a]](x[t]), with expert(x) = w2 (silu(w1 x) * w3 x).
-// w: for each expert gate (w1), down (w2) and up (w3). No expert stands twice in a row of ids.
+// w: for each expert gate (w1), down (w2) and up (w3). No expert stands twice in a row of ids; a negative id adds nothing:
+// it is computed elsewhere.
 MIXQ_EXPORT int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
                              const int64_t* ids, const float* weights, float* out);
 

@@ -31,7 +31,8 @@ struct Chosen {
 
 std::vector<Chosen> group_by_expert(const int64_t* ids, int64_t E, int64_t P) {
     std::vector<Chosen> groups(static_cast<size_t>(E));
-    for (int64_t p = 0; p < P; ++p) groups[static_cast<size_t>(ids[p])].pairs.push_back(p);
+    for (int64_t p = 0; p < P; ++p)
+        if (ids[p] >= 0) groups[static_cast<size_t>(ids[p])].pairs.push_back(p);
     for (int64_t e = 0; e < E; ++e) groups[static_cast<size_t>(e)].expert = e;
     groups.erase(std::remove_if(groups.begin(), groups.end(), [](const Chosen& g) { return g.pairs.empty(); }), groups.end());
     return groups;
@@ -153,11 +154,13 @@ void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t
     });
 }
 
-void sum_of_answers(MixqContext& c, const float* answers, const float* weights, int64_t T, int64_t A, int64_t D, float* out) {
+void sum_of_answers(MixqContext& c, const float* answers, const int64_t* ids, const float* weights, int64_t T, int64_t A, int64_t D,
+                    float* out) {
     c.pool.run(T, 16, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             std::fill(out + t * D, out + (t + 1) * D, 0.0f);
             for (int64_t a = 0; a < A; ++a) {
+                if (ids[t * A + a] < 0) continue;  // computed elsewhere
                 const float share = weights[t * A + a];
                 const float* answer = answers + (t * A + a) * D;
                 for (int64_t d = 0; d < D; ++d) out[t * D + d] += share * answer[d];
@@ -186,7 +189,7 @@ void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int6
         few.push_back(std::move(g));
     }
     flush();
-    sum_of_answers(c, answers, weights, T, A, D, out);
+    sum_of_answers(c, answers, ids, weights, T, A, D, out);
 }
 
 }  // namespace

@@ -1,0 +1,1 @@
+"""Accelerators: a GPU, or one that the host simulates."""

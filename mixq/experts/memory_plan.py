@@ -1,0 +1,105 @@
+"""How an accelerator's memory is shared out: KV cache first, then the trunk, and the rest is slots for experts.
+
+Contract: arithmetic alone; sizes in bytes. The trunk is what every token uses: attention, router, norms, head, and the
+feed-forward blocks of a dense model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixq.config import ModelConfig, format_size
+from mixq.errors import DoesNotFitError
+from mixq.experts import quota
+
+STAGING_SLOTS = 2
+"""Slots outside the cache, for experts on their way through: one is computed while the other is copied to."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the promised memory is used for.
+
+    Attributes:
+        promised: all of it.
+        kv_cache, trunk, workspace, staging: bytes of each.
+        slot_bytes: of one slot.
+        quotas: slots of each layer.
+    """
+
+    promised: int
+    kv_cache: int
+    trunk: int
+    workspace: int
+    staging: int
+    slot_bytes: int
+    quotas: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        return sum(self.quotas)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are spoken for."""
+        return self.kv_cache + self.trunk + self.workspace + self.staging + self.slots * self.slot_bytes
+
+
+def plan_memory(
+    config: ModelConfig,
+    promised: int,
+    *,
+    kv_cache: int,
+    trunk: int,
+    workspace: int,
+    slot_bytes: int,
+    curves: Sequence[Sequence[float]] | None = None,
+) -> MemoryPlan:
+    """Return how `promised` bytes are used.
+
+    Args:
+        slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
+        curves: hits by layer and number of slots (`mixq.experts.quota.hit_curve`); None shares the slots evenly.
+
+    Raises:
+        DoesNotFitError: not even the trunk fits; the message has the smallest setting that would do.
+    """
+    staging = STAGING_SLOTS * slot_bytes
+    fixed = kv_cache + trunk + workspace + staging
+    if fixed > promised:
+        raise DoesNotFitError(
+            f"The GPU's share needs {format_size(fixed)}: {format_size(kv_cache)} of KV cache, {format_size(trunk)} of "
+            f"weights that every token uses, {format_size(workspace + staging)} to work in. It was promised "
+            f"{format_size(promised)}.",
+            hint=f"Give --vram {_rounded_up(fixed)}, a smaller --context, or --kv int8; or --device cpu.",
+        )
+    slots = (
+        min((promised - fixed) // slot_bytes, config.num_hidden_layers * config.num_local_experts) if slot_bytes else 0
+    )
+    if curves is None:
+        quotas = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
+    else:
+        quotas = quota.fit(curves, slots)
+    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(quotas))
+
+
+def workspace_bytes(config: ModelConfig, rows: int) -> int:
+    """Return what a pass of `rows` tokens takes for activations, at most, and prefill for one matrix in bfloat16.
+
+    Float32 for each row: the hidden state and its norm, queries, keys, values and the attended rows, the feed-forward's
+    gate, up and product for the experts of a token, and answers twice; logits of one row.
+    """
+    D, F = config.hidden_size, config.intermediate_size
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    active = config.num_experts_per_tok if config.is_moe else 1
+    row = 4 * (4 * D + heads + active * (3 * F + 2 * D))
+    matrix = 2 * max(D * F, D * heads)
+    return rows * row + matrix + 4 * config.vocab_size
+
+
+def _rounded_up(nbytes: int) -> str:
+    """Return a size as a user writes it, never smaller than asked."""
+    unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
+    tenths = -(-nbytes * 10 // unit)
+    return f"{tenths // 10}.{tenths % 10}{name}" if tenths % 10 else f"{tenths // 10}{name}"

@@ -1,0 +1,188 @@
+"""Which expert leaves a layer's slots when another is to come in.
+
+Contract: one object for each layer, told of every use, load and eviction; `victim` chooses among experts that may go.
+Experts are numbers; where they lie and whether a copy pays is not known here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+
+class Policy(Protocol):
+    """What the cache asks of a layer's policy."""
+
+    def used(self, expert: int) -> None:
+        """A pass asked for it, whether it was there or not."""
+        ...
+
+    def loaded(self, expert: int) -> None:
+        """It was given a slot."""
+        ...
+
+    def evicted(self, expert: int) -> None:
+        """It lost its slot."""
+        ...
+
+    def admits(self, expert: int) -> bool:
+        """Return whether it may have a slot at all."""
+        ...
+
+    def victim(self, candidates: Collection[int]) -> int:
+        """Return which of these (at least one) goes."""
+        ...
+
+
+class Lru:
+    """The one whose last use lies furthest back."""
+
+    def __init__(self) -> None:
+        self._clock = 0
+        self._last: dict[int, int] = {}
+
+    def used(self, expert: int) -> None:
+        self._clock += 1
+        self._last[expert] = self._clock
+
+    def loaded(self, expert: int) -> None:
+        """What is loaded ahead of its first use counts as used now, else it would be the first to go."""
+        self.used(expert)
+
+    def evicted(self, expert: int) -> None:
+        pass
+
+    def admits(self, expert: int) -> bool:
+        return True
+
+    def victim(self, candidates: Collection[int]) -> int:
+        return min(candidates, key=lambda expert: self._last.get(expert, 0))
+
+
+class Lfu(Lru):
+    """The one that was used least often; of equals, the least recent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count: dict[int, int] = {}
+
+    def used(self, expert: int) -> None:
+        super().used(expert)
+        self._count[expert] = self._count.get(expert, 0) + 1
+
+    def loaded(self, expert: int) -> None:
+        super().used(expert)
+
+    def victim(self, candidates: Collection[int]) -> int:
+        return min(candidates, key=lambda expert: (self._count.get(expert, 0), self._last.get(expert, 0)))
+
+
+class Static:
+    """Nobody goes: the most popular experts stay, and others are not let in.
+
+    Args:
+        keep: how many; the cache changes it with the quota.
+        popular: experts, most popular first.
+    """
+
+    def __init__(self, popular: Sequence[int], keep: int) -> None:
+        self._rank = {expert: rank for rank, expert in enumerate(popular)}
+        self.keep = keep
+
+    def used(self, expert: int) -> None:
+        pass
+
+    def loaded(self, expert: int) -> None:
+        pass
+
+    def evicted(self, expert: int) -> None:
+        pass
+
+    def admits(self, expert: int) -> bool:
+        return self._rank.get(expert, len(self._rank)) < self.keep
+
+    def victim(self, candidates: Collection[int]) -> int:
+        return max(candidates, key=lambda expert: self._rank.get(expert, len(self._rank)))
+
+
+class Random:
+    """Any of them, drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+
+    def used(self, expert: int) -> None:
+        pass
+
+    def loaded(self, expert: int) -> None:
+        pass
+
+    def evicted(self, expert: int) -> None:
+        pass
+
+    def admits(self, expert: int) -> bool:
+        return True
+
+    def victim(self, candidates: Collection[int]) -> int:
+        return self._draw.choice(sorted(candidates))
+
+
+class Belady:
+    """The one whose next use lies furthest ahead: the best there can be (Belady, 1966). For replays.
+
+    Args:
+        future: the layer's experts pass by pass, which is what a recorded trace has.
+    """
+
+    def __init__(self, future: Sequence[Sequence[int]]) -> None:
+        self._uses: dict[int, list[int]] = {}
+        for moment, experts in enumerate(future):
+            for expert in experts:
+                self._uses.setdefault(expert, []).append(moment)
+        for moments in self._uses.values():
+            moments.reverse()
+
+    def used(self, expert: int) -> None:
+        moments = self._uses.get(expert)
+        if moments:
+            moments.pop()
+
+    def loaded(self, expert: int) -> None:
+        pass
+
+    def evicted(self, expert: int) -> None:
+        pass
+
+    def admits(self, expert: int) -> bool:
+        return True
+
+    def victim(self, candidates: Collection[int]) -> int:
+        return max(candidates, key=self._next)
+
+    def _next(self, expert: int) -> float:
+        moments = self._uses.get(expert)
+        return moments[-1] if moments else float("inf")
+
+
+PolicyOfLayer = Callable[[int, int], Policy]
+"""Makes the policy of a layer with so many slots."""
+
+
+def policies(
+    name: str, experts: int, *, seed: int = 0, popular: Sequence[Sequence[int]] | None = None
+) -> PolicyOfLayer:
+    """Return what makes each layer's policy: lru, lfu, static or random.
+
+    Args:
+        experts: of a layer.
+        seed: of `random`.
+        popular: by layer, experts most popular first, for `static`; None takes them by number.
+    """
+    makers: dict[str, PolicyOfLayer] = {
+        "lru": lambda layer, quota: Lru(),
+        "lfu": lambda layer, quota: Lfu(),
+        "static": lambda layer, quota: Static(range(experts) if popular is None else popular[layer], quota),
+        "random": lambda layer, quota: Random(seed * 1_000_003 + layer),
+    }
+    return makers[name]

@@ -1,0 +1,131 @@
+"""What the experts of a run cost: hits, copies, and how busy CPU, GPU and copies were.
+
+Contract: `ExpertCounters` counts while a model runs; `since` gives what happened between two moments, as plain data for
+events and `--json`. Seconds are wall time. This module decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+Interval = tuple[float, float]
+
+
+@dataclass(slots=True)
+class ExpertCounters:
+    """Totals since the model was loaded.
+
+    Attributes:
+        requests, hits: experts asked for in decode, and those that were in a slot.
+        waits, fetches, on_cpu: the others: already on their way, copied because of it, or computed in place.
+        prefill_resident, prefill_streamed, prefill_on_cpu: the same for prompts, whose experts serve many tokens.
+        uploaded_bytes: copied to the accelerator, background included.
+        hit_bytes, cpu_bytes, fetched_bytes: weights that decode used of each place.
+        cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
+        wait_seconds: how long the CPU only waited for a copy.
+        overlap_seconds: when at least two of the three were busy.
+    """
+
+    requests: int = 0
+    hits: int = 0
+    waits: int = 0
+    fetches: int = 0
+    on_cpu: int = 0
+    prefill_resident: int = 0
+    prefill_streamed: int = 0
+    prefill_on_cpu: int = 0
+    uploaded_bytes: int = 0
+    hit_bytes: int = 0
+    cpu_bytes: int = 0
+    fetched_bytes: int = 0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    overlap_seconds: float = 0.0
+
+    def copy(self) -> ExpertCounters:
+        return replace(self)
+
+    def since(self, earlier: ExpertCounters) -> ExpertCounters:
+        """Return what was added after `earlier`."""
+        return ExpertCounters(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of decode's experts that were in a slot; None where none was asked for."""
+        return self.hits / self.requests if self.requests else None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStats:
+    """One answer's part of the counters.
+
+    Attributes:
+        recall: share of the experts used that the routers named, by how many layers ahead.
+        limit_seconds: the shortest time in which memories and link could have served decode's experts: the longest of
+            hit bytes over the GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None where the
+            bandwidths are not known.
+    """
+
+    counters: ExpertCounters
+    recall: Mapping[int, float] = field(default_factory=dict)
+    limit_seconds: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        counts = {f.name: getattr(self.counters, f.name) for f in fields(self.counters)}
+        return {
+            **counts,
+            "hit_rate": self.counters.hit_rate,
+            "recall": {str(ahead): value for ahead, value in self.recall.items()},
+            "limit_seconds": self.limit_seconds,
+        }
+
+    def line(self) -> str:
+        """Return the one line that a chat shows; empty where decode used no expert."""
+        counters = self.counters
+        if counters.hit_rate is None:
+            return ""
+        parts = [f"experts {counters.hit_rate:.0%} in GPU memory"]
+        if counters.on_cpu:
+            parts.append(f"{counters.on_cpu / counters.requests:.0%} on the CPU")
+        if counters.fetches + counters.waits:
+            parts.append(f"{(counters.fetches + counters.waits) / counters.requests:.0%} waited for")
+        if 1 in self.recall:
+            parts.append(f"{self.recall[1]:.0%} foreseen")
+        parts.append(f"{counters.uploaded_bytes / 1e9:.2f} GB up")
+        return " · ".join(parts)
+
+
+class BusyTimes:
+    """When the CPU and the GPU computed experts of late; with the uploader's times it gives what overlapped."""
+
+    def __init__(self) -> None:
+        self.cpu: deque[Interval] = deque(maxlen=4096)
+        self.gpu: deque[Interval] = deque(maxlen=4096)
+
+    def overlap(self, copies: Iterable[Interval], since: float) -> float:
+        """Return the seconds after `since` in which at least two of CPU, GPU and copies were busy."""
+        return overlapping([self.cpu, self.gpu, copies], since)
+
+
+def overlapping(groups: Iterable[Iterable[Interval]], since: float = 0.0) -> float:
+    """Return the seconds after `since` in which at least two of the groups were busy."""
+    edges: list[tuple[float, int, int]] = []
+    for group, intervals in enumerate(groups):
+        for begin, end in intervals:
+            if end > max(begin, since):
+                edges += [(max(begin, since), 1, group), (end, -1, group)]
+    edges.sort(key=lambda edge: edge[0])
+    depth: dict[int, int] = {}
+    total, last = 0.0, 0.0
+    for moment, step, group in edges:
+        if sum(count > 0 for count in depth.values()) >= 2:
+            total += moment - last
+        depth[group] = depth.get(group, 0) + step
+        last = moment
+    return total

@@ -1,0 +1,168 @@
+"""The experts of a model where they lie in host memory, and the layout of one in a cache slot.
+
+Contract: a slot holds an expert's tensors as they are on disk, nothing repacked: `pieces` says which host bytes go to
+which place of a slot, `view` gives the expert as it stands in a slot's memory. Tensors that lie side by side in the
+file, and go side by side into the slot, are one piece: a shard of mixq's own has three for each expert. Who copies, and
+when, is not known here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixq.formats.packed import PackedLinear
+from mixq.formats.weights import Weights
+from mixq.kernels.reference import Expert, Weight
+
+ALIGNMENT = 64
+"""Of each tensor in a slot, as in a shard: what the widest vector loads like."""
+
+MATRICES = ("w1", "w2", "w3")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Host bytes of an expert, and where in a slot they go."""
+
+    offset: int
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor of a slot: of which matrix, under which suffix, from which byte on."""
+
+    matrix: int
+    suffix: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        count = self.dtype.itemsize
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class ExpertStore:
+    """Every expert of a model.
+
+    Attributes:
+        layers, experts: how many layers, and experts in each.
+        slot_bytes: what one of them takes in a slot, the largest where they differ.
+        reason: why its experts cannot be cached in slots, None where they can.
+    """
+
+    def __init__(self, folder: Weights) -> None:
+        config = folder.config
+        self.layers, self.experts = config.num_hidden_layers, config.num_local_experts
+        self._experts = [
+            [_expert(folder, layer, expert) for expert in range(self.experts)] for layer in range(self.layers)
+        ]
+        self._places = [_layout(layer[0]) for layer in self._experts]
+        self.reason = self._why_not()
+        self.slot_bytes = max(_end(places) for places in self._places)
+
+    def layer(self, layer: int) -> list[Expert]:
+        """Return the experts of a layer, in host memory."""
+        return self._experts[layer]
+
+    def expert_bytes(self, layer: int) -> int:
+        """Return what a slot of this layer holds."""
+        return _end(self._places[layer])
+
+    def pieces(self, layer: int, expert: int) -> Iterator[Piece]:
+        """Yield an expert's bytes in the order of a slot, neighbours joined."""
+        weights = self._experts[layer][expert]
+        joined: tuple[int, int, int] | None = None  # offset, address, bytes
+        for place in self._places[layer]:
+            tensor = _tensors(weights[place.matrix])[place.suffix]
+            address, nbytes = tensor.data_ptr(), place.nbytes
+            if joined is not None and joined[0] + joined[2] == place.offset and joined[1] + joined[2] == address:
+                joined = (joined[0], joined[1], joined[2] + nbytes)
+                continue
+            if joined is not None:
+                yield Piece(joined[0], _bytes_at(joined[1], joined[2]))
+            joined = (place.offset, address, nbytes)
+        assert joined is not None
+        yield Piece(joined[0], _bytes_at(joined[1], joined[2]))
+
+    def view(self, layer: int, memory: Tensor) -> Expert:
+        """Return an expert of this layer as it stands in a slot.
+
+        Args:
+            memory: uint8 [slot_bytes], of any device.
+        """
+        tensors: list[dict[str, Tensor]] = [{} for _ in MATRICES]
+        for place in self._places[layer]:
+            data = memory[place.offset : place.offset + place.nbytes]
+            tensors[place.matrix][place.suffix] = data.view(place.dtype).view(place.shape)
+        w1, w2, w3 = (
+            _rebuilt(weight, found, memory.device)
+            for weight, found in zip(self._experts[layer][0], tensors, strict=True)
+        )
+        return w1, w2, w3
+
+    def _why_not(self) -> str | None:
+        for places, experts in zip(self._places, self._experts, strict=True):
+            for expert in experts:
+                if any(isinstance(weight, PackedLinear) and weight.scheme.name == "nf4" for weight in expert):
+                    return "nf4 experts have no cache slots"
+                if _layout(expert) != places:
+                    return "the experts of a layer are in different formats"
+                if not all(t.is_contiguous() for weight in expert for t in _tensors(weight).values()):
+                    return "the experts' tensors are not contiguous"
+        return None
+
+
+def _expert(folder: Weights, layer: int, expert: int) -> Expert:
+    prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
+    w1, w2, w3 = (folder.linear(f"{prefix}.{matrix}") for matrix in MATRICES)
+    return w1, w2, w3
+
+
+def _tensors(weight: Weight) -> dict[str, Tensor]:
+    """Return what a kernel reads of a weight; `weight_shape` is a note to readers of the file."""
+    if isinstance(weight, Tensor):
+        return {"weight": weight}
+    return {suffix: tensor for suffix, tensor in weight.tensors.items() if suffix != "weight_shape"}
+
+
+def _layout(expert: Expert) -> list[_Place]:
+    """Return the places of an expert's tensors: suffix by suffix, as they stand in a shard."""
+    suffixes = list(dict.fromkeys(suffix for weight in expert for suffix in _tensors(weight)))
+    places: list[_Place] = []
+    for suffix in suffixes:
+        for matrix, weight in enumerate(expert):
+            tensor = _tensors(weight).get(suffix)
+            if tensor is not None:
+                places.append(_Place(matrix, suffix, _end(places), tuple(tensor.shape), tensor.dtype))
+    return places
+
+
+def _end(places: list[_Place]) -> int:
+    if not places:
+        return 0
+    end = places[-1].offset + places[-1].nbytes
+    return -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def _rebuilt(weight: Weight, tensors: dict[str, Tensor], device: torch.device) -> Weight:
+    if isinstance(weight, Tensor):
+        return tensors["weight"]
+    if "weight_shape" in weight.tensors:
+        tensors["weight_shape"] = weight.tensors["weight_shape"]
+    table = None if weight.table is None else weight.table.to(device)
+    return PackedLinear(weight.scheme, weight.shape, tensors, table)
+
+
+def _bytes_at(address: int, nbytes: int) -> Tensor:
+    """Return memory as a tensor; whoever holds the store keeps it alive."""
+    return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)

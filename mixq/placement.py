@@ -1,0 +1,216 @@
+"""Where a model runs: on the CPU alone, or with its trunk on an accelerator and its experts shared between the two.
+
+Contract: `place` follows the runtime options, reserves the accelerator's memory in the order KV cache, trunk, slots,
+and measures the machine for the scheduler. Without an accelerator it chooses kernels and nothing else.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.accelerators.interface import Accelerator, OutOfMemory
+from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.accelerators.trunk import Trunk, trunk_bytes
+from mixq.config import RuntimeOptions, format_size
+from mixq.cost import ModelCost
+from mixq.errors import DoesNotFitError, UsageError
+from mixq.experts.executor import CpuExperts, Experts, LayerExperts
+from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
+from mixq.experts.offload import ExpertOffload
+from mixq.experts.store import ExpertStore
+from mixq.formats.weights import Weights
+from mixq.kernels.dispatch import Kernels, choose
+from mixq.memory import available_memory
+
+SIMULATED_SHARE = 0.5
+"""Of the free memory, what a simulated accelerator has where --vram does not say."""
+
+
+@dataclass(slots=True)
+class Placement:
+    """What computes a model, and where its weights are.
+
+    Attributes:
+        folder: the weights in host memory.
+        weights: what the network is built from.
+        kernels: of the network.
+        host_kernels: of what is computed on the CPU.
+        accelerator, plan: None on the CPU alone.
+        offload: None where there are no experts to cache.
+        notes: one line for each thing that is not as it was asked for.
+    """
+
+    folder: Weights
+    weights: Weights
+    kernels: Kernels
+    host_kernels: Kernels
+    accelerator: Accelerator | None = None
+    plan: MemoryPlan | None = None
+    offload: ExpertOffload | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """cpu, sim or cuda."""
+        return "cpu" if self.accelerator is None else self.accelerator.name
+
+    def experts(self, layer: int) -> Experts:
+        """Return what computes the experts of a layer."""
+        if self.offload is None:
+            return CpuExperts(self.folder, layer, self.host_kernels)
+        config = self.weights.config
+        ahead = range(layer + 1, min(layer + 1 + self.offload.lookahead, config.num_hidden_layers))
+        prefixes = [f"model.layers.{i}" for i in ahead]
+        routers = [
+            (
+                self.weights.tensor(f"{prefix}.post_attention_layernorm.weight"),
+                self.weights.tensor(f"{prefix}.block_sparse_moe.gate.weight"),
+            )
+            for prefix in prefixes
+        ]
+        return LayerExperts(self.offload, layer, routers, config.rms_norm_eps)
+
+    def give_back(self, error: OutOfMemory) -> None:
+        """Free expert slots; see `mixq.model.mixtral.GiveBack`."""
+        if self.offload is None or not self.offload.make_room(error):
+            raise DoesNotFitError(
+                f"The GPU has no memory left: {format_size(error.asked)} are needed.",
+                hint="Close other programs, or give a smaller --context or --device cpu.",
+            ) from error
+
+    def allocate_rows(self, nbytes: int) -> Tensor:
+        """Return memory for a KV cache where the network computes; it is given back when nobody refers to it.
+
+        Raises:
+            DoesNotFitError: no memory is left, not even by giving up expert slots.
+        """
+        if self.accelerator is None:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        while True:
+            try:
+                memory = self.accelerator.allocate(nbytes)
+                break
+            except OutOfMemory as error:
+                self.give_back(error)
+        view = memory[:]
+        weakref.finalize(view, self.accelerator.release, memory)
+        return view
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the accelerator's memory is used for, as plain data; empty on the CPU alone."""
+        if self.accelerator is None or self.plan is None:
+            return {}
+        memory = self.accelerator.memory
+        return {
+            "vram_promised_bytes": memory.promised,
+            "vram_taken_bytes": memory.taken,
+            "vram_peak_bytes": memory.peak,
+            "expert_slots": self.offload.slots if self.offload is not None else 0,
+            "miss": self.offload.scheduler.miss if self.offload is not None else None,
+        }
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        if self.offload is not None:
+            self.offload.close()
+        if self.accelerator is not None:
+            self.accelerator.close()
+
+
+def place(
+    folder: Weights,
+    options: RuntimeOptions,
+    *,
+    threads: int,
+    kv_cache: int,
+    rows: int,
+    say: Callable[[str], None],
+) -> Placement:
+    """Return where a model runs.
+
+    Args:
+        folder: its weights.
+        threads: of the CPU's kernels.
+        kv_cache: bytes that the context takes.
+        rows: tokens of the largest pass.
+        say: takes a line that the user should see while the model runs.
+
+    Raises:
+        UsageError: a device that this machine does not have.
+        DoesNotFitError: the trunk does not fit into the memory promised.
+    """
+    device = options.device
+    if device == "cuda":
+        raise UsageError("device 'cuda' is not available here.", hint="Use --device cpu.")
+    if device in ("auto", "cpu"):
+        kernels = choose(threads=threads, exact=options.exact)
+        return Placement(folder, folder, kernels, kernels, notes=_unused(options))
+    accelerator = SimulatedAccelerator(
+        options.vram or int((available_memory() or 4 << 30) * SIMULATED_SHARE),
+        threads=threads,
+        bandwidth=options.sim_bandwidth,
+        latency=options.sim_latency,
+        exact=options.exact,
+    )
+    return on_accelerator(folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say)
+
+
+def on_accelerator(
+    folder: Weights,
+    options: RuntimeOptions,
+    accelerator: Accelerator,
+    *,
+    threads: int,
+    kv_cache: int,
+    rows: int,
+    say: Callable[[str], None],
+) -> Placement:
+    """Return a model with its trunk on an accelerator; see `place`."""
+    config = folder.config
+    notes: list[str] = []
+    store = ExpertStore(folder) if config.is_moe else None
+    if store is not None and store.reason is not None:
+        notes.append(f"{store.reason}: they are computed on the CPU.")
+        store = None
+    workspace = workspace_bytes(config, rows)
+    plan = plan_memory(
+        config,
+        accelerator.memory.promised,
+        kv_cache=kv_cache,
+        trunk=trunk_bytes(folder),
+        workspace=workspace,
+        slot_bytes=0 if store is None else store.slot_bytes,
+    )
+    accelerator.reserve(workspace)
+    weights = Trunk(folder, accelerator)
+    host_kernels = choose(threads=threads, exact=options.exact)
+    placement = Placement(folder, weights, accelerator.kernels, host_kernels, accelerator, plan, notes=notes)
+    if store is not None:
+        placement.offload = ExpertOffload(
+            store,
+            accelerator,
+            host_kernels,
+            plan,
+            ModelCost.of(config, expert_bytes=store.slot_bytes),
+            miss=options.miss,
+            policy=options.cache_policy,
+            seed=options.seed or 0,
+            say=say,
+        )
+    return placement
+
+
+def _unused(options: RuntimeOptions) -> list[str]:
+    """Say which options have no effect on the CPU alone."""
+    default = RuntimeOptions()
+    return [
+        f"{name.replace('_', '-')} has no effect: the model runs on the CPU."
+        for name in ("vram", "miss", "cache_policy")
+        if getattr(options, name) != getattr(default, name)
+    ]

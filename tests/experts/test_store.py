@@ -1,0 +1,66 @@
+"""Experts as they lie in host memory, and as they stand in a slot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixq.experts.store import ExpertStore
+from mixq.formats.folder import ModelFolder
+from mixq.kernels.reference import Weight
+from mixq.quantize import quantize
+from tests.checkpoints import write_tiny_mixtral
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "tiny"
+    write_tiny_mixtral(path, ffn=256, layers=2)
+    return path
+
+
+def store_of(source: Path, target: Path, format: str) -> ExpertStore:
+    if format == "bf16":
+        return ExpertStore(ModelFolder.open(source))
+    quantize(source, target, format=format)
+    return ExpertStore(ModelFolder.open(target))
+
+
+def dense(weight: Weight) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def fill(store: ExpertStore, layer: int, expert: int) -> Tensor:
+    memory = torch.full((store.slot_bytes,), 0xFF, dtype=torch.uint8)
+    for piece in store.pieces(layer, expert):
+        memory[piece.offset : piece.offset + len(piece.source)] = piece.source
+    return memory
+
+
+@pytest.mark.parametrize("format", ["bf16", "nl4", "w4", "w8"])
+def test_a_slot_holds_the_expert_byte_for_byte(source: Path, tmp_path: Path, format: str) -> None:
+    store = store_of(source, tmp_path / "out", format)
+    assert store.reason is None
+    for layer, expert in ((0, 0), (1, 3)):
+        memory = fill(store, layer, expert)
+        inside = store.view(layer, memory)
+        for copy, original in zip(inside, store.layer(layer)[expert], strict=True):
+            assert torch.equal(dense(copy), dense(original))
+        first = inside[0] if isinstance(inside[0], Tensor) else next(iter(inside[0].tensors.values()))
+        start = memory.data_ptr()
+        assert start <= first.data_ptr() < start + len(memory), "a view of the slot, not a copy"
+
+
+def test_an_upload_from_a_shard_of_our_own_is_three_copies(source: Path, tmp_path: Path) -> None:
+    """Codes, scales and row scales of the three matrices lie side by side (DESIGN section 3)."""
+    store = store_of(source, tmp_path / "out", "nl4")
+    assert [len(list(store.pieces(layer, expert))) for layer in range(2) for expert in range(4)] == [3] * 8
+    total = sum(len(piece.source) for piece in store.pieces(1, 2))
+    assert total == store.expert_bytes(1) == store.slot_bytes
+
+
+def test_nf4_experts_have_no_slots(source: Path, tmp_path: Path) -> None:
+    assert "nf4" in str(store_of(source, tmp_path / "out", "nf4").reason)
