@@ -130,7 +130,7 @@ class LayerExperts:
                 with off.holding(layer, [slot]) as held:
                     held.hand_over(answer.launch({expert: slot}))
             staged.compute(answer)
-        self._prefetch(predicted)
+            self._prefetch(predicted)
         off.count_decode(layer, plan)
         return answer.total()
 
@@ -279,7 +279,11 @@ class Answer:
         """Return [C, T, D], the sum of each group of choices."""
         if len(self._choices) == 1:
             return kernels.experts(x, views, ids, weights)[None]
-        return torch.stack([kernels.experts(x, views, ids[:, c], weights[:, c]) for c in self._choices])
+        # The kernels see every row of an expert each time: how they multiply depends on how many there are.
+        alone = [torch.zeros_like(weights) for _ in self._choices]
+        for choice, kept in zip(self._choices, alone, strict=True):
+            kept[:, choice] = weights[:, choice]
+        return torch.stack([kernels.experts(x, views, ids, kept) for kept in alone])
 
 
 class StagedExperts:

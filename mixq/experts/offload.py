@@ -87,6 +87,7 @@ class ExpertOffload:
         self._staging_memory = staging
         hardware = measure(store, accelerator, host_kernels, self.uploader, staging[0], cost.expert_flops)
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
+        self.uploader.expect(hardware.copy_bandwidth)
         self._slots: list[dict[int, Tensor]] = [
             {slot: accelerator.allocate(plan.slot_bytes) for slot in range(count)} for count in plan.quotas
         ]
@@ -150,7 +151,8 @@ class ExpertOffload:
             self.uploader.drain()
         for upload in self.uploader.finished():
             upload.done()  # raises what went wrong
-            self.scheduler.observe_copy(upload.nbytes, upload.nbytes / self.uploader.rate)
+            if self.uploader.measured:
+                self.scheduler.observe_copy(upload.nbytes, upload.nbytes / self.uploader.rate)
             assert upload.slot is not None
             self.cache.finish_load(upload.key[0], upload.slot)
         while self._in_use and self._in_use[0][0].done():
@@ -182,6 +184,15 @@ class ExpertOffload:
         begun = time.perf_counter()
         upload.wait()
         self.counters.wait_seconds += time.perf_counter() - begun
+
+    def cancel_unbegun(self) -> None:
+        """Free the slots that the cache gave for loading and that nobody began to fill."""
+        for layer in range(self.store.layers):
+            for expert in range(self.store.experts):
+                place = self.cache.state(layer, expert)
+                loading = place is not None and place[1] is SlotState.LOADING
+                if place is not None and loading and self.uploader.under_way(layer, expert) is None:
+                    self.cache.cancel_load(layer, place[0])
 
     def holding(self, layer: int, slots: Iterable[int]) -> Held:
         """Return a guard of slots that are about to be in use: what goes wrong before they are releases them."""
@@ -335,7 +346,10 @@ class ExpertOffload:
 
 
 class Held:
-    """Slots that have been acquired and whose reader has not been launched yet."""
+    """Slots that have been acquired and whose reader has not been launched yet.
+
+    When a pass is broken off they are released, and slots that were to be loaded but are not are free again.
+    """
 
     def __init__(self, offload: ExpertOffload, layer: int, slots: list[int]) -> None:
         self._offload, self._layer, self._slots = offload, layer, slots
@@ -349,6 +363,8 @@ class Held:
         self._slots = []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None:
-            for slot in self._slots:
-                self._offload.cache.release(self._layer, slot)
+        if error is None:
+            return
+        for slot in self._slots:
+            self._offload.cache.release(self._layer, slot)
+        self._offload.cancel_unbegun()

@@ -89,10 +89,10 @@ class ExpertStore:
                 joined = (joined[0], joined[1], joined[2] + nbytes)
                 continue
             if joined is not None:
-                yield Piece(joined[0], _bytes_at(joined[1], joined[2]))
+                yield Piece(joined[0], _bytes_at(joined[1], joined[2], weights))
             joined = (place.offset, address, nbytes)
         assert joined is not None
-        yield Piece(joined[0], _bytes_at(joined[1], joined[2]))
+        yield Piece(joined[0], _bytes_at(joined[1], joined[2], weights))
 
     def view(self, layer: int, memory: Tensor) -> Expert:
         """Return an expert of this layer as it stands in a slot.
@@ -163,6 +163,8 @@ def _rebuilt(weight: Weight, tensors: dict[str, Tensor], device: torch.device) -
     return PackedLinear(weight.scheme, weight.shape, tensors, table)
 
 
-def _bytes_at(address: int, nbytes: int) -> Tensor:
-    """Return memory as a tensor; whoever holds the store keeps it alive."""
-    return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
+def _bytes_at(address: int, nbytes: int, owner: Expert) -> Tensor:
+    """Return an expert's memory as a tensor that keeps the expert alive: a copy may outlast the model."""
+    memory = (ctypes.c_uint8 * nbytes).from_address(address)
+    memory.owner = owner  # type: ignore[attr-defined]
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -93,6 +93,7 @@ class _State:
         self.finished: deque[Upload] = deque()
         self.closed = False
         self.rate = rate
+        self.measured = False
         self.nbytes = 0
         self.busy: deque[tuple[float, float]] = deque(maxlen=4096)
 
@@ -197,6 +198,15 @@ class Uploader:
         self._end()
         self._thread.join()
 
+    def expect(self, rate: float) -> None:
+        """Take another rate to begin with, in bytes per second."""
+        self._state.rate, self._state.measured = rate, False
+
+    @property
+    def measured(self) -> bool:
+        """Whether copies since have been large enough to tell a rate."""
+        return self._state.measured
+
     @property
     def rate(self) -> float:
         """Bytes per second, of late."""
@@ -292,6 +302,7 @@ def _note(state: _State, upload: Upload, nbytes: int, begun: float) -> None:
     state.nbytes += nbytes
     if nbytes >= _MEASURED and now > begun:
         state.rate += _RECENT * (nbytes / (now - begun) - state.rate)
+        state.measured = True
     with state.changed:
         upload.left -= nbytes
     if upload.left == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,11 @@ def test_an_upload_from_a_shard_of_our_own_is_three_copies(source: Path, tmp_pat
 
 def test_nf4_experts_have_no_slots(source: Path, tmp_path: Path) -> None:
     assert "nf4" in str(store_of(source, tmp_path / "out", "nf4").reason)
+
+
+def test_a_piece_keeps_its_expert_alive(source: Path, tmp_path: Path) -> None:
+    """A background copy may still run when the model has gone: its memory must not be unmapped."""
+    pieces = list(store_of(source, tmp_path / "out", "nl4").pieces(0, 1))
+    gc.collect()
+    again = list(ExpertStore(ModelFolder.open(tmp_path / "out")).pieces(0, 1))
+    assert all(torch.equal(a.source, b.source) for a, b in zip(pieces, again, strict=True))
