@@ -18,7 +18,9 @@ import torch
 
 from mixq.bench.bandwidth import Bandwidth
 from mixq.bench.workload import Workload, check_positions, decode_bytes, prompt_operations, weight_bytes, weight_count
+from mixq.config import format_size
 from mixq.engine import Model
+from mixq.experts.stats import ExpertStats
 from mixq.generate import PREFILL_CHUNK
 from mixq.kernels.native import NativeKernels
 from mixq.memory import peak_memory
@@ -35,12 +37,14 @@ class Sample:
         seconds: wall time.
         busy_seconds: the part of it spent inside the native kernels (0 where nobody counts).
         bandwidth: bytes per second that the threads could read just before; 0.0 where there is no probe.
+        experts: where experts were computed; None on the CPU alone.
     """
 
     workload: Workload
     seconds: float
     busy_seconds: float
     bandwidth: float = 0.0
+    experts: ExpertStats | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -55,9 +59,12 @@ class Row:
         deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
         bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
         share_of_limit: bytes per second over the bandwidth, which is that before each sample, since it drifts on shared
-            machines (by half within a minute); the median; None where it is not known.
+            machines (by half within a minute); the median; None where it is not known. With an accelerator: the
+            shortest time in which its memory, the RAM and the link could have served the same experts at once, and its
+            memory the rest, over the time that was taken.
         gflops: operations of a prompt per second; None for decode.
         overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
+        experts: where experts were computed, over all samples; None on the CPU alone.
     """
 
     workload: Workload
@@ -69,6 +76,7 @@ class Row:
     share_of_limit: float | None = None
     gflops: float | None = None
     overhead_us: float | None = None
+    experts: ExpertStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +128,8 @@ class Bench:
         self.model = model
         self.tests = list(tests)
         self.repeats = repeats
-        if bandwidth is None and isinstance(model.kernels, NativeKernels):
-            bandwidth = Bandwidth(model.kernels)
+        if bandwidth is None and isinstance(model.placement.host_kernels, NativeKernels):
+            bandwidth = Bandwidth(model.placement.host_kernels)
         self.bandwidth = bandwidth
         self._kv_cache = model.new_kv_cache()
         self._kv_bytes = self._kv_cache.nbytes // self._kv_cache.capacity
@@ -134,7 +142,7 @@ class Bench:
             weights=weight_count(model.config),
             token_bytes=weight_bytes(model.folder),
             layers=model.config.num_hidden_layers,
-            backend=f"CPU {model.kernels.name}",
+            backend=_backend(model),
             threads=model.threads,
             kv=model.options.kv,
             context=model.context,
@@ -149,11 +157,15 @@ class Bench:
             self._run(test, test.prompt or min(test.gen, WARM_UP_STEPS))
             for _ in range(self.repeats):
                 bandwidth = self.bandwidth.probe() if self.bandwidth is not None else 0.0
+                offload = self.model.placement.offload
+                before = offload.snapshot() if offload is not None else None
                 busy = self.model.kernels.busy_ns()
                 begun = time.perf_counter()
                 self._run(test, test.tokens)
                 seconds = time.perf_counter() - begun
-                sample = Sample(test, seconds, (self.model.kernels.busy_ns() - busy) / 1e9, bandwidth)
+                busy_seconds = (self.model.kernels.busy_ns() - busy) / 1e9
+                experts = offload.stats_since(before) if offload is not None and before is not None else None
+                sample = Sample(test, seconds, busy_seconds, bandwidth, experts)
                 self._samples.append(sample)
                 yield sample
 
@@ -196,13 +208,22 @@ class Bench:
         deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
         if test.prompt:
             gflops = prompt_operations(self.model.config, test) / test.tokens * mean / 1e9
-            return Row(test, mean, deviation, speeds, gflops=gflops)
+            return Row(test, mean, deviation, speeds, gflops=gflops, experts=self._experts(samples))
         bytes_per_token = decode_bytes(self.model.folder, self._kv_bytes, test)
         shares = [
             bytes_per_token * sample.tokens_per_second / sample.bandwidth for sample in samples if sample.bandwidth
         ]
+        offload = self.model.placement.offload
+        if offload is not None:
+            gpu = offload.scheduler.cost.hardware.gpu_bandwidth
+            rest = (bytes_per_token - self._expert_bytes()) * test.tokens / gpu
+            shares = [
+                (sample.experts.limit_seconds + rest) / sample.seconds
+                for sample in samples
+                if sample.experts is not None and sample.experts.limit_seconds is not None
+            ]
         outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
-        counted = any(sample.busy_seconds for sample in samples)
+        counted = any(sample.busy_seconds for sample in samples) and offload is None
         return Row(
             test,
             mean,
@@ -212,4 +233,27 @@ class Bench:
             bytes_per_second=bytes_per_token * mean,
             share_of_limit=statistics.median(shares) if shares else None,
             overhead_us=outside * 1e6 / (test.tokens * self.model.config.num_hidden_layers) if counted else None,
+            experts=self._experts(samples),
         )
+
+    def _expert_bytes(self) -> int:
+        """Return the bytes of experts that a token reads."""
+        store = self.model.placement.offload
+        assert store is not None
+        layers = range(self.model.config.num_hidden_layers)
+        return self.model.config.num_experts_per_tok * sum(store.store.expert_bytes(layer) for layer in layers)
+
+    @staticmethod
+    def _experts(samples: Sequence[Sample]) -> ExpertStats | None:
+        """Return the samples' statistics as one."""
+        stats = [sample.experts for sample in samples if sample.experts is not None]
+        return ExpertStats.joined(stats) if stats else None
+
+
+def _backend(model: Model) -> str:
+    """Return what computes, for people."""
+    host = f"CPU {model.placement.host_kernels.name}"
+    accelerator = model.placement.accelerator
+    if accelerator is None:
+        return host
+    return f"{accelerator.name} {format_size(accelerator.memory.promised)} + {host}"

@@ -52,6 +52,7 @@ def comma_separated(bench: Bench) -> str:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
+        row |= {name: json.dumps(row[name]) for name in row if isinstance(row[name], dict)}
         writer.writerow({**row, "samples_ts": " ".join(f"{speed:.6g}" for speed in row["samples_ts"])})
     return text.getvalue()
 
@@ -113,4 +114,5 @@ def _figures(row: Row) -> dict[str, Any]:
         "share_of_limit": row.share_of_limit,
         "gflops": row.gflops,
         "overhead_us_per_layer": row.overhead_us,
+        **({"experts": row.experts.as_dict()} if row.experts is not None else {}),
     }

@@ -7,7 +7,7 @@ events and `--json`. Seconds are wall time. This module decides nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -75,6 +75,14 @@ class ExpertStats:
     recall: Mapping[int, float] = field(default_factory=dict)
     limit_seconds: float | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[ExpertStats]) -> ExpertStats:
+        """Return the sum of what happened at different times; recall is that of the last."""
+        names = [f.name for f in fields(ExpertCounters)]
+        counters = ExpertCounters(**{name: sum(getattr(p.counters, name) for p in parts) for name in names})
+        limits = [part.limit_seconds for part in parts if part.limit_seconds is not None]
+        return cls(counters, parts[-1].recall, sum(limits) if limits else None)
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
         counts = {f.name: getattr(self.counters, f.name) for f in fields(self.counters)}
@@ -93,7 +101,7 @@ class ExpertStats:
         parts = [f"experts {counters.hit_rate:.0%} in GPU memory"]
         if counters.on_cpu:
             parts.append(f"{counters.on_cpu / counters.requests:.0%} on the CPU")
-        if counters.fetches + counters.waits:
+        if (counters.fetches + counters.waits) / counters.requests >= 0.005:
             parts.append(f"{(counters.fetches + counters.waits) / counters.requests:.0%} waited for")
         if 1 in self.recall:
             parts.append(f"{self.recall[1]:.0%} foreseen")
