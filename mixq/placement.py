@@ -14,22 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixq.accelerators.choose import choose_accelerator
 from mixq.accelerators.interface import Accelerator, OutOfMemory
-from mixq.accelerators.simulated import SimulatedAccelerator
 from mixq.accelerators.trunk import Trunk, trunk_bytes
 from mixq.config import RuntimeOptions, format_size
 from mixq.cost import ModelCost
-from mixq.errors import DoesNotFitError, UsageError
+from mixq.errors import DoesNotFitError
 from mixq.experts.executor import CpuExperts, Experts, LayerExperts
 from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.store import ExpertStore
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
-from mixq.memory import available_memory
-
-SIMULATED_SHARE = 0.5
-"""Of the free memory, what a simulated accelerator has where --vram does not say."""
 
 
 @dataclass(slots=True)
@@ -102,15 +98,19 @@ class Placement:
         weakref.finalize(view, self.accelerator.release, memory)
         return view
 
-    def stats(self) -> dict[str, Any]:
-        """Return what the accelerator's memory is used for, as plain data; empty on the CPU alone."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the device, and what an accelerator's memory is used for, as plain data."""
         if self.accelerator is None or self.plan is None:
-            return {}
+            return {"device": self.device}
         memory = self.accelerator.memory
         return {
+            "device": self.device,
             "vram_promised_bytes": memory.promised,
             "vram_taken_bytes": memory.taken,
             "vram_peak_bytes": memory.peak,
+            "vram_kv_cache_bytes": self.plan.kv_cache,
+            "vram_trunk_bytes": self.plan.trunk,
+            "vram_workspace_bytes": self.plan.workspace + self.plan.staging,
             "expert_slots": self.offload.slots if self.offload is not None else 0,
             "miss": self.offload.scheduler.miss if self.offload is not None else None,
         }
@@ -145,20 +145,22 @@ def place(
         UsageError: a device that this machine does not have.
         DoesNotFitError: the trunk does not fit into the memory promised.
     """
-    device = options.device
-    if device == "cuda":
-        raise UsageError("device 'cuda' is not available here.", hint="Use --device cpu.")
-    if device in ("auto", "cpu"):
+    notes: list[str] = []
+    accelerator = choose_accelerator(options, threads, notes)
+    if accelerator is None:
         kernels = choose(threads=threads, exact=options.exact)
-        return Placement(folder, folder, kernels, kernels, notes=_unused(options))
-    accelerator = SimulatedAccelerator(
-        options.vram or int((available_memory() or 4 << 30) * SIMULATED_SHARE),
-        threads=threads,
-        bandwidth=options.sim_bandwidth,
-        latency=options.sim_latency,
-        exact=options.exact,
-    )
-    return on_accelerator(folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say)
+        return Placement(folder, folder, kernels, kernels, notes=[*notes, *_unused(options)])
+    try:
+        placement = on_accelerator(folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say)
+    except DoesNotFitError as error:
+        accelerator.close()
+        if options.device != "auto" or options.vram is not None:
+            raise
+        kernels = choose(threads=threads, exact=options.exact)
+        notes.append(f"the model runs on the CPU: {error.message}")
+        return Placement(folder, folder, kernels, kernels, notes=notes)
+    placement.notes[:0] = notes
+    return placement
 
 
 def on_accelerator(

@@ -34,6 +34,7 @@ class SimulatedAccelerator:
         bandwidth: of copies, in bytes per second; None for as fast as memory goes.
         latency: seconds that each copy takes besides.
         exact: float32 throughout.
+        kernels: gives what computes, once for the trunk and once for the experts; None takes the CPU's.
     """
 
     def __init__(
@@ -44,14 +45,16 @@ class SimulatedAccelerator:
         bandwidth: float | None = None,
         latency: float = 0.0,
         exact: bool = False,
+        kernels: Callable[[], Kernels] | None = None,
     ) -> None:
         self.name = "sim"
         self.device = torch.device("cpu")
         self.memory = MemoryAccount(promised)
-        self.kernels: Kernels = choose(threads=threads, exact=exact)
+        make = kernels or (lambda: choose(threads=threads, exact=exact))
+        self.kernels: Kernels = make()
         self.bandwidth = bandwidth
         self.latency = latency
-        self._own_kernels = choose(threads=threads, exact=exact)
+        self._own_kernels = make()
         self._copies = Queue("mixq-sim-copies")
         self._work = Queue("mixq-sim-work")
 

@@ -141,7 +141,10 @@ def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: 
         if cancelled:
             break
     if json:
-        output.print_json({"model": str(model.folder.path), "sampling": sampling, "answers": answers})
+        placement = model.placement.as_dict()
+        output.print_json(
+            {"model": str(model.folder.path), "sampling": sampling, "placement": placement, "answers": answers}
+        )
     if cancelled:
         raise KeyboardInterrupt
     if code:

@@ -34,7 +34,7 @@ ModelArgument = Annotated[
 ]
 FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.")]
 
-Device = Annotated[str, flag("--device", "Where to compute.", "|".join(DEVICES))]
+Device = Annotated[str, flag("--device", "Where to compute: sim is a GPU that the CPU plays.", "|".join(DEVICES))]
 Vram = Annotated[str | None, flag("--vram", "GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")]
 Ram = Annotated[str | None, flag("--ram", "Memory to use, such as 24GB.  [default: what is free]", "SIZE")]
 Context = Annotated[
@@ -42,7 +42,9 @@ Context = Annotated[
 ]
 Threads = Annotated[int | None, flag("--threads", "CPU threads.  [default: physical cores, 1 for a small model]", "N")]
 Kv = Annotated[str, flag("--kv", "Storage of the KV cache.", "|".join(KV_DTYPES))]
-Miss = Annotated[str, flag("--miss", "What to do with an expert that is not in GPU memory.", "|".join(MISS_MODES))]
+Miss = Annotated[
+    str, flag("--miss", "An expert that is not in GPU memory: compute it on the CPU, or copy it.", "|".join(MISS_MODES))
+]
 CachePolicy = Annotated[str, flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]
 Seed = Annotated[int | None, flag("--seed", "Same seed, same text.  [default: a new one each time]", "N")]
 

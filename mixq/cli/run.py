@@ -79,7 +79,14 @@ def run(
     )
     done = _answer(loaded, text, raw=raw, system=system or "", sampling=sampling, stream=not json)
     if json:
-        output.print_json({"model": str(loaded.folder.path), "sampling": sampling, **output.answer_document(done)})
+        output.print_json(
+            {
+                "model": str(loaded.folder.path),
+                "sampling": sampling,
+                "placement": loaded.placement.as_dict(),
+                **output.answer_document(done),
+            }
+        )
     elif not done.text.endswith("\n"):
         output.model_text("\n")
     if not quiet and not json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_a_demanded_upload_passes_the_rest_of_a_background_one(gate: Gate) -> No
 
 def test_background_becomes_demanded_and_what_has_not_begun_is_taken_back(gate: Gate) -> None:
     uploader = Uploader(gate, 1e6)
-    uploader.start((0, 1), 0, gate.allocate(4 * CHUNK), piece(1, 4 * CHUNK), demanded=False)
+    first = uploader.start((0, 1), 0, gate.allocate(4 * CHUNK), piece(1, 4 * CHUNK), demanded=False)
+    while not first.begun:
+        time.sleep(0.001)
     second = uploader.start((0, 2), 1, gate.allocate(SIZE), piece(2), demanded=False)
     assert not uploader.room()
     assert uploader.demand_seconds() == 0
