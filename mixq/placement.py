@@ -26,6 +26,10 @@ from mixq.experts.offload import ExpertOffload
 from mixq.experts.store import ExpertStore
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
+from mixq.memory import available_memory
+
+LOCKED_SHARE = 0.9
+"""Of the free memory, what may be locked for copies; the rest is for the system and other programs."""
 
 
 @dataclass(slots=True)
@@ -180,6 +184,8 @@ def on_accelerator(
     if store is not None and store.reason is not None:
         notes.append(f"{store.reason}: they are computed on the CPU.")
         store = None
+    if store is not None and accelerator.registers:
+        store.move_to_registered(accelerator.register, _room_in_memory(options))
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
@@ -206,6 +212,12 @@ def on_accelerator(
             say=say,
         )
     return placement
+
+
+def _room_in_memory(options: RuntimeOptions) -> int:
+    """Return how many bytes of host memory experts may be locked into."""
+    free = available_memory() or 0
+    return int(min(options.ram or free, free) * LOCKED_SHARE)
 
 
 def _unused(options: RuntimeOptions) -> list[str]:

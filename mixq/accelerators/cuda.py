@@ -32,6 +32,8 @@ class CudaAccelerator:
         kernels: compute on the card; made by the caller, who knows what it can do.
     """
 
+    registers = True
+
     def __init__(self, promised: int | None, kernels: Kernels) -> None:
         self.name = "cuda"
         self.device = torch.device("cuda", 0)
@@ -46,6 +48,7 @@ class CudaAccelerator:
         self._ring = [torch.empty(_RING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(RING)]
         self._ring_free: list[torch.cuda.Event | None] = [None] * RING
         self._ring_next = 0
+        self._registered: list[Tensor] = []
         self._clock = _event(enable_timing=True)
         self._clock.record()
         self._clock.synchronize()
@@ -72,6 +75,14 @@ class CudaAccelerator:
 
     def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def register(self, memory: Tensor) -> bool:
+        """Lock memory in place for direct copies; the driver refuses what is more than the system lets it lock."""
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) != 0:
+            return False
+        self._registered.append(memory)
+        return True
 
     def upload(self, target: Tensor, source: Tensor) -> Event:
         with torch.cuda.stream(self._copies):
@@ -108,6 +119,8 @@ class CudaAccelerator:
 
     def close(self) -> None:
         self.synchronize()
+        while self._registered:
+            torch.cuda.cudart().cudaHostUnregister(self._registered.pop().data_ptr())  # type: ignore[no-untyped-call]
 
     def moment(self, event: torch.cuda.Event) -> float:
         """Return when an event was, on `time.perf_counter`'s clock."""

@@ -74,12 +74,14 @@ class Accelerator(Protocol):
         device: where its tensors live.
         kernels: compute on its memory, called by the thread that runs the network.
         memory: the promise, and what is taken of it.
+        registers: whether `register` makes copies faster.
     """
 
     name: str
     device: torch.device
     kernels: Kernels
     memory: MemoryAccount
+    registers: bool
 
     def allocate(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] of the device's memory, not cleared, aligned to 256 bytes.
@@ -99,6 +101,10 @@ class Accelerator(Protocol):
 
     def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Return host memory that copies to and from the device are fastest with."""
+        ...
+
+    def register(self, memory: Tensor) -> bool:
+        """Make host memory known, so that copies from it go directly; False where the device refuses."""
         ...
 
     def upload(self, target: Tensor, source: Tensor) -> Event:

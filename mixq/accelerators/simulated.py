@@ -37,6 +37,8 @@ class SimulatedAccelerator:
         kernels: gives what computes, once for the trunk and once for the experts; None takes the CPU's.
     """
 
+    registers = False
+
     def __init__(
         self,
         promised: int,
@@ -73,6 +75,9 @@ class SimulatedAccelerator:
 
     def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
+
+    def register(self, memory: Tensor) -> bool:
+        return False
 
     def upload(self, target: Tensor, source: Tensor) -> Event:
         return self._copies.give(lambda: self._copy(target, source))

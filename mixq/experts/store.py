@@ -9,7 +9,7 @@ when, is not known here.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
 from mixq.formats.weights import Weights
+from mixq.huge_pages import allocate
 from mixq.kernels.reference import Expert, Weight
 
 ALIGNMENT = 64
@@ -109,6 +110,33 @@ class ExpertStore:
             for weight, found in zip(self._experts[layer][0], tensors, strict=True)
         )
         return w1, w2, w3
+
+    def move_to_registered(self, register: Callable[[Tensor], bool], limit: int) -> int:
+        """Move experts into memory that the accelerator copies from directly, layer by layer, and return the bytes.
+
+        A file's mapping is not registered: its pages come and go. The first refusal ends it, and so does the limit; what
+        is beyond stays where it is.
+
+        Args:
+            register: makes memory known to the accelerator, or refuses.
+            limit: bytes to register at most.
+        """
+        moved = 0
+        for layer in range(self.layers):
+            stride = self.expert_bytes(layer)
+            if moved + stride * self.experts > limit:
+                break
+            arena = allocate(stride * self.experts)
+            for expert in range(self.experts):
+                for piece in self.pieces(layer, expert):
+                    start = expert * stride + piece.offset
+                    arena[start : start + len(piece.source)] = piece.source
+            if not register(arena):
+                break
+            parts = [arena[expert * stride : (expert + 1) * stride] for expert in range(self.experts)]
+            self._experts[layer] = [self.view(layer, part) for part in parts]
+            moved += len(arena)
+        return moved
 
     def _why_not(self) -> str | None:
         for places, experts in zip(self._places, self._experts, strict=True):

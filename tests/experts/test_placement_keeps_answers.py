@@ -143,6 +143,11 @@ def test_a_pass_that_is_broken_off_leaves_nothing_in_use(
     original: Callable[..., object] = getattr(owner, name)
     calls = 0
 
+    def go_on() -> None:
+        for _ in range(40):
+            model.forward(PROMPT if prompt else [5], kv_cache=cache)
+            cache.truncate(0 if prompt else len(PROMPT))
+
     def sometimes(*args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
@@ -153,9 +158,7 @@ def test_a_pass_that_is_broken_off_leaves_nothing_in_use(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, sometimes)
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(40):
-                model.forward(PROMPT if prompt else [5], kv_cache=cache)
-                cache.truncate(0 if prompt else len(PROMPT))
+            go_on()
     assert torch.equal(logits(model), expected)
     offload.quiesce()
     offload.cache.check()

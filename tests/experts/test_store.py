@@ -73,3 +73,26 @@ def test_a_piece_keeps_its_expert_alive(source: Path, tmp_path: Path) -> None:
     gc.collect()
     again = list(ExpertStore(ModelFolder.open(tmp_path / "out")).pieces(0, 1))
     assert all(torch.equal(a.source, b.source) for a, b in zip(pieces, again, strict=True))
+
+
+def test_experts_move_into_registered_memory_up_to_the_limit_or_the_first_refusal(source: Path, tmp_path: Path) -> None:
+    store = store_of(source, tmp_path / "out", "nl4")
+    before = [[dense(weight) for weight in expert] for layer in range(2) for expert in store.layer(layer)]
+    each = store.expert_bytes(0) * 4
+    known: list[Tensor] = []
+
+    def register(memory: Tensor) -> bool:
+        known.append(memory)
+        return len(known) < 2
+
+    assert store.move_to_registered(register, each - 1) == 0
+    assert not known
+    assert store.move_to_registered(register, 10 * each) == each, "the second was refused"
+    start = known[0].data_ptr()
+    for layer, inside in ((0, True), (1, False)):
+        for expert in range(4):
+            pieces = list(store.pieces(layer, expert))
+            assert all((start <= p.source.data_ptr() < start + each) == inside for p in pieces)
+    assert len(list(store.pieces(0, 1))) == 1, "one copy: nothing lies between the tensors"
+    after = [[dense(weight) for weight in expert] for layer in range(2) for expert in store.layer(layer)]
+    assert all(torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
