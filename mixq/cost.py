@@ -1,8 +1,8 @@
 """What things cost: seconds of experts on the CPU, on the accelerator and on the link between them.
 
-Contract: plain arithmetic over figures that are given from outside, measured (`mixq.experts.calibration`) or taken from a
-data sheet (`PRESETS`). Bytes, bytes per second, floating-point operations per second, seconds. The scheduler, the planner
-and the replay of a trace share it. It imports neither torch nor numpy, and measures nothing.
+Contract: plain arithmetic over figures that are given from outside, measured (`mixq.experts.calibration`) or taken from
+a data sheet (`mixq.plan.presets`). Bytes, bytes per second, floating-point operations per second, seconds. The
+scheduler, the planner and the replay share it. It imports neither torch nor numpy, and measures nothing.
 
 The model is the roofline: an expert takes the time that its bytes need or the time that its rows' arithmetic needs,
 whichever is longer. Uploads read host RAM too, so CPU and copies share its bandwidth.
@@ -11,6 +11,7 @@ whichever is longer. Uploads read host RAM too, so CPU and copies share its band
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mixq.config import ModelConfig
@@ -160,6 +161,45 @@ class CostModel:
         """Return what the output head takes on the accelerator."""
         return self.hardware.launch_seconds + self.model.head_bytes / self.hardware.gpu_bandwidth
 
+    def layer_seconds(
+        self,
+        hits: int,
+        on_cpu: int,
+        fetches: int,
+        *,
+        rows: int = 1,
+        arrivals: Sequence[float] = (),
+        begin: float = 0.0,
+    ) -> float:
+        """Return when the experts of a layer are done.
+
+        Args:
+            hits, on_cpu: experts that begin at once, on the accelerator and on the CPU.
+            fetches: experts that are copied one after the other, from `begin` seconds on, and computed as they arrive.
+            rows: of each.
+            arrivals: seconds until those on their way are there, soonest first.
+        """
+        cpu = self.cpu_seconds(on_cpu, rows)
+        cpu_rate, copy_rate = self.hardware.shared()
+        slower = self.hardware.copy_alone / copy_rate if on_cpu else 1.0
+        gpu = self.gpu_seconds(hits, rows)
+        copied = begin
+        for arrival in arrivals:
+            copied = max(copied, arrival * slower)
+            gpu = max(gpu, arrival * slower) + self.gpu_seconds(1, rows)
+        for _ in range(fetches):
+            copied += self.copy_seconds() * slower
+            gpu = max(gpu, copied) + self.gpu_seconds(1, rows)
+        if fetches or arrivals:
+            share = cpu_rate / self.hardware.cpu_bandwidth
+            cpu = cpu / share if cpu / share < copied else cpu + copied * (1 - share)
+        return max(cpu, gpu)
+
+    def copy_costs_cpu(self) -> float:
+        """Return the seconds that the CPU loses to a copy of an expert during which it reads all the time."""
+        cpu_rate, copy_rate = self.hardware.shared()
+        return self.model.expert_bytes / copy_rate * (1 - cpu_rate / self.hardware.cpu_bandwidth)
+
     def limit_seconds(self, hit_bytes: float, cpu_bytes: float, fetched_bytes: float) -> float:
         """Return the shortest time in which memories and link can serve experts of so many bytes, all three at once."""
         return max(
@@ -196,35 +236,3 @@ class CostModel:
             ram_bandwidth=max(old.ram, old.cpu_bandwidth / cpu),
         )
         return replace(self, hardware=hardware)
-
-
-GB = 1e9
-TFLOPS = 1e12
-
-# Achieved, not printed, figures: GPUs at 85 % of their memory bandwidth, links and RAM as copies and plain reads get them.
-PRESETS: dict[str, Hardware] = {
-    "laptop-8gb": Hardware("8 GB laptop, PCIe x8", 80 * GB, 0.8 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB),
-    "laptop-8gb-ddr4": Hardware("8 GB laptop, DDR4", 40 * GB, 0.4 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB),
-    "desktop-12gb": Hardware(
-        "12 GB desktop", 60 * GB, 0.6 * TFLOPS, 306 * GB, 25 * TFLOPS, 20 * GB, ram_bandwidth=70 * GB
-    ),
-    "desktop-16gb": Hardware(
-        "16 GB desktop", 70 * GB, 0.8 * TFLOPS, 610 * GB, 60 * TFLOPS, 25 * GB, ram_bandwidth=80 * GB
-    ),
-    "desktop-24gb": Hardware("24 GB desktop", 80 * GB, 1.0 * TFLOPS, 850 * GB, 80 * TFLOPS, 25 * GB),
-    "desktop-24gb-old-cpu": Hardware(
-        "24 GB GPU, four old cores", 22 * GB, 0.2 * TFLOPS, 800 * GB, 70 * TFLOPS, 25 * GB, ram_bandwidth=40 * GB
-    ),
-    "fast-link-slow-cpu": Hardware(
-        "60 GB/s link, CPU that reads 20 GB/s",
-        20 * GB,
-        0.2 * TFLOPS,
-        800 * GB,
-        90 * TFLOPS,
-        60 * GB,
-        ram_bandwidth=90 * GB,
-    ),
-    "fast-link-slow-ram": Hardware(
-        "60 GB/s link, RAM of 20 GB/s", 20 * GB, 0.2 * TFLOPS, 800 * GB, 90 * TFLOPS, 60 * GB
-    ),
-}

@@ -1,11 +1,13 @@
 """Decides, for each expert that a layer needs: computed on the accelerator, in place on the CPU, or after a copy.
 
 Contract: `plan_layer` is pure arithmetic over the cache's state, the cost model and what is on its way. It moves slots
-of the cache from one state to the next; copies and products are the caller's. The same code runs in the engine and, on a
-virtual clock, in `mixq.plan.replay`. It knows no tensor, thread or clock.
+of the cache from one state to the next; copies and products are the caller's. The same code runs in the engine and, on
+a virtual clock, in `mixq.plan.replay`. It knows no tensor, thread or clock.
 
-Missing experts of a layer are of one size, so that what matters is how many of them are copied: `auto` tries every
-number, with each number of experts that are on their way already, and takes the one with which the layer is done first.
+How `auto` decides: missing experts of a layer are of one size, so that what matters is how many of them are copied. It
+tries every number, with each number of experts that are on their way already, and takes the one with which the layer
+is done first; that a copied expert stays counts for it. A copy in the background takes host RAM's bandwidth from the
+CPU, so an expert is admitted only where the uses that this gains (`admission.Ledger`) save more time than it costs.
 """
 
 from __future__ import annotations
@@ -15,16 +17,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mixq.cost import CostModel
-from mixq.experts.cache import ExpertCache, SlotState
+from mixq.experts.admission import Ledger, Worth
+from mixq.experts.cache import ExpertCache
+from mixq.experts.drift import Drift
 
-FOLLOW_FACTOR = 1.5
-"""Times by which what is measured must be off before decisions follow it: below, they come out the same."""
-
-FOLLOW_AFTER = 64
-"""Observations in a row that must be off: two tokens of 32 layers, so that a hiccup changes nothing."""
-
-SMOOTHING = 0.05
-"""Weight of an observation in the running average."""
+SMOOTHING = 0.02
+"""Weight of a layer in the running averages of what a hit saves and of how busy the CPU is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +74,32 @@ class Served(Protocol):
 
 
 class Scheduler:
-    """Plans layers, and checks the cost model against what is measured.
+    """Plans layers, by a cost model that follows the measurement where that is far off.
 
     Args:
         cost: of this model on this machine.
         miss: auto, cpu or fetch.
         adapt: whether decisions may follow the measurement; without, they depend on the cost model alone.
-
-    Attributes:
-        cost: what decisions go by now.
     """
 
     def __init__(self, cost: CostModel, miss: str = "auto", *, adapt: bool = True) -> None:
-        self.cost = cost
         self.miss = miss
-        self.adapt = adapt
+        self._drift = Drift(cost) if adapt else None
         self._given = cost
-        self._watches = {part: _Watch() for part in ("cpu", "gpu", "copy")}
-        self._notices: list[str] = []
-        self._choices: dict[tuple[int, int, int], int] = {}
+        self._ledger: Ledger | None = None
+        self._cpu_share = 0.0  # of the time, that the CPU would compute if it computed every miss
+        self._hit_saves = 0.0  # seconds
+        self._use(cost)
+
+    @property
+    def cost(self) -> CostModel:
+        """What decisions go by now."""
+        return self._cost
+
+    def _use(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._options: dict[tuple[int, int, int], tuple[float, ...]] = {}
+        self._between_layers = cost.trunk_seconds() + cost.hardware.handover_seconds
 
     # Decisions
 
@@ -119,28 +124,40 @@ class Scheduler:
                 else:
                     loading[expert] = place[0]
         if self.miss == "fetch":
-            waits, fetched = loading, absent
-        elif self.miss == "cpu" or not (loading or absent):
-            waits, fetched = {}, []
-        else:
-            waits, fetched = self._divide(layer, len(hits), loading, absent, rows, clock)
-        fetches = {expert: cache.begin_load(layer, expert) for expert in fetched}
-        cpu = tuple(expert for expert in needed if not (expert in hits or expert in waits or expert in fetches))
-        admissions = {}
-        for expert in cpu:
-            if expert not in loading and clock.room():
-                slot = cache.begin_load(layer, expert)
-                if slot is not None:
-                    admissions[expert] = slot
-                break
+            fetches = {expert: cache.begin_load(layer, expert) for expert in absent}
+            return LayerPlan(hits, loading, fetches, (), {})
+        if self.miss == "cpu":
+            admissions = self._admit(cache, layer, absent, clock)
+            return LayerPlan(hits, {}, {}, tuple(e for e in needed if e not in hits), admissions)
+        gains = self._gains(cache, layer, needed, len(hits), absent, rows)
+        if not (loading or absent):
+            return LayerPlan(hits, {}, {}, (), {})
+        price = self._price()
+        waits, count = self._divide(layer, len(hits), loading, gains, price, rows, clock)
+        # What had better not stay passes through a staging buffer.
+        fetches = {g.expert: cache.begin_load(layer, g.expert) if g.soon > 0 else None for g in gains[:count]}
+        worthy = [g.expert for g in gains[count:] if self._pays(g, price)]
+        admissions = self._admit(cache, layer, worthy, clock)
+        cpu = tuple(e for e in needed if not (e in hits or e in waits or e in fetches))
         return LayerPlan(hits, waits, fetches, cpu, admissions)
 
     def plan_prefetch(self, cache: ExpertCache, layer: int, predicted: Sequence[int], clock: Copies) -> dict[int, int]:
         """Return the experts to copy in the background because a layer will want them: expert: slot."""
-        for expert in predicted:
-            if cache.state(layer, expert) is None and clock.room():
-                slot = cache.begin_load(layer, expert)
-                return {} if slot is None else {expert: slot}
+        absent = [expert for expert in predicted if cache.state(layer, expert) is None]
+        # Where copying is quicker than computing here, it will be copied anyway, and sooner is better.
+        if self.miss == "auto" and self._cost.copy_seconds() > self._cost.cpu_seconds(1):
+            if self._ledger is None:
+                return {}
+            price = self._price()
+            absent = [g.expert for g in self._ledger.worth(cache, layer, absent) if self._pays(g, price)]
+        return self._admit(cache, layer, absent, clock)
+
+    def _admit(self, cache: ExpertCache, layer: int, newcomers: Sequence[int], clock: Copies) -> dict[int, int]:
+        """Give the first newcomer a slot if the background has room; one a layer, for copies are slower than layers."""
+        if newcomers and clock.room():
+            slot = cache.begin_load(layer, newcomers[0])
+            if slot is not None:
+                return {newcomers[0]: slot}
         return {}
 
     def _divide(
@@ -148,121 +165,97 @@ class Scheduler:
         layer: int,
         hits: int,
         loading: dict[int, int],
-        absent: list[int],
+        gains: Sequence[Worth],
+        price: float,
         rows: int,
         clock: Copies,
-    ) -> tuple[dict[int, int], list[int]]:
-        """Return which of the loading ones are waited for, and which of the absent ones fetched."""
-        wait_until = sorted((clock.remaining_seconds(layer, expert), expert) for expert in loading)
+    ) -> tuple[dict[int, int], int]:
+        """Return which of the loading ones are waited for, and how many of the absent ones are fetched."""
+        # That it stays is no merit of a fetch where an admission would have brought it in as well, for its price.
+        most = price if clock.room() else float("inf")
+        stays = [0.0]
+        for gain in gains:
+            stays.append(stays[-1] + min(max(gain.soon * self._hit_saves, 0.0), most))
         begin = clock.demand_seconds()
-        key = (hits, len(absent), rows)
-        if not loading and not begin and key in self._choices:
-            return {}, absent[: self._choices[key]]
+        if not loading and not begin:
+            options = self._by_fetches(hits, len(gains), rows)
+            return {}, min(range(len(options)), key=lambda fetches: options[fetches] - stays[fetches])
+        wait_until = sorted((clock.remaining_seconds(layer, expert), expert) for expert in loading)
         best = (float("inf"), 0, 0)
         for waits in range(len(loading) + 1):
-            for fetches in range(len(absent) + 1):
-                arrivals = [seconds for seconds, _ in wait_until[:waits]]
-                on_cpu = len(loading) - waits + len(absent) - fetches
-                seconds = self.layer_seconds(hits, on_cpu, rows, arrivals, fetches, begin)
-                best = min(best, (seconds, fetches, waits))
+            arrivals = [seconds for seconds, _ in wait_until[:waits]]
+            for fetches in range(len(gains) + 1):
+                on_cpu = len(loading) - waits + len(gains) - fetches
+                seconds = self._cost.layer_seconds(hits, on_cpu, fetches, rows=rows, arrivals=arrivals, begin=begin)
+                best = min(best, (seconds - stays[fetches], fetches, waits))
         _, fetches, waits = best
-        if not loading and not begin:
-            self._choices[key] = fetches
-        return {expert: loading[expert] for _, expert in wait_until[:waits]}, absent[:fetches]
+        return {expert: loading[expert] for _, expert in wait_until[:waits]}, fetches
 
-    def layer_seconds(
-        self, hits: int, on_cpu: int, rows: int, arrivals: Sequence[float], fetches: int, begin: float
-    ) -> float:
-        """Return when a layer's experts are done.
+    def _by_fetches(self, hits: int, missing: int, rows: int) -> tuple[float, ...]:
+        """Return the seconds of a layer by how many of the missing experts are fetched, nothing being on its way."""
+        key = (hits, missing, rows)
+        if key not in self._options:
+            self._options[key] = tuple(
+                self._cost.layer_seconds(hits, missing - fetches, fetches, rows=rows) for fetches in range(missing + 1)
+            )
+        return self._options[key]
 
-        Args:
-            hits, on_cpu: experts that begin at once, on the accelerator and on the CPU.
-            arrivals: seconds until those on their way are there, soonest first.
-            fetches: experts to be copied one after the other, from `begin` seconds on.
-        """
-        cost = self.cost
-        cpu = cost.cpu_seconds(on_cpu, rows)
-        cpu_rate, copy_rate = cost.hardware.shared()
-        cpu_slowdown = cost.hardware.cpu_bandwidth / cpu_rate
-        copy_slowdown = cost.hardware.copy_alone / copy_rate if on_cpu else 1.0
-        gpu = cost.gpu_seconds(hits, rows)
-        last = begin
-        for arrival in arrivals:
-            gpu = max(gpu, arrival * copy_slowdown) + cost.gpu_seconds(1, rows)
-            last = max(last, arrival)
-        for _ in range(fetches):
-            last += cost.copy_seconds() * copy_slowdown
-            gpu = max(gpu, last) + cost.gpu_seconds(1, rows)
-        if fetches or arrivals:
-            cpu = cpu * cpu_slowdown if cpu * cpu_slowdown < last else cpu + last * (1 - 1 / cpu_slowdown)
-        return max(cpu, gpu)
+    # What a slot is worth
+
+    def _gains(
+        self, cache: ExpertCache, layer: int, needed: Sequence[int], hits: int, absent: Sequence[int], rows: int
+    ) -> list[Worth]:
+        """Return what those absent gain by staying, the most first, and note the layer's pass."""
+        if self._ledger is None:
+            self._ledger = Ledger(len(cache.quotas), cache.experts)
+        self._ledger.note(cache, layer, needed)
+        missing, share = len(needed) - hits, 0.0
+        if missing:
+            options = self._by_fetches(hits, missing, rows)
+            share = self._cost.cpu_seconds(missing, rows) / (options[0] + self._between_layers)
+            saved = min(options) - min(self._by_fetches(hits + 1, missing - 1, rows))
+            self._hit_saves += SMOOTHING * (saved - self._hit_saves)
+        self._cpu_share += SMOOTHING * (share - self._cpu_share)
+        return self._ledger.worth(cache, layer, absent)
+
+    def _pays(self, gain: Worth, price: float) -> bool:
+        """Return whether to copy an expert in the background for what it gains."""
+        return gain.soon > 0 and gain.lasting * self._hit_saves > price
+
+    def _price(self) -> float:
+        """Return the seconds that the CPU loses to a copy in the background."""
+        return self._cpu_share * self._cost.copy_costs_cpu()
 
     # What is measured
 
     def observe_cpu(self, experts: int, rows: int, seconds: float) -> None:
         """The CPU computed `experts` experts of a pass of `rows` rows."""
-        self._observe("cpu", seconds, self._given.cpu_seconds(experts, rows))
+        cpu_rate, _ = self._given.hardware.shared()
+        alone = self._given.cpu_seconds(experts, rows)
+        self._observe("cpu", seconds, alone, alone * self._given.hardware.cpu_bandwidth / cpu_rate)
 
     def observe_gpu(self, experts: int, rows: int, seconds: float) -> None:
         """The accelerator computed resident experts in one launch."""
-        self._observe("gpu", seconds, self._given.gpu_seconds(experts, rows))
+        alone = self._given.gpu_seconds(experts, rows)
+        self._observe("gpu", seconds, alone, alone)
 
     def observe_copy(self, nbytes: int, seconds: float) -> None:
         """A copy took so long once it had begun."""
-        self._observe("copy", seconds, self._given.copy_seconds(nbytes))
+        _, copy_rate = self._given.hardware.shared()
+        alone = self._given.copy_seconds(nbytes)
+        self._observe("copy", seconds, alone, alone * self._given.hardware.copy_alone / copy_rate)
+
+    def _observe(self, part: str, seconds: float, alone: float, shared: float) -> None:
+        """Compare with what was expected: anything from `alone` to `shared`, CPU and copy being at work together."""
+        if self._drift is not None and alone > 0:
+            cost = self._drift.note(part, seconds / min(max(seconds, alone), shared))
+            if cost is not None:
+                self._use(cost)
 
     def notice(self) -> str | None:
         """Return one line, once, when decisions have begun to follow the measurement."""
-        return self._notices.pop(0) if self._notices else None
+        return None if self._drift is None else self._drift.notice()
 
     def limit_seconds(self, served: Served) -> float:
-        """Return the shortest time in which memories and link could have served experts."""
+        """Return the shortest time in which memories and link, as calibrated, could have served experts."""
         return self._given.limit_seconds(served.hit_bytes, served.cpu_bytes, served.fetched_bytes)
-
-    def _observe(self, part: str, seconds: float, expected: float) -> None:
-        if not self.adapt or expected <= 0:
-            return
-        watch = self._watches[part]
-        began = watch.note(seconds / expected)
-        if not watch.following or (not began and not watch.moved()):
-            return
-        watch.followed = watch.ratio
-        self.cost = self._given.slowed(**{p: w.followed for p, w in self._watches.items()})
-        self._choices.clear()
-        if began:
-            self._notices.append(self._line(part))
-
-    def _line(self, part: str) -> str:
-        was, now = self._given.hardware, self.cost.hardware
-        what, before, after = {
-            "cpu": ("The CPU computes experts", was.cpu_bandwidth, now.cpu_bandwidth),
-            "gpu": ("The GPU computes experts", was.gpu_bandwidth, now.gpu_bandwidth),
-            "copy": ("Experts are copied to the GPU", was.copy_bandwidth, now.copy_bandwidth),
-        }[part]
-        return (
-            f"{what} at {after / 1e9:.1f} GB/s, and {before / 1e9:.1f} GB/s were measured at the start: "
-            "from now on this decides where experts are computed."
-        )
-
-
-class _Watch:
-    """How far measured seconds are off, as a running average of measured over expected."""
-
-    def __init__(self) -> None:
-        self.ratio = 1.0
-        self.followed = 1.0
-        self.following = False
-        self._off = 0
-
-    def note(self, ratio: float) -> bool:
-        """Take an observation; return whether from now on the measurement is followed."""
-        self.ratio += SMOOTHING * (min(max(ratio, 0.1), 10.0) - self.ratio)
-        self._off = self._off + 1 if max(self.ratio, 1 / self.ratio) > FOLLOW_FACTOR else 0
-        if self.following or self._off < FOLLOW_AFTER:
-            return False
-        self.following = True
-        return True
-
-    def moved(self) -> bool:
-        """Return whether the average is a tenth away from what is followed."""
-        return not 0.9 < self.ratio / self.followed < 1.1

@@ -1,0 +1,82 @@
+"""Whether the machine still is what the cost model says, from what is measured while it runs.
+
+Contract: takes measured over expected seconds of each part, and gives another cost model when decisions have to follow
+the measurement, with one line to say so. A part that is followed stays followed. What is decided is not known here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from mixq.cost import CostModel
+
+FACTOR = 1.5
+"""Times by which the average must be off: below, decisions come out the same."""
+
+OBSERVATIONS = 64
+"""For how many in a row: two tokens of 32 layers, so that a hiccup changes nothing."""
+
+SMOOTHING = 0.05
+"""Weight of an observation in the running average."""
+
+BOUND = 10.0
+"""More than this in one observation is a pause of the machine, and counts as this."""
+
+MOVED = 1.1
+"""A part that is followed is followed again when it has changed by this."""
+
+_WORDS = {
+    "cpu": "The CPU computes experts",
+    "gpu": "The GPU computes experts",
+    "copy": "Experts are copied to the GPU",
+}
+
+
+class Drift:
+    """Compares CPU, GPU and copies with a cost model."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._parts = {name: _Part() for name in _WORDS}
+        self._lines: deque[str] = deque()
+
+    def note(self, name: str, ratio: float) -> CostModel | None:
+        """Take measured over expected seconds of `cpu`, `gpu` or `copy`.
+
+        Returns what to go by from now on, if that changes.
+        """
+        part = self._parts[name]
+        followed = part.followed
+        if not part.note(ratio):
+            return None
+        if followed is None:
+            self._lines.append(
+                f"{_WORDS[name]} in {part.average:.1f} times the time that was measured at the start: from now on, "
+                "decisions follow what is measured."
+            )
+        return self._cost.slowed(**{name: part.followed or 1.0 for name, part in self._parts.items()})
+
+    def notice(self) -> str | None:
+        """Return the next line to be said, once."""
+        return self._lines.popleft() if self._lines else None
+
+
+class _Part:
+    """A running average; `followed` is the ratio that decisions go by, None while they go by the cost model."""
+
+    def __init__(self) -> None:
+        self.average = 1.0
+        self.followed: float | None = None
+        self._off = 0
+
+    def note(self, ratio: float) -> bool:
+        """Return whether `followed` has changed."""
+        self.average += SMOOTHING * (min(max(ratio, 1 / BOUND), BOUND) - self.average)
+        if self.followed is None:
+            self._off = self._off + 1 if not 1 / FACTOR < self.average < FACTOR else 0
+            if self._off < OBSERVATIONS:
+                return False
+        elif 1 / MOVED < self.average / self.followed < MOVED:
+            return False
+        self.followed = self.average
+        return True

@@ -1,0 +1,347 @@
+"""A recorded or made-up routing, played through cache and scheduler on a virtual clock.
+
+Contract: `replay_hits` runs the cache alone, every copy complete before the layer is asked again. `replay` adds time:
+the scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM
+shared by the CPU and the copies. Figures come from `mixq.cost`; no weight is touched, no torch imported, and a thousand
+tokens of 32 layers take a second.
+
+A trace is, token by token and layer by layer, the experts that the router chose: trace[token][layer] = (5, 2).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixq.cost import CostModel, Hardware, ModelCost
+from mixq.experts.cache import CacheCounters, ExpertCache
+from mixq.experts.policies import Belady, PolicyOfLayer
+from mixq.experts.scheduler import Scheduler
+
+Trace = Sequence[Sequence[Sequence[int]]]
+
+CHUNK = 4 << 20
+"""Bytes after which a background copy lets a demanded one pass, as in `mixq.experts.transfer`."""
+
+BACKGROUND = 2
+"""Background copies that may be under way at once, as there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """What a trace would cost on a computer.
+
+    Attributes:
+        tokens, seconds: of the trace.
+        requests, hits, waits, fetches, on_cpu: experts, by where they were computed.
+        hit_bytes, cpu_bytes, fetched_bytes: weights that each place served.
+        copied_bytes: over the link, background included.
+        cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
+        overlap_seconds: when at least two of the three were busy.
+        limit_seconds: what the experts take with all three memories read at once, and the trunk.
+    """
+
+    tokens: int
+    seconds: float
+    requests: int
+    hits: int
+    waits: int
+    fetches: int
+    on_cpu: int
+    hit_bytes: int
+    cpu_bytes: int
+    fetched_bytes: int
+    copied_bytes: int
+    cpu_seconds: float
+    gpu_seconds: float
+    copy_seconds: float
+    overlap_seconds: float
+    limit_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the experts that were in a slot when they were asked for."""
+        return self.hits / self.requests
+
+    @property
+    def share_of_limit(self) -> float:
+        return self.limit_seconds / self.seconds
+
+
+class _AllDone:
+    """Copies that are over as soon as they begin."""
+
+    def demand_seconds(self) -> float:
+        return 0.0
+
+    def remaining_seconds(self, layer: int, expert: int) -> float:
+        return 0.0
+
+    def room(self) -> bool:
+        return True
+
+
+def belady(trace: Trace) -> PolicyOfLayer:
+    """Return the policy that knows the trace: what no other can beat."""
+    return lambda layer, quota: Belady([token[layer] for token in trace])
+
+
+def replay_hits(
+    trace: Trace,
+    quotas: Sequence[int],
+    policy: str | PolicyOfLayer = "lru",
+    miss: str = "fetch",
+    *,
+    experts: int = 8,
+    seed: int = 0,
+    popular: Sequence[Sequence[int]] | None = None,
+    scheduler: Scheduler | None = None,
+) -> list[CacheCounters]:
+    """Return the counts of each layer, with every copy complete before the layer is asked again.
+
+    Args:
+        quotas: slots of each layer.
+        policy, seed, popular: see `ExpertCache`. Where `popular` is None, slots begin with the first experts.
+        miss: cpu or fetch; auto needs a scheduler.
+        scheduler: decides; one for `miss` if left out.
+    """
+    cache = ExpertCache(quotas, experts, policy, seed=seed, popular=popular)
+    planner = scheduler or Scheduler(_nothing_costs(len(quotas), experts), miss, adapt=False)
+    clock = _AllDone()
+    _warm_up(cache)
+    for token in trace:
+        for layer, needed in enumerate(token):
+            plan = planner.plan_layer(cache, layer, needed, 1, clock)
+            for slot in plan.hits.values():
+                cache.release(layer, slot)
+            for taken in (*plan.fetches.values(), *plan.admissions.values()):
+                if taken is not None:
+                    cache.finish_load(layer, taken)
+    return cache.counters
+
+
+def replay(
+    trace: Trace,
+    hardware: Hardware,
+    model: ModelCost,
+    quotas: Sequence[int],
+    policy: str | PolicyOfLayer = "lru",
+    miss: str = "auto",
+    *,
+    context: int = 0,
+    seed: int = 0,
+    popular: Sequence[Sequence[int]] | None = None,
+    predicted: Trace | None = None,
+) -> ReplayResult:
+    """Return what a trace would cost on a computer, token after token.
+
+    Args:
+        quotas: slots of each layer; they begin filled, as in the engine.
+        context: positions that attention reads.
+        predicted: experts that the layer before expects of each layer, as a trace.
+    """
+    cache = ExpertCache(quotas, model.experts, policy, seed=seed, popular=popular)
+    _warm_up(cache)
+    run = _Run(CostModel(hardware, model), cache, miss)
+    for number, token in enumerate(trace):
+        for layer, needed in enumerate(token):
+            run.trunk(context)
+            run.experts(layer, needed)
+            if predicted is not None and layer + 1 < len(token):
+                run.prefetch(layer + 1, predicted[number][layer + 1])
+        run.head()
+    return run.result(len(trace), context)
+
+
+def _warm_up(cache: ExpertCache) -> None:
+    for layer in range(len(cache.quotas)):
+        for expert in cache.warm_up(layer):
+            slot = cache.begin_load(layer, expert)
+            if slot is not None:
+                cache.finish_load(layer, slot)
+
+
+def _nothing_costs(layers: int, experts: int) -> CostModel:
+    """Return a cost model for modes that do not ask it."""
+    return CostModel(Hardware("any", 1.0, 1.0, 1.0, 1.0, 1.0), ModelCost(layers, experts, 1, 1, 1, 1, 1, 1))
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    layer: int
+    expert: int
+    slot: int | None
+    left: float
+
+
+class _Machine:
+    """CPU, accelerator and copy engine on a virtual clock; `step` lets time pass until one of them is done."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self.now = 0.0
+        self.cpu_left = 0.0  # bytes
+        self.gpu_until = 0.0
+        self.demand: deque[_Copy] = deque()
+        self.background: deque[_Copy] = deque()
+        self.cpu_busy = self.gpu_busy = self.copy_busy = self.overlap = 0.0
+        # Latency stands in the queue as bytes that the link could have copied meanwhile.
+        self._copy_bytes = cost.copy_seconds() * cost.hardware.copy_alone
+        self._cpu_alone, self._copy_alone = cost.hardware.cpu_bandwidth, cost.hardware.copy_alone
+        self._cpu_shared, self._copy_shared = cost.hardware.shared()
+
+    def copy(self, layer: int, expert: int, slot: int | None, *, demanded: bool) -> _Copy:
+        copy = _Copy(layer, expert, slot, self._copy_bytes)
+        (self.demand if demanded else self.background).append(copy)
+        return copy
+
+    def promote(self, layer: int, expert: int) -> _Copy:
+        """Somebody waits for a copy that is under way."""
+        for copy in self.demand:
+            if (copy.layer, copy.expert) == (layer, expert):
+                return copy
+        copy = next(copy for copy in self.background if (copy.layer, copy.expert) == (layer, expert))
+        self.background.remove(copy)
+        self.demand.append(copy)
+        return copy
+
+    def on_gpu(self, seconds: float) -> None:
+        self.gpu_until = max(self.now, self.gpu_until) + seconds
+
+    def step(self, limit: float = float("inf")) -> list[_Copy]:
+        """Let time pass until something is done, at most until `limit`; return the copy that has arrived."""
+        queue = self.demand or self.background
+        nbytes = queue[0].left if queue else 0.0
+        if self.demand and self.background and (rest := self.background[0].left % CHUNK) >= 1:
+            queue, nbytes = self.background, rest  # a chunk that has begun ends first
+        computing, copying, busy_gpu = self.cpu_left > 0, bool(queue), self.gpu_until > self.now
+        both = computing and copying
+        cpu_rate = self._cpu_shared if both else self._cpu_alone
+        copy_rate = self._copy_shared if both else self._copy_alone
+        until = limit
+        if computing:
+            until = min(until, self.now + self.cpu_left / cpu_rate)
+        if copying:
+            until = min(until, self.now + nbytes / copy_rate)
+        if busy_gpu:
+            until = min(until, self.gpu_until)
+        passed = until - self.now
+        self.now = until
+        self.gpu_busy += passed * busy_gpu
+        self.overlap += passed * (computing + copying + busy_gpu >= 2)
+        if computing:
+            self.cpu_busy += passed
+            self.cpu_left = _less(self.cpu_left, passed * cpu_rate)
+        if copying:
+            self.copy_busy += passed
+            queue[0].left -= nbytes - _less(nbytes, passed * copy_rate)
+            if queue[0].left < 1:
+                return [queue.popleft()]
+        return []
+
+    # What the scheduler asks (`Copies`)
+
+    def demand_seconds(self) -> float:
+        return sum(copy.left for copy in self.demand) / self._copy_alone
+
+    def remaining_seconds(self, layer: int, expert: int) -> float:
+        before = 0.0
+        for copy in self.demand:
+            before += copy.left
+            if (copy.layer, copy.expert) == (layer, expert):
+                return before / self._copy_alone
+        left = sum(copy.left for copy in self.background if (copy.layer, copy.expert) == (layer, expert))
+        return (before + left) / self._copy_alone
+
+    def room(self) -> bool:
+        return len(self.background) < BACKGROUND
+
+
+def _less(nbytes: float, done: float) -> float:
+    """Return what is left; a fraction of a byte is rounding."""
+    return nbytes - done if nbytes - done >= 1 else 0.0
+
+
+class _Run:
+    """One replay: the machine, what is cached, and what has been counted."""
+
+    def __init__(self, cost: CostModel, cache: ExpertCache, miss: str) -> None:
+        self.cost = cost
+        self.cache = cache
+        self.scheduler = Scheduler(cost, miss, adapt=False)
+        self.machine = _Machine(cost)
+        self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
+
+    def trunk(self, context: int) -> None:
+        self.machine.on_gpu(self.cost.trunk_seconds(context))
+        self._pass_until(self.machine.gpu_until)
+        self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
+
+    def head(self) -> None:
+        self.machine.on_gpu(self.cost.head_seconds())
+        self._pass_until(self.machine.gpu_until)
+
+    def experts(self, layer: int, needed: Sequence[int]) -> None:
+        machine, cache, cost = self.machine, self.cache, self.cost
+        plan = self.scheduler.plan_layer(cache, layer, needed, 1, machine)
+        machine.cpu_left = cost.cpu_seconds(len(plan.cpu)) * cost.hardware.cpu_bandwidth
+        machine.on_gpu(cost.gpu_seconds(len(plan.hits)))
+        awaited = [machine.promote(layer, expert) for expert in plan.waits]
+        awaited += [machine.copy(layer, expert, slot, demanded=True) for expert, slot in plan.fetches.items()]
+        for expert, slot in plan.admissions.items():
+            machine.copy(layer, expert, slot, demanded=False)
+        while machine.cpu_left > 0 or awaited:
+            for copy in self._step():
+                if copy in awaited:
+                    awaited.remove(copy)
+                    machine.on_gpu(cost.gpu_seconds(1))
+        self._pass_until(machine.gpu_until)
+        for slot in plan.hits.values():
+            cache.release(layer, slot)
+        self.hits += len(plan.hits)
+        self.waits += len(plan.waits)
+        self.fetches += len(plan.fetches)
+        self.on_cpu += len(plan.cpu)
+
+    def prefetch(self, layer: int, predicted: Sequence[int]) -> None:
+        for expert, slot in self.scheduler.plan_prefetch(self.cache, layer, predicted, self.machine).items():
+            self.machine.copy(layer, expert, slot, demanded=False)
+
+    def result(self, tokens: int, context: int) -> ReplayResult:
+        size, machine, cost = self.cost.model.expert_bytes, self.machine, self.cost
+        hit, cpu, fetched = size * self.hits, size * self.on_cpu, size * (self.waits + self.fetches)
+        trunk = tokens * (cost.model.layers * cost.trunk_seconds(context) + cost.head_seconds())
+        return ReplayResult(
+            tokens=tokens,
+            seconds=machine.now,
+            requests=self.hits + self.waits + self.fetches + self.on_cpu,
+            hits=self.hits,
+            waits=self.waits,
+            fetches=self.fetches,
+            on_cpu=self.on_cpu,
+            hit_bytes=hit,
+            cpu_bytes=cpu,
+            fetched_bytes=fetched,
+            copied_bytes=size * self.copied,
+            cpu_seconds=machine.cpu_busy,
+            gpu_seconds=machine.gpu_busy,
+            copy_seconds=machine.copy_busy,
+            overlap_seconds=machine.overlap,
+            limit_seconds=cost.limit_seconds(hit, cpu, fetched) + trunk,
+        )
+
+    def _pass_until(self, moment: float) -> None:
+        while self.machine.now < moment:
+            self._step(moment)
+
+    def _step(self, limit: float = float("inf")) -> list[_Copy]:
+        arrived = self.machine.step(limit)
+        for copy in arrived:
+            self.copied += 1
+            if copy.slot is not None:
+                self.cache.finish_load(copy.layer, copy.slot)
+        return arrived
