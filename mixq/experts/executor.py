@@ -139,8 +139,7 @@ class LayerExperts:
         kernels = self.offload.accelerator.kernels
         for ahead, (norm, gate) in enumerate(self.routers, 1):
             if self.offload.slot_table(self.layer + ahead) is None:
-                logits = kernels.router_logits(kernels.rms_norm(residual, norm, self.eps), gate)
-                yield ahead, logits.topk(topk_ids.shape[1], dim=-1).indices
+                yield ahead, kernels.route(kernels.rms_norm(residual, norm, self.eps), gate, topk_ids.shape[1])[1]
 
     def _prefetch(self, predicted: Mapping[int, Tensor]) -> None:
         off = self.offload

@@ -50,6 +50,10 @@ class Kernels(Protocol):
         """x [T, D], weight [E, D] -> float32 [T, E]."""
         ...
 
+    def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
+        """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A likeliest experts."""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] -> [T, D]."""
         ...
@@ -94,6 +98,9 @@ class ReferenceKernels:
 
     def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
         return reference.router_logits(x, weight)
+
+    def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
+        return reference.route(self.router_logits(x, weight), A)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return reference.rms_norm(x, weight, eps)

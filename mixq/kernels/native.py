@@ -334,6 +334,10 @@ class NativeKernels:
         self._checked(self._library.mixq_router(self.context, bound.matrices, x.data_ptr(), x.shape[0], out.data_ptr()))
         return out
 
+    def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
+        """See `reference.route`."""
+        return reference.route(self.router_logits(x, weight), A)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `reference.rms_norm`."""
         if weight.dtype != torch.bfloat16:

@@ -113,6 +113,12 @@ def router_logits(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([F.linear(row, dense) for row in torch.split(x, 1)])
 
 
+def route(logits: Tensor, A: int) -> tuple[Tensor, Tensor]:
+    """Return weights and ids [T, A] of the experts for scores [T, E]: softmax over all, top A, made to sum to one."""
+    topk_weights, topk_ids = logits.softmax(-1).topk(A, dim=-1)  # [T, A]
+    return topk_weights / topk_weights.sum(-1, keepdim=True), topk_ids
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / rms(x) * weight over the last axis, in float32 (Zhang and Sennrich, 2019)."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()

@@ -150,16 +150,10 @@ class SparseMoeBlock:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]; residual [T, D] is what x was normed from."""
-        topk_weights, topk_ids = self.route(x)
+        topk_weights, topk_ids = self.kernels.route(x, self.gate, self.num_experts_per_tok)
         if self.routing is not None:
             topk_ids = self.routing(self.layer, topk_ids)
         return self.experts(x, topk_ids, topk_weights, residual)
-
-    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and ids [T, A] of the experts for x [T, D]: softmax over all, top A, made to sum to one."""
-        probabilities = self.kernels.router_logits(x, self.gate).softmax(-1)  # [T, E]
-        topk_weights, topk_ids = probabilities.topk(self.num_experts_per_tok, dim=-1)  # [T, A]
-        return topk_weights / topk_weights.sum(-1, keepdim=True), topk_ids
 
 
 class FeedForward:
