@@ -3,15 +3,13 @@
 Contract: every tensor has the dtype, shape and layout that the model folder would have, and memory of its own, so that
 reads come from RAM. The values are random and tame: codes uniform, scales such that a Linear keeps the variance of
 what it is given, so that activations stay finite through any number of layers. What the model says means nothing.
-
-Random numbers cost more than the memory they fill, so one block of them is repeated. Its length is a prime: no two rows
-of a matrix and no two experts are alike.
+A whole model is made in memory (`SyntheticWeights`), or one part of it after the other in the same memory (`parts`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.huge_pages import allocate
+from mixq.bench.filler import Filler
 from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size
 from mixq.engine import Model
 from mixq.errors import DoesNotFitError, UsageError, printable
-from mixq.formats import nf4, nl4
+from mixq.formats import nl4
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.mix import AS_IT_IS, FORMATS, Mix
 from mixq.formats.nl4 import Specs
 from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.scheme import Scheme
+from mixq.huge_pages import allocate
 from mixq.memory import available_memory
 from mixq.models.presets import PRESETS
 
 DEFAULT_MIX = "default"
 ALIGNMENT = 64
-_BLOCK = 4_194_301  # the largest prime below 4 Mi
-_SCALES = 65_521  # the largest prime below 64 Ki
 _USABLE = 0.95  # of the memory that is free; the rest is for activations and the system
 
 
@@ -65,6 +62,76 @@ def synthetic_model(
     return Model(SyntheticWeights.make(model, layers=layers, mix=mix, seed=seed), checked)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tensors of one layer, or of what stands outside the layers (`layer` is None).
+
+    Attributes:
+        specs: {stored name: (dtype, shape)}.
+        packed: scheme and shape of the quantized Linears.
+    """
+
+    layer: int | None
+    parameters: tuple[Parameter, ...]
+    specs: Specs
+    packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, gaps for alignment included."""
+        return _arena_bytes(self.specs)
+
+    def fill(self, filler: Filler, stored: Mapping[str, Tensor]) -> None:
+        """Give the tensors their values."""
+        for parameter in self.parameters:
+            filler.fill(parameter, self.packed.get(parameter.module), stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a made-up model consists of: shapes and schemes, no values.
+
+    Attributes:
+        name: the preset's, or the type of the model.
+        raw: the content of its config.json, without a word on quantization.
+        mix: None for unquantized weights.
+        parts: the layers in order, and what stands outside them last.
+    """
+
+    name: str
+    raw: Mapping[str, Any]
+    config: ModelConfig
+    mix: Mix | None
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX) -> Recipe:
+        """Resolve preset, layers and mix; see `synthetic_model` for arguments and errors."""
+        name, raw = _named(model)
+        config = _with_layers(name, ModelConfig.from_dict(raw), layers)
+        resolved = resolve_mix(config, mix)
+        by_layer: dict[int | None, list[Parameter]] = {}
+        for parameter in parameters(config):
+            by_layer.setdefault(parameter.layer, []).append(parameter)
+        outside = by_layer.pop(None)
+        parts = [_part(layer, members, resolved) for layer, members in by_layer.items()]
+        raw = {**raw, "num_hidden_layers": config.num_hidden_layers}
+        return cls(name, raw, config, resolved, (*parts, _part(None, outside, resolved)))
+
+
+def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor]]]:
+    """Make the model up part by part, with the very values of `SyntheticWeights.make`.
+
+    The tensors {stored name: values} of a part are gone when the next is asked for: the memory is the same.
+    """
+    arena = allocate(max(part.nbytes for part in recipe.parts))
+    filler = Filler(seed)
+    for part in recipe.parts:
+        stored = _lay_out(part.specs, arena)
+        part.fill(filler, stored)
+        yield part, stored
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticWeights:
     """Made-up weights, with what a model folder says of its own (`mixq.formats.weights.Weights`).
@@ -88,27 +155,15 @@ class SyntheticWeights:
         cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX, seed: int = 0
     ) -> SyntheticWeights:
         """Make the weights up; see `synthetic_model`."""
-        name, config = _config_of(model, layers)
-        resolved = resolve_mix(config, mix)
-        specs: Specs = {}
-        packed: dict[str, tuple[Scheme, tuple[int, int]]] = {}
-        layer_bytes = 0
-        for parameter in parameters(config):
-            scheme = None if resolved is None else resolved.scheme_of(parameter)
-            if scheme is None:
-                own: Specs = {parameter.name: (torch.bfloat16, parameter.shape)}
-            else:
-                N, K = parameter.shape
-                packed[parameter.module] = scheme, (N, K)
-                own = {f"{parameter.module}.{suffix}": spec for suffix, spec in tensor_specs(scheme, (N, K)).items()}
-            specs |= own
-            layer_bytes += _arena_bytes(own) if parameter.layer == 0 else 0
-        _check_memory(name, config, _arena_bytes(specs), layer_bytes)
-        stored = _lay_out(specs)
-        filler = _Filler(seed)
-        for parameter in parameters(config):
-            filler.fill(parameter, packed.get(parameter.module), stored)
-        return cls(Path(f"synthetic-{name}"), config, resolved, stored, packed)
+        recipe = Recipe.of(model, layers=layers, mix=mix)
+        specs = {name: spec for part in recipe.parts for name, spec in part.specs.items()}
+        _check_memory(recipe, _arena_bytes(specs))
+        stored = _lay_out(specs, allocate(_arena_bytes(specs)))
+        filler = Filler(seed)
+        for part in recipe.parts:
+            part.fill(filler, stored)
+        packed = {name: kind for part in recipe.parts for name, kind in part.packed.items()}
+        return cls(Path(f"synthetic-{recipe.name}"), recipe.config, recipe.mix, stored, packed)
 
     @property
     def nbytes(self) -> int:
@@ -142,35 +197,50 @@ def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
     return Mix.resolve(config, mix=None if text == DEFAULT_MIX else text)
 
 
-def _config_of(model: str | Mapping[str, Any], layers: int | None) -> tuple[str, ModelConfig]:
-    if isinstance(model, str):
-        if model not in PRESETS:
-            raise UsageError(
-                f"unknown preset {printable(repr(model))}; there are {', '.join(PRESETS)}."
-                + did_you_mean(model.lower(), PRESETS)
-            )
-        name, config = model, ModelConfig.from_dict(PRESETS[model])
-    else:
-        config = ModelConfig.from_dict(model)
-        name = str(model.get("model_type", "model"))
+def _named(model: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(model, str):
+        return str(model.get("model_type", "model")), model
+    if model not in PRESETS:
+        raise UsageError(
+            f"unknown preset {printable(repr(model))}; there are {', '.join(PRESETS)}."
+            + did_you_mean(model.lower(), PRESETS)
+        )
+    return model, PRESETS[model]
+
+
+def _with_layers(name: str, config: ModelConfig, layers: int | None) -> ModelConfig:
     if layers is None:
-        return name, config
+        return config
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= config.num_hidden_layers:
         raise UsageError(
             f"layers is {printable(repr(layers))}; {name} has {config.num_hidden_layers}, so it must be a whole number "
             f"from 1 to {config.num_hidden_layers}."
         )
-    return name, replace(config, num_hidden_layers=layers)
+    return replace(config, num_hidden_layers=layers)
 
 
-def _check_memory(name: str, config: ModelConfig, needed: int, layer_bytes: int) -> None:
+def _part(layer: int | None, members: list[Parameter], mix: Mix | None) -> Part:
+    specs: Specs = {}
+    packed: dict[str, tuple[Scheme, tuple[int, int]]] = {}
+    for parameter in members:
+        scheme = None if mix is None else mix.scheme_of(parameter)
+        if scheme is None:
+            specs[parameter.name] = (torch.bfloat16, parameter.shape)
+            continue
+        N, K = parameter.shape
+        packed[parameter.module] = scheme, (N, K)
+        specs |= {f"{parameter.module}.{suffix}": spec for suffix, spec in tensor_specs(scheme, (N, K)).items()}
+    return Part(layer, tuple(members), specs, packed)
+
+
+def _check_memory(recipe: Recipe, needed: int) -> None:
     free = available_memory()
     if free is None or needed <= free * _USABLE:
         return
-    layers = config.num_hidden_layers
+    layers, layer_bytes = recipe.config.num_hidden_layers, recipe.parts[0].nbytes
     fitting = int((free * _USABLE - (needed - layers * layer_bytes)) // layer_bytes)
     raise DoesNotFitError(
-        f"{name} with {layers} layers needs {format_size(needed)} of memory; {format_size(free)} are free.",
+        f"{recipe.name} with {layers} layers needs {format_size(needed)} of memory; {format_size(free)} are free.",
         hint=f"{fitting} layers fit: --layers {fitting}."
         if fitting > 0
         else "Not one layer fits: choose a smaller preset, or --mix all-nl4.",
@@ -185,96 +255,11 @@ def _arena_bytes(specs: Specs) -> int:
     return sum(_padded(dtype, shape) for dtype, shape in specs.values())
 
 
-def _lay_out(specs: Specs) -> dict[str, Tensor]:
-    """Return tensors one after the other in one piece of memory, not yet filled."""
-    arena = allocate(_arena_bytes(specs))
+def _lay_out(specs: Specs, arena: Tensor) -> dict[str, Tensor]:
+    """Return tensors one after the other in `arena`, uint8 of at least `_arena_bytes`, not yet filled."""
     tensors, start = {}, 0
     for name, (dtype, shape) in specs.items():
         end = start + dtype.itemsize * math.prod(shape)
         tensors[name] = arena[start:end].view(dtype).view(shape)
         start += _padded(dtype, shape)
     return tensors
-
-
-class _Filler:
-    """Fills tensors from blocks of random numbers that repeat without end; each tensor takes the next piece."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._bytes = torch.empty(_BLOCK, dtype=torch.uint8).random_(0, 256, generator=generator)
-        self._normal: Tensor | None = None
-        self._generator = generator
-        signs = torch.empty(_SCALES).random_(0, 2, generator=generator) * 2 - 1
-        self._scales = (signs * torch.empty(_SCALES).uniform_(0.6, 1.0, generator=generator)).contiguous()
-        self._scales_rms = _rms(self._scales)
-        self._made: dict[tuple[torch.dtype, float], Tensor] = {}
-        self._taken = 0
-
-    def fill(
-        self, parameter: Parameter, packed: tuple[Scheme, tuple[int, int]] | None, stored: Mapping[str, Tensor]
-    ) -> None:
-        """Give one parameter its values."""
-        if packed is not None:
-            self._fill_packed(parameter.module, *packed, stored)
-        elif parameter.role == "norm":
-            stored[parameter.name].fill_(1.0)
-        else:
-            spread = 1.0 if parameter.role == "embedding" else parameter.shape[1] ** -0.5
-            self._tile(stored[parameter.name], self._weights(spread))
-
-    def _fill_packed(self, module: str, scheme: Scheme, shape: tuple[int, int], stored: Mapping[str, Tensor]) -> None:
-        spread = shape[1] ** -0.5  # standard deviation of the weights
-        if scheme.name == "nl4":
-            self._tile(stored[f"{module}.weight_codes"], self._bytes)
-            scale = self._scaled(127.0, torch.int8)
-            self._tile(stored[f"{module}.weight_scale"], scale)
-            row_scale = spread / (_rms(nl4.table_tensor().float()) * _rms(scale.float()))
-            stored[f"{module}.weight_row_scale"].fill_(row_scale)
-        elif scheme.name == "nf4":
-            self._tile(stored[f"{module}.weight"], self._bytes)
-            level = _rms(torch.tensor(nf4.QUANT_MAP))
-            self._tile(
-                stored[f"{module}.weight.absmax"],
-                self._scaled(spread / (level * self._scales_rms), torch.float32).abs(),
-            )
-            stored[f"{module}.weight.quant_map"].copy_(torch.tensor(nf4.QUANT_MAP))
-            state = nf4.State(shape, scheme.group_size, torch.bfloat16).to_json()
-            stored[f"{module}.{nf4.STATE}"].copy_(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-        else:
-            self._tile(stored[f"{module}.weight_packed"].view(torch.uint8), self._bytes)
-            level = _rms(torch.arange(2.0**scheme.bits) - 2.0 ** (scheme.bits - 1))
-            self._tile(
-                stored[f"{module}.weight_scale"],
-                self._scaled(spread / (level * self._scales_rms), torch.bfloat16),
-            )
-            stored[f"{module}.weight_shape"].copy_(torch.tensor(shape))
-
-    def _weights(self, spread: float) -> Tensor:
-        """Return normally distributed bfloat16 weights."""
-        if self._normal is None:
-            self._normal = torch.empty(_BLOCK).normal_(generator=self._generator)
-        return self._once(torch.bfloat16, spread, self._normal)
-
-    def _scaled(self, factor: float, dtype: torch.dtype) -> Tensor:
-        """Return group scales of both signs, from 0.6 to 1 times `factor`."""
-        return self._once(dtype, factor, self._scales)
-
-    def _once(self, dtype: torch.dtype, factor: float, block: Tensor) -> Tensor:
-        key = (dtype, factor * (1 if block is self._scales else -1))
-        if key not in self._made:
-            self._made[key] = (block * factor).to(dtype)
-        return self._made[key]
-
-    def _tile(self, target: Tensor, block: Tensor) -> None:
-        flat, length = target.view(-1), len(block)
-        start = self._taken % length
-        self._taken += len(flat)
-        head, rest = flat[: length - start], flat[length - start :]
-        head.copy_(block[start : start + len(head)])
-        whole = len(rest) // length * length
-        rest[:whole].view(-1, length).copy_(block)  # torch shares the copy, and the first touch, among its threads
-        rest[whole:].copy_(block[: len(rest) - whole])
-
-
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions, did_you_mean
+from mixq.config import RuntimeOptions, did_you_mean, format_size
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ def bench(
             metavar="MIX",
             help="Schemes of a made-up model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize.",
         ),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="DIR", help="Write the made-up model to a new folder, and measure nothing."),
     ] = None,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", metavar="N,...", help="Lengths of prompts; 0 for none.")
@@ -80,13 +85,18 @@ def bench(
         )
     if not 1 <= repeats <= MOST_REPEATS:
         raise UsageError(f"--repeats is {repeats}; it must be a whole number from 1 to {MOST_REPEATS}.")
-    if synthetic is None and (layers is not None or mix is not None):
+    if synthetic is None and (layers is not None or mix is not None or write is not None):
         raise UsageError(
-            "--layers and --mix shape a made-up model.", hint="Add --synthetic PRESET, such as mixtral-8x7b."
+            "--layers, --mix and --write are about a made-up model.",
+            hint="Add --synthetic PRESET, such as mixtral-8x7b.",
         )
     source = ctx.get_parameter_source("model")
     if synthetic is not None and model is not None and source is not None and source.name == "COMMANDLINE":
         raise UsageError(f"MODEL {printable(repr(model))} and --synthetic are both given.", hint="Leave one out.")
+    if synthetic is not None and write is not None:
+        _refuse_tests(ctx)
+        _write(write, synthetic, layers, mix, seed, json=json)
+        return
 
     from mixq.bench.measure import Bench
     from mixq.bench.workload import workloads
@@ -141,6 +151,28 @@ def _make_up(
     return made
 
 
+def _refuse_tests(ctx: typer.Context) -> None:
+    """Refuse flags of a measurement beside --write, which makes none."""
+    for name in ("prompt", "gen", "depth", "repeats", "format", "device", "context", "threads", "kv"):
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name} has no meaning with --write: nothing is measured.", hint="Leave one out.")
+
+
+def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed: int, *, json: bool) -> None:
+    from mixq.bench.synthetic import DEFAULT_MIX
+    from mixq.bench.write_folder import FolderJob
+    from mixq.cli.progress import byte_progress
+
+    job = FolderJob(folder, preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed)
+    with byte_progress("writing") as update:
+        job.run(on_progress=update)
+    if json:
+        output.print_json({"path": str(folder), "bytes": job.nbytes})
+    else:
+        typer.echo(f"{printable(folder)}: {format_size(job.nbytes)}")
+
+
 def _run(bench: Bench, tests: list[Workload], repeats: int) -> None:
     from mixq.cli.progress import run_progress
 
@@ -169,7 +201,6 @@ def _print_table(bench: Bench) -> None:
     from rich.console import Console
 
     from mixq.cli.tables import speed_table
-    from mixq.config import format_size
 
     facts, run = bench.facts, bench.as_dict()
     console = Console(highlight=False, markup=False)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mixq.bench import synthetic
-from mixq.bench.synthetic import SyntheticWeights, synthetic_model
-from mixq.config import ModelConfig
+from mixq.bench.synthetic import Recipe, SyntheticWeights, synthetic_model
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.formats.architecture import parameters
 from mixq.formats.packed import PackedLinear, packed_bytes
@@ -94,8 +93,8 @@ def test_the_seed_decides_the_weights() -> None:
 def test_presets_have_their_true_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def refuse(name: str, config: ModelConfig, needed: int, layer_bytes: int) -> None:
-        asked[name] = needed
+    def refuse(recipe: Recipe, needed: int) -> None:
+        asked[recipe.name] = needed
         raise DoesNotFitError("not now")
 
     monkeypatch.setattr(synthetic, "_check_memory", refuse)

@@ -71,6 +71,18 @@ def test_formats_for_programs(cli: RunCli) -> None:
     assert [line["n_gen"] for line in lines] == [0, 4]
 
 
+def test_a_made_up_folder_is_written_and_runs(cli: RunCli, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    outcome = cli("bench", "--synthetic", "tiny", "--layers", "1", "--mix", "w4", "--write", made, "--json")
+    assert outcome.code == 0, outcome.err
+    written = sum(path.stat().st_size for path in made.glob("*.safetensors"))
+    assert json.loads(outcome.out) == {"path": str(made), "bytes": written}
+    outcome = cli("bench", made, *SHORT, "--json")
+    assert json.loads(outcome.out)["layers"] == 1
+    outcome = cli("bench", "--synthetic", "tiny", "--write", made)
+    assert (outcome.code, "exists already" in outcome.err) == (2, True)
+
+
 def test_the_demo_model_is_the_default(cli: RunCli) -> None:
     outcome = cli("bench", "-p", "0", "-n", "2", "-r", "1")
     assert outcome.code == 0, outcome.err
@@ -100,6 +112,8 @@ def test_ctrl_c_prints_what_was_measured(cli: RunCli, monkeypatch: pytest.Monkey
         (["some-folder", "--synthetic", "tiny"], "both given"),
         (["--layers", "4"], "--synthetic"),
         (["--mix", "all-nl4"], "--synthetic"),
+        (["--write", "made"], "--synthetic"),
+        (["--synthetic", "tiny", "--write", "made", "-p", "8"], "nothing is measured"),
         (["--synthetic", "tiny", *SHORT, "--mix", "al-nl4"], "Did you mean 'all-nl4'"),
         (["--synthetic", "tiny", *SHORT, "--layers", "99"], "from 1 to 2"),
         (["--synthetic", "tiny", "-p", "512"], "the model has at most 256"),
