@@ -26,7 +26,7 @@ from mixq.kernels.cores import physical_cores
 from mixq.memory import total_memory
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
-from mixq.model.mixtral import Mixtral, Routing
+from mixq.model.mixtral import Mixtral
 from mixq.placement import place
 from mixq.sampling import SamplingParams
 from mixq.text.chat_template import Message, encode_chat
@@ -71,9 +71,7 @@ class Model:
         notes: one line for each option that could not be followed, and why.
     """
 
-    def __init__(
-        self, folder: Path | Weights, options: RuntimeOptions | None = None, *, routing: Routing | None = None
-    ) -> None:
+    def __init__(self, folder: Path | Weights, options: RuntimeOptions | None = None) -> None:
         self.options = options or RuntimeOptions()
         self.folder: Weights = ModelFolder.open(folder) if isinstance(folder, Path) else folder
         self.config: ModelConfig = self.folder.config
@@ -101,7 +99,6 @@ class Model:
             self.kernels,
             positions=self.context,
             experts=self.placement.experts,
-            routing=routing,
             give_back=self.placement.give_back,
         )
         if self.placement.offload is not None:

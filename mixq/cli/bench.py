@@ -64,6 +64,22 @@ def bench(
     ] = "table",
     json: options.Json = False,
     device: options.Device = DEFAULTS.device,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    miss: options.Miss = DEFAULTS.miss,
+    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    routing: Annotated[
+        str,
+        typer.Option(
+            "--routing",
+            metavar="model|uniform|sticky:P|mixtral|trace FILE",
+            help="Which experts: the routers' own choice, or made up (random weights route evenly).",
+        ),
+    ] = "model",
+    sim_bandwidth: Annotated[
+        str | None,
+        typer.Option("--sim-bandwidth", metavar="SIZE", help="Bytes that --device sim copies in a second, as 12GB."),
+    ] = None,
     context: Annotated[
         int | None,
         options.flag("--context", "Positions of the KV cache.  [default: what the tests need]", "N"),
@@ -98,6 +114,7 @@ def bench(
         _write(write, synthetic, layers, mix, seed, json=json)
         return
 
+    _check_routing(routing)
     from mixq.bench.measure import Bench
     from mixq.bench.workload import workloads
     from mixq.cli.loading import load_model
@@ -109,9 +126,15 @@ def bench(
         "threads": threads,
         "kv": kv,
         "seed": seed,
+        "vram": vram,
+        "ram": ram,
+        "miss": miss,
+        "cache_policy": cache_policy,
+        "sim_bandwidth": sim_bandwidth,
     }
     begun = time.perf_counter()
     loaded = load_model(model, flags) if synthetic is None else _make_up(synthetic, tests, flags, layers, mix, seed)
+    _route(loaded, routing, seed)
     seconds = time.perf_counter() - begun
     name = "the demo model" if synthetic is None and model is None else loaded.folder.path.name
     bench = Bench(loaded, tests, repeats=repeats, seed=seed, name=name, load_seconds=seconds)
@@ -122,6 +145,36 @@ def bench(
         _print(bench, format, json=json)
         raise
     _print(bench, format, json=json)
+
+
+def _check_routing(text: str) -> None:
+    """Refuse routing that is not known before a model is made up or loaded."""
+    from mixq.experts.routing import parse_routing
+    from mixq.experts.trace import Trace
+
+    if text.startswith("trace "):
+        Trace.read(Path(text.removeprefix("trace ").strip()))
+    elif text != "model":
+        parse_routing(text, layers=1, experts=2, active=1)
+
+
+def _route(model: Model, text: str, seed: int) -> None:
+    """Put made-up routing in the routers' place."""
+    if text == "model":
+        return
+    config = model.config
+    if not config.is_moe:
+        raise UsageError("--routing is about experts, and this model has none.", hint="Leave it out.")
+    from mixq.experts.routing import parse_routing
+
+    routing = parse_routing(
+        text,
+        layers=config.num_hidden_layers,
+        experts=config.num_local_experts,
+        active=config.num_experts_per_tok,
+        seed=seed,
+    )
+    model.network.override_routing(routing)
 
 
 def _lengths(text: str, flag: str) -> list[int]:
@@ -212,6 +265,9 @@ def _print_table(bench: Bench) -> None:
     console.print()
     bandwidth, peak = run["bandwidth_bytes_per_second"], run["peak_memory_bytes"]
     limit = f"{format_size(bandwidth)}/s" if bandwidth else "not measured: it takes the native kernels"
+    for row in bench.rows():
+        if row.experts is not None and (line := row.experts.line()):
+            console.print(f"{row.workload.name:<15} {line}", soft_wrap=True)
     console.print(f"read bandwidth  {limit}", soft_wrap=True)
     console.print(f"loaded in       {facts.load_seconds:.1f} s")
     if peak is not None:

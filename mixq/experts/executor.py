@@ -42,6 +42,10 @@ class Experts(Protocol):
         """
         ...
 
+    def predict_nothing(self) -> None:
+        """Ask no other layer's router from now on."""
+        ...
+
 
 class CpuExperts:
     """Experts computed in place; w1 is the gate, w2 the down, w3 the up projection."""
@@ -62,6 +66,9 @@ class CpuExperts:
         """See `Experts`; rows of an accelerator go to the host and back."""
         answer = self.kernels.experts(x.cpu(), self.experts, topk_ids.cpu(), topk_weights.cpu())
         return answer.to(x.device)
+
+    def predict_nothing(self) -> None:
+        """See `Experts`; it predicts nothing anyway."""
 
 
 class LayerExperts:
@@ -90,6 +97,10 @@ class LayerExperts:
         if x.shape[0] > DECODE_ROWS:
             return self._prefill(x, topk_ids, topk_weights)
         return self._decode(x, topk_ids, topk_weights, residual)
+
+    def predict_nothing(self) -> None:
+        """See `Experts`."""
+        self.routers = ()
 
     def _resident(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, table: Tensor) -> Tensor:
         """All experts are in slots: nothing to decide, nothing to wait for."""

@@ -11,6 +11,7 @@ Axes: T tokens of the batch, S sequences, D hidden, E experts, A active experts,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from mixq.accelerators.interface import OutOfMemory
 from mixq.config import ModelConfig
 from mixq.experts.executor import CpuExperts, Experts
+from mixq.experts.routing import Routing
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
@@ -26,9 +28,6 @@ from mixq.model.rope import RotaryTable
 
 ExpertsOfLayer = Callable[[int], Experts]
 """Gives the experts of a layer."""
-
-Routing = Callable[[int, Tensor], Tensor]
-"""What a bench puts in the router's place: from a layer and the router's choice [T, A] to another choice."""
 
 GiveBack = Callable[[OutOfMemory], None]
 """Frees memory on an accelerator that has run out, or raises what the user is to be told."""
@@ -43,7 +42,6 @@ class Mixtral:
         kernels: what computes; `mixq.kernels.dispatch.choose` picks them.
         positions: the longest context that will be asked for.
         experts: computes a layer's experts; None computes them in place.
-        routing: overrides the routers' choice; None leaves it.
         give_back: what to do when an accelerator has no memory left in the middle of a pass, which is then run again;
             None raises the error.
     """
@@ -55,7 +53,6 @@ class Mixtral:
         *,
         positions: int,
         experts: ExpertsOfLayer | None = None,
-        routing: Routing | None = None,
         give_back: GiveBack | None = None,
     ) -> None:
         self.config: ModelConfig = folder.config
@@ -63,12 +60,20 @@ class Mixtral:
         rotary = RotaryTable(self.config, positions, kernels.device)
         experts = experts or (lambda layer: CpuExperts(folder, layer, kernels))
         self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D], in host memory
-        self.layers = [
-            DecoderLayer(folder, i, rotary, kernels, experts, routing) for i in range(self.config.num_hidden_layers)
-        ]
+        self.layers = [DecoderLayer(folder, i, rotary, kernels, experts) for i in range(self.config.num_hidden_layers)]
         self.norm = folder.tensor("model.norm.weight")
         self.lm_head = folder.linear("model.embed_tokens" if self.config.tie_word_embeddings else "lm_head")
         self._give_back = give_back
+
+    def override_routing(self, routing: Routing) -> None:
+        """Put another choice of experts in the routers' place, whose products are computed all the same.
+
+        The routers foresee nothing of it, so nothing is predicted.
+        """
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer.feed_forward, SparseMoeBlock):
+                layer.feed_forward.override = functools.partial(_rerouted, routing, index)
+                layer.feed_forward.experts.predict_nothing()
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], *, all_logits: bool = False) -> Tensor:
@@ -115,7 +120,6 @@ class DecoderLayer:
         rotary: RotaryTable,
         kernels: Kernels,
         experts: ExpertsOfLayer,
-        routing: Routing | None,
     ) -> None:
         prefix = f"model.layers.{layer}"
         self.kernels = kernels
@@ -124,7 +128,7 @@ class DecoderLayer:
         self.post_attention_layernorm = folder.tensor(f"{prefix}.post_attention_layernorm.weight")
         self.attention = Attention(folder, layer, rotary, kernels)
         self.feed_forward: SparseMoeBlock | FeedForward = (
-            SparseMoeBlock(folder, layer, kernels, experts(layer), routing)
+            SparseMoeBlock(folder, layer, kernels, experts(layer))
             if folder.config.is_moe
             else FeedForward(folder, layer, kernels)
         )
@@ -138,12 +142,9 @@ class DecoderLayer:
 class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their answers."""
 
-    def __init__(
-        self, folder: Weights, layer: int, kernels: Kernels, experts: Experts, routing: Routing | None
-    ) -> None:
-        self.layer = layer
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels, experts: Experts) -> None:
         self.kernels = kernels
-        self.routing = routing
+        self.override: Callable[[Tensor], Tensor] | None = None  # of ids [T, A], for benches
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
         self.experts = experts
@@ -151,9 +152,14 @@ class SparseMoeBlock:
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]; residual [T, D] is what x was normed from."""
         topk_weights, topk_ids = self.kernels.route(x, self.gate, self.num_experts_per_tok)
-        if self.routing is not None:
-            topk_ids = self.routing(self.layer, topk_ids)
+        if self.override is not None:
+            topk_ids = self.override(topk_ids)
         return self.experts(x, topk_ids, topk_weights, residual)
+
+
+def _rerouted(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:
+    """Return other ids [T, A]: a row is a token."""
+    return torch.tensor([routing.choose(layer) for _ in range(len(topk_ids))], device=topk_ids.device)
 
 
 class FeedForward:

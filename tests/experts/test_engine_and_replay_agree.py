@@ -36,7 +36,7 @@ def test_hits_are_the_same_layer_by_layer(demo: Path, plan: MemoryPlan, slots: i
     assert offload.cache.quotas == (slots,) * 5
     offload.lockstep, offload.trace = True, []
     for layer in model.network.layers:
-        layer.feed_forward.experts.routers = ()
+        layer.feed_forward.experts.predict_nothing()
     cache = model.new_kv_cache()
     for token in TOKENS:
         model.forward([token], kv_cache=cache)
