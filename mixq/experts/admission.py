@@ -18,19 +18,21 @@ WATCHED = 8
 """Passes over which a pair is compared. What a choice says about the next ones is over by then: Mixtral uses an expert
 again with probability 0.39, 0.25 by chance, and of the difference 4 % are left after three passes."""
 
-SOON = 3
+SOON = 2
 """Passes that a lead in popularity counts for where copies cost nothing: who was put out comes back when next used."""
 
 STAY = 32
 """Passes that it counts for where a copy has to pay."""
 
 MEMORY = 64
-"""Passes that popularity goes back."""
+"""Passes that popularity goes back; at first it is taken to have been even for `EVEN` of them."""
+
+EVEN = 16
 
 COMPARISONS = 4096
 """That the two figures go back: 128 tokens of 32 layers. Their noise is 0.03 uses then."""
 
-GUESS = 64
+GUESS = 256
 """Comparisons that the first guess counts as. It is Mixtral's: a choice brings 0.2 uses, a quarter of a lead lasts."""
 
 
@@ -78,8 +80,10 @@ class Ledger:
     def note(self, cache: ExpertCache, layer: int, needed: Sequence[int]) -> None:
         """A pass of a layer uses these experts."""
         book = self._layers[layer]
+        if not book.passes:
+            book.popularity = [len(needed) / len(book.uses)] * len(book.uses)
         book.passes += 1
-        rate = 1 / min(book.passes, MEMORY)
+        rate = 1 / min(book.passes + EVEN, MEMORY)
         book.popularity = [value - rate * value for value in book.popularity]
         for place, expert in enumerate(needed):
             book.uses[expert] += 1
