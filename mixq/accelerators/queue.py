@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mixq.accelerators import threads
+
 
 class Task:
     """A piece of work, done or not; an `Event` and a `Launch`."""
@@ -62,10 +64,10 @@ class Queue:
     """A thread that does what it is given, in order."""
 
     def __init__(self, name: str) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self._tasks,), name=name, daemon=True)
-        self._thread.start()
-        self._end = weakref.finalize(self, self._tasks.put, None)
+        tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks = tasks
+        self._thread = threads.start(lambda: _serve(tasks), lambda: tasks.put(None), name)
+        self._end = weakref.finalize(self, tasks.put, None)
 
     def give(self, work: Callable[[], Any]) -> Task:
         """Append a piece of work."""

@@ -47,7 +47,7 @@ def measure(
 
     cpu = _best(compute, numbers)
     link = _best(copy, numbers)
-    together = _best(lambda expert: _both(lambda: compute(expert), uploader, store, memory, expert), numbers)
+    shared = max(_both(lambda e=e: compute(e), uploader, store, memory, e, link) for e in numbers)  # type: ignore[misc]
     on_device = _OnDevice(accelerator, [store.view(0, memory)])
     gpu = _best(lambda _: on_device.run(few), numbers)
     nothing = _best(lambda _: on_device.run(few, chosen=False), numbers)
@@ -62,7 +62,7 @@ def measure(
         copy_latency=0.0,
         handover_seconds=_best(lambda _: _hand_over(accelerator, few.x, row), numbers),
         launch_seconds=nothing,
-        ram_bandwidth=max(2 * nbytes / together, nbytes / cpu),
+        ram_bandwidth=max(shared, nbytes / cpu),
     )
 
 
@@ -90,10 +90,16 @@ class _OnDevice:
         self._accelerator.launch(lambda kernels: kernels.experts(x, self._views, ids, weights)).wait()
 
 
-def _both(compute: Callable[[], None], uploader: Uploader, store: ExpertStore, memory: Tensor, expert: int) -> None:
+def _both(
+    compute: Callable[[], None], uploader: Uploader, store: ExpertStore, memory: Tensor, expert: int, link: float
+) -> float:
+    """Return the bytes per second that the CPU and a copy of `link` seconds read together."""
     upload = uploader.start((0, expert), None, memory, store.pieces(0, expert), demanded=True)
+    begun = time.perf_counter()
     compute()
+    seconds = max(time.perf_counter() - begun, 1e-9)
     upload.wait()
+    return upload.nbytes * (1 + min(1.0, seconds / link)) / seconds
 
 
 def _hand_over(accelerator: Accelerator, x: Tensor, row: Tensor) -> None:

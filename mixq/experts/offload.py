@@ -1,8 +1,9 @@
 """A model's experts between host memory and an accelerator: what all layers share.
 
 Contract: the policy (`cache`, `scheduler`) says what lies where and who computes; this module owns the memory and has
-it done. It is used by the one thread that runs the network. A slot is written only while it is loading and read only while
-it is in use, and the policy gives nobody else a slot that is either. `LayerExperts` in `executor` is one layer's view.
+it done. It is used by the one thread that runs the network. A slot is written only while it is loading and read only
+while it is in use, and the policy gives nobody else a slot that is either. `LayerExperts` in `executor` is one layer's
+view.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ STREAM_TOKENS = 16
 A constant, never timed while it runs: which device computes must not depend on the machine's mood. Computing in place
 costs a read of the expert up to about this many rows (integer kernels), a copy costs one over the link.
 """
+
+
+OBSERVED = 0.5e-3
+"""Seconds of an expert below which times are not compared with the calibration: what is around them is longer."""
 
 
 class ExpertOffload:
@@ -88,6 +93,7 @@ class ExpertOffload:
         hardware = measure(store, accelerator, host_kernels, self.uploader, staging[0], cost.expert_flops)
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
         self.uploader.expect(hardware.copy_bandwidth)
+        self._observes = plan.slot_bytes / hardware.cpu_bandwidth >= OBSERVED
         self._slots: list[dict[int, Tensor]] = [
             {slot: accelerator.allocate(plan.slot_bytes) for slot in range(count)} for count in plan.quotas
         ]
@@ -151,7 +157,7 @@ class ExpertOffload:
             self.uploader.drain()
         for upload in self.uploader.finished():
             upload.done()  # raises what went wrong
-            if self.uploader.measured:
+            if self.uploader.measured and self._observes:
                 self.scheduler.observe_copy(upload.nbytes, upload.nbytes / self.uploader.rate)
             assert upload.slot is not None
             self.cache.finish_load(upload.key[0], upload.slot)
@@ -262,7 +268,7 @@ class ExpertOffload:
         """Count how long the CPU computed experts."""
         self.times.cpu.append((begun, ended))
         self.counters.cpu_seconds += ended - begun
-        if rows <= DECODE_ROWS:
+        if rows <= DECODE_ROWS and self._observes:
             self.scheduler.observe_cpu(experts, rows, ended - begun)
 
     def warm(self) -> None:

@@ -114,8 +114,8 @@ class ExpertStore:
     def move_to_registered(self, register: Callable[[Tensor], bool], limit: int) -> int:
         """Move experts into memory that the accelerator copies from directly, layer by layer, and return the bytes.
 
-        A file's mapping is not registered: its pages come and go. The first refusal ends it, and so does the limit; what
-        is beyond stays where it is.
+        A file's mapping is not registered: its pages come and go. The first refusal ends it, and so does the limit;
+        what is beyond stays where it is.
 
         Args:
             register: makes memory known to the accelerator, or refuses.

@@ -1,9 +1,9 @@
 """Experts on their way to the accelerator: uploads in chunks, those that somebody waits for before the rest.
 
 Contract: `Uploader` has a thread that gives the accelerator one chunk after the other, at most two at a time. A
-demanded upload goes before background ones, also before the rest of one that has begun: that waits for its next chunk. What is
-whole is named by `finished`; what to copy, and what may be overwritten, is the caller's business. The estimates that it
-gives the scheduler (`Copies`) come from the rate of the copies so far.
+demanded upload goes before background ones, also before the rest of one that has begun: that waits for its next chunk.
+What is whole is named by `finished`; what to copy, and what may be overwritten, is the caller's business. The estimates
+that it gives the scheduler (`Copies`) come from the rate of the copies so far.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
+from mixq.accelerators import threads
 from mixq.accelerators.interface import Accelerator, Event
 from mixq.experts.store import Piece
 
@@ -110,8 +111,11 @@ class _State:
         return None
 
     def end(self) -> None:
+        """Drop what has not been given to the accelerator: nobody is left who would wait for it."""
         with self.changed:
             self.closed = True
+            self.demand.clear()
+            self.background.clear()
             self.changed.notify_all()
 
 
@@ -124,11 +128,11 @@ class Uploader:
     """
 
     def __init__(self, accelerator: Accelerator, rate: float = 10e9) -> None:
-        self._state = _State(accelerator, rate)
+        state = _State(accelerator, rate)
+        self._state = state
         self._under_way: dict[tuple[int, int], Upload] = {}
-        self._thread = threading.Thread(target=_serve, args=(self._state,), name="mixq-uploads", daemon=True)
-        self._thread.start()
-        self._end = weakref.finalize(self, self._state.end)
+        self._thread = threads.start(lambda: _serve(state), state.end, "mixq-uploads")
+        self._end = weakref.finalize(self, state.end)
 
     def start(
         self,
@@ -194,7 +198,7 @@ class Uploader:
             upload.wait()
 
     def close(self) -> None:
-        """Copy what is left, and end the thread."""
+        """End the thread; what has not begun is not copied."""
         self._end()
         self._thread.join()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,10 +91,10 @@ def test_copies_go_on_while_work_is_done_and_take_the_time_that_the_link_needs()
 
 def test_reading_while_a_copy_is_under_way_gives_wrong_numbers() -> None:
     """What makes the engine's tests able to fail: nobody orders a copy against work but the caller."""
-    sim = SimulatedAccelerator(16 << 20, bandwidth=200e6)
-    target = sim.allocate(8 << 20)
+    sim = SimulatedAccelerator(16 << 20, bandwidth=10e6)
+    target = sim.allocate(4 << 20)
     target.zero_()
-    event = sim.upload(target, torch.ones(8 << 20, dtype=torch.uint8))
+    event = sim.upload(target, torch.ones(4 << 20, dtype=torch.uint8))
     too_early = sim.launch(lambda _: target.clone()).result()
     event.wait()
     assert not torch.equal(too_early, target)
@@ -149,3 +152,23 @@ def test_the_trunk_is_copied_and_counted_and_the_embedding_stays(tied: bool) -> 
         assert head.data_ptr() != embedding.data_ptr()
         assert torch.equal(head, embedding)
     sim.close()
+
+
+def test_the_process_ends_cleanly_in_the_middle_of_copies(tmp_path: Path) -> None:
+    """A thread that the interpreter kills inside a copy takes the process down with SIGABRT."""
+    program = """
+import torch
+from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.store import Piece
+from mixq.experts.transfer import Uploader
+sim = SimulatedAccelerator(1 << 30, bandwidth=2e9)
+uploader = Uploader(sim)
+for i in range(20):
+    piece = Piece(0, torch.ones(8 << 20, dtype=torch.uint8))
+    uploader.start((0, i), i, sim.allocate(8 << 20), [piece], demanded=False)
+"""
+    for _ in range(3):
+        outcome = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, check=False, text=True, cwd=tmp_path
+        )
+        assert (outcome.returncode, outcome.stderr) == (0, "")

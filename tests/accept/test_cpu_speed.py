@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import mixq
-from mixq.huge_pages import allocate
 from mixq.bench.measure import Bench
 from mixq.bench.synthetic import synthetic_model
 from mixq.bench.workload import Workload
 from mixq.engine import Model
 from mixq.formats.scheme import Scheme
+from mixq.huge_pages import allocate
 from mixq.kernels import native
 from mixq.kernels.cores import physical_cores
 from mixq.kernels.native import NativeKernels

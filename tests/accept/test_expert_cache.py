@@ -1,0 +1,166 @@
+"""The expert cache: hit rates, what each way to serve a miss costs, what the routers foresee, memory that is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mixq
+from mixq import paths
+from mixq.config import ModelConfig
+from mixq.cost import ModelCost
+from mixq.experts import quota
+from mixq.experts.routing import draw_trace, parse_routing
+from mixq.experts.trace import Trace
+from mixq.models.presets import PRESETS
+from mixq.models.world import FAMILIES, questions
+from mixq.plan.presets import COMPUTERS
+from mixq.plan.replay import belady, replay, replay_hits
+from mixq.quantize import quantize
+from tests.accept.tables import markdown, write
+from tests.experts.test_routing import MIXTRAL_CURVE, simulated_lru
+
+pytestmark = pytest.mark.accept
+SEED = 20_261_123
+SHAPE = {"layers": 32, "experts": 8, "active": 2}
+ROUTINGS = ("uniform", "sticky:0.39", "mixtral")
+
+
+def trace_of(routing: str, tokens: int) -> Trace:
+    return draw_trace(parse_routing(routing, **SHAPE, seed=SEED), tokens, **SHAPE)
+
+
+def rate(trace: Trace, slots: int, policy: str) -> float:
+    known = belady(trace.tokens) if policy == "belady" else policy
+    counts = replay_hits(trace.tokens, [slots] * 32, known, "fetch", seed=SEED)
+    hits, misses = sum(c.hits for c in counts), sum(c.misses for c in counts)
+    assert hits + misses == len(trace.tokens) * 64
+    return hits / (hits + misses)
+
+
+def test_hit_rates() -> None:
+    policies = ("lru", "lfu", "static", "random", "belady")
+    tables = []
+    for routing in ("sticky:0.39", "mixtral"):
+        trace = trace_of(routing, 1000)
+        rates = {policy: [rate(trace, slots, policy) for slots in range(1, 8)] for policy in policies}
+        rows = [[policy, *(f"{value:.3f}" for value in rates[policy])] for policy in policies]
+        if routing == "mixtral":
+            rows.append(["reported for Mixtral, LRU", *(f"{value:.2f}" for value in MIXTRAL_CURVE)])
+            assert all(abs(a - b) <= 0.03 for a, b in zip(rates["lru"], MIXTRAL_CURVE, strict=True))
+        else:
+            alone = [
+                sum(simulated_lru(trace.of_layer(layer), slots) for layer in range(32)) / 64_000
+                for slots in range(1, 8)
+            ]
+            rows.append(["lru, simulated by itself", *(f"{value:.3f}" for value in alone)])
+            assert all(abs(a - b) <= 0.01 for a, b in zip(rates["lru"], alone, strict=True))
+        assert all(b >= max(rates[p][i] for p in policies) - 0.005 for i, b in enumerate(rates["belady"]))
+        tables.append(markdown([f"hits, {routing}, slots of 8", *map(str, range(1, 8))], rows))
+    began = time.perf_counter()
+    rate(trace, 3, "lru")
+    steps = f"{32_000 / (time.perf_counter() - began):,.0f}"
+    how = (
+        "Share of a token's experts that are in a slot, 1000 tokens of 32 layers, two of eight experts each, every "
+        f"miss loaded before the next token. Belady knows the future. {steps} layer steps a second. Made by "
+        "`make accept`."
+    )
+    write("hit_rates", "Hit rates", how, *tables)
+
+
+def test_ways_to_serve_misses() -> None:
+    model = ModelCost.of(ModelConfig.from_dict(PRESETS["mixtral-8x7b"]))
+    rows, worst = [], 1.0
+    for computer in COMPUTERS.values():
+        quotas = quota.even(computer.slots(model), 32, 8)
+        for routing in ROUTINGS:
+            trace = trace_of(routing, 200).tokens
+            speeds = {
+                miss: replay(trace, computer.hardware, model, quotas, "lru", miss, context=1024)
+                for miss in ("cpu", "fetch", "auto")
+            }
+            better = max(speeds["cpu"].tokens_per_second, speeds["fetch"].tokens_per_second)
+            ratio = speeds["auto"].tokens_per_second / better
+            worst = min(worst, ratio)
+            rows.append(
+                [
+                    computer.hardware.name,
+                    f"{sum(quotas)} of 256",
+                    routing,
+                    *(f"{speeds[miss].tokens_per_second:.1f}" for miss in ("cpu", "fetch", "auto")),
+                    f"{ratio:.2f}",
+                    f"{speeds['auto'].share_of_limit:.0%}",
+                ]
+            )
+    header = ["computer", "slots", "routing", "cpu", "fetch", "auto", "auto / better", "of limit"]
+    how = (
+        "Tokens a second of Mixtral 8x7B in the default mix, on a virtual clock: 200 tokens at context 1024, LRU. The "
+        "computers are described by figures, not measured. The limit is every memory read at once, all the time. Made "
+        "by `make accept`."
+    )
+    write("miss_modes", "Three ways to serve a miss", how, markdown(header, rows))
+    assert worst >= 0.95
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "nl4"
+    quantize(paths.demo_source(), folder)
+    return folder
+
+
+def test_what_the_routers_foresee(demo: Path) -> None:
+    model = mixq.load(demo, device="sim", vram="20MB", context=1024, miss="cpu")
+    offload = model.placement.offload
+    assert offload is not None
+    offload.resize([2] * offload.store.layers)
+    for turn in questions(10 * len(FAMILIES), SEED):
+        model.chat([{"role": "user", "content": turn.user}], temperature=0, max_tokens=100, stream=False)
+    recall = offload.recall
+    layers = range(1, offload.store.layers)
+    ahead = sorted(recall.by_lookahead())
+    rows = [
+        [f"{distance} ahead", f"{recall.by_lookahead()[distance]:.2f}", f"{recall.favourites(distance):.2f}"]
+        + [f"{recall.by_layer(distance)[layer]:.2f}" if layer in recall.by_layer(distance) else "" for layer in layers]
+        for distance in ahead
+    ]
+    header = ["router asked", "recall", "first choice", *(f"layer {layer}" for layer in layers)]
+    how = (
+        "The demo model, decode of answers to 100 unseen questions: how many of the two experts used had been named by "
+        "that layer's router on the hidden state of a layer before; by layer. Chance is 0.25. Made by `make accept`."
+    )
+    write("recall", "What the routers foresee", how, markdown(header, rows))
+    assert recall.by_lookahead()[1] > 0.5
+
+
+def test_memory_promised_and_kept(demo: Path) -> None:
+    rows = []
+    for vram in ("16MB", "20MB", "30MB"):
+        for miss in ("cpu", "fetch", "auto"):
+            command = [sys.executable, "-m", "mixq", "run", str(demo), "-p", "What is 25 - (4 * 2) + 3?", "--json"]
+            command += ["--device", "sim", "--vram", vram, "--context", "512", "--miss", miss, "--temperature", "0"]
+            done = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+            placement, experts = done["placement"], done["stats"]["experts"]
+            assert done["text"].endswith("= 20")
+            assert placement["vram_peak_bytes"] <= placement["vram_promised_bytes"]
+            rows.append(
+                [
+                    vram,
+                    miss,
+                    f"{placement['vram_peak_bytes'] / 1e6:.1f} MB",
+                    placement["expert_slots"],
+                    f"{experts['hit_rate']:.0%}",
+                    f"{done['stats']['decode_tokens_per_second']:.0f}",
+                ]
+            )
+    how = (
+        "`mixq run models/demo-nl4 --device sim --context 512`: memory taken at most, counted by the simulated GPU. "
+        "Made by `make accept`."
+    )
+    header = ["--vram", "--miss", "peak", "slots of 40", "hits", "tokens/s"]
+    write("vram", "Memory promised and kept", how, markdown(header, rows))
