@@ -12,7 +12,8 @@ import pytest
 
 import mixq
 from mixq import paths
-from mixq.config import ModelConfig
+from mixq.bench.synthetic import synthetic_model
+from mixq.config import MISS_MODES, ModelConfig
 from mixq.cost import ModelCost
 from mixq.experts import quota
 from mixq.experts.routing import draw_trace, parse_routing
@@ -164,3 +165,49 @@ def test_memory_promised_and_kept(demo: Path) -> None:
     )
     header = ["--vram", "--miss", "peak", "slots of 40", "hits", "tokens/s"]
     write("vram", "Memory promised and kept", how, markdown(header, rows))
+
+
+def test_copies_and_compute_overlap() -> None:
+    """Mixtral's sizes, two layers: on one thread each, a copy of an expert takes about as long as computing it."""
+    rows = []
+    for miss in MISS_MODES:
+        model = synthetic_model(
+            "mixtral-8x7b",
+            layers=2,
+            device="sim",
+            vram="1.6GB",
+            context=64,
+            threads=1,
+            miss=miss,
+            sim_bandwidth="6GB",
+        )
+        offload = model.placement.offload
+        assert offload is not None
+        model.network.override_routing(parse_routing("sticky:0.39", layers=2, experts=8, active=2, seed=SEED))
+        cache = model.new_kv_cache()
+        model.forward([1], kv_cache=cache)
+        before, began = offload.snapshot(), time.perf_counter()
+        for token in range(2, 50):
+            model.forward([token], kv_cache=cache)
+        seconds = time.perf_counter() - began
+        counters = offload.stats_since(before).counters
+        busy = counters.cpu_seconds + counters.gpu_seconds + counters.copy_seconds
+        rows.append(
+            [
+                miss,
+                f"{counters.hit_rate or 0:.0%}",
+                f"{seconds:.2f}",
+                *(f"{value:.2f}" for value in (counters.cpu_seconds, counters.gpu_seconds, counters.copy_seconds)),
+                f"{counters.overlap_seconds:.2f}",
+                f"{counters.overlap_seconds / seconds:.0%}",
+            ]
+        )
+        if miss == "cpu":
+            assert counters.overlap_seconds > 0.25 * min(counters.copy_seconds, busy - counters.copy_seconds)
+        model.placement.close()
+    header = ["--miss", "hits", "seconds", "CPU busy", "GPU busy", "copies busy", "two at once", "of the time"]
+    how = (
+        "48 tokens on the simulated GPU (threads for copies and for its work, 6 GB/s), Mixtral's sizes, two layers, "
+        f"{offload.slots} slots, sticky:0.39. Made by `make accept`."
+    )
+    write("overlap", "Copies and compute at the same time", how, markdown(header, rows))
