@@ -194,6 +194,10 @@ class Model:
         events = self.new_session().chat(messages, **sampling)
         return events if stream else last_event(events)
 
+    def close(self) -> None:
+        """End the threads that copy and read ahead; the model is not used any more."""
+        self.placement.close()
+
     def stats(self) -> dict[str, Any]:
         """Return sizes, and the statistics of the last answer, as plain data."""
         return {
@@ -322,5 +326,3 @@ def _notes(options: RuntimeOptions, context: int) -> Iterator[str]:
     """Say which options were not followed."""
     if options.context > context and options.context != RuntimeOptions().context:
         yield f"context {options.context} is more than the model's maximum; it is {context}."
-    if options.ram is not None:
-        yield "ram has no effect: weights are mapped, and the system keeps in memory what fits."

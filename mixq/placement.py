@@ -20,13 +20,17 @@ from mixq.accelerators.trunk import Trunk, trunk_bytes
 from mixq.config import RuntimeOptions, format_size
 from mixq.cost import ModelCost
 from mixq.errors import DoesNotFitError
-from mixq.experts.executor import CpuExperts, Experts, LayerExperts
+from mixq.experts.executor import CpuExperts, Experts, LayerExperts, Lookahead
 from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
+from mixq.experts.ram_tier import RamTier
 from mixq.experts.store import ExpertStore
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.memory import available_memory
+
+LOOKAHEAD = 2
+"""Layers ahead whose routers are asked on today's hidden state."""
 
 LOCKED_SHARE = 0.9
 """Of the free memory, what may be locked for copies; the rest is for the system and other programs."""
@@ -43,6 +47,7 @@ class Placement:
         host_kernels: of what is computed on the CPU.
         accelerator, plan: None on the CPU alone.
         offload: None where there are no experts to cache.
+        tier: reads experts from the disk where they do not all fit into memory; None where they do.
         notes: one line for each thing that is not as it was asked for.
     """
 
@@ -53,6 +58,7 @@ class Placement:
     accelerator: Accelerator | None = None
     plan: MemoryPlan | None = None
     offload: ExpertOffload | None = None
+    tier: RamTier | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,11 +68,16 @@ class Placement:
 
     def experts(self, layer: int) -> Experts:
         """Return what computes the experts of a layer."""
-        if self.offload is None:
-            return CpuExperts(self.folder, layer, self.host_kernels)
+        if self.offload is not None:
+            return LayerExperts(self.offload, layer, self._lookahead(layer))
+        if self.tier is not None:
+            return CpuExperts(self.folder, layer, self.host_kernels, tier=self.tier, lookahead=self._lookahead(layer))
+        return CpuExperts(self.folder, layer, self.host_kernels)
+
+    def _lookahead(self, layer: int) -> Lookahead:
+        """Return the routers of the layers after this one."""
         config = self.weights.config
-        ahead = range(layer + 1, min(layer + 1 + self.offload.lookahead, config.num_hidden_layers))
-        prefixes = [f"model.layers.{i}" for i in ahead]
+        prefixes = [f"model.layers.{i}" for i in range(layer + 1, min(layer + 1 + LOOKAHEAD, config.num_hidden_layers))]
         routers = [
             (
                 self.weights.tensor(f"{prefix}.post_attention_layernorm.weight"),
@@ -74,7 +85,7 @@ class Placement:
             )
             for prefix in prefixes
         ]
-        return LayerExperts(self.offload, layer, routers, config.rms_norm_eps)
+        return Lookahead(self.kernels, routers, config.rms_norm_eps, config.num_experts_per_tok)
 
     def give_back(self, error: OutOfMemory) -> None:
         """Free expert slots; see `mixq.model.mixtral.GiveBack`."""
@@ -121,6 +132,8 @@ class Placement:
 
     def close(self) -> None:
         """End what runs in the background."""
+        if self.tier is not None:
+            self.tier.close()
         if self.offload is not None:
             self.offload.close()
         if self.accelerator is not None:
@@ -152,19 +165,24 @@ def place(
     notes: list[str] = []
     accelerator = choose_accelerator(options, threads, notes)
     if accelerator is None:
-        kernels = choose(threads=threads, exact=options.exact)
-        return Placement(folder, folder, kernels, kernels, notes=[*notes, *_unused(options)])
+        return _on_cpu(folder, options, threads, kv_cache, [*notes, *_unused(options)])
     try:
         placement = on_accelerator(folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say)
     except DoesNotFitError as error:
         accelerator.close()
         if options.device != "auto" or options.vram is not None:
             raise
-        kernels = choose(threads=threads, exact=options.exact)
-        notes.append(f"the model runs on the CPU: {error.message}")
-        return Placement(folder, folder, kernels, kernels, notes=notes)
+        return _on_cpu(folder, options, threads, kv_cache, [*notes, f"the model runs on the CPU: {error.message}"])
     placement.notes[:0] = notes
     return placement
+
+
+def _on_cpu(folder: Weights, options: RuntimeOptions, threads: int, kv_cache: int, notes: list[str]) -> Placement:
+    kernels = choose(threads=threads, exact=options.exact)
+    tier = RamTier.open(folder, options.ram, reserved=kv_cache)
+    if tier is not None:
+        notes = [*notes, str(tier)]
+    return Placement(folder, folder, kernels, kernels, tier=tier, notes=notes)
 
 
 def on_accelerator(
@@ -184,8 +202,9 @@ def on_accelerator(
     if store is not None and store.reason is not None:
         notes.append(f"{store.reason}: they are computed on the CPU.")
         store = None
+    moved = 0
     if store is not None and accelerator.registers:
-        store.move_to_registered(accelerator.register, _room_in_memory(options))
+        moved = store.move_to_registered(accelerator.register, _room_in_memory(options))
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
@@ -199,6 +218,10 @@ def on_accelerator(
     weights = Trunk(folder, accelerator)
     host_kernels = choose(threads=threads, exact=options.exact)
     placement = Placement(folder, weights, accelerator.kernels, host_kernels, accelerator, plan, notes=notes)
+    if config.is_moe and not moved:
+        placement.tier = RamTier.open(folder, options.ram, trunk_in_ram=False)
+        if placement.tier is not None:
+            notes.append(str(placement.tier))
     if store is not None:
         placement.offload = ExpertOffload(
             store,
@@ -209,6 +232,7 @@ def on_accelerator(
             miss=options.miss,
             policy=options.cache_policy,
             seed=options.seed or 0,
+            tier=placement.tier,
             say=say,
         )
     return placement

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from mixq.accelerators.interface import Launch
 from mixq.experts.cache import SlotState
 from mixq.experts.offload import ExpertOffload
+from mixq.experts.ram_tier import RamTier
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import DECODE_ROWS, Expert
@@ -47,10 +49,47 @@ class Experts(Protocol):
         ...
 
 
-class CpuExperts:
-    """Experts computed in place; w1 is the gate, w2 the down, w3 the up projection."""
+@dataclass(frozen=True, slots=True)
+class Lookahead:
+    """The routers of the following layers, asked on today's hidden state for the experts that they will choose.
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
+    Attributes:
+        routers: post-attention norm and gate of each following layer, where `kernels` compute.
+        eps: of the norms.
+        active: experts that a router names.
+    """
+
+    kernels: Kernels
+    routers: Sequence[tuple[Tensor, Tensor]]
+    eps: float
+    active: int
+
+    def predict(self, residual: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield how many layers ahead, and the experts [T, A] named on the hidden states [T, D]."""
+        for ahead, (norm, gate) in enumerate(self.routers, 1):
+            yield ahead, self.kernels.route(self.kernels.rms_norm(residual, norm, self.eps), gate, self.active)[1]
+
+
+class CpuExperts:
+    """Experts computed in place; w1 is the gate, w2 the down, w3 the up projection.
+
+    Args:
+        tier: reads what is not in memory; None where all is.
+        lookahead: tells it what the next layers will want.
+    """
+
+    def __init__(
+        self,
+        folder: Weights,
+        layer: int,
+        kernels: Kernels,
+        *,
+        tier: RamTier | None = None,
+        lookahead: Lookahead | None = None,
+    ) -> None:
+        self.layer = layer
+        self.tier = tier
+        self.lookahead = lookahead
         prefix = f"model.layers.{layer}.block_sparse_moe.experts"
         self.experts = [
             (
@@ -64,11 +103,22 @@ class CpuExperts:
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         """See `Experts`; rows of an accelerator go to the host and back."""
+        if self.tier is not None:
+            self._read_ahead(self.tier, topk_ids, residual)
         answer = self.kernels.experts(x.cpu(), self.experts, topk_ids.cpu(), topk_weights.cpu())
         return answer.to(x.device)
 
     def predict_nothing(self) -> None:
-        """See `Experts`; it predicts nothing anyway."""
+        """See `Experts`."""
+        self.lookahead = None
+
+    def _read_ahead(self, tier: RamTier, topk_ids: Tensor, residual: Tensor) -> None:
+        tier.use(self.layer, distinct(topk_ids))
+        if len(topk_ids) > DECODE_ROWS and self.layer + 1 < tier.layers:
+            tier.expect(self.layer + 1, range(len(self.experts)))
+        elif self.lookahead is not None:
+            for ahead, ids in self.lookahead.predict(residual):
+                tier.expect(self.layer + ahead, distinct(ids))
 
 
 class LayerExperts:
@@ -77,17 +127,13 @@ class LayerExperts:
     Args:
         offload: what the layers share.
         layer: which one this is.
-        routers: post-attention norm and gate of the following layers, on the accelerator: what predicts their experts.
-        eps: of the norms.
+        lookahead: predicts the next layers' experts; None predicts nothing.
     """
 
-    def __init__(
-        self, offload: ExpertOffload, layer: int, routers: Sequence[tuple[Tensor, Tensor]], eps: float
-    ) -> None:
+    def __init__(self, offload: ExpertOffload, layer: int, lookahead: Lookahead | None) -> None:
         self.offload = offload
         self.layer = layer
-        self.routers = routers
-        self.eps = eps
+        self.lookahead = lookahead
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         """See `Experts`."""
@@ -100,7 +146,7 @@ class LayerExperts:
 
     def predict_nothing(self) -> None:
         """See `Experts`."""
-        self.routers = ()
+        self.lookahead = None
 
     def _resident(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, table: Tensor) -> Tensor:
         """All experts are in slots: nothing to decide, nothing to wait for."""
@@ -118,7 +164,9 @@ class LayerExperts:
     def _decode(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         off, layer = self.offload, self.layer
         desk = Desk(off, x, topk_ids, topk_weights)
-        predicted = {ahead: desk.bring(f"ahead {ahead}", ids) for ahead, ids in self._predict(residual, topk_ids)}
+        predicted = {}
+        if self.lookahead is not None and not off.all_resident(layer + 1):
+            predicted = {ahead: desk.bring(f"ahead {ahead}", ids) for ahead, ids in self.lookahead.predict(residual)}
         desk.wait()
         off.settle()
         needed = off.note_choice(layer, desk.ids)
@@ -134,6 +182,7 @@ class LayerExperts:
             staged = StagedExperts(off, layer, [expert for expert, place in plan.fetches.items() if place is None])
             for expert, slot in plan.admissions.items():
                 off.upload(layer, expert, slot, demanded=False)
+            off.read_in(layer, plan.cpu)
             answer.compute_here(plan.cpu)
             for expert, upload in uploads.items():
                 slot = off.arrived(upload)
@@ -145,18 +194,12 @@ class LayerExperts:
         off.count_decode(layer, plan)
         return answer.total()
 
-    def _predict(self, residual: Tensor, topk_ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield how many layers ahead, and the experts [T, A] that its router names on today's hidden state."""
-        kernels = self.offload.accelerator.kernels
-        for ahead, (norm, gate) in enumerate(self.routers, 1):
-            if self.offload.slot_table(self.layer + ahead) is None:
-                yield ahead, kernels.route(kernels.rms_norm(residual, norm, self.eps), gate, topk_ids.shape[1])[1]
-
     def _prefetch(self, predicted: Mapping[int, Tensor]) -> None:
         off = self.offload
         for ahead, ids in predicted.items():
             layer, experts = self.layer + ahead, distinct(ids)
             off.predicted(layer, ahead, experts)
+            off.read_ahead(layer, experts)
             for expert, slot in off.scheduler.plan_prefetch(off.cache, layer, experts, off.uploader).items():
                 off.upload(layer, expert, slot, demanded=False)
 
@@ -182,6 +225,7 @@ class LayerExperts:
                 elif off.cache.has_free_slot(layer) and (place := off.cache.begin_load(layer, expert)) is not None:
                     uploads[expert] = off.upload(layer, expert, place, demanded=True)  # an empty slot: it stays
             staged = StagedExperts(off, layer, [expert for expert in streamed if expert not in uploads])
+            off.read_in(layer, here)
             answer.compute_here(here)
             for expert, upload in uploads.items():
                 slot = off.arrived(upload)

@@ -23,6 +23,7 @@ from mixq.experts.cache import ExpertCache, SlotState
 from mixq.experts.calibration import measure
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.predictor import Recall
+from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import LayerPlan, Scheduler
 from mixq.experts.staging import Staging
 from mixq.experts.stats import BusyTimes, ExpertCounters, ExpertStats
@@ -30,9 +31,6 @@ from mixq.experts.store import ExpertStore
 from mixq.experts.transfer import Upload, Uploader
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import DECODE_ROWS, Expert
-
-LOOKAHEAD = 2
-"""Layers ahead whose routers are asked on today's hidden state."""
 
 STREAM_TOKENS = 16
 """From how many tokens of a prompt on an expert is copied to the accelerator rather than computed in place.
@@ -57,7 +55,7 @@ class ExpertOffload:
         cost: the model's sizes.
         miss: what to do about an expert that is in no slot: auto, cpu or fetch.
         policy, seed, popular: of the cache, see `ExpertCache`.
-        lookahead: layers ahead to predict; 0 for none.
+        tier: reads from the disk what is not in memory; None where all is.
         say: takes one line that the user should see.
 
     Attributes:
@@ -77,7 +75,7 @@ class ExpertOffload:
         policy: str = "lru",
         seed: int = 0,
         popular: Sequence[Sequence[int]] | None = None,
-        lookahead: int = LOOKAHEAD,
+        tier: RamTier | None = None,
         stream_tokens: int = STREAM_TOKENS,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -100,7 +98,7 @@ class ExpertOffload:
         self._views: list[list[Expert] | None] = [None] * store.layers
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
         self._full: list[Tensor | None] = [None] * store.layers
-        self.lookahead = lookahead
+        self.tier = tier
         self.stream_tokens = stream_tokens
         self.counters = ExpertCounters()
         self.recall = Recall()
@@ -150,6 +148,20 @@ class ExpertOffload:
         """Begin to fill a slot that the cache has given for it."""
         pieces = self.store.pieces(layer, expert)
         return self.uploader.start((layer, expert), slot, self._slots[layer][slot], pieces, demanded=demanded)
+
+    def read_in(self, layer: int, experts: Sequence[int]) -> None:
+        """These experts are about to be read from host memory."""
+        if self.tier is not None and experts:
+            self.tier.use(layer, experts)
+
+    def read_ahead(self, layer: int, experts: Sequence[int]) -> None:
+        """These experts may be wanted from host memory soon."""
+        if self.tier is not None:
+            self.tier.expect(layer, [expert for expert in experts if self.cache.state(layer, expert) is None])
+
+    def all_resident(self, layer: int) -> bool:
+        """Return whether all experts of a layer are in slots; so for one that there is not."""
+        return layer >= self.store.layers or self.slot_table(layer) is not None
 
     def settle(self) -> None:
         """Tell the cache what has arrived and what is not in use any more; free the memory of slots that retired."""

@@ -20,6 +20,7 @@ from mixq.errors import ModelFileError, printable
 from mixq.formats import nl4
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import Layout, Packed, Slice
+from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.shards import ShardSet
@@ -92,6 +93,11 @@ class ModelFolder:
     def shards(self) -> list[Path]:
         """The safetensors files, in the order of their names."""
         return [shard.path for shard in self._shards.shards]
+
+    @property
+    def mapped(self) -> tuple[MappedShard, ...]:
+        """The mappings that tensors are views of."""
+        return self._shards.shards
 
     @property
     def nbytes(self) -> int:

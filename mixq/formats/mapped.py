@@ -3,11 +3,21 @@
 Contract: `MappedShard.tensor` returns a view of the mapping, which lives as long as any of its tensors. The mapping is
 private: writing into a tensor never reaches the file. A file that shrinks while mapped kills the process (SIGBUS), as
 with every mapping; shards are therefore only ever replaced by rename.
+
+The system decides which pages are in memory, and may be advised: `ask`, `read_in`, `advise_away` and `resident` speak
+of bytes of the file, work on Linux alone (`why_no_advice` says so), run without the interpreter's lock, and change no
+content.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import functools
 import mmap
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +25,17 @@ from torch import Tensor
 
 from mixq.errors import StorageError, printable
 from mixq.formats.header import ShardHeader, read_header
+
+PAGE = mmap.PAGESIZE
+_WILLNEED, _DONTNEED, _POPULATE_READ = 3, 4, 22  # Linux; the mmap module of Python 3.11 does not know the last
+_SCRATCH = 1 << 20
+_ASKED_AT_ONCE = 512 << 10
+"""Bytes; of more in one call the kernel reads only the device's read-ahead, or its largest request."""
+
+
+def why_no_advice() -> str | None:
+    """Return why pages cannot be read in and advised away on this system; None where they can."""
+    return None if _libc() is not None else f"{sys.platform} does not say which pages of a file are in memory"
 
 
 class MappedShard:
@@ -49,3 +70,79 @@ class MappedShard:
             return aligned.view(entry.dtype).reshape(entry.shape)
         count = entry.nbytes // entry.dtype.itemsize
         return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
+
+    @property
+    def address(self) -> int:
+        """Where the file's first byte lies in memory."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def ask(self, start: int, end: int) -> None:
+        """Have bytes start to end of the file read, and do not wait; whole pages, and none besides."""
+        for part in range(start // PAGE * PAGE, end, _ASKED_AT_ONCE):
+            _call("madvise", self.address + part, min(_ASKED_AT_ONCE, end - part), _WILLNEED)
+
+    def read_in(self, start: int, end: int) -> None:
+        """Read bytes start to end of the file into memory, and return when they are there.
+
+        What has not been asked for before is read by faults, which take the device's read-ahead on both sides too.
+
+        Raises:
+            OSError: the disk failed, or there is no memory left.
+        """
+        start, end = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, self.header.file_size)
+        if start >= end:
+            return
+        code = _call("madvise", self.address + start, end - start, _POPULATE_READ)
+        if code == errno.EINVAL:  # a kernel before 5.14
+            self._read_through(start, end)
+        elif code:
+            raise OSError(code, os.strerror(code), str(self.path))
+
+    def _read_through(self, start: int, end: int) -> None:
+        """Read through a small buffer: the pages stay in the page cache, though not yet in the mapping."""
+        buffer = memoryview(bytearray(_SCRATCH))
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while start < end and (count := file.readinto(buffer[: min(_SCRATCH, end - start)])):
+                start += count
+
+    def advise_away(self, start: int, end: int) -> int:
+        """Give the memory of bytes start to end back; only pages that lie between them in full. Returns their bytes.
+
+        They are read from the file again when they are used. Whoever wrote into them loses that.
+        """
+        start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
+        if start >= end:
+            return 0
+        _call("madvise", self.address + start, end - start, _DONTNEED)  # out of the mapping, else the cache keeps them
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+        return end - start
+
+    def resident(self, start: int, end: int) -> int:
+        """Return how many bytes from start to end are in memory, in whole pages."""
+        start, end = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, self.header.file_size)
+        if start >= end:
+            return 0
+        pages = ctypes.create_string_buffer(-(-(end - start) // PAGE))
+        if _call("mincore", self.address + start, end - start, pages):
+            return 0
+        return pages.raw.count(b"\1") * PAGE
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc if hasattr(libc, "madvise") and hasattr(libc, "mincore") else None
+
+
+def _call(name: str, address: int, nbytes: int, last: int | ctypes.Array[ctypes.c_char]) -> int:
+    """Call madvise or mincore; return 0 or the error's number."""
+    libc = _libc()
+    if libc is None:
+        return errno.ENOSYS
+    failed: int = getattr(libc, name)(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), last)
+    return ctypes.get_errno() if failed else 0

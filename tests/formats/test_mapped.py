@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import safetensors.torch
 import torch
 
 from mixq.errors import ModelFileError
+from mixq.formats import mapped
 from mixq.formats.mapped import MappedShard
 
 
@@ -89,3 +92,67 @@ def test_a_file_cut_at_any_place_is_refused(saved: tuple[Path, dict[str, torch.T
         cut.write_bytes(whole[:size])
         with pytest.raises(ModelFileError):
             MappedShard(cut)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are advised on Linux alone")
+
+
+@pytest.fixture
+def paged(tmp_path: Path) -> tuple[MappedShard, torch.Tensor]:
+    """A shard of 64 pages and a bit, none of them in memory."""
+    values = torch.arange(64 * mapped.PAGE // 4 + 10, dtype=torch.int32)
+    safetensors.torch.save_file({"a": values}, tmp_path / "a.safetensors")
+    with (tmp_path / "a.safetensors").open("rb") as file:
+        os.fsync(file.fileno())  # pages that are not written yet cannot be given back
+    shard = MappedShard(tmp_path / "a.safetensors")
+    shard.advise_away(0, shard.header.file_size)
+    return shard, values
+
+
+@linux
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_pages_are_read_in_and_given_back(
+    paged: tuple[MappedShard, torch.Tensor], old_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, values = paged
+    size = shard.header.file_size
+    if old_kernel:
+        monkeypatch.setattr(mapped, "_POPULATE_READ", 9999)  # an advice that no kernel knows
+    assert mapped.why_no_advice() is None
+    assert shard.resident(0, 40 * mapped.PAGE) == 0
+    shard.read_in(0, size)
+    assert shard.resident(0, size) == 65 * mapped.PAGE
+    assert shard.tensor("a").equal(values)
+    assert shard.advise_away(0, size) == 64 * mapped.PAGE  # the last page is not full
+    assert shard.resident(0, size) <= mapped.PAGE
+    assert shard.tensor("a").equal(values)
+
+
+@linux
+def test_neighbours_of_what_is_given_back_stay(paged: tuple[MappedShard, torch.Tensor]) -> None:
+    shard, _ = paged
+    shard.read_in(0, shard.header.file_size)
+    page = mapped.PAGE
+    assert shard.advise_away(3 * page + 1, 5 * page - 1) == 0  # no whole page lies in between
+    assert shard.advise_away(7, 7) == 0
+    assert shard.resident(0, 64 * page) == 64 * page
+
+
+@linux
+def test_reading_in_takes_whole_pages(paged: tuple[MappedShard, torch.Tensor]) -> None:
+    shard, _ = paged
+    page = mapped.PAGE
+    shard.read_in(10 * page + 100, 12 * page + 1)
+    assert shard.resident(10 * page, 13 * page) == 3 * page
+    shard.read_in(5, 5)
+
+
+def test_elsewhere_nothing_is_known_of_pages(
+    saved: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "_libc", lambda: None)
+    assert mapped.why_no_advice() is not None
+    shard = MappedShard(saved[0])
+    assert shard.resident(0, 100) == 0
+    with pytest.raises(OSError, match="not implemented"):
+        shard.read_in(0, 100)
