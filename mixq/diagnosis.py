@@ -19,7 +19,7 @@ from mixq import paths
 from mixq.formats import nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native, reference
+from mixq.kernels import native, reference, triton
 from mixq.kernels.cores import physical_cores
 from mixq.memory import available_memory, total_memory
 
@@ -29,7 +29,6 @@ FEATURES = {
 }  # fmt: skip
 """What the kernels use, or might."""
 
-NO_GPU = "not used by this version: it computes on the CPU"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CLOSE = 1e-5
 
@@ -46,7 +45,7 @@ class Diagnosis:
         native_library: None where there is none, for `native_reason`.
         build_log: the compiler's words of a build that failed.
         kernels_right: the chosen kernels agree with the reference on a small product.
-        gpu: the first GPU's name, None where torch sees none; `gpu_use` says what becomes of it.
+        gpu: the first GPU's name, None where torch sees none; `gpu_use` says why it is not used, None where it is.
         bitsandbytes: its version, None where it is not installed; it serves nf4 on a GPU.
         models: names in the model store.
     """
@@ -69,7 +68,7 @@ class Diagnosis:
     torch: str
     torch_threads: int
     gpu: str | None
-    gpu_use: str
+    gpu_use: str | None
     bitsandbytes: str | None
     memory_bytes: int | None
     memory_free_bytes: int | None
@@ -116,7 +115,7 @@ def diagnose() -> Diagnosis:
         torch=torch.__version__,
         torch_threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        gpu_use=NO_GPU,
+        gpu_use=triton.unavailable_reason(),
         bitsandbytes=_installed("bitsandbytes"),
         memory_bytes=total_memory(),
         memory_free_bytes=available_memory(),

@@ -67,10 +67,7 @@ def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
     if found.native_library is not None:
         yield "library", f"{found.native_library}, built with {found.compiler}"
     yield "torch", f"{found.torch}, {found.torch_threads} threads"
-    yield (
-        "GPU",
-        f"{found.gpu}, {found.gpu_use}" if found.gpu else "none that torch can use; this version computes on the CPU",
-    )
+    yield "GPU", _gpu(found)
     yield "bitsandbytes", found.bitsandbytes or "not installed; only nf4 on a GPU would use it"
     if found.memory_bytes is not None:
         free = "" if found.memory_free_bytes is None else f", {format_size(found.memory_free_bytes)} free"
@@ -83,6 +80,12 @@ def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
 def _cores(found: Diagnosis) -> str:
     cores = f"{found.cores} physical {'core' if found.cores == 1 else 'cores'}"
     return f"{cores}, so {found.cores} {'thread' if found.cores == 1 else 'threads'}; {found.logical_cpus} logical CPUs"
+
+
+def _gpu(found: Diagnosis) -> str:
+    if found.gpu_use is None:
+        return f"{found.gpu}, with Triton kernels"
+    return f"{found.gpu}, not used: {found.gpu_use}" if found.gpu else f"none: {found.gpu_use}"
 
 
 def _kernels(found: Diagnosis) -> str:

@@ -60,6 +60,9 @@ def test_wrong_kernels_end_with_1(cli: RunCli, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_gpu_is_named_and_its_use_said(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, gpu="Some GPU")
-    out = " ".join(cli("doctor").out.split())
-    assert "Some GPU, not used by this version: it computes on the CPU" in out
+    pretend(monkeypatch, gpu="Some GPU", gpu_use="no compiler.")
+    assert "Some GPU, not used: no compiler." in " ".join(cli("doctor").out.split())
+    pretend(monkeypatch, gpu="Some GPU", gpu_use=None)
+    assert "Some GPU, with Triton kernels" in " ".join(cli("doctor").out.split())
+    pretend(monkeypatch, gpu=None, gpu_use="torch was built without CUDA.")
+    assert "none: torch was built without CUDA." in " ".join(cli("doctor").out.split())
