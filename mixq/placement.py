@@ -27,6 +27,8 @@ from mixq.experts.ram_tier import RamTier
 from mixq.experts.store import ExpertStore
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
+from mixq.kernels.native import NativeKernels
+from mixq.kernels.reference import DECODE_ROWS
 from mixq.memory import available_memory
 
 LOOKAHEAD = 2
@@ -202,9 +204,6 @@ def on_accelerator(
     if store is not None and store.reason is not None:
         notes.append(f"{store.reason}: they are computed on the CPU.")
         store = None
-    moved = 0
-    if store is not None and accelerator.registers:
-        moved = store.move_to_registered(accelerator.register, _room_in_memory(options))
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
@@ -212,11 +211,24 @@ def on_accelerator(
         kv_cache=kv_cache,
         trunk=trunk_bytes(folder),
         workspace=workspace,
-        slot_bytes=0 if store is None else store.slot_bytes,
+        slot_bytes=0 if store is None else accelerator.rounded(store.slot_bytes),
+        driver=accelerator.memory.taken,
     )
+    moved = 0
+    if store is not None and accelerator.registers:
+        moved = store.move_to_registered(accelerator.register, _room_in_memory(options))
     accelerator.reserve(workspace)
     weights = Trunk(folder, accelerator)
+    try:
+        weights.load()
+    except OutOfMemory as error:
+        raise DoesNotFitError(
+            f"The GPU has no memory left for the weights that every token uses ({format_size(plan.trunk)}).",
+            hint="Close other programs, or use --device cpu.",
+        ) from error
     host_kernels = choose(threads=threads, exact=options.exact)
+    if isinstance(host_kernels, NativeKernels) and not isinstance(accelerator.kernels, NativeKernels):
+        host_kernels.integer_rows = DECODE_ROWS  # as the GPU's, so that it does not matter who computes an expert
     placement = Placement(folder, weights, accelerator.kernels, host_kernels, accelerator, plan, notes=notes)
     if config.is_moe and not moved:
         placement.tier = RamTier.open(folder, options.ram, trunk_in_ram=False)

@@ -1,0 +1,55 @@
+"""The whole engine with the GPU's kernels: trunk and cache hits by Triton, misses by the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mixq
+from mixq.accelerators import choose as accelerators
+from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.config import RuntimeOptions
+from mixq.kernels.native import NativeKernels
+from mixq.kernels.reference import DECODE_ROWS
+from mixq.kernels.triton.kernels import TritonKernels
+from mixq.quantize import quantize
+from tests.checkpoints import write_tiny_mixtral
+
+PROMPT = [1, *range(20, 32)]
+NEXT = [30, 60, 90, 12]
+CONTEXT = 32
+
+
+@pytest.mark.parametrize(("format", "kv"), [("nl4", "int8"), ("w4", "bf16")])
+def test_logits_are_the_cpus_within_a_thousandth_in_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, kv: str
+) -> None:
+    write_tiny_mixtral(tmp_path / "source", ffn=128, layers=2, vocab=100)
+    folder = tmp_path / "source"
+    if format != "bf16":
+        folder = tmp_path / "out"
+        quantize(tmp_path / "source", folder, format=format)
+
+    def with_triton(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:
+        return SimulatedAccelerator(8_000_000, kernels=lambda: TritonKernels(torch.device("cpu")))
+
+    cpu = mixq.load(folder, device="cpu", context=CONTEXT, kv=kv)
+    if isinstance(cpu.kernels, NativeKernels):
+        cpu.kernels.integer_rows = DECODE_ROWS
+    with monkeypatch.context() as patch:
+        patch.setattr(accelerators, "_simulated", with_triton)
+        gpu = mixq.load(folder, device="sim", context=CONTEXT, miss="cpu", kv=kv)
+    offload = gpu.placement.offload
+    assert offload is not None
+    offload.resize([2, 4])
+    offload.lockstep = True
+    caches = cpu.new_kv_cache(), gpu.new_kv_cache()
+    for token in NEXT:
+        want, got = (model.forward([token], kv_cache=cache) for model, cache in zip((cpu, gpu), caches, strict=True))
+        assert float((got - want).norm() / want.norm()) < 1e-3
+    # A prompt's attention is bfloat16 on a GPU and float32 on the CPU.
+    want, got = (model.forward(PROMPT, kv_cache=cache) for model, cache in zip((cpu, gpu), caches, strict=True))
+    assert float((got - want).norm() / want.norm()) < 2e-2
+    assert 0 < offload.counters.hits < offload.counters.requests
