@@ -78,9 +78,9 @@ def bytes_dot(v: tl.tensor, x: tl.tensor, ASM: tl.constexpr) -> tl.tensor:
     if ASM:
         d = dp4a(v, x[None, :], tl.zeros(v.shape, tl.int32))
     else:
-        d = signed_byte(v, 0) * signed_byte(x, 0)[None, :]
-        for n in tl.static_range(1, 4):
-            d += signed_byte(v, n) * signed_byte(x, n)[None, :]
+        d = tl.zeros(v.shape, tl.int32)
+        for n in tl.static_range(4):
+            d += signed_byte(v, 3 - n) * signed_byte(x, 3 - n)[None, :]
     return d
 
 
