@@ -10,19 +10,15 @@ may have taken pages away. Nothing is computed here.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from mixq.config import ModelConfig, format_size
+from mixq.config import format_size
 from mixq.experts.residents import Key, Residents
+from mixq.experts.spans import Span, expert_spans
 from mixq.formats.folder import ModelFolder
-from mixq.formats.mapped import MappedShard, why_no_advice
-from mixq.formats.packed import PackedLinear
+from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
 from mixq.memory import available_memory
 
@@ -41,19 +37,6 @@ THERE = 0.9
 
 SAMPLED_EVERY = 1 << 20
 """Bytes between the pages that are looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes start to end of a mapped file."""
-
-    shard: MappedShard
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
 
 
 @dataclass(slots=True)
@@ -90,13 +73,12 @@ class RamTier:
     """
 
     def __init__(self, spans: Sequence[Sequence[Sequence[Span]]], budget: int) -> None:
-        sizes = [[sum(span.nbytes for span in expert) for expert in layer] for layer in spans]
         self.layers = len(spans)
         self.budget = budget
         self.counters = RamCounters()
         self.failure: str | None = None
         self._spans = spans
-        self._residents = Residents(sizes, budget)
+        self._residents = Residents(len(spans), budget)
         self._left: dict[Key, deque[Span]] = {}  # what is still to be read of those that are not there in full
         self._demanded: deque[Key] = deque()
         self._missing: set[Key] = set()  # demanded, and not there yet
@@ -202,10 +184,7 @@ class RamTier:
     def _work(self) -> None:
         try:
             while (job := self._next()) is not None:
-                key, demanded, leaving = job
-                for other in leaving:
-                    self._advise_away(other)
-                self._read(key, demanded=demanded)
+                self._read(*job)
         except OSError as error:  # the kernels meet it too, where it matters
             with self._change:
                 self.failure = f"reading ahead has stopped: {error.strerror or error}"
@@ -213,8 +192,8 @@ class RamTier:
                 self._busy = False
                 self._change.notify_all()
 
-    def _next(self) -> tuple[Key, bool, list[Key]] | None:
-        """Wait for the most urgent expert; return it, whether it is demanded, and what leaves for it."""
+    def _next(self) -> tuple[Key, bool] | None:
+        """Wait for work; return the most urgent expert to read and whether it is demanded, None at the end."""
         while True:
             with self._change:
                 self._busy = False
@@ -227,16 +206,11 @@ class RamTier:
                     demanded = bool(self._demanded)
                     key = self._demanded.popleft() if demanded else next(iter(self._expected))
                     self._expected.pop(key, None)
-                    if self._is_there(key):
-                        self._missing.discard(key)
-                        continue
-                    leaving = [] if key in self._residents else self._residents.admit(key, demanded=demanded)
-                    if leaving is None:
-                        continue
-                    self._left.setdefault(key, deque(_chunks(self._spans[key[0]][key[1]])))
-                    for other in leaving:
-                        self._left.pop(other, None)
-                    return key, demanded, leaving
+                    if not self._is_there(key):
+                        self._left.setdefault(key, self._all_of(key))
+                        return key, demanded
+                    self._missing.discard(key)
+                    continue
                 key = self._doubted.popleft()
             self._make_sure(key)
 
@@ -248,26 +222,35 @@ class RamTier:
             if self._is_there(key):
                 self.counters.hits -= 1
                 self.counters.taken_away += 1
-                self._left[key] = deque(_chunks(self._spans[key[0]][key[1]]))
+                self._residents.remove(key)
                 self._demanded.append(key)
 
-    def _read(self, key: Key, *, demanded: bool) -> None:
+    def _read(self, key: Key, demanded: bool) -> None:
         """Read what is left of an expert; one that is only expected gives way to one that is demanded."""
-        first = True
+        asked = 0  # chunks that the disk has been asked for already
         while True:
             with self._change:
                 left = self._left.get(key)
-                if left is None or self._closed:
+                if self._closed or left is None:
                     return
                 if not demanded and self._demanded:
                     if key not in self._demanded:
                         self._expected = {key: None, **self._expected}
                     return
+                leaving = self._residents.admit(key, left[0].nbytes, demanded=demanded)
+                if leaving is None:
+                    if key not in self._residents:
+                        del self._left[key]
+                    return
+                for other in leaving:
+                    self._left.pop(other, None)
+                begin = list(left)[asked : 1 + (ASKED_AHEAD if demanded else 1)]
                 span = left.popleft()
-                ahead = [left[i] for i in range(min(ASKED_AHEAD, len(left)))]
-            for asked in (span, *ahead) if first else ahead[ASKED_AHEAD - 1 :]:
-                asked.shard.ask(asked.start, asked.end)
-            first = False
+            for other in leaving:
+                self._advise_away(other)
+            for chunk in begin:
+                chunk.shard.ask(chunk.start, chunk.end)
+            asked += len(begin) - 1
             span.shard.read_in(span.start, span.end)
             with self._change:
                 if demanded:
@@ -280,6 +263,14 @@ class RamTier:
                     self._change.notify_all()
                     return
 
+    def _all_of(self, key: Key) -> deque[Span]:
+        """Return an expert's bytes in the pieces in which they are read."""
+        return deque(
+            Span(span.shard, start, min(start + CHUNK, span.end))
+            for span in self._spans[key[0]][key[1]]
+            for start in range(span.start, span.end, CHUNK)
+        )
+
     def _advise_away(self, key: Key) -> None:
         nbytes = sum(span.shard.advise_away(span.start, span.end) for span in self._spans[key[0]][key[1]])
         with self._change:
@@ -289,14 +280,15 @@ class RamTier:
         """Count what is in memory from before; what goes beyond the budget is given back."""
         for layer, experts in enumerate(self._spans):
             for expert in range(len(experts)):
-                share = self._share_there((layer, expert))
-                if share >= THERE and self._residents.admit((layer, expert), demanded=False) is not None:
-                    continue
-                if share:
-                    self._advise_away((layer, expert))
+                key = layer, expert
+                share = self._share_there(key)
+                if share >= THERE and self._residents.taken + self._nbytes(key) <= self.budget:
+                    self._residents.admit(key, self._nbytes(key), demanded=False)
+                elif share:
+                    self._advise_away(key)
 
     def _share_there(self, key: Key) -> float:
-        """Return an expert's share in memory, by looking at a page here and there: to look at all takes milliseconds."""
+        """Return an expert's share in memory by a look at a page here and there (all of them take milliseconds)."""
         looks = [
             span.shard.resident(place, place + 1) > 0
             for span in self._spans[key[0]][key[1]]
@@ -304,52 +296,14 @@ class RamTier:
         ]
         return sum(looks) / len(looks)
 
+    def _nbytes(self, key: Key) -> int:
+        return sum(span.nbytes for span in self._spans[key[0]][key[1]])
+
     def _has_work(self) -> bool:
         return bool(self._demanded or self._expected or self._doubted)
 
     def _is_there(self, key: Key) -> bool:
         return key in self._residents and key not in self._left
-
-
-def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
-    """Return where each layer's experts lie in the files, neighbours joined: [layer][expert]."""
-    shards = sorted(folder.mapped, key=lambda shard: shard.address)
-    bases = [shard.address for shard in shards]
-    config: ModelConfig = folder.config
-
-    def spans(layer: int, expert: int) -> list[Span]:
-        found: list[Span] = []
-        for address, nbytes in sorted(_places(folder, layer, expert)):
-            i = bisect_right(bases, address) - 1
-            start = address - bases[i]
-            if i < 0 or start + nbytes > shards[i].header.file_size:
-                continue  # copied on reading, since it was not aligned in the file
-            if found and found[-1].shard is shards[i] and found[-1].end == start:
-                found[-1] = Span(shards[i], found[-1].start, start + nbytes)
-            else:
-                found.append(Span(shards[i], start, start + nbytes))
-        return found
-
-    return [
-        [spans(layer, expert) for expert in range(config.num_local_experts)]
-        for layer in range(config.num_hidden_layers)
-    ]
-
-
-def _places(folder: ModelFolder, layer: int, expert: int) -> Iterator[tuple[int, int]]:
-    """Yield address and bytes of an expert's tensors."""
-    for matrix in ("w1", "w2", "w3"):
-        weight = folder.linear(f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}")
-        tensors: list[Any] = list(weight.tensors.values()) if isinstance(weight, PackedLinear) else [weight]
-        for tensor in tensors:
-            assert isinstance(tensor, Tensor)
-            yield tensor.data_ptr(), tensor.nbytes
-
-
-def _chunks(spans: Sequence[Span]) -> Iterator[Span]:
-    for span in spans:
-        for start in range(span.start, span.end, CHUNK):
-            yield Span(span.shard, start, min(start + CHUNK, span.end))
 
 
 def _nbytes(spans: Sequence[Sequence[Sequence[Span]]]) -> int:

@@ -3,12 +3,13 @@
 Contract: bookkeeping alone; nobody is asked and nothing is read here. The budget is shared by all layers. A layer comes
 once in every pass, so an expert's age is counted in passes at the moment when its layer comes next: the one whose use
 will by then lie back furthest leaves first, and of equals the one whose layer comes last. (Plain recency would throw
-out what the next layers need, since they were used longest ago.) What is expected of a pass has no age in it.
+out what the next layers need, since they were used longest ago.) What is expected of a pass has no age in it. An expert
+comes piece by piece and goes as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 Key = tuple[int, int]
 """Layer and expert."""
@@ -18,15 +19,15 @@ class Residents:
     """The experts in memory.
 
     Args:
-        sizes: bytes by layer and expert.
+        layers: of the model.
         budget: bytes that they may take together.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[int]], budget: int) -> None:
+    def __init__(self, layers: int, budget: int) -> None:
         self.budget = budget
         self.taken = 0
-        self._sizes = sizes
-        self._present: set[Key] = set()
+        self._layers = layers
+        self._held: dict[Key, int] = {}  # bytes
         self._used: dict[Key, int] = {}  # pass of the last use
         self._expected: dict[Key, int] = {}  # pass in which it is expected to be used
         self._in_use: frozenset[Key] = frozenset()
@@ -34,13 +35,13 @@ class Residents:
         self._layer = -1
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._present
+        return key in self._held
 
     def __len__(self) -> int:
-        return len(self._present)
+        return len(self._held)
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._present)
+        return iter(self._held)
 
     def use(self, layer: int, experts: Iterable[int]) -> list[Key]:
         """A layer comes, and uses these. Returns those that were expected of it in vain."""
@@ -58,37 +59,34 @@ class Residents:
         """These are likely to be used when the layer comes next."""
         self._expected |= {(layer, expert): self._next_pass(layer) for expert in experts}
 
-    def admit(self, key: Key, *, demanded: bool) -> list[Key] | None:
-        """Take an expert in and return those that leave for it.
+    def admit(self, key: Key, nbytes: int, *, demanded: bool) -> list[Key] | None:
+        """Take bytes of an expert in, and return the experts that leave for them.
 
-        One that is demanded is taken in even beyond the budget, as it is read in any case. For one that is only
-        expected, None where nothing that matters less is there, and nothing has changed.
+        What is demanded is taken in even beyond the budget, as it is read in any case. For one that is only expected,
+        None where nothing that matters less is there, and nothing has changed.
         """
-        missing = self.taken + self._size(key) - self.budget
+        missing = self.taken + nbytes - self.budget
         leaving: list[Key] = []
         if missing > 0:
             lowest = 0 if demanded else 1
-            able = [other for other in self._present if other not in self._in_use and self._age(other) >= lowest]
+            able = [other for other in self._held if other not in self._in_use and self._age(other) >= lowest]
             for other in sorted(able, key=self._rank, reverse=True):
-                leaving.append(other)
-                missing -= self._size(other)
-                if missing <= 0:
-                    break
+                if other != key:
+                    leaving.append(other)
+                    missing -= self._held[other]
+                    if missing <= 0:
+                        break
             if missing > 0 and not demanded:
                 return None
         for other in leaving:
             self.remove(other)
-        self._present.add(key)
-        self.taken += self._size(key)
+        self._held[key] = self._held.get(key, 0) + nbytes
+        self.taken += nbytes
         return leaving
 
     def remove(self, key: Key) -> None:
         """It is not in memory any more."""
-        self._present.remove(key)
-        self.taken -= self._size(key)
-
-    def _size(self, key: Key) -> int:
-        return self._sizes[key[0]][key[1]]
+        self.taken -= self._held.pop(key)
 
     def _next_pass(self, layer: int) -> int:
         return self._pass if layer > self._layer else self._pass + 1
@@ -99,4 +97,4 @@ class Residents:
         return 0 if self._expected.get(key) == comes else comes - self._used.get(key, -1)
 
     def _rank(self, key: Key) -> tuple[int, int]:
-        return self._age(key), (key[0] - self._layer - 1) % len(self._sizes)
+        return self._age(key), (key[0] - self._layer - 1) % self._layers

@@ -1,0 +1,61 @@
+"""Where each expert lies in a model folder's files, in as few ranges of bytes as there are.
+
+Contract: in a shard of mixq's own an expert has one range for each dtype, since its three matrices lie side by side.
+Tensors that are copied on reading (foreign files, unaligned) have no place in a file and are left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mixq.formats.folder import ModelFolder
+from mixq.formats.mapped import MappedShard
+from mixq.formats.packed import PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes start to end of a mapped file."""
+
+    shard: MappedShard
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
+    """Return where each layer's experts lie in the files, neighbours joined: [layer][expert]."""
+    shards = sorted(folder.mapped, key=lambda shard: shard.address)
+    bases = [shard.address for shard in shards]
+    config = folder.config
+
+    def spans(layer: int, expert: int) -> list[Span]:
+        found: list[Span] = []
+        for address, nbytes in sorted(_places(folder, layer, expert)):
+            i = bisect_right(bases, address) - 1
+            start = address - bases[i]
+            if i < 0 or start + nbytes > shards[i].header.file_size:
+                continue  # copied on reading, since it was not aligned in the file
+            if found and found[-1].shard is shards[i] and found[-1].end == start:
+                found[-1] = Span(shards[i], found[-1].start, start + nbytes)
+            else:
+                found.append(Span(shards[i], start, start + nbytes))
+        return found
+
+    return [
+        [spans(layer, expert) for expert in range(config.num_local_experts)]
+        for layer in range(config.num_hidden_layers)
+    ]
+
+
+def _places(folder: ModelFolder, layer: int, expert: int) -> Iterator[tuple[int, int]]:
+    """Yield address and bytes of an expert's tensors."""
+    for matrix in ("w1", "w2", "w3"):
+        weight = folder.linear(f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}")
+        for tensor in weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,):
+            yield tensor.data_ptr(), tensor.nbytes
