@@ -100,6 +100,7 @@ class Model:
             positions=self.context,
             experts=self.placement.experts,
             give_back=self.placement.give_back,
+            captures=self.placement.captures(),
         )
         if self.placement.offload is not None:
             self.placement.offload.warm()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixq.accelerators.choose import choose_accelerator
-from mixq.accelerators.interface import Accelerator, OutOfMemory
+from mixq.accelerators.interface import Accelerator, OutOfMemory, Piece
 from mixq.accelerators.trunk import Trunk, trunk_bytes
 from mixq.config import RuntimeOptions, format_size
 from mixq.cost import ModelCost
@@ -30,6 +30,7 @@ from mixq.kernels.dispatch import Kernels, choose
 from mixq.kernels.native import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.memory import available_memory
+from mixq.model.decode_step import Captures
 
 LOOKAHEAD = 2
 """Layers ahead whose routers are asked on today's hidden state."""
@@ -89,6 +90,12 @@ class Placement:
         ]
         return Lookahead(self.kernels, routers, config.rms_norm_eps, config.num_experts_per_tok)
 
+    def captures(self) -> Captures | None:
+        """Return what captures a decode step, where the accelerator can."""
+        if self.accelerator is None or not self.accelerator.captures:
+            return None
+        return _Captures(self.accelerator, self.offload, self.folder.config.is_moe)
+
     def give_back(self, error: OutOfMemory) -> None:
         """Free expert slots; see `mixq.model.mixtral.GiveBack`."""
         if self.offload is None or not self.offload.make_room(error):
@@ -140,6 +147,35 @@ class Placement:
             self.offload.close()
         if self.accelerator is not None:
             self.accelerator.close()
+
+
+class _Captures:
+    """See `mixq.model.decode_step.Captures`."""
+
+    def __init__(self, accelerator: Accelerator, offload: ExpertOffload | None, has_experts: bool) -> None:
+        self._accelerator = accelerator
+        self._offload = offload
+        self._has_experts = has_experts
+
+    def capture(self, work: Callable[[], None]) -> Piece:
+        offload = self._offload
+        if offload is None:
+            return self._accelerator.capture(work)
+
+        def uncounted() -> None:  # how often it is called has nothing to do with how often it is replayed
+            with offload.uncounted():
+                work()
+
+        return self._accelerator.capture(uncounted)
+
+    def residency(self) -> int | None:
+        if self._offload is not None:
+            return self._offload.residency()
+        return None if self._has_experts else 0
+
+    def note_whole_step(self) -> None:
+        if self._offload is not None:
+            self._offload.count_whole_step()
 
 
 def place(

@@ -11,7 +11,7 @@ import torch
 from mixq.accelerators.cuda import CudaAccelerator
 from mixq.accelerators.interface import Accelerator
 from mixq.accelerators.simulated import SimulatedAccelerator
-from mixq.config import RuntimeOptions
+from mixq.config import RuntimeOptions, format_size
 from mixq.errors import UsageError
 from mixq.kernels import triton
 from mixq.memory import available_memory
@@ -49,7 +49,11 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
         notes.append(f"one of {torch.cuda.device_count()} GPUs is used, the first.")
     from mixq.kernels.triton.kernels import TritonKernels
 
-    return CudaAccelerator(options.vram, TritonKernels(torch.device("cuda", 0)))
+    accelerator = CudaAccelerator(options.vram, TritonKernels(torch.device("cuda", 0)))
+    if options.vram is not None and accelerator.memory.promised < options.vram:
+        free = format_size(accelerator.memory.promised)
+        notes.append(f"of the {format_size(options.vram)} of GPU memory that were promised, {free} are free.")
+    return accelerator
 
 
 def _simulated(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:

@@ -8,13 +8,16 @@ own limit as well as by the account, which also has what the driver takes for th
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory
+from mixq.accelerators.capture import cuda_graph
+from mixq.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
 from mixq.kernels.dispatch import Kernels
 
 DRIVER_BYTES = 512 << 20
@@ -23,44 +26,61 @@ DRIVER_BYTES = 512 << 20
 RING = 2
 _RING_BYTES = 4 << 20
 
+_LARGE = 10 << 20
+_LARGE_STEP = 2 << 20
+_SMALL_STEP = 512
+"""PyTorch's allocator asks the driver for large memory in steps of 2 MiB; smaller pieces share a block."""
+
 
 class CudaAccelerator:
     """See `mixq.accelerators.interface.Accelerator`.
 
     Args:
-        promised: bytes that the process may take, those of the driver included; None for what is free less a margin.
+        promised: bytes that the process may take, those of the driver included, at most what is free; None for what is
+            free less a margin.
         kernels: compute on the card; made by the caller, who knows what it can do.
     """
 
     registers = True
+    captures = True
 
     def __init__(self, promised: int | None, kernels: Kernels) -> None:
         self.name = "cuda"
         self.device = torch.device("cuda", 0)
         self.kernels = kernels
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
-        self.memory = MemoryAccount(min(free if promised is None else promised, total))
+        self.memory = MemoryAccount(free if promised is None else min(promised, free))
         torch.cuda.set_per_process_memory_fraction(
             max(0.0, min(1.0, (self.memory.promised - DRIVER_BYTES) / total)), self.device
         )
-        self.reserve(DRIVER_BYTES)
+        self.memory.add(DRIVER_BYTES)
         self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._ring = [torch.empty(_RING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(RING)]
         self._ring_free: list[torch.cuda.Event | None] = [None] * RING
         self._ring_next = 0
         self._registered: list[Tensor] = []
+        # Memory that is unmapped while it is registered stays locked, and its addresses cannot be registered again.
+        weakref.finalize(self, _unregister, self._registered).atexit = False
         self._clock = _event(enable_timing=True)
         self._clock.record()
         self._clock.synchronize()
         self._clock_at = time.perf_counter()
 
+    def rounded(self, nbytes: int) -> int:
+        step = _LARGE_STEP if nbytes >= _LARGE else _SMALL_STEP
+        return -(-nbytes // step) * step
+
     def allocate(self, nbytes: int) -> Tensor:
         self.reserve(nbytes)
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         except torch.OutOfMemoryError as error:
             self.memory.add(-nbytes)
-            raise OutOfMemory(nbytes, torch.cuda.mem_get_info(self.device)[0]) from error
+            raise OutOfMemory(nbytes, 0) from error
+        # PyTorch may give memory that work under way still uses, in order with that work; copies are not.
+        torch.cuda.current_stream(self.device).synchronize()
+        return memory
 
     def release(self, memory: Tensor) -> None:
         """Give memory back to the driver too, so that other programs can have it."""
@@ -80,19 +100,21 @@ class CudaAccelerator:
         """Lock memory in place for direct copies; the driver refuses what is more than the system lets it lock."""
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) != 0:
+            # The driver keeps the refusal until it is asked, and the next kernel would be blamed for it.
+            with contextlib.suppress(RuntimeError):
+                torch.ones(1, device=self.device)
             return False
         self._registered.append(memory)
         return True
 
     def upload(self, target: Tensor, source: Tensor) -> Event:
         with torch.cuda.stream(self._copies):
-            if not source.is_pinned():
-                source = self._through_ring(source)
-            target.copy_(source, non_blocking=True)
+            if source.is_pinned():
+                target.copy_(source, non_blocking=True)
+            else:
+                self._through_ring(target, source)
             event = _event()
             event.record(self._copies)
-        if source.data_ptr() in self._ring_addresses:
-            self._ring_free[self._ring_addresses.index(source.data_ptr())] = event
         return CudaEvent(event)
 
     def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
@@ -101,6 +123,9 @@ class CudaAccelerator:
         value = work(self.kernels)
         end.record()
         return CudaLaunch(value, begin, end, self)
+
+    def capture(self, work: Callable[[], None]) -> Piece:
+        return cuda_graph(work)
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source, non_blocking=True)
@@ -111,37 +136,39 @@ class CudaAccelerator:
         return CudaEvent(event)
 
     def to_device(self, source: Tensor) -> Tensor:
-        # PyTorch keeps the pinned copy until the card has read it.
-        return source.pin_memory().to(self.device, non_blocking=True)
+        # Always a copy, pinned or not; PyTorch keeps it until the card has read it.
+        return torch.empty_like(source, pin_memory=True).copy_(source).to(self.device, non_blocking=True)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
         self.synchronize()
-        while self._registered:
-            torch.cuda.cudart().cudaHostUnregister(self._registered.pop().data_ptr())  # type: ignore[no-untyped-call]
+        _unregister(self._registered)
 
     def moment(self, event: torch.cuda.Event) -> float:
         """Return when an event was, on `time.perf_counter`'s clock."""
         return self._clock_at + float(self._clock.elapsed_time(event)) / 1e3
 
-    @property
-    def _ring_addresses(self) -> list[int]:
-        return [buffer.data_ptr() for buffer in self._ring]
+    def _through_ring(self, target: Tensor, source: Tensor) -> None:
+        """Copy by way of the ring's buffers, each used again once the card has read it."""
+        for start in range(0, len(source), _RING_BYTES):
+            chunk = source[start : start + _RING_BYTES]
+            index = self._ring_next
+            self._ring_next = (index + 1) % RING
+            busy = self._ring_free[index]
+            if busy is not None:
+                busy.synchronize()
+            pinned = self._ring[index][: len(chunk)]
+            pinned.copy_(chunk)
+            target[start : start + len(chunk)].copy_(pinned, non_blocking=True)
+            event = self._ring_free[index] = _event()
+            event.record(self._copies)
 
-    def _through_ring(self, source: Tensor) -> Tensor:
-        """Return a pinned copy of a chunk, in the ring's next buffer once the card has read that."""
-        if len(source) > _RING_BYTES:
-            raise ValueError(f"a chunk has at most {_RING_BYTES} bytes")
-        index = self._ring_next
-        self._ring_next = (index + 1) % RING
-        busy = self._ring_free[index]
-        if busy is not None:
-            busy.synchronize()
-        pinned = self._ring[index][: len(source)]
-        pinned.copy_(source)
-        return pinned
+
+def _unregister(registered: list[Tensor]) -> None:
+    while registered:
+        torch.cuda.cudart().cudaHostUnregister(registered.pop().data_ptr())  # type: ignore[no-untyped-call]
 
 
 def _event(*, enable_timing: bool = False) -> torch.cuda.Event:

@@ -42,6 +42,14 @@ class Launch(Event, Protocol):
         ...
 
 
+class Piece(Protocol):
+    """Captured work."""
+
+    def replay(self) -> None:
+        """Do it again, on what its inputs hold now."""
+        ...
+
+
 class MemoryAccount:
     """How much of the promised memory is taken.
 
@@ -75,6 +83,7 @@ class Accelerator(Protocol):
         kernels: compute on its memory, called by the thread that runs the network.
         memory: the promise, and what is taken of it.
         registers: whether `register` makes copies faster.
+        captures: whether `capture` saves anything.
     """
 
     name: str
@@ -82,6 +91,11 @@ class Accelerator(Protocol):
     kernels: Kernels
     memory: MemoryAccount
     registers: bool
+    captures: bool
+
+    def rounded(self, nbytes: int) -> int:
+        """Return what memory of so many bytes really takes; an allocation of that much wastes nothing."""
+        ...
 
     def allocate(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] of the device's memory, not cleared, aligned to 256 bytes.
@@ -113,6 +127,10 @@ class Accelerator(Protocol):
 
     def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
         """Run `work` in the queue of work, with kernels of its own; it may use what the caller has computed so far."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Piece:
+        """Do some work on memory that stays where it is, and return it for replay."""
         ...
 
     def to_host(self, source: Tensor, target: Tensor) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory
+from mixq.accelerators.capture import Again
+from mixq.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
 from mixq.accelerators.queue import Queue, Task
 from mixq.huge_pages import allocate
 from mixq.kernels.dispatch import Kernels, choose
@@ -38,6 +39,7 @@ class SimulatedAccelerator:
     """
 
     registers = False
+    captures = False
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class SimulatedAccelerator:
         self._own_kernels = make()
         self._copies = Queue("mixq-sim-copies")
         self._work = Queue("mixq-sim-work")
+
+    def rounded(self, nbytes: int) -> int:
+        return nbytes
 
     def allocate(self, nbytes: int) -> Tensor:
         self.reserve(nbytes)
@@ -93,6 +98,9 @@ class SimulatedAccelerator:
     def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
         self._check()
         return self._work.give(lambda: _run(work, self._own_kernels))
+
+    def capture(self, work: Callable[[], None]) -> Piece:
+        return Again(work)
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source)

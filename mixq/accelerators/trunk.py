@@ -6,6 +6,7 @@ the embedding stays in host memory (a token needs one row of it), and experts ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mixq.accelerators.interface import Accelerator
 from mixq.config import ModelConfig
-from mixq.formats.architecture import parameters
+from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.packed import PackedLinear
 from mixq.formats.weights import Weights
 
@@ -30,6 +31,18 @@ class Trunk:
         self._accelerator = accelerator
         self._linears: dict[str, Tensor | PackedLinear] = {}
         self._tensors: dict[str, Tensor] = {}
+
+    def load(self) -> None:
+        """Copy everything now.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        for parameter in _trunk(self.config):
+            if parameter.quantizable:
+                self.linear(parameter.module)
+            else:
+                self.tensor(parameter.name)
 
     @property
     def path(self) -> Path:
@@ -84,15 +97,19 @@ class Trunk:
 
 def trunk_bytes(folder: Weights) -> int:
     """Return what the trunk takes on an accelerator."""
-    config = folder.config
     total = 0
-    for parameter in parameters(config):
-        if parameter.role == "expert" or (parameter.role == "embedding" and not config.tie_word_embeddings):
-            continue
+    for parameter in _trunk(folder.config):
         weight = folder.linear(parameter.module) if parameter.quantizable else folder.tensor(parameter.name)
         tensors = weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,)
         total += sum(_padded(tensor.nbytes) for tensor in tensors)
     return total
+
+
+def _trunk(config: ModelConfig) -> Iterator[Parameter]:
+    """Yield what every token uses; a tied embedding is the head."""
+    for parameter in parameters(config):
+        if parameter.role != "expert" and (parameter.role != "embedding" or config.tie_word_embeddings):
+            yield parameter
 
 
 def _padded(nbytes: int) -> int:

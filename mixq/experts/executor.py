@@ -154,9 +154,7 @@ class LayerExperts:
         if x.shape[0] > DECODE_ROWS:
             off.counters.prefill_resident += off.store.experts
         else:
-            off.counters.requests += topk_ids.numel()
-            off.counters.hits += topk_ids.numel()
-            off.counters.hit_bytes += topk_ids.numel() * off.store.expert_bytes(self.layer)
+            off.count_resident(self.layer, topk_ids.numel())
         return off.accelerator.kernels.experts(x, off.views(self.layer), table[topk_ids], topk_weights)
 
     # Decode

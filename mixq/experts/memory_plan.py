@@ -23,6 +23,7 @@ class MemoryPlan:
 
     Attributes:
         promised: all of it.
+        driver: what the device's driver takes for the process.
         kv_cache, trunk, workspace, staging: bytes of each.
         slot_bytes: of one slot.
         quotas: slots of each layer.
@@ -35,6 +36,7 @@ class MemoryPlan:
     staging: int
     slot_bytes: int
     quotas: tuple[int, ...]
+    driver: int = 0
 
     @property
     def slots(self) -> int:
@@ -43,7 +45,8 @@ class MemoryPlan:
     @property
     def used(self) -> int:
         """Bytes that are spoken for."""
-        return self.kv_cache + self.trunk + self.workspace + self.staging + self.slots * self.slot_bytes
+        fixed = self.driver + self.kv_cache + self.trunk + self.workspace + self.staging
+        return fixed + self.slots * self.slot_bytes
 
 
 def plan_memory(
@@ -54,11 +57,13 @@ def plan_memory(
     trunk: int,
     workspace: int,
     slot_bytes: int,
+    driver: int = 0,
     curves: Sequence[Sequence[float]] | None = None,
 ) -> MemoryPlan:
     """Return how `promised` bytes are used.
 
     Args:
+        driver: bytes that are taken already, before anything is loaded.
         slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
         curves: hits by layer and number of slots (`mixq.experts.quota.hit_curve`); None shares the slots evenly.
 
@@ -66,12 +71,12 @@ def plan_memory(
         DoesNotFitError: not even the trunk fits; the message has the smallest setting that would do.
     """
     staging = STAGING_SLOTS * slot_bytes
-    fixed = kv_cache + trunk + workspace + staging
+    fixed = driver + kv_cache + trunk + workspace + staging
     if fixed > promised:
         raise DoesNotFitError(
             f"The GPU's share needs {format_size(fixed)}: {format_size(kv_cache)} of KV cache, {format_size(trunk)} of "
-            f"weights that every token uses, {format_size(workspace + staging)} to work in. It was promised "
-            f"{format_size(promised)}.",
+            f"weights that every token uses, {format_size(driver + workspace + staging)} to work in. It was "
+            f"promised {format_size(promised)}.",
             hint=f"Give --vram {_rounded_up(fixed)}, a smaller --context, or --kv int8; or --device cpu.",
         )
     slots = (
@@ -81,7 +86,7 @@ def plan_memory(
         quotas = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
     else:
         quotas = quota.fit(curves, slots)
-    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(quotas))
+    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(quotas), driver)
 
 
 def workspace_bytes(config: ModelConfig, rows: int) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -80,6 +81,7 @@ class ExpertOffload:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.store = store
+        self._active = cost.active
         self.accelerator = accelerator
         self.host_kernels = host_kernels
         self.plan = plan
@@ -92,15 +94,16 @@ class ExpertOffload:
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
         self.uploader.expect(hardware.copy_bandwidth)
         self._observes = plan.slot_bytes / hardware.cpu_bandwidth >= OBSERVED
-        self._slots: list[dict[int, Tensor]] = [
-            {slot: accelerator.allocate(plan.slot_bytes) for slot in range(count)} for count in plan.quotas
-        ]
+        self._slots: list[dict[int, Tensor]] = [{} for _ in plan.quotas]
+        self._allocate_slots(say)
         self._views: list[list[Expert] | None] = [None] * store.layers
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
         self._full: list[Tensor | None] = [None] * store.layers
         self.tier = tier
         self.stream_tokens = stream_tokens
         self.counters = ExpertCounters()
+        self._moves = 0
+        self._counts = True
         self.recall = Recall()
         self.times = BusyTimes()
         self._predictions: dict[int, dict[int, list[int]]] = {}
@@ -162,6 +165,12 @@ class ExpertOffload:
     def all_resident(self, layer: int) -> bool:
         """Return whether all experts of a layer are in slots; so for one that there is not."""
         return layer >= self.store.layers or self.slot_table(layer) is not None
+
+    def residency(self) -> int | None:
+        """Return a number that changes whenever an expert moves, None while not all have a slot."""
+        if self.trace is not None or not all(self.all_resident(layer) for layer in range(self.store.layers)):
+            return None
+        return self._moves
 
     def settle(self) -> None:
         """Tell the cache what has arrived and what is not in use any more; free the memory of slots that retired."""
@@ -258,6 +267,28 @@ class ExpertOffload:
         """Note what was expected of a layer, to be compared with what comes."""
         self._predictions.setdefault(layer, {})[ahead] = list(experts)
 
+    def count_whole_step(self) -> None:
+        """Count a token whose experts were all in slots, in every layer."""
+        for layer in range(self.store.layers):
+            self.count_resident(layer, self._active)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing meanwhile of layers whose experts are all in slots."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
+
+    def count_resident(self, layer: int, experts: int) -> None:
+        """Count experts of decode that were all in slots."""
+        if not self._counts:
+            return
+        self.counters.requests += experts
+        self.counters.hits += experts
+        self.counters.hit_bytes += experts * self.store.expert_bytes(layer)
+
     def count_decode(self, layer: int, plan: LayerPlan) -> None:
         """Count where a layer's experts were computed."""
         counters, nbytes = self.counters, self.store.expert_bytes(layer)
@@ -324,9 +355,21 @@ class ExpertOffload:
                     self._slots[layer][slot] = self.accelerator.allocate(self.plan.slot_bytes)
                     self._views[layer] = None
 
+    def _allocate_slots(self, say: Callable[[str], None]) -> None:
+        """Take memory for every slot of the plan, layer by layer in turn; for fewer where the device has no more."""
+        order = sorted((slot, layer) for layer, quota in enumerate(self.plan.quotas) for slot in range(quota))
+        try:
+            for slot, layer in order:
+                self._slots[layer][slot] = self.accelerator.allocate(self.plan.slot_bytes)
+        except OutOfMemory:
+            for layer, slots in enumerate(self._slots):
+                self.cache.resize(layer, len(slots))
+            say(f"GPU memory is shorter than it was promised: {self.slots} of {len(order)} expert slots were made.")
+
     def _free(self, layer: int, slot: int) -> int:
         memory = self._slots[layer].pop(slot)
         self._views[layer] = self._full[layer] = None
+        self._moves += 1
         self.accelerator.release(memory)
         return memory.nbytes
 

@@ -63,13 +63,17 @@ class Kernels(Protocol):
         ...
 
     def rotary_append(
-        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
     ) -> Tensor:
-        """Rotated q [T, H, C]; rotated k and v [T, KV, C] go into the cache. q is used up."""
+        """Rotated q [T, H, C]; rotated k and v [T, KV, C] go into the cache. q is used up.
+
+        `position` may be an integer [1] on the device, read when the kernel runs; cos and sin are then those of all
+        positions, not of the rows'.
+        """
         ...
 
-    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        """q [T, H, C] -> [T, H, C], each row by itself: decode."""
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None) -> Tensor:
+        """q [T, H, C] -> [T, H, C], each row by itself: decode. `position` as for `rotary_append`."""
         ...
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
@@ -109,12 +113,12 @@ class ReferenceKernels:
         return reference.experts(x, experts, topk_ids, topk_weights, self.linear)
 
     def rotary_append(
-        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
     ) -> Tensor:
-        return reference.rotary_append(q, k, v, cos, sin, kv, position)
+        return reference.rotary_append(q, k, v, *reference.angles(cos, sin, position, len(q)), kv, int(position))
 
-    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        return reference.attention_rows(q, kv, position, window)
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None) -> Tensor:
+        return reference.attention_rows(q, kv, int(position), window)
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         return reference.attention_prefill(q, kv, position, window, exact=self.exact)

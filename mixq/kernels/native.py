@@ -371,9 +371,11 @@ class NativeKernels:
         return out
 
     def rotary_append(
-        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int
+        self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
     ) -> Tensor:
         """See `reference.rotary_append`."""
+        cos, sin = reference.angles(cos, sin, position, len(q))
+        position = int(position)
         cache = kv_cache_of(kv)
         if cache is None:
             return reference.rotary_append(q, k, v, cos, sin, kv, position)
@@ -383,8 +385,9 @@ class NativeKernels:
         )
         return q
 
-    def attention_rows(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
+    def attention_rows(self, q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None) -> Tensor:
         """See `reference.attention_rows`."""
+        position = int(position)
         cache = kv_cache_of(kv)
         if cache is None:
             return reference.attention_rows(q, kv, position, window)

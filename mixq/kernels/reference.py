@@ -136,6 +136,14 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def angles(cos: Tensor, sin: Tensor, position: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of `count` rows from `position` on: the given ones, or where it is a tensor, theirs of all."""
+    if isinstance(position, int):
+        return cos, sin
+    rows = slice(int(position), int(position) + count)
+    return cos[rows], sin[rows]
+
+
 def rotary_append(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int) -> Tensor:
     """Write rotated keys and the values of T positions into the cache, and return the rotated queries.
 

@@ -16,6 +16,7 @@ from mixq.config import ModelConfig
 from mixq.formats.weights import Weights
 from mixq.kernels import reference
 from mixq.kernels.dispatch import Kernels
+from mixq.kernels.kv_layer import KVLayer
 from mixq.model.kv_cache import KVCache
 from mixq.model.rope import RotaryTable
 
@@ -24,11 +25,13 @@ from mixq.model.rope import RotaryTable
 class Chunk:
     """The next tokens of one sequence.
 
-    `token_ids` is int64 [T]; they take the positions after `kv_cache.length`.
+    `token_ids` is int64 [T]; they take the positions after `kv_cache.length`. A step that is captured once and run for
+    many tokens reads its position when it runs: `position` is then an int64 [1] on the device, else None.
     """
 
     token_ids: Tensor
     kv_cache: KVCache
+    position: Tensor | None = None
 
 
 class Attention:
@@ -56,8 +59,16 @@ class Attention:
             start = rows.stop
             kv, position = chunk.kv_cache.layer(self.layer), chunk.kv_cache.length
             chunk.kv_cache.check_room(len(chunk.token_ids))
+            if chunk.position is not None:
+                attended.append(self._captured(q[rows], k[rows], v[rows], kv, chunk.position))
+                continue
             cos, sin = self.rotary.at(position, len(chunk.token_ids))
             rotated = self.kernels.rotary_append(q[rows], k[rows], v[rows], cos, sin, kv, position)
             attended.append(attend(rotated, kv, position, self.config.sliding_window))
         out = torch.cat(attended).reshape(T, -1)  # [T, H*C]
         return self.kernels.linear(out, self.o_proj)
+
+    def _captured(self, q: Tensor, k: Tensor, v: Tensor, kv: KVLayer, position: Tensor) -> Tensor:
+        """Attend from one row whose position stands in memory: nothing here depends on its value."""
+        rotated = self.kernels.rotary_append(q, k, v, self.rotary.cos, self.rotary.sin, kv, position)
+        return self.kernels.attention_rows(rotated, kv, position, self.config.sliding_window)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,10 +25,15 @@ from mixq.experts.routing import Routing
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
+from mixq.model.decode_step import Captures, DecodeStep
+from mixq.model.kv_cache import KVCache
 from mixq.model.rope import RotaryTable
 
 ExpertsOfLayer = Callable[[int], Experts]
 """Gives the experts of a layer."""
+
+ROOM = 256 << 20
+"""Bytes to ask for when a kernel found no memory for its activations, and did not say how much it needed."""
 
 GiveBack = Callable[[OutOfMemory], None]
 """Frees memory on an accelerator that has run out, or raises what the user is to be told."""
@@ -44,6 +50,7 @@ class Mixtral:
         experts: computes a layer's experts; None computes them in place.
         give_back: what to do when an accelerator has no memory left in the middle of a pass, which is then run again;
             None raises the error.
+        captures: captures the decode step of a single sequence; None runs it anew each time.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Mixtral:
         positions: int,
         experts: ExpertsOfLayer | None = None,
         give_back: GiveBack | None = None,
+        captures: Captures | None = None,
     ) -> None:
         self.config: ModelConfig = folder.config
         self.kernels = kernels
@@ -64,12 +72,16 @@ class Mixtral:
         self.norm = folder.tensor("model.norm.weight")
         self.lm_head = folder.linear("model.embed_tokens" if self.config.tie_word_embeddings else "lm_head")
         self._give_back = give_back
+        self._captures = captures
+        self._steps: WeakKeyDictionary[KVCache, tuple[int | None, DecodeStep]] = WeakKeyDictionary()
+        self._overridden = False
 
     def override_routing(self, routing: Routing) -> None:
         """Put another choice of experts in the routers' place, whose products are computed all the same.
 
         The routers foresee nothing of it, so nothing is predicted.
         """
+        self._overridden = True
         for index, layer in enumerate(self.layers):
             if isinstance(layer.feed_forward, SparseMoeBlock):
                 layer.feed_forward.override = functools.partial(_rerouted, routing, index)
@@ -89,24 +101,48 @@ class Mixtral:
         while True:
             try:
                 return self._forward(chunks, all_logits=all_logits)
-            except OutOfMemory as error:  # the caches have not been advanced: the pass can be run again
+            except (OutOfMemory, torch.OutOfMemoryError) as error:  # the caches have not been advanced: run it again
                 if self._give_back is None:
                     raise
-                self._give_back(error)
+                self._give_back(error if isinstance(error, OutOfMemory) else OutOfMemory(ROOM, 0))
 
     def _forward(self, chunks: Sequence[Chunk], *, all_logits: bool) -> Tensor:
         token_ids = torch.cat([chunk.token_ids for chunk in chunks])
         # Indexing with [...] wakes torch's threads for a single row: 4 to 15 ms on busy cores, where this takes 2 µs.
         x = self.embed_tokens.index_select(0, token_ids).float().to(self.kernels.device)  # [T, D]
+        if self._captures is not None and len(token_ids) == len(chunks) == 1:
+            return self._step(self._captures, chunks[0].kv_cache, x)
         for layer in self.layers:
             x = layer(x, chunks)
-        if not all_logits:
+        if not all_logits and len(token_ids) > len(chunks):
             last = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
             x = x.index_select(0, last.to(x.device))  # [S, D]
         x = self.kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
         logits = self.kernels.linear(x, self.lm_head).cpu()
         for chunk in chunks:
             chunk.kv_cache.advance(len(chunk.token_ids))
+        return logits
+
+    def _step(self, captures: Captures, kv_cache: KVCache, row: Tensor) -> Tensor:
+        """Return the logits [1, V] of one token [1, D] by the captured step of its cache."""
+        kv_cache.check_room(1)
+        residency = None if self._overridden else captures.residency()
+        made, step = self._steps.get(kv_cache, (None, None))
+        if step is None or step.whole != (residency is not None) or (step.whole and made != residency):
+            self._steps.pop(kv_cache, None)
+            step = DecodeStep(
+                self.layers,
+                self.norm,
+                self.config.rms_norm_eps,
+                self.lm_head,
+                self.kernels,
+                kv_cache,
+                captures,
+                whole=residency is not None,
+            )
+            self._steps[kv_cache] = residency, step
+        logits = step.run(row, kv_cache.length)
+        kv_cache.advance(1)
         return logits
 
 
@@ -124,6 +160,7 @@ class DecoderLayer:
         prefix = f"model.layers.{layer}"
         self.kernels = kernels
         self.eps = folder.config.rms_norm_eps
+        self.num_experts_per_tok = folder.config.num_experts_per_tok
         self.input_layernorm = folder.tensor(f"{prefix}.input_layernorm.weight")
         self.post_attention_layernorm = folder.tensor(f"{prefix}.post_attention_layernorm.weight")
         self.attention = Attention(folder, layer, rotary, kernels)
@@ -135,8 +172,26 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, chunks: Sequence[Chunk]) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        x = x + self.attention(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
+        x = self.attend(x, chunks)
         return x + self.feed_forward(self.kernels.rms_norm(x, self.post_attention_layernorm, self.eps), x)
+
+    def attend(self, x: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        """Return x + attention(norm(x)) of [T, D]."""
+        return x + self.attention(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
+
+    # The parts of feed_forward for a step that is captured up to the router's choice
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return norm(x) [T, D], and ids and weights [T, A] of its experts."""
+        assert isinstance(self.feed_forward, SparseMoeBlock)
+        normed = self.kernels.rms_norm(x, self.post_attention_layernorm, self.eps)
+        topk_weights, topk_ids = self.feed_forward.route(normed)
+        return normed, topk_ids, topk_weights
+
+    def compute(self, normed: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+        """Return the weighted sum [T, D] of the chosen experts."""
+        assert isinstance(self.feed_forward, SparseMoeBlock)
+        return self.feed_forward.compute(normed, topk_ids, topk_weights, residual)
 
 
 class SparseMoeBlock:
@@ -151,7 +206,15 @@ class SparseMoeBlock:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]; residual [T, D] is what x was normed from."""
-        topk_weights, topk_ids = self.kernels.route(x, self.gate, self.num_experts_per_tok)
+        topk_weights, topk_ids = self.route(x)
+        return self.compute(x, topk_ids, topk_weights, residual)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and ids [T, A] of the experts for x [T, D]."""
+        return self.kernels.route(x, self.gate, self.num_experts_per_tok)
+
+    def compute(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+        """Return the weighted sum [T, D] of the chosen experts."""
         if self.override is not None:
             topk_ids = self.override(topk_ids)
         return self.experts(x, topk_ids, topk_weights, residual)
@@ -159,7 +222,8 @@ class SparseMoeBlock:
 
 def _rerouted(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:
     """Return other ids [T, A]: a row is a token."""
-    return torch.tensor([routing.choose(layer) for _ in range(len(topk_ids))], device=topk_ids.device)
+    chosen = torch.tensor([routing.choose(layer) for _ in range(len(topk_ids))])
+    return chosen.to(topk_ids.device, non_blocking=True)
 
 
 class FeedForward:

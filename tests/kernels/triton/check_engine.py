@@ -22,9 +22,9 @@ NEXT = [30, 60, 90, 12]
 CONTEXT = 32
 
 
-@pytest.mark.parametrize(("format", "kv"), [("nl4", "int8"), ("w4", "bf16")])
+@pytest.mark.parametrize(("format", "kv", "captured"), [("nl4", "int8", False), ("w4", "bf16", True)])
 def test_logits_are_the_cpus_within_a_thousandth_in_decode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, kv: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, kv: str, captured: bool
 ) -> None:
     write_tiny_mixtral(tmp_path / "source", ffn=128, layers=2, vocab=100)
     folder = tmp_path / "source"
@@ -39,6 +39,7 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
     if isinstance(cpu.kernels, NativeKernels):
         cpu.kernels.integer_rows = DECODE_ROWS
     with monkeypatch.context() as patch:
+        patch.setattr(SimulatedAccelerator, "captures", captured)
         patch.setattr(accelerators, "_simulated", with_triton)
         gpu = mixq.load(folder, device="sim", context=CONTEXT, miss="cpu", kv=kv)
     offload = gpu.placement.offload
