@@ -25,6 +25,7 @@ from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.store import ExpertStore
+from mixq.formats.architecture import parameters
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.kernels.native import NativeKernels
@@ -92,7 +93,7 @@ class Placement:
 
     def captures(self) -> Captures | None:
         """Return what captures a decode step, where the accelerator can."""
-        if self.accelerator is None or not self.accelerator.captures:
+        if self.accelerator is None or not self.accelerator.captures or not _without_reads(self.folder):
             return None
         return _Captures(self.accelerator, self.offload, self.folder.config.is_moe)
 
@@ -284,6 +285,15 @@ def on_accelerator(
             say=say,
         )
     return placement
+
+
+def _without_reads(folder: Weights) -> bool:
+    """Return whether a GPU's decode step reads nothing on the host: for these weights there are kernels of few rows."""
+    weights = [folder.linear(parameter.module) for parameter in parameters(folder.config) if parameter.quantizable]
+    return all(
+        weight.dtype == torch.bfloat16 if isinstance(weight, Tensor) else weight.scheme.name != "nf4"
+        for weight in weights
+    )
 
 
 def _room_in_memory(options: RuntimeOptions) -> int:

@@ -21,8 +21,12 @@ class Again:
         self.replay = work
 
 
-def cuda_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def cuda_graph(work: Callable[[], None], beside: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:
     """Return some work as a CUDA graph.
+
+    Args:
+        beside: a graph whose memory for intermediates it uses too, since they never run at once and leave nothing
+            there; with a block of 20 MiB for each layer they would take more than the promise has for it.
 
     PyTorch asks for a few runs beforehand on a stream other than the default one, and that nothing else runs while it
     captures on it; other threads' copies are not disturbed.
@@ -34,7 +38,8 @@ def cuda_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
             work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    pool = None if beside is None else beside.pool()
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         work()
     graph.replay()  # capturing does not run it
     return graph

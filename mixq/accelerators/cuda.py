@@ -59,6 +59,7 @@ class CudaAccelerator:
         self._ring = [torch.empty(_RING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(RING)]
         self._ring_free: list[torch.cuda.Event | None] = [None] * RING
         self._ring_next = 0
+        self._last_graph: weakref.ref[torch.cuda.CUDAGraph] | None = None
         self._registered: list[Tensor] = []
         # Memory that is unmapped while it is registered stays locked, and its addresses cannot be registered again.
         weakref.finalize(self, _unregister, self._registered).atexit = False
@@ -125,7 +126,10 @@ class CudaAccelerator:
         return CudaLaunch(value, begin, end, self)
 
     def capture(self, work: Callable[[], None]) -> Piece:
-        return cuda_graph(work)
+        last = None if self._last_graph is None else self._last_graph()
+        graph = cuda_graph(work, last)
+        self._last_graph = weakref.ref(graph)
+        return graph
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source, non_blocking=True)

@@ -137,14 +137,15 @@ def _budget(session: Session, weights: SyntheticWeights, vram: str | None, sizes
     rows = session.found.setdefault("rows", [])
     for miss in MISSES[:1] if resident else MISSES:
         offload.scheduler.miss = miss
-        for routing in ("mixtral",) if resident else ROUTINGS:
+        for routing in _routings(miss, resident=resident):
             if session.over(8 if session.cuda else 1):
                 session.found.setdefault("left_out", []).append(f"{label} {miss} {routing}")
                 continue
             with session.trying(f"{label} {miss} {routing}"):
-                _route(model, routing)
+                if routing != "model":
+                    _route(model, routing)
                 row = {"vram": label, "miss": miss, "routing": routing, **_decode(session, model, sizes)}
-                if routing == ROUTINGS[0]:
+                if routing == ("model" if resident else ROUTINGS[0]):
                     row |= _prefill(model, sizes)
                 rows.append(row)
                 rate = f"tg {row['decode_tokens_per_second']:.1f}/s, {row.get('share_of_limit', 0):.0%} of the limit"
@@ -164,6 +165,13 @@ def _budget(session: Session, weights: SyntheticWeights, vram: str | None, sizes
         session.found["errors"].append(f"{label}: {used} bytes were used")
     session.save()
     close(model)
+
+
+def _routings(miss: str, *, resident: bool) -> tuple[str, ...]:
+    """Return what to measure; the routers' own choice comes first, since there is no way back to it."""
+    if resident:
+        return ("model", ROUTINGS[0])
+    return ("model", *ROUTINGS) if miss == MISSES[0] else ROUTINGS
 
 
 def _route(model: Model, routing: str) -> None:

@@ -59,3 +59,11 @@ def test_hit_curves_decide_who_gets_the_slots() -> None:
 
 def test_a_pass_of_one_row_needs_less_to_work_in() -> None:
     assert workspace_bytes(CONFIG, 1) < workspace_bytes(CONFIG, 512)
+
+
+def test_what_the_driver_takes_is_part_of_the_promise() -> None:
+    found = plan(8 * GB, driver=GB)
+    assert found.used <= 8 * GB
+    assert found.slots < plan(8 * GB).slots
+    with pytest.raises(DoesNotFitError, match=r"2\.7 GB"):  # slots for experts on their way among what is worked in
+        plan(2 * GB, kv_cache=0, driver=GB, workspace=GB // 2)
