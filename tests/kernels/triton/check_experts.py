@@ -91,6 +91,10 @@ def test_a_list_in_another_lists_place_is_bound_anew() -> None:
         assert relative(ours.experts(x, experts, ids, weights), expected(x, experts, ids, weights)) < 1e-3
         del experts
         gc.collect()
+    same = random_experts(("nl4:32",) * 3, 2, seed=15)
+    for seed in (16, 17):  # another list at the same address, as it were
+        assert relative(ours.experts(x, same, ids, weights), expected(x, same, ids, weights)) < 1e-3
+        same[:] = random_experts(("nl4:32",) * 3, 2, seed=seed)
     assert len(ours._weights._slots) == 1, "lists that are gone are forgotten"
 
 
@@ -126,6 +130,7 @@ def test_the_sum_leaves_out_what_is_no_number_where_the_id_is_negative() -> None
     answers[0, 1] = float("nan")
     ids = torch.tensor([[0, -1, 2], [1, 2, 0]])
     weights = torch.rand(2, 3, generator=generator(25))
+    weights[0, 1] = float("nan")
     total = weighted_sum(answers, ids, weights)
     chosen = torch.where((ids >= 0)[..., None], answers * weights[..., None], 0.0).sum(1)
     torch.testing.assert_close(total, chosen)
