@@ -29,7 +29,7 @@ class Session:
         device: cuda or sim.
         quick: tiny sizes.
         part, parts: which of its processes this is.
-        machine: what the section of that name found; empty where it did not run.
+        machine, operations: what the sections of these names found; empty where they did not run.
         found: figures, plain data.
     """
 
@@ -40,6 +40,7 @@ class Session:
     seconds: float
     file: Path
     machine: dict[str, Any] = field(default_factory=dict)
+    operations: dict[str, Any] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=lambda: {"errors": []})
     begun: float = field(default_factory=time.monotonic)
 
@@ -101,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--machine", type=Path)
     arguments = parser.parse_args(argv)
-    machine = {}
+    sections: dict[str, Any] = {}
     if arguments.machine is not None and arguments.machine.exists():
-        machine = json.loads(arguments.machine.read_text())["sections"].get("machine", {})
+        sections = json.loads(arguments.machine.read_text())["sections"]
     session = Session(
         arguments.device,
         arguments.quick,
@@ -111,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.parts,
         arguments.seconds,
         arguments.file,
-        machine,
+        sections.get("machine", {}),
+        sections.get("operations", {}),
     )
     if not session.cuda:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
