@@ -137,7 +137,7 @@ class LayerExperts:
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         """See `Experts`."""
-        table = self.offload.slot_table(self.layer)
+        table = self.offload.memory.table(self.layer)
         if table is not None and self.offload.trace is None:
             return self._resident(x, topk_ids, topk_weights, table)
         if x.shape[0] > DECODE_ROWS:
@@ -155,7 +155,7 @@ class LayerExperts:
             off.counters.prefill_resident += off.store.experts
         else:
             off.count_resident(self.layer, topk_ids.numel())
-        return off.accelerator.kernels.experts(x, off.views(self.layer), table[topk_ids], topk_weights)
+        return off.accelerator.kernels.experts(x, off.memory.views(self.layer), table[topk_ids], topk_weights)
 
     # Decode
 
@@ -294,7 +294,7 @@ class Answer:
     def launch(self, places: Mapping[int, int]) -> Launch:
         """Compute experts on the accelerator, in the background; `places` says where in the layer's views they are."""
         ids = self._off.accelerator.to_device(self._ids(places))  # [T, A]
-        views = self._off.views(self._layer)
+        views = self._off.memory.views(self._layer)
         x, weights = self._desk.on_device
         launch = self._off.accelerator.launch(lambda kernels: self._sums(kernels, views, x, ids, weights))
         self._parts.append(launch)
@@ -352,7 +352,7 @@ class StagedExperts:
         for i, expert in enumerate(self._experts):
             buffer = self._buffers[i]
             off.wait_for(off.staging.upload(buffer))
-            launch = answer.launch({expert: off.staging_index(buffer)})
+            launch = answer.launch({expert: off.memory.staging_index(buffer)})
             off.staging.used(buffer, launch)
             off.in_use_until(launch, self._layer, ())
             if i + len(off.staging) < len(self._experts):

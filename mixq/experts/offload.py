@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from mixq.accelerators.interface import Accelerator, Launch, OutOfMemory
@@ -26,12 +25,13 @@ from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.predictor import Recall
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import LayerPlan, Scheduler
+from mixq.experts.slot_memory import SlotMemory
 from mixq.experts.staging import Staging
 from mixq.experts.stats import BusyTimes, ExpertCounters, ExpertStats
 from mixq.experts.store import ExpertStore
 from mixq.experts.transfer import Upload, Uploader
 from mixq.kernels.dispatch import Kernels
-from mixq.kernels.reference import DECODE_ROWS, Expert
+from mixq.kernels.reference import DECODE_ROWS
 
 STREAM_TOKENS = 16
 """From how many tokens of a prompt on an expert is copied to the accelerator rather than computed in place.
@@ -87,28 +87,24 @@ class ExpertOffload:
         self.plan = plan
         self.cache = ExpertCache(plan.quotas, store.experts, policy, seed=seed, popular=popular)
         self.uploader = Uploader(accelerator)
-        staging = [accelerator.allocate(plan.slot_bytes) for _ in range(plan.staging // plan.slot_bytes)]
-        self.staging = Staging(staging, store, self.uploader)
-        self._staging_memory = staging
-        hardware = measure(store, accelerator, host_kernels, self.uploader, staging[0], cost.expert_flops)
+        self.memory = SlotMemory(store, accelerator, self.cache, plan.slot_bytes, plan.staging // plan.slot_bytes)
+        self.staging = Staging(self.memory.staging, store, self.uploader)
+        hardware = measure(store, accelerator, host_kernels, self.uploader, self.memory.staging[0], cost.expert_flops)
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
         self.uploader.expect(hardware.copy_bandwidth)
         self._observes = plan.slot_bytes / hardware.cpu_bandwidth >= OBSERVED
-        self._slots: list[dict[int, Tensor]] = [{} for _ in plan.quotas]
-        self._allocate_slots(say)
-        self._views: list[list[Expert] | None] = [None] * store.layers
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
-        self._full: list[Tensor | None] = [None] * store.layers
         self.tier = tier
         self.stream_tokens = stream_tokens
         self.counters = ExpertCounters()
-        self._moves = 0
         self._counts = True
         self.recall = Recall()
         self.times = BusyTimes()
         self._predictions: dict[int, dict[int, list[int]]] = {}
         self._rows: dict[str, Tensor] = {}
         self.say = say
+        if self.memory.make():
+            say(f"GPU memory is shorter than it was promised: {self.slots} of {plan.slots} expert slots were made.")
         self.lockstep = False
         self.trace: list[list[tuple[int, ...]]] | None = None
         self._overlap_from = time.perf_counter()
@@ -116,41 +112,14 @@ class ExpertOffload:
     @property
     def slots(self) -> int:
         """Slots over all layers."""
-        return sum(len(slots) for slots in self._slots)
-
-    # What kernels read
-
-    def views(self, layer: int) -> list[Expert]:
-        """Return the experts as they lie in a layer's slots, by slot number, then in the staging buffers.
-
-        The list is another one after a slot has gone or come; until then it is the same object.
-        """
-        views = self._views[layer]
-        if views is None:
-            slots, nowhere = self._slots[layer], self._staging_memory[0]
-            memories = [slots.get(slot, nowhere) for slot in range(self.store.experts)] + self._staging_memory
-            views = self._views[layer] = [self.store.view(layer, memory) for memory in memories]
-        return views
-
-    def staging_index(self, buffer: int) -> int:
-        """Return where in `views` a staging buffer stands."""
-        return self.store.experts + buffer
-
-    def slot_table(self, layer: int) -> Tensor | None:
-        """Return the slot of each expert, int64 [E] on the accelerator, if all of them are there; else None."""
-        if self._full[layer] is None and self.cache.quotas[layer] == self.store.experts:
-            places = [self.cache.state(layer, expert) for expert in range(self.store.experts)]
-            if all(place is not None and place[1] is SlotState.READY for place in places):
-                table = torch.tensor([place[0] for place in places if place is not None])
-                self._full[layer] = self.accelerator.to_device(table)
-        return self._full[layer]
+        return len(self.memory)
 
     # Copies
 
     def upload(self, layer: int, expert: int, slot: int, *, demanded: bool) -> Upload:
         """Begin to fill a slot that the cache has given for it."""
         pieces = self.store.pieces(layer, expert)
-        return self.uploader.start((layer, expert), slot, self._slots[layer][slot], pieces, demanded=demanded)
+        return self.uploader.start((layer, expert), slot, self.memory.memory(layer, slot), pieces, demanded=demanded)
 
     def read_in(self, layer: int, experts: Sequence[int]) -> None:
         """These experts are about to be read from host memory."""
@@ -164,13 +133,13 @@ class ExpertOffload:
 
     def all_resident(self, layer: int) -> bool:
         """Return whether all experts of a layer are in slots; so for one that there is not."""
-        return layer >= self.store.layers or self.slot_table(layer) is not None
+        return layer >= self.store.layers or self.memory.table(layer) is not None
 
     def residency(self) -> int | None:
         """Return a number that changes whenever an expert moves, None while not all have a slot."""
         if self.trace is not None or not all(self.all_resident(layer) for layer in range(self.store.layers)):
             return None
-        return self._moves
+        return self.memory.moves
 
     def settle(self) -> None:
         """Tell the cache what has arrived and what is not in use any more; free the memory of slots that retired."""
@@ -188,7 +157,7 @@ class ExpertOffload:
             for slot in slots:
                 self.cache.release(layer, slot)
         for layer, slot in self.cache.retired():
-            self._free(layer, slot)
+            self.memory.free(layer, slot)
         if (line := self.scheduler.notice()) is not None:
             self.say(line)
 
@@ -335,7 +304,7 @@ class ExpertOffload:
         while freed < missing and any(self.cache.quotas):
             layer = max(range(self.store.layers), key=lambda i: self.cache.quotas[i])
             for slot in self.cache.resize(layer, self.cache.quotas[layer] - 1):
-                freed += self._free(layer, slot)
+                freed += self.memory.free(layer, slot)
         left = self.slots
         if left == had:
             return False
@@ -347,31 +316,11 @@ class ExpertOffload:
 
     def resize(self, quotas: Sequence[int]) -> None:
         """Change the slots of each layer; those that are busy go when they are done with."""
+        self.accelerator.synchronize()
         for layer, quota in enumerate(quotas):
             for slot in self.cache.resize(layer, quota):
-                self._free(layer, slot)
-            for slot in self.cache.slots(layer):
-                if slot not in self._slots[layer]:
-                    self._slots[layer][slot] = self.accelerator.allocate(self.plan.slot_bytes)
-                    self._views[layer] = None
-
-    def _allocate_slots(self, say: Callable[[str], None]) -> None:
-        """Take memory for every slot of the plan, layer by layer in turn; for fewer where the device has no more."""
-        order = sorted((slot, layer) for layer, quota in enumerate(self.plan.quotas) for slot in range(quota))
-        try:
-            for slot, layer in order:
-                self._slots[layer][slot] = self.accelerator.allocate(self.plan.slot_bytes)
-        except OutOfMemory:
-            for layer, slots in enumerate(self._slots):
-                self.cache.resize(layer, len(slots))
-            say(f"GPU memory is shorter than it was promised: {self.slots} of {len(order)} expert slots were made.")
-
-    def _free(self, layer: int, slot: int) -> int:
-        memory = self._slots[layer].pop(slot)
-        self._views[layer] = self._full[layer] = None
-        self._moves += 1
-        self.accelerator.release(memory)
-        return memory.nbytes
+                self.memory.free(layer, slot)
+        self.memory.make()
 
     def quiesce(self) -> None:
         """Wait until no copy and no work is under way."""
