@@ -32,6 +32,10 @@ ASKED_AHEAD = 3
 """Chunks asked of the disk beyond the one that is waited for: a disk is fastest with several requests. A choice of the
 router finds no more than these in front of it."""
 
+STREAM = 2 << 20
+"""A device's read-ahead from which on a stream of faults keeps the disk busy. It costs less than half of the time that
+asking takes (13 and 30 ms of CPU for 94 MB), but reads 16 MB beyond the ends, so the ends are asked for before."""
+
 THERE = 0.9
 """Share of an expert's pages from which on it is not read again."""
 
@@ -227,6 +231,7 @@ class RamTier:
 
     def _read(self, key: Key, demanded: bool) -> None:
         """Read what is left of an expert; one that is only expected gives way to one that is demanded."""
+        beginning = True
         asked = 0  # chunks that the disk has been asked for already
         while True:
             with self._change:
@@ -248,8 +253,12 @@ class RamTier:
                 span = left.popleft()
             for other in leaving:
                 self._advise_away(other)
+            if beginning:
+                self._ask_for_ends(key)
+            beginning = False
             for chunk in begin:
-                chunk.shard.ask(chunk.start, chunk.end)
+                if chunk.shard.read_ahead < STREAM:
+                    chunk.shard.ask(chunk.start, chunk.end)
             asked += len(begin) - 1
             span.shard.read_in(span.start, span.end)
             with self._change:
@@ -262,6 +271,14 @@ class RamTier:
                     self._missing.discard(key)
                     self._change.notify_all()
                     return
+
+    def _ask_for_ends(self, key: Key) -> None:
+        """Have read what a stream of faults would read beyond: then it finds that there already, and stops."""
+        for span in self._spans[key[0]][key[1]]:
+            reach = span.shard.read_ahead
+            if reach >= STREAM:
+                span.shard.ask(max(span.start, span.end - 2 * reach), span.end)
+                span.shard.ask(span.start, min(span.start + reach, span.end - 2 * reach))
 
     def _all_of(self, key: Key) -> deque[Span]:
         """Return an expert's bytes in the pieces in which they are read."""

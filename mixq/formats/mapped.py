@@ -29,6 +29,7 @@ from mixq.formats.header import ShardHeader, read_header
 PAGE = mmap.PAGESIZE
 _WILLNEED, _DONTNEED, _POPULATE_READ = 3, 4, 22  # Linux; the mmap module of Python 3.11 does not know the last
 _SCRATCH = 1 << 20
+_USUAL_READ_AHEAD = 128 << 10
 _ASKED_AT_ONCE = 512 << 10
 """Bytes; of more in one call the kernel reads only the device's read-ahead, or its largest request."""
 
@@ -75,6 +76,16 @@ class MappedShard:
     def address(self) -> int:
         """Where the file's first byte lies in memory."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    @functools.cached_property
+    def read_ahead(self) -> int:
+        """Bytes that the device reads around a fault, and ahead of a stream of them."""
+        try:
+            device = self.path.stat().st_dev
+            text = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()
+            return int(text) << 10
+        except (OSError, ValueError):
+            return _USUAL_READ_AHEAD
 
     def ask(self, start: int, end: int) -> None:
         """Have bytes start to end of the file read, and do not wait; whole pages, and none besides."""

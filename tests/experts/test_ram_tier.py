@@ -94,7 +94,9 @@ def test_spans_are_the_experts_bytes_neighbours_joined(folder: ModelFolder) -> N
                 assert any(span.start <= start and start + tensor.nbytes <= span.end for span in spans)
 
 
-def test_what_is_used_is_read(folder: ModelFolder, tier: RamTier) -> None:
+@pytest.mark.parametrize("stream", [0, 1 << 60], ids=["device reads far ahead", "device does not"])
+def test_what_is_used_is_read(folder: ModelFolder, tier: RamTier, stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ram_tier, "STREAM", stream)
     assert there(folder, 0, 2) < 0.2
     tier.use(0, [2, 5])
     tier.drain()

@@ -156,3 +156,11 @@ def test_elsewhere_nothing_is_known_of_pages(
     assert shard.resident(0, 100) == 0
     with pytest.raises(OSError, match="not implemented"):
         shard.read_in(0, 100)
+
+
+def test_the_read_ahead_of_a_device_that_does_not_say(
+    saved: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MappedShard(saved[0]).read_ahead >= 0
+    monkeypatch.setattr(os, "major", lambda device: 99999)
+    assert MappedShard(saved[0]).read_ahead == 128 << 10
