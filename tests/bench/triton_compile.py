@@ -264,6 +264,9 @@ def main() -> None:
     rows = [(cases()[i], [usages[i, target] for target in options.targets]) for i in chosen]
     text = table(rows, options.targets)
     print(text)
+    failures = [failure(case, t, usage) for case, used in rows for t, usage in zip(options.targets, used, strict=True)]
+    if said := [line for line in failures if line is not None]:
+        sys.exit("\n".join(said))
     if options.write:
         RESULTS.write_text(
             f"# What the Triton kernels take\n\n`python tests/bench/triton_compile.py --write`, Triton "
@@ -271,9 +274,6 @@ def main() -> None:
             "SM then holds, shared memory. No kernel spills. `asm` is dp4a and byte permutes, off by default.\n\n"
             f"{text}\n"
         )
-    failures = [failure(case, t, usage) for case, used in rows for t, usage in zip(options.targets, used, strict=True)]
-    if said := [line for line in failures if line is not None]:
-        sys.exit("\n".join(said))
 
 
 if __name__ == "__main__":
