@@ -133,7 +133,7 @@ class ExpertCache:
         return self._layers[layer].resize(slots)
 
     def retired(self) -> list[tuple[int, int]]:
-        """Return (layer, slot) of what has gone late since the last call."""
+        """Return (layer, slot) of what has gone late since the last call and has not come back with a larger quota."""
         return [(number, slot) for number, layer in enumerate(self._layers) for slot in layer.take_retired()]
 
     def warm_up(self, layer: int) -> list[int]:
@@ -253,7 +253,10 @@ class _Layer:
             missing -= 1
         unused = (number for number in range(len(self.slots) + max(0, missing)) if number not in self.slots)
         for _ in range(missing):
-            self.slots[next(unused)] = Slot()
+            number = next(unused)
+            self.slots[number] = Slot()
+            if number in self._retired:  # nobody has freed it yet, and now nobody may
+                self._retired.remove(number)
         going = sorted(staying, key=self._worth)[: max(0, len(staying) - quota)]
         self._leaving.update(going)
         before = len(self._retired)
