@@ -117,18 +117,18 @@ def test_an_error_is_raised_where_somebody_waits() -> None:
 
 
 def test_threads_end_with_the_accelerator() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     sim = SimulatedAccelerator(1000)
+    own = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("mixq-sim")]
+    assert len(own) == 2
     alive = weakref.ref(sim)
     sim.synchronize()
     del sim
     gc.collect()
     assert alive() is None
-    for _ in range(100):
-        if threading.active_count() == before:
-            return
-        time.sleep(0.01)
-    raise AssertionError("a thread is left")
+    for thread in own:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -69,6 +69,8 @@ def test_what_has_arrived_is_whole_and_named_once() -> None:
 def test_a_demanded_upload_passes_the_rest_of_a_background_one(gate: Gate) -> None:
     uploader = Uploader(gate, 1e9)
     slow = uploader.start((0, 1), 0, gate.allocate(5 * CHUNK), piece(1, 5 * CHUNK), demanded=False)
+    while not slow.begun:
+        time.sleep(0.001)
     waiting = uploader.start((0, 2), 1, gate.allocate(SIZE), piece(2), demanded=False)
     urgent = uploader.start((0, 3), 2, gate.allocate(SIZE), piece(3), demanded=True)
     gate.open.release(1000)
