@@ -73,15 +73,17 @@ class Placement:
     def experts(self, layer: int) -> Experts:
         """Return what computes the experts of a layer."""
         if self.offload is not None:
-            return LayerExperts(self.offload, layer, self._lookahead(layer))
+            return LayerExperts(self.offload, layer, self._lookahead(layer, LOOKAHEAD))
         if self.tier is not None:
-            return CpuExperts(self.folder, layer, self.host_kernels, tier=self.tier, lookahead=self._lookahead(layer))
+            return CpuExperts(
+                self.folder, layer, self.host_kernels, tier=self.tier, lookahead=self._lookahead(layer, 1)
+            )
         return CpuExperts(self.folder, layer, self.host_kernels)
 
-    def _lookahead(self, layer: int) -> Lookahead:
-        """Return the routers of the layers after this one."""
+    def _lookahead(self, layer: int, ahead: int) -> Lookahead:
+        """Return the routers of so many layers after this one; a disk is too slow for guesses further ahead."""
         config = self.weights.config
-        prefixes = [f"model.layers.{i}" for i in range(layer + 1, min(layer + 1 + LOOKAHEAD, config.num_hidden_layers))]
+        prefixes = [f"model.layers.{i}" for i in range(layer + 1, min(layer + 1 + ahead, config.num_hidden_layers))]
         routers = [
             (
                 self.weights.tensor(f"{prefix}.post_attention_layernorm.weight"),

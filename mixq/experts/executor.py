@@ -119,6 +119,7 @@ class CpuExperts:
         elif self.lookahead is not None:
             for ahead, ids in self.lookahead.predict(residual):
                 tier.expect(self.layer + ahead, distinct(ids))
+        tier.wait()
 
 
 class LayerExperts:

@@ -125,6 +125,7 @@ class ExpertOffload:
         """These experts are about to be read from host memory."""
         if self.tier is not None and experts:
             self.tier.use(layer, experts)
+            self.tier.wait()
 
     def read_ahead(self, layer: int, experts: Sequence[int]) -> None:
         """These experts may be wanted from host memory soon."""
