@@ -8,9 +8,10 @@ not as it should be is an error that names the line.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from mixq.errors import ModelFileError, StorageError, printable
 
@@ -83,13 +84,13 @@ class Trace:
         return cls(layers, experts, active, tokens)
 
 
-def _parsed(file: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(file, 1):
+def _parsed(file: TextIO, path: Path) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), ""), 1):
         if len(line) > _LONGEST_LINE:
             raise ModelFileError(f"{printable(path)}, line {number} is longer than {_LONGEST_LINE} characters.")
         try:
             yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
             raise ModelFileError(f"{printable(path)}, line {number} is not JSON.") from error
 
 

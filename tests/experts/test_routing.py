@@ -67,6 +67,12 @@ def test_lru_on_mixtral_routing_has_the_reported_hit_rates(slots: int) -> None:
     assert hit_rate(trace_of("mixtral"), slots) == pytest.approx(MIXTRAL_CURVE[slots - 1], abs=0.03)
 
 
+@pytest.mark.parametrize("slots", range(1, 8))
+def test_lfu_on_mixtral_routing_is_close_to_lru(slots: int) -> None:
+    trace = trace_of("mixtral")
+    assert hit_rate(trace, slots, "lfu") == pytest.approx(hit_rate(trace, slots), abs=0.03)
+
+
 def reuse(trace: Trace) -> float:
     pairs = zip(trace.tokens, trace.tokens[1:], strict=False)
     again = sum(len(set(a) & set(b)) for before, after in pairs for a, b in zip(before, after, strict=True))
@@ -115,6 +121,7 @@ def test_a_trace_is_read_back_as_it_was_written_and_routes(tmp_path: Path) -> No
         ("HEAD\n[[0, 1], [[2], 3]]", "line 2"),
         ("HEAD\n[[0, 1], [2, 3]]\nnull", "line 3"),
         ("HEAD\n" + "[" * 100_000, "line 2"),
+        ("HEAD\n[[0, 1], [2, " + "9" * 5000 + "]]", "line 2"),
         ("HEAD\n" + " " * (1 << 20) + "[]", "longer"),
         ("\udcff", "UTF-8"),
     ],

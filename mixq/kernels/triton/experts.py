@@ -147,7 +147,7 @@ def down_kernel(
         codes, s, r = matrix_of(slots, slot, 1, FORMAT2)
         y = row_dots(codes, s, r, table2, tl.minimum(n, D - 1), x, xrows, one, FORMAT2, F, T, BN, ASM)
         for t in tl.static_range(T):
-            tl.store(answers + tl.maximum(pairs[t], 0) * D + n, y[t], mask=(n < D) & (pairs[t] >= 0))
+            tl.store(answers + tl.maximum(pairs[t], 0) * D + n, y[t], mask=tl.where(pairs[t] >= 0, n, D) < D)
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def sum_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for a in tl.static_range(A):
         here = tl.load(ids + token * A + a) >= 0
-        y = tl.load(answers + (token * A + a) * D + d, mask=(d < D) & here, other=0.0)
+        y = tl.load(answers + (token * A + a) * D + d, mask=tl.where(here, d, D) < D, other=0.0)
         added = tl.fma(y, tl.zeros([BLOCK], tl.float32) + tl.load(weights + token * A + a), total)
         total = tl.where(here, added, total)
     tl.store(out + token * D + d, total, mask=d < D)
