@@ -27,6 +27,7 @@ class Machine(RuleBasedStateMachine):
     @initialize(quotas=st.lists(quotas, min_size=LAYERS, max_size=LAYERS), policy=st.sampled_from(POLICIES))
     def make(self, quotas: list[int], policy: str) -> None:
         self.cache = ExpertCache(quotas, EXPERTS, policy, seed=1)
+        self.policy = policy
         self.quotas = quotas
         self.memory = {(layer, slot) for layer, quota in enumerate(quotas) for slot in range(quota)}
         self.loading: dict[tuple[int, int], int] = {}
@@ -41,7 +42,7 @@ class Machine(RuleBasedStateMachine):
         late = self.cache.counters[layer].late
         hits = self.cache.request(layer, needed)
         ready = {e: slot for (of, slot), e in self.held.items() if of == layer and (of, slot) not in self.loading}
-        assert all(ready[expert] == slot for expert, slot in hits.items())
+        assert hits == {expert: ready[expert] for expert in needed if expert in ready}
         on_their_way = {e for (of, _), e in self.loading.items() if of == layer}
         assert self.cache.counters[layer].late - late == len(on_their_way & set(needed))
         for slot in hits.values() if acquires else ():
@@ -54,9 +55,18 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="has a slot"):
                 self.cache.begin_load(layer, expert)
             return
+        free = self.cache.has_free_slot(layer)
+        evictions = self.cache.counters[layer].evictions
         slot = self.cache.begin_load(layer, expert)
+        if self.policy == "static":
+            assert expert < self.quotas[layer] or slot is None, "static let an unpopular one in"
+        if self.policy != "static" or expert < self.quotas[layer]:
+            assert slot is not None or not free
+            assert slot is not None or not self.idle_and_staying(layer), "a slot that could be given was not"
         if slot is not None:
+            assert self.cache.counters[layer].evictions == evictions + (not free)
             key = layer, slot
+            assert (key in self.held) == (not free)
             assert key in self.memory, "a slot without memory"
             assert key not in self.loading, "a slot that is loading was given away"
             assert not self.users.get(key), "a slot that is in use was given away"
@@ -71,6 +81,7 @@ class Machine(RuleBasedStateMachine):
         if cancels:
             self.cache.cancel_load(layer, slot)
             self.cancelled[layer] += 1
+            del self.held[key]
         else:
             self.cache.finish_load(layer, slot)
         self.forget_what_is_gone()
@@ -103,14 +114,18 @@ class Machine(RuleBasedStateMachine):
         assert not self.users.get(key), "memory that is being read was freed"
         self.memory.remove(key)
 
+    def idle_and_staying(self, layer: int) -> set[int]:
+        """Slots that an expert could take. While a layer shrinks, its idle slots beyond the quota are gone already."""
+        slots = set(self.cache.slots(layer))
+        busy = {slot for slot in slots if (layer, slot) in self.loading or self.users.get((layer, slot))}
+        return slots - busy
+
     def forget_what_is_gone(self) -> None:
-        for layer in range(LAYERS):
-            living = {self.cache.state(layer, expert) for expert in range(EXPERTS)} - {None}
-            slots = {place[0] for place in living if place is not None}
-            for key in [key for key in self.held if key[0] == layer and key[1] not in slots]:
-                assert key not in self.loading
-                assert not self.users.get(key)
-                del self.held[key]
+        """Only with its slot does an expert go unasked."""
+        for key in [key for key in self.held if key[1] not in self.cache.slots(key[0])]:
+            assert key not in self.loading
+            assert not self.users.get(key)
+            del self.held[key]
 
     @invariant()
     def holds(self) -> None:
@@ -120,6 +135,8 @@ class Machine(RuleBasedStateMachine):
             assert counters.hits + counters.misses == self.requests[layer]
             here = [self.cache.state(layer, expert) for expert in range(EXPERTS)]
             slots = [place[0] for place in here if place is not None]
+            held = {expert: slot for (of, slot), expert in self.held.items() if of == layer}
+            assert held == {expert: place[0] for expert, place in enumerate(here) if place is not None}
             assert len(set(slots)) == len(slots), "two experts in a slot"
             assert counters.loads == len(slots) + counters.evictions + self.cancelled[layer]
             living = {(layer, slot) for slot in self.cache.slots(layer)}
@@ -127,6 +144,10 @@ class Machine(RuleBasedStateMachine):
             busy = {key for key in living if key in self.loading or self.users.get(key)}
             assert len(living) >= self.quotas[layer]
             assert len(living - busy) <= self.quotas[layer], "an idle slot beyond the quota"
+            free = living - {(layer, slot) for slot in slots}
+            assert self.cache.has_free_slot(layer) == bool(free)
+            absent = [expert for expert in range(EXPERTS) if here[expert] is None]
+            assert self.cache.warm_up(layer) == absent[: len(free)]
         for (layer, slot), expert in self.loading.items():
             assert self.cache.state(layer, expert) == (slot, SlotState.LOADING)
         for (layer, slot), users in self.users.items():
@@ -194,6 +215,38 @@ def test_a_busy_slot_leaves_when_that_ends() -> None:
     assert cache.retired() == []
 
 
+def test_free_slots_go_first_then_idle_ones_then_busy_ones() -> None:
+    cache = full(4)
+    cache.acquire(0, 3)
+    cache.resize(0, 6)
+    cache.begin_load(0, 7)  # slot 4; 5 is free
+    gone = [slot for quota in range(5, -1, -1) for slot in cache.resize(0, quota)]
+    assert gone == [5, 2, 1, 0], "of equals the highest first"
+    assert cache.slots(0) == [3, 4]
+    cache.finish_load(0, 4)
+    cache.release(0, 3)
+    assert cache.retired() == [(0, 4), (0, 3)]
+
+
+def test_an_expert_keeps_its_slot_whatever_leaves_and_comes_around_it() -> None:
+    cache = full(4)
+    cache.acquire(0, 2)
+    assert sorted(cache.resize(0, 1)) == [0, 1, 3]
+    assert cache.slots(0) == [2]
+    cache.resize(0, 3)
+    assert cache.slots(0) == [0, 1, 2]
+    assert cache.request(0, [0, 1, 2, 3]) == {2: 2}, "new slots are empty"
+
+
+def test_the_popular_ones_fill_what_is_free() -> None:
+    cache = ExpertCache([3, 0], 4, popular=[[2, 0, 3, 1], [0, 1, 2, 3]])
+    assert cache.warm_up(0) == [2, 0, 3]
+    cache.begin_load(0, 0)
+    assert cache.warm_up(0) == [2, 3]
+    assert cache.warm_up(1) == []
+    assert not cache.has_free_slot(1)
+
+
 def test_a_slot_that_left_and_came_back_is_not_named_as_gone() -> None:
     cache = full(1)
     cache.acquire(0, 0)
@@ -212,6 +265,13 @@ def test_a_quota_that_comes_back_in_time_keeps_the_slot_and_what_is_in_it() -> N
     cache.release(0, 1)
     assert cache.retired() == []
     assert cache.state(0, 1) == (1, SlotState.READY)
+
+
+def test_what_came_in_ahead_of_its_use_is_not_the_next_to_go() -> None:
+    cache = full(2)
+    cache.request(0, [0, 1])
+    assert load(cache, 5) == 0, "in the place of 0; nobody has asked for 5 yet"
+    assert load(cache, 2) == 1, "in the place of 1"
 
 
 def test_static_follows_the_quota() -> None:
@@ -233,5 +293,6 @@ def test_what_a_caller_must_not_do_is_an_error() -> None:
     cache.begin_load(0, 1)
     with pytest.raises(ValueError, match="not ready"):
         cache.acquire(0, 0)
-    with pytest.raises(ValueError, match="0 to 8 slots"):
-        cache.resize(0, 9)
+    for slots in (-1, 9):
+        with pytest.raises(ValueError, match="0 to 8 slots"):
+            cache.resize(0, slots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache as remembered
 from itertools import combinations
 
@@ -12,7 +12,9 @@ import pytest
 from mixq.experts.cache import ExpertCache
 from mixq.experts.policies import Belady, Lfu, Lru, Policy, PolicyOfLayer, Random, Static, policies
 
-STEPS = 20_000
+NAMES = ("lru", "lfu", "static", "random")
+STEPS = 62_500
+"""Of each policy with each number of slots: a million in all."""
 
 
 def told(policy: Policy, uses: Sequence[int]) -> Policy:
@@ -53,6 +55,18 @@ def test_static_lets_in_the_popular_ones_alone() -> None:
     assert [policy.admits(expert) for expert in range(5)] == [False, True, False, True, False]
 
 
+def test_static_gives_up_the_least_popular_when_its_quota_has_shrunk() -> None:
+    cache = ExpertCache([3], 4, "static", popular=[[3, 1, 0, 2]])
+    for expert in (0, 1, 3):  # slots 0, 1, 2
+        place = cache.begin_load(0, expert)
+        assert place is not None
+        cache.finish_load(0, place)
+    assert cache.resize(0, 2) == [2]
+    assert cache.begin_load(0, 2) is None
+    assert cache.begin_load(0, 3) == 0, "in the place of 0, which may not stay"
+    assert cache.state(0, 1) is not None
+
+
 def test_random_is_seeded_and_names_everybody() -> None:
     draws = [
         [Random(seed).victim(range(8))] + [Random(seed + i).victim(range(8)) for i in range(50)] for seed in (1, 1)
@@ -69,13 +83,14 @@ def test_belady_names_the_one_that_is_wanted_last() -> None:
     assert policy.victim([0, 1, 7]) == 7, "it is never wanted again"
 
 
-def played(trace: Sequence[Sequence[int]], slots: int, policy: str | PolicyOfLayer) -> int:
-    """Hits with every miss loaded at once, invariants kept."""
-    cache = ExpertCache([slots], 8, policy, seed=3)
-    loads = 0
+def played(trace: Sequence[Sequence[int]], slots: int, policy: str | PolicyOfLayer, *, seed: int = 3) -> list[bool]:
+    """Whether each use was a hit, with every miss loaded at once; invariants kept."""
+    cache = ExpertCache([slots], 8, policy, seed=seed)
+    loads, found = 0, []
     for step, needed in enumerate(trace):
         for expert in needed:
-            if not cache.request(0, [expert]):
+            found.append(bool(cache.request(0, [expert])))
+            if not found[-1]:
                 place = cache.begin_load(0, expert)
                 if place is not None:
                     loads += 1
@@ -86,7 +101,8 @@ def played(trace: Sequence[Sequence[int]], slots: int, policy: str | PolicyOfLay
     counters = cache.counters[0]
     assert counters.hits + counters.misses == sum(map(len, trace))
     assert counters.loads == loads
-    return counters.hits
+    assert counters.hits == sum(found)
+    return found
 
 
 def made_up(steps: int, experts: int, seed: int) -> list[tuple[int, ...]]:
@@ -96,17 +112,113 @@ def made_up(steps: int, experts: int, seed: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("slots", [0, 1, 3, 8])
-@pytest.mark.parametrize("name", ["lru", "lfu", "static", "random"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_long_run_keeps_the_invariants(name: str, slots: int) -> None:
-    hits = played(made_up(STEPS, 8, seed=2), slots, name)
+    hits = sum(played(made_up(STEPS, 8, seed=2), slots, name))
     if slots == 0:
         assert hits == 0
     if slots == 8:
         assert hits == STEPS - 8
 
 
-def best_hits(trace: Sequence[int], slots: int) -> int:
-    """The most hits that any choice of victims could have, by trying all of them; every miss is let in."""
+@pytest.mark.parametrize("name", NAMES)
+def test_a_long_run_with_copies_in_flight_and_a_quota_that_changes(name: str) -> None:
+    """Loads end some passes late or are given up, hits are read for a pass, and the quota is never long the same."""
+    draw = random.Random(7)
+    cache = ExpertCache([3, 8], 8, name, seed=3)
+    loading: list[tuple[int, int]] = []
+    reading: list[tuple[int, int]] = []
+    for step in range(20_000):
+        layer = step % 2
+        needed = draw.sample(range(8), 2)
+        hits = cache.request(layer, needed)
+        for slot in hits.values():
+            cache.acquire(layer, slot)
+            reading.append((layer, slot))
+        for expert in needed:
+            if cache.state(layer, expert) is None and (place := cache.begin_load(layer, expert)) is not None:
+                assert (layer, place) not in loading + reading
+                loading.append((layer, place))
+        while len(loading) > 3:
+            (cache.finish_load if draw.random() < 0.9 else cache.cancel_load)(*loading.pop(draw.randrange(4)))
+        while len(reading) > 4:
+            cache.release(*reading.pop(0))
+        if step % 50 == 0:
+            cache.resize(layer, draw.randrange(9))
+            cache.check()
+    for key in loading:
+        cache.finish_load(*key)
+    for key in reading:
+        cache.release(*key)
+    cache.check()
+    assert tuple(len(cache.slots(layer)) for layer in range(2)) == cache.quotas
+    assert sum(counters.hits + counters.misses for counters in cache.counters) == 2 * 20_000
+    assert all(counters.hits for counters in cache.counters)
+
+
+def lru_model(trace: Sequence[int], slots: int) -> list[bool]:
+    recent: list[int] = []
+    found = []
+    for expert in trace:
+        found.append(expert in recent[:slots])
+        recent = [expert, *(other for other in recent if other != expert)]
+    return found
+
+
+def lfu_model(trace: Sequence[int], slots: int) -> list[bool]:
+    present: set[int] = set()
+    found = []
+    for step, expert in enumerate(trace):
+        found.append(expert in present)
+        past = trace[: step + 1]
+        if not found[-1] and len(present) == slots:
+            present.remove(min(present, key=lambda e: (past.count(e), max(i for i, f in enumerate(past) if f == e))))
+        present.add(expert)
+    return found
+
+
+def static_model(trace: Sequence[int], slots: int) -> list[bool]:
+    return [expert < slots and expert in trace[:step] for step, expert in enumerate(trace)]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize(("name", "model"), [("lru", lru_model), ("lfu", lfu_model), ("static", static_model)])
+def test_every_single_hit_is_that_of_a_few_lines_that_know_nothing_of_the_cache(
+    name: str, model: Callable[[Sequence[int], int], list[bool]], slots: int
+) -> None:
+    for seed in range(5):
+        trace = made_up(200, 8, seed)
+        assert played(trace, slots, name) == model([expert for (expert,) in trace], slots)
+
+
+def test_the_hits_of_random_depend_on_the_seed_and_on_nothing_else() -> None:
+    trace = made_up(500, 8, seed=4)
+    runs = [played(trace, 4, "random", seed=seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    beside = ExpertCache([4, 4], 8, "random", seed=1)
+    found = []
+    for (expert,) in trace:
+        for layer in (0, 1):  # what happens in another layer draws from another seed
+            hit = bool(beside.request(layer, [expert]))
+            if not hit and (place := beside.begin_load(layer, expert)) is not None:
+                beside.finish_load(layer, place)
+            if layer == 0:
+                found.append(hit)
+    assert found == runs[0]
+
+
+def test_random_names_everybody_equally_often_and_in_any_order() -> None:
+    policy, other = Random(5), Random(5)
+    drawn = [policy.victim([2, 3, 5, 7]) for _ in range(8000)]
+    assert drawn == [other.victim([7, 5, 3, 2]) for _ in range(8000)], "in whatever order the candidates come"
+    assert all(drawn.count(expert) == pytest.approx(2000, rel=0.1) for expert in (2, 3, 5, 7))
+
+
+def best_hits(trace: Sequence[int], slots: int, *, passing: bool = False) -> int:
+    """The most hits that any choice of victims could have, by trying all of them.
+
+    Every miss is let in, or with `passing` may pass by.
+    """
 
     @remembered
     def hits(step: int, present: frozenset[int]) -> int:
@@ -118,7 +230,8 @@ def best_hits(trace: Sequence[int], slots: int) -> int:
         if len(present) < slots:
             return hits(step + 1, present | {expert})
         kept = combinations(sorted(present), slots - 1)
-        return max(hits(step + 1, frozenset((*some, expert))) for some in kept)
+        after = [frozenset((*some, expert)) for some in kept] + [present] * passing
+        return max(hits(step + 1, choice) for choice in after)
 
     return hits(0, frozenset())
 
@@ -127,7 +240,15 @@ def best_hits(trace: Sequence[int], slots: int) -> int:
 def test_belady_has_the_most_hits_that_can_be_had(seed: int) -> None:
     trace = made_up(25, 5, seed)
     slots = 1 + seed % 3
-    assert played(trace, slots, lambda layer, quota: Belady(trace)) == best_hits([e for (e,) in trace], slots)
+    assert sum(played(trace, slots, lambda layer, quota: Belady(trace))) == best_hits([e for (e,) in trace], slots)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_has_more_hits_than_can_be_had(name: str) -> None:
+    for seed in range(20):
+        trace, slots = made_up(25, 5, seed), 1 + seed % 3
+        most = best_hits([expert for (expert,) in trace], slots, passing=name == "static")
+        assert sum(played(trace, slots, name)) <= most
 
 
 def test_layers_draw_apart_and_a_seed_repeats() -> None:

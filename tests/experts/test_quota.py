@@ -51,6 +51,21 @@ def test_even_shares_differ_by_one_at_most(total: int, layers: int) -> None:
     assert max(quotas) <= 5
 
 
+def test_what_does_not_divide_goes_to_the_first_layers() -> None:
+    assert even(8, 3, 8) == [3, 3, 2]
+    assert even(2, 3, 8) == [1, 1, 0]
+
+
+def test_no_slots_and_more_slots_than_experts() -> None:
+    assert even(0, 3, 8) == fit([[0, 5, 6]] * 3, 0) == [0, 0, 0]
+    assert even(99, 3, 2) == fit([[0, 5, 6]] * 3, 99) == [2, 2, 2]
+
+
+def test_layers_may_have_curves_of_different_lengths() -> None:
+    assert fit([[0, 1], [0, 2, 4, 6], [0, 5, 5]], 4) == [0, 3, 1]
+    assert fit([[0, 1], [0, 2, 4, 6], [0, 5, 5]], 9) == [1, 3, 2]
+
+
 def passes(routing: str, tokens: int) -> list[tuple[int, ...]]:
     shape = {"layers": 1, "experts": 8, "active": 2}
     return draw_trace(parse_routing(routing, **shape, seed=5), tokens, **shape).of_layer(0)
