@@ -36,6 +36,10 @@ from mixq.model.decode_step import Captures
 LOOKAHEAD = 2
 """Layers ahead whose routers are asked on today's hidden state."""
 
+DISK_LOOKAHEAD = 0
+"""The same for reading from the disk. A guess that is wrong costs a read, and the disk is what everybody waits for: with
+guesses that are right in 80 % of cases a token read 3.7 GB, without any 2.8 (tests/bench/ram_tier.py)."""
+
 LOCKED_SHARE = 0.9
 """Of the free memory, what may be locked for copies; the rest is for the system and other programs."""
 
@@ -76,12 +80,12 @@ class Placement:
             return LayerExperts(self.offload, layer, self._lookahead(layer, LOOKAHEAD))
         if self.tier is not None:
             return CpuExperts(
-                self.folder, layer, self.host_kernels, tier=self.tier, lookahead=self._lookahead(layer, 1)
+                self.folder, layer, self.host_kernels, tier=self.tier, lookahead=self._lookahead(layer, DISK_LOOKAHEAD)
             )
         return CpuExperts(self.folder, layer, self.host_kernels)
 
     def _lookahead(self, layer: int, ahead: int) -> Lookahead:
-        """Return the routers of so many layers after this one; a disk is too slow for guesses further ahead."""
+        """Return the routers of so many layers after this one."""
         config = self.weights.config
         prefixes = [f"model.layers.{i}" for i in range(layer + 1, min(layer + 1 + ahead, config.num_hidden_layers))]
         routers = [

@@ -198,7 +198,6 @@ class LayerExperts:
         for ahead, ids in predicted.items():
             layer, experts = self.layer + ahead, distinct(ids)
             off.predicted(layer, ahead, experts)
-            off.read_ahead(layer, experts)
             for expert, slot in off.scheduler.plan_prefetch(off.cache, layer, experts, off.uploader).items():
                 off.upload(layer, expert, slot, demanded=False)
 

@@ -127,11 +127,6 @@ class ExpertOffload:
             self.tier.use(layer, experts)
             self.tier.wait()
 
-    def read_ahead(self, layer: int, experts: Sequence[int]) -> None:
-        """These experts may be wanted from host memory soon."""
-        if self.tier is not None:
-            self.tier.expect(layer, [expert for expert in experts if self.cache.state(layer, expert) is None])
-
     def all_resident(self, layer: int) -> bool:
         """Return whether all experts of a layer are in slots; so for one that there is not."""
         return layer >= self.store.layers or self.memory.table(layer) is not None

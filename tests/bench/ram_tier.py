@@ -214,9 +214,10 @@ def write_table(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -
     ]
     how = (
         f"Mixtral 8x7B's sizes, {format_size(folder_bytes(arguments.folder))} on disk, {format_size(arguments.lock)} of "
-        f"{format_size(total_memory() or 0)} of memory locked away; {arguments.tokens} tokens after {arguments.warm} others, "
-        f"{arguments.routing}. The disk's rate is that of direct reads before and after. The limit is the bytes read over "
-        "that rate. Made by `python tests/bench/ram_tier.py DIR --write`."
+        f"{format_size(total_memory() or 0)} of memory locked away; {arguments.tokens} tokens after {arguments.warm} "
+        f"others, {arguments.routing}. The disk's rate is that of direct reads before and after; the disk is shared and "
+        "drifts, so what a token reads says more. The limit is the bytes read over that rate. Made by "
+        "`python tests/bench/ram_tier.py DIR --write`."
     )
     write("ram_tier", "Less memory than experts", how, markdown(header, table))
 
