@@ -37,8 +37,8 @@ LOOKAHEAD = 2
 """Layers ahead whose routers are asked on today's hidden state."""
 
 DISK_LOOKAHEAD = 0
-"""The same for reading from the disk. A guess that is wrong costs a read, and the disk is what everybody waits for: with
-guesses that are right in 80 % of cases a token read 3.7 GB, without any 2.8 (tests/bench/ram_tier.py)."""
+"""The same for reading from the disk. A guess that is wrong costs a read, and the disk is what everybody waits for:
+with guesses that are right in 80 % of cases a token read 3.7 GB, without any 2.8 (tests/bench/ram_tier.py)."""
 
 LOCKED_SHARE = 0.9
 """Of the free memory, what may be locked for copies; the rest is for the system and other programs."""

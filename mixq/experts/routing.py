@@ -105,8 +105,7 @@ def parse_routing(text: str, *, layers: int, experts: int, active: int, seed: in
     if name == "uniform" and not rest:
         return _Drawn(layers, experts, active, seed, reuse=0.0)
     if name == "mixtral" and not rest:
-        habits = {"reuse": MIXTRAL_REUSE, "fall": MIXTRAL_FALL, "drift": MIXTRAL_DRIFT}
-        return _Drawn(layers, experts, active, seed, **habits)
+        return _Drawn(layers, experts, active, seed, reuse=MIXTRAL_REUSE, fall=MIXTRAL_FALL, drift=MIXTRAL_DRIFT)
     if name == "sticky":
         if 2 * active > experts:
             raise UsageError(f"sticky routing needs at least {2 * active} experts; the model has {experts}.")

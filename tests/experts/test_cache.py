@@ -228,6 +228,27 @@ def test_free_slots_go_first_then_idle_ones_then_busy_ones() -> None:
     assert cache.retired() == [(0, 4), (0, 3)]
 
 
+def test_a_free_slot_goes_before_what_somebody_may_ask_for() -> None:
+    cache = full(4)
+    assert cache.begin_load(0, 7) == 0
+    cache.cancel_load(0, 0)
+    assert cache.resize(0, 3) == [0]
+    assert cache.request(0, [1, 2, 3]) == {1: 1, 2: 2, 3: 3}
+
+
+def test_a_slot_is_free_though_one_that_leaves_is_still_read() -> None:
+    cache = full(2)
+    cache.acquire(0, 0)
+    cache.acquire(0, 1)
+    assert cache.resize(0, 1) == []
+    cache.release(0, 0)
+    assert cache.begin_load(0, 5) == 0
+    assert not cache.has_free_slot(0)
+    cache.cancel_load(0, 0)
+    assert cache.has_free_slot(0)
+    assert cache.warm_up(0) == [0]
+
+
 def test_an_expert_keeps_its_slot_whatever_leaves_and_comes_around_it() -> None:
     cache = full(4)
     cache.acquire(0, 2)

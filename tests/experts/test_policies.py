@@ -259,3 +259,4 @@ def test_layers_draw_apart_and_a_seed_repeats() -> None:
     assert draws(1, 0) == draws(1, 0)
     assert draws(1, 0) != draws(1, 1)
     assert draws(1, 0) != draws(2, 0)
+    assert draws(1, 1) != draws(2, 0), "the next seed is not the next layer"
