@@ -216,8 +216,8 @@ def write_table(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -
         f"Mixtral 8x7B's sizes, {format_size(folder_bytes(arguments.folder))} on disk, {format_size(arguments.lock)} "
         f"of {format_size(total_memory() or 0)} of memory locked away; {arguments.tokens} tokens after "
         f"{arguments.warm} others, {arguments.routing}. The disk's rate is that of direct reads before and after; the "
-        "disk is shared and drifts, so what a token reads says more. The limit is the bytes read over that rate. Made by "
-        "`python tests/bench/ram_tier.py DIR --write`."
+        "disk is shared and drifts, so what a token reads says more. The limit is the bytes read over that rate. "
+        "Made by `python tests/bench/ram_tier.py DIR --write`."
     )
     write("ram_tier", "Less memory than experts", how, markdown(header, table))
 
