@@ -41,6 +41,7 @@ def test_naming_more_does_not_count_twice_and_using_none_is_no_use() -> None:
     recall = Recall()
     recall.record(0, 1, [2, 2, 2], [2])
     recall.record(0, 1, [1], [])
+    recall.record(0, 2, [1], [])
     assert recall.by_lookahead() == {1: 1.0}
 
 
@@ -48,4 +49,4 @@ def test_telemetry_is_plain_data() -> None:
     found = json.loads(json.dumps(filled().as_dict()))
     assert found["1"]["recall"] == pytest.approx(0.5)
     assert found["1"]["by_layer"] == {"3": pytest.approx(0.75), "4": 0.0}
-    assert found["2"]["first_choice"] == 1.0
+    assert found["2"] == {"recall": 1.0, "first_choice": 1.0, "by_layer": {"4": 1.0}}
