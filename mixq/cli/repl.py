@@ -126,7 +126,8 @@ class Repl:
 
     def _show_stats(self, _: str) -> None:
         last = self.conversation.last
-        output.talk().print(f"last reply:\n  {output.stats_line(last)}" if last else "last reply: none yet")
+        figures = output.stats_line(last).replace("\n", "\n  ") if last else ""
+        output.talk().print(f"last reply:\n  {figures}" if last else "last reply: none yet")
         for name, value in self._model_stats().items():
             if name != "last":
                 shown = format_size(value) if name.endswith("_bytes") else printable(value)
