@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ class Model:
             rows=min(PREFILL_CHUNK, self.context),
             say=self._said.append,
         )
+        if self.placement.tier is not None:
+            weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
         self.notes = (*self.placement.notes, *_notes(self.options, self.context))
         self.kernels = self.placement.kernels
         torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)

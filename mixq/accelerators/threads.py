@@ -10,7 +10,8 @@ import atexit
 import threading
 from collections.abc import Callable
 
-_running: list[tuple[threading.Thread, Callable[[], None]]] = []
+_running: dict[threading.Thread, Callable[[], None]] = {}
+"""Threads in the order of their start, and what ends them. An entry keeps alive what its thread needs, no longer."""
 
 
 def start(serve: Callable[[], None], end: Callable[[], None], name: str) -> threading.Thread:
@@ -20,16 +21,25 @@ def start(serve: Callable[[], None], end: Callable[[], None], name: str) -> thre
         serve: what it does; returns soon after `end` was called.
         end: tells it to return; may be called more than once, and from any thread.
     """
-    thread = threading.Thread(target=serve, name=name, daemon=True)
-    _running[:] = [pair for pair in _running if pair[0].is_alive()]
+
+    def run() -> None:
+        try:
+            serve()
+        finally:
+            _running.pop(threading.current_thread(), None)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    _running[thread] = end
     thread.start()
-    _running.append((thread, end))
     return thread
 
 
 @atexit.register
 def _end_all() -> None:
     while _running:
-        thread, end = _running.pop()
+        try:
+            thread, end = _running.popitem()
+        except KeyError:  # the last one has just ended by itself
+            return
         end()
         thread.join()

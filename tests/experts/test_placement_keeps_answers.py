@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +207,19 @@ def test_exact_mode_runs_on_the_accelerator_too(demo: Path) -> None:
     sim = mixq.load(demo, device="sim", vram="100MB", context=CONTEXT, exact=True)
     offload_of(sim).resize([2] * 5)
     assert torch.allclose(sim.forward(PROMPT), cpu.forward(PROMPT), atol=1e-4)
+
+
+def test_a_model_that_is_dropped_takes_its_threads_and_memory_with_it(demo: Path, plan: MemoryPlan) -> None:
+    before = set(threading.enumerate())
+    model = load(demo, plan, 2)
+    model.generate(PROMPT, temperature=0, max_tokens=4, stream=False)
+    accelerator = weakref.ref(model.placement.accelerator)
+    own = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("mixq")]
+    assert len(own) == 3
+    del model
+    for _ in range(500):
+        gc.collect()
+        if accelerator() is None and not any(thread.is_alive() for thread in own):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"left: {accelerator()}, {[thread.name for thread in own if thread.is_alive()]}")
