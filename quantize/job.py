@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,21 +23,26 @@ from typing import Any
 from torch import Tensor
 
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.architecture import Parameter
 from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
-from mixq.formats.mix import Mix
+from mixq.formats.mix import AS_IT_IS, Mix, kind_of
 from mixq.formats.nl4 import DEFAULT_TABLE
+from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
 from mixq.formats.shards import INDEX
 from mixq.quantize import journal as journals
 from mixq.quantize import lock
 from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
+from mixq.quantize.keep import kept_dtype, kept_kinds
 from mixq.quantize.layout import STORED_DTYPE, Item, all_items, index_of, plan_shards, target_config
 from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
+from mixq.quantize.quantized import Quantized
 from mixq.quantize.report import ErrorReport, SizeTable, sizes_of_items
 from mixq.quantize.scale_search import search
-from mixq.quantize.sources.huggingface import HuggingFaceSource
+from mixq.quantize.sources.open import open_source
 from mixq.quantize.sources.source import Source
 from mixq.quantize.target import Target
 from mixq.quantize.threads import one_ahead
@@ -75,10 +80,12 @@ class Job:
     """One quantize job, checked against its source.
 
     Args:
-        source: a Hugging Face folder, or another `Source`.
+        source: a folder or GGUF file that `open_source` opens, or a `Source`.
         target: the folder to make; empty, not there yet, or begun by the same job.
         format, group, mix: see `Mix.resolve`.
         table: the code values of nl4.
+        keep: take over, without loss, what the source has packed as w4 or w8 already. Its scales stay float16 where
+            they are, and what is not quantized is then stored in float16 too.
         allow_nonfinite: store weights that are NaN, infinite or beyond bfloat16 as 0 and say so, instead of refusing.
 
     Raises:
@@ -95,21 +102,31 @@ class Job:
         group: int | None = None,
         mix: str | None = None,
         table: Sequence[int] = DEFAULT_TABLE,
+        keep: bool = False,
         allow_nonfinite: bool = False,
     ) -> None:
-        self.source: Source = HuggingFaceSource(Path(source)) if isinstance(source, Path | str) else source
+        self.source = open_source(source) if isinstance(source, Path | str) else source
         self.target = Path(target)
         self.table = tuple(table)
         self.allow_nonfinite = allow_nonfinite
-        self.mix = Mix.resolve(self.source.config, format=format, group=group, mix=mix, table=self.table)
-        self.shards = plan_shards(self.source.config, self.mix)
+        kept, kept_notes = kept_kinds(self.source) if keep else ({}, ())
+        if format == AS_IT_IS:
+            self.mix = Mix.unquantized()
+        else:
+            self.mix = Mix.resolve(self.source.config, format=format, group=group, mix=mix, table=self.table, kept=kept)
+        self.dtype = kept_dtype(self.source) if kept else STORED_DTYPE
+        self._kept_notes = kept_notes
+        self.shards = plan_shards(
+            self.source.config, self.mix, self.dtype, lambda parameter: self._keeps(kept, parameter)
+        )
         self.sizes = sizes_of_items(self.source.config, all_items(self.shards), self.source.nbytes)
-        self.config = target_config(self.source.raw_config, self.source.config, self.mix.quantization)
+        self.config = target_config(self.source.raw_config, self.source.config, self.mix.quantization, self.dtype)
         self.settings: dict[str, Any] = {
             "format": format,
             "mix": self.mix.as_dict(),
             "table": list(self.table),
             "search": SEARCH_VERSION,
+            "keep": keep,
             "allow_nonfinite": allow_nonfinite,
         }
         self.origin = {
@@ -122,6 +139,10 @@ class Job:
             self.target, self.settings, self.origin, {shard.file: shard.size for shard in self.shards}
         )
         self._folder.look(self.source.path)
+
+    def _keeps(self, kept: Mapping[str, Scheme], parameter: Parameter) -> bool:
+        scheme = kept.get(kind_of(parameter)) if parameter.quantizable else None
+        return scheme is not None and self.mix.scheme_of(parameter) == scheme
 
     def dry_run(self) -> DryRun:
         """Return sizes and needs."""
@@ -181,34 +202,43 @@ class Job:
                         yield Notice(notice)
                     error = self._write(item, weight, writer, errors)
                     done += item.parameter.numel
-                    yield TensorDone(item.parameter.name, _scheme_text(item), error, done, total)
+                    yield TensorDone(item.parameter.name, item.scheme_text, error, done, total)
                 digest = writer.finish()
             journal.shards[shard.file] = FinishedShard(digest, errors)
             journal.write(self.target)
             yield ShardDone(shard.file, digest, shard.size, number, len(self.shards))
         yield Finished(self._finish(journal, tuple(notices), before))
 
-    def _read(self, item: Item) -> tuple[Tensor, str | None]:
+    def _read(self, item: Item) -> tuple[Tensor | PackedLinear, str | None]:
         """Return a tensor of the source, checked, and what was done to it if something was."""
         name = item.parameter.name
+        if item.kept:
+            return self.source.packed(item.parameter.module), None
         tensor = self.source.tensor(name)
-        bad, first = count_nonfinite(tensor)
+        bad, first = count_nonfinite(tensor, self.dtype)
         if bad == 0:
             return tensor, None
-        what = f"{name} has {bad:,} {'weight' if bad == 1 else 'weights'} NaN, infinite or beyond bfloat16"
+        limit = str(self.dtype).removeprefix("torch.")
+        what = f"{name} has {bad:,} {'weight' if bad == 1 else 'weights'} NaN, infinite or beyond {limit}"
         if not self.allow_nonfinite:
             raise ModelFileError(
                 f"{what}, the first at {list(first)}.",
                 hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 in their place.)",
             )
-        return zero_nonfinite(tensor), f"{what}; 0 is stored in their place."
+        return zero_nonfinite(tensor, self.dtype), f"{what}; 0 is stored in their place."
 
-    def _write(self, item: Item, weight: Tensor, writer: ShardWriter, errors: dict[str, LinearError]) -> float | None:
+    def _write(
+        self, item: Item, weight: Tensor | PackedLinear, writer: ShardWriter, errors: dict[str, LinearError]
+    ) -> float | None:
         """Write a tensor as its scheme has it and return what was lost; None where it is not quantized."""
         if item.scheme is None:
-            writer.write(item.parameter.name, weight.to(STORED_DTYPE))
+            assert isinstance(weight, Tensor)
+            writer.write(item.parameter.name, weight.to(self.dtype))
             return None
-        found = search(weight, item.scheme, table=self.table, scale_dtype=STORED_DTYPE)
+        if isinstance(weight, PackedLinear):
+            found = Quantized(weight, 0.0, 0.0)
+        else:
+            found = search(weight, item.scheme, table=self.table, scale_dtype=self.dtype)
         for suffix, tensor in found.packed.tensors.items():
             writer.write(f"{item.parameter.module}.{suffix}", tensor)
         error = LinearError(str(item.scheme), found.relative_squared_error, found.group_error)
@@ -248,7 +278,7 @@ class Job:
         for text in updated:
             notices.append(text)
             yield Notice(text)
-        schemes = {item.parameter.module: _scheme_text(item) for item in all_items(self.shards)}
+        schemes = {item.parameter.module: item.scheme_text for item in all_items(self.shards)}
         errors = {
             linear: LinearError(schemes.get(linear, "?"), value, manifest.group_errors.get(linear, value))
             for linear, value in manifest.errors.items()
@@ -295,56 +325,56 @@ class Job:
         return notices
 
     def _side_contents(self) -> dict[str, bytes]:
-        return {path.name: _read_bytes(path) for path in self.source.side_files()}
+        return dict(self.source.side_files())
 
     def _notices(self) -> tuple[str, ...]:
         """Return what is done otherwise than one might think, known before the job begins."""
-        notices = [*self.mix.notes]
-        if not any(path.name == "tokenizer.model" for path in self.source.side_files()):
+        notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
+        if "tokenizer.model" not in self.source.side_files():
             notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
         window = self.source.raw_config.get("sliding_window")
         if window is not None and self.config.get("sliding_window") is None:
             notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")
-        dtype = self.source.config.dtype
-        if dtype != "bfloat16":
-            notices.append(f"what stays unquantized is stored in bfloat16; the source has {dtype}.")
+        dtype, stored = self.source.config.dtype, str(self.dtype).removeprefix("torch.")
+        if dtype != stored:
+            notices.append(f"what stays unquantized is stored in {stored}; the source has {dtype}.")
         return tuple(notices)
 
     def _disk_needed(self, journal: Journal | None) -> int:
         """Return the bytes still to be written."""
         texts = len(_json_bytes(index_of(self.shards))) + len(_json_bytes(self.config))
-        try:
-            copied = sum(path.stat().st_size for path in self.source.side_files())
-        except OSError as error:
-            raise StorageError(f"{printable(self.source.path)} cannot be read: {printable(error)}.") from error
+        copied = sum(len(content) for content in self._side_contents().values())
         records = sum(item.scheme is not None for item in all_items(self.shards)) + len(self.shards) + 16
         return self._folder.disk_needed(journal, texts + copied, records)
 
 
 def quantize(
-    source: Path | str,
+    source: Source | Path | str,
     target: Path | str,
     *,
     format: str = "nl4",
     group: int | None = None,
     mix: str | None = None,
+    keep: bool = False,
     allow_nonfinite: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Quantize a Hugging Face folder into a model folder, going on where an interrupted call stopped.
+    """Quantize a checkpoint into a model folder, going on where an interrupted call stopped.
 
     Args:
-        source, target: folders.
+        source: a folder or GGUF file that `open_source` opens, or a `Source`.
+        target: the folder to make.
         format: nl4, w4, w8 or nf4.
         group: group size of the format's own scheme.
         mix: `all-nl4`, or pairs such as "experts=nl4:32,o=w8,lm_head=bf16".
+        keep: take over without loss what the source has packed as w4 or w8.
         allow_nonfinite: store NaN and infinite weights as 0 instead of refusing them.
         on_event: called with every event, for progress.
 
     Raises:
         MixqError: see `Job` and `Job.run`.
     """
-    job = Job(source, target, format=format, group=group, mix=mix, allow_nonfinite=allow_nonfinite)
+    job = Job(source, target, format=format, group=group, mix=mix, keep=keep, allow_nonfinite=allow_nonfinite)
     result = None
     for event in job.run():
         if on_event is not None:
@@ -353,10 +383,6 @@ def quantize(
             result = event.result
     assert result is not None
     return result
-
-
-def _scheme_text(item: Item) -> str:
-    return str(item.scheme) if item.scheme else str(STORED_DTYPE).removeprefix("torch.")
 
 
 def _json_bytes(content: dict[str, Any]) -> bytes:

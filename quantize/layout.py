@@ -7,7 +7,7 @@ written here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +22,36 @@ from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardSpecs, shard_size
 
 STORED_DTYPE = torch.bfloat16
-"""What stays unquantized, and the scales of w4 and w8."""
+"""What stays unquantized, and the scales of w4 and w8; float16 where a source's own float16 scales are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One tensor of the model and the scheme it gets; None stays as it is, in bfloat16."""
+    """One tensor of the model and the scheme it gets.
+
+    Attributes:
+        scheme: None stays unquantized.
+        dtype: of what stays unquantized, and of the scales of w4 and w8.
+        kept: the source has this very scheme, and its bytes are taken over.
+    """
 
     parameter: Parameter
     scheme: Scheme | None
+    dtype: torch.dtype = STORED_DTYPE
+    kept: bool = False
 
     def specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return {stored name: (dtype, shape)}."""
         if self.scheme is None:
-            return {self.parameter.name: (STORED_DTYPE, self.parameter.shape)}
+            return {self.parameter.name: (self.dtype, self.parameter.shape)}
         N, K = self.parameter.shape
-        packed = tensor_specs(self.scheme, (N, K), STORED_DTYPE)
+        packed = tensor_specs(self.scheme, (N, K), self.dtype)
         return {f"{self.parameter.module}.{suffix}": spec for suffix, spec in packed.items()}
+
+    @property
+    def scheme_text(self) -> str:
+        """The scheme, or the dtype where there is none, as reports have it."""
+        return str(self.scheme) if self.scheme else str(self.dtype).removeprefix("torch.")
 
     @property
     def nbytes(self) -> int:
@@ -66,11 +79,20 @@ class Shard:
         return sum(item.parameter.numel for item in self.items)
 
 
-def plan_shards(config: ModelConfig, mix: Mix) -> list[Shard]:
-    """Return the files of the target in the order in which they are written: layers first."""
+def plan_shards(
+    config: ModelConfig,
+    mix: Mix,
+    dtype: torch.dtype = STORED_DTYPE,
+    kept: Callable[[Parameter], bool] = lambda _: False,
+) -> list[Shard]:
+    """Return the files of the target in the order in which they are written: layers first.
+
+    `kept` says which Linears the source has in their very scheme.
+    """
     by_layer: dict[int | None, list[Item]] = {}
     for parameter in parameters(config):
-        by_layer.setdefault(parameter.layer, []).append(Item(parameter, mix.scheme_of(parameter)))
+        item = Item(parameter, mix.scheme_of(parameter), dtype, kept(parameter))
+        by_layer.setdefault(parameter.layer, []).append(item)
     rest = by_layer.pop(None)
     total = len(by_layer) + 1
     contents = [*by_layer.values(), rest]
@@ -88,13 +110,19 @@ def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     return {"metadata": {"total_size": sum(item.nbytes for item in all_items(shards))}, "weight_map": weight_map}
 
 
-def target_config(raw: Mapping[str, Any], config: ModelConfig, quantization: QuantizationConfig) -> dict[str, Any]:
+def target_config(
+    raw: Mapping[str, Any],
+    config: ModelConfig,
+    quantization: QuantizationConfig | None,
+    dtype: torch.dtype = STORED_DTYPE,
+) -> dict[str, Any]:
     """Return the target's config.json: the source's fields, in the spelling that transformers 4 and 5 both read."""
     target = {key: value for key, value in raw.items() if key not in ("rope_parameters", "dtype")}
     target["architectures"] = [config.architecture]
     target["rope_theta"] = config.rope_theta
     if config.is_moe or "sliding_window" in target:
         target["sliding_window"] = config.sliding_window
-    target["torch_dtype"] = str(STORED_DTYPE).removeprefix("torch.")
-    target["quantization_config"] = quantization.to_dict()
+    target["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if quantization is not None:
+        target["quantization_config"] = quantization.to_dict()
     return target

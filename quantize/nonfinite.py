@@ -1,4 +1,4 @@
-"""Weights that cannot be stored: NaN, infinite, or beyond what bfloat16 holds.
+"""Weights that cannot be stored: NaN, infinite, or beyond what bfloat16 (or float16) holds.
 
 Contract: counts and locates them in blocks, so that no second copy of a tensor is made. A scale search over a NaN would
 spoil a whole row without a word.
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from mixq.quantize.threads import serial_operations
 
-LIMIT = torch.finfo(torch.bfloat16).max
 BLOCK = 1 << 20
 
 
-def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Return how many elements are not finite in bfloat16, and the place of the first (empty where there is none)."""
-    flat, limit = tensor.reshape(-1), _limit(tensor)
+def count_nonfinite(tensor: Tensor, stored: torch.dtype = torch.bfloat16) -> tuple[int, tuple[int, ...]]:
+    """Return how many elements are not finite in the dtype `stored`, and the place of the first.
+
+    The place is empty where there is none.
+    """
+    flat, limit = tensor.reshape(-1), _limit(tensor, stored)
     count, first = 0, 0
     with serial_operations():
         for start in range(0, flat.numel(), BLOCK):
@@ -38,11 +40,11 @@ def count_nonfinite(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return count, tuple(reversed(place))
 
 
-def zero_nonfinite(tensor: Tensor) -> Tensor:
-    """Return the tensor with 0 in the place of what bfloat16 cannot hold."""
-    return torch.where(tensor.abs() <= _limit(tensor), tensor, 0.0)
+def zero_nonfinite(tensor: Tensor, stored: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the tensor with 0 in the place of what that dtype cannot hold."""
+    return torch.where(tensor.abs() <= _limit(tensor, stored), tensor, 0.0)
 
 
-def _limit(tensor: Tensor) -> float:
-    """Return the largest magnitude to accept; in a float16 comparison `LIMIT` itself would become infinite."""
-    return min(LIMIT, torch.finfo(tensor.dtype).max)
+def _limit(tensor: Tensor, stored: torch.dtype) -> float:
+    """Return the largest magnitude to accept; in a float16 comparison bfloat16's would become infinite."""
+    return min(torch.finfo(stored).max, torch.finfo(tensor.dtype).max)

@@ -15,7 +15,7 @@ from mixq.formats.architecture import Parameter, bytes_read, parameters
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
 from mixq.quantize.journal import LinearError
-from mixq.quantize.layout import STORED_DTYPE, Item
+from mixq.quantize.layout import Item
 
 NORMAL_ERROR = {
     "nl4:16": 0.0040,
@@ -83,8 +83,7 @@ class SizeTable:
 
 def sizes_of_items(config: ModelConfig, items: Iterable[Item], source_bytes: int | None = None) -> SizeTable:
     """Return the sizes of a folder that is to be written."""
-    stored = str(STORED_DTYPE).removeprefix("torch.")
-    entries = [(item.parameter, str(item.scheme) if item.scheme else stored, item.nbytes) for item in items]
+    entries = [(item.parameter, item.scheme_text, item.nbytes) for item in items]
     return _size_table(config, entries, source_bytes)
 
 

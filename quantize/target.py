@@ -46,7 +46,7 @@ class Target:
         self.origin = origin
         self.sizes = sizes
 
-    def look(self, source: Path) -> Journal | None:
+    def look(self, source: Path | None) -> Journal | None:
         """Return the journal of the unfinished job in the folder, if there is one.
 
         Raises:
@@ -59,13 +59,13 @@ class Target:
         except OSError as error:
             raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
 
-    def _look(self, source: Path) -> Journal | None:
+    def _look(self, source: Path | None) -> Journal | None:
         shown = printable(self.path)
         if self.path.is_file():
             raise UsageError(f"the target {shown} is a file.", hint="Name a folder that does not exist yet.")
         if not self.path.is_dir():
             return None
-        if self.path.resolve() == source.resolve():
+        if source is not None and self.path.resolve() == source.resolve():
             raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
         journal = Journal.read(self.path)
         if journal is not None:

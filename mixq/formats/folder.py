@@ -17,9 +17,8 @@ from torch import Tensor
 
 from mixq.config import ModelConfig
 from mixq.errors import ModelFileError, printable
-from mixq.formats import nl4
 from mixq.formats.json_file import read_json_object
-from mixq.formats.layout import Layout, Packed, Slice
+from mixq.formats.layout import Layout
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import QuantizationConfig
@@ -48,8 +47,7 @@ class ModelFolder:
     generation_config: dict[str, Any]
     eos_token_ids: tuple[int, ...]
     _shards: ShardSet
-    _plain: dict[str, Slice]
-    _packed: dict[str, Packed]
+    _layout: Layout
 
     @classmethod
     def open(cls, path: Path | str) -> ModelFolder:
@@ -85,8 +83,7 @@ class ModelFolder:
             generation_config=generation_config,
             eos_token_ids=_eos_token_ids(generation_config.get("eos_token_id"), config),
             _shards=shards,
-            _plain=layout.plain,
-            _packed=layout.packed,
+            _layout=layout,
         )
 
     @property
@@ -110,26 +107,19 @@ class ModelFolder:
         Raises:
             KeyError: the model has no such tensor, or it is packed (see `linear`).
         """
-        place = self._plain.get(name)
-        if place is not None:
-            return place.take(self._shards.tensor(place.stored))
+        if name in self._layout.plain:
+            return self._layout.tensor(name)
         module = name.removesuffix(".weight")
-        if module.endswith(".gate") and module in self._packed:
+        if module.endswith(".gate") and module in self._layout.packed:
             # Folders of transformers 4 with bitsandbytes have packed routers; a router is small, so it is unpacked.
-            return self._packed_linear(module).dequantize()
+            return self._layout.packed_linear(module).dequantize()
         raise KeyError(name)
 
     def linear(self, module: str) -> Tensor | PackedLinear:
         """Return a Linear's weight [N, K] by the Linear's name: a view, or its packed tensors."""
-        return self._packed_linear(module) if module in self._packed else self.tensor(f"{module}.weight")
-
-    def _packed_linear(self, module: str) -> PackedLinear:
-        packed = self._packed[module]
-        table = None
-        if packed.scheme.name == "nl4" and self.quantization is not None:
-            table = nl4.table_tensor(self.quantization.table)
-        tensors = {suffix: self._shards.tensor(f"{module}.{suffix}") for suffix in packed.suffixes}
-        return PackedLinear(packed.scheme, packed.shape, tensors, table)
+        if module in self._layout.packed:
+            return self._layout.packed_linear(module)
+        return self.tensor(f"{module}.weight")
 
 
 def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:

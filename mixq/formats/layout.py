@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mixq.config import ModelConfig
 from mixq.errors import ModelFileError, printable
-from mixq.formats import int_groups, nf4
+from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.architecture import Parameter, parameters
-from mixq.formats.packed import tensor_specs
+from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.scheme import Scheme
-from mixq.formats.shards import ShardSet
+from mixq.formats.stored import StoredTensors
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HARMLESS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
@@ -41,15 +41,13 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Where an unquantized tensor lies: a stored tensor, or rows of one expert of a fused one."""
+    """Where an unquantized tensor lies: a stored tensor, or rows of a fused one (seen as a matrix of its last axis)."""
 
     stored: str
-    expert: int | None = None
-    first: int = 0
-    last: int | None = None
+    rows: tuple[int, int] | None = None
 
-    def take(self, tensor: Tensor) -> Tensor:
-        return tensor if self.expert is None else tensor[self.expert, self.first : self.last]
+    def take(self, shards: StoredTensors) -> Tensor:
+        return shards.tensor(self.stored) if self.rows is None else shards.rows(self.stored, *self.rows)
 
 
 class Layout:
@@ -63,7 +61,7 @@ class Layout:
         ModelFileError: a tensor that is missing, of another dtype or shape, or part of nothing.
     """
 
-    def __init__(self, config: ModelConfig, quantization: QuantizationConfig | None, shards: ShardSet) -> None:
+    def __init__(self, config: ModelConfig, quantization: QuantizationConfig | None, shards: StoredTensors) -> None:
         self.config = config
         self.quantization = quantization
         self.shards = shards
@@ -79,7 +77,7 @@ class Layout:
                 self._check_plain(parameter)
             else:
                 self._check_packed(parameter, scheme)
-        for name in self.shards.owner:
+        for name in self.shards.names:
             if name in self._used or HARMLESS.fullmatch(name):
                 continue
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
@@ -89,8 +87,21 @@ class Layout:
                 "of the shape and quantization that config.json describes."
             )
 
+    def tensor(self, name: str) -> Tensor:
+        """Return an unquantized tensor by its per-expert name; KeyError where there is none, or where it is packed."""
+        return self.plain[name].take(self.shards)
+
+    def packed_linear(self, module: str) -> PackedLinear:
+        """Return a packed Linear by its name; KeyError where there is none."""
+        packed = self.packed[module]
+        table = None
+        if packed.scheme.name == "nl4" and self.quantization is not None:
+            table = nl4.table_tensor(self.quantization.table)
+        tensors = {suffix: self.shards.tensor(f"{module}.{suffix}") for suffix in packed.suffixes}
+        return PackedLinear(packed.scheme, packed.shape, tensors, table)
+
     def _where(self, name: str) -> str:
-        return printable(self.shards.owner[name].path.name)
+        return printable(self.shards.file_of(name))
 
     def _scheme_of(self, parameter: Parameter) -> Scheme | None:
         if self.quantization is None or not (parameter.quantizable or parameter.role == "router"):
@@ -119,9 +130,9 @@ class Layout:
             return None
         prefix, number, matrix = f"{expert[1]}.mlp.experts", int(expert[2]), expert[3]
         if matrix == "w2":
-            return Slice(f"{prefix}.down_proj", number), (E, D, F)
-        first = 0 if matrix == "w1" else F
-        return Slice(f"{prefix}.gate_up_proj", number, first, first + F), (E, 2 * F, D)
+            return Slice(f"{prefix}.down_proj", (number * D, number * D + D)), (E, D, F)
+        first = (2 * number + (matrix == "w3")) * F
+        return Slice(f"{prefix}.gate_up_proj", (first, first + F)), (E, 2 * F, D)
 
     def _expect(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> torch.dtype:
         entry = self.shards.entry(name)

@@ -38,14 +38,14 @@ class Mix:
         format: the format asked for.
         requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were looked at.
         schemes: scheme by kind of Linear (see `kind_of`); None stays in bfloat16.
-        quantization: what config.json says of it.
+        quantization: what config.json says of it; None where nothing is quantized.
         notes: what does not fit and what is done instead, a sentence each.
     """
 
     format: str
     requested: Mapping[str, Scheme | None]
     schemes: Mapping[str, Scheme | None]
-    quantization: QuantizationConfig
+    quantization: QuantizationConfig | None
     notes: tuple[str, ...]
 
     @classmethod
@@ -57,6 +57,7 @@ class Mix:
         group: int | None = None,
         mix: str | None = None,
         table: Sequence[int] = DEFAULT_TABLE,
+        kept: Mapping[str, Scheme] | None = None,
     ) -> Mix:
         """Decide the scheme of every Linear.
 
@@ -65,6 +66,7 @@ class Mix:
             group: group size of every Linear packed with the format's own scheme, unless `mix` names one.
             mix: `all-nl4`, or NAME=SCHEME pairs such as `experts=nl4:64,o=w8,lm_head=bf16`, later ones winning.
             table: the code values of nl4.
+            kept: scheme by kind of Linear that the source has already and that is taken over, before anything else.
 
         Raises:
             UsageError: an unknown format, name, scheme or group, or a mix that the format's folder cannot hold.
@@ -88,6 +90,14 @@ class Mix:
         notes: list[str] = []
         for kinds, part, sizes in units:
             scheme, note = _fit(requested[part], sizes, " and ".join(kinds))
+            if kept and any(kind in kept for kind in kinds):
+                of_source = {kept.get(kind) for kind in kinds}
+                if len(of_source) == 1 and (part != "lm_head" or format not in COMPRESSED_TENSORS):
+                    scheme, note = of_source.pop(), None
+                else:
+                    note = (
+                        f"{' and '.join(kinds)}: not kept as the source has them; a {format} folder cannot hold that."
+                    )
             schemes |= dict.fromkeys(kinds, scheme)
             notes += [note] if note else []
         if not any(schemes.values()):
@@ -98,9 +108,14 @@ class Mix:
             quantization = QuantizationConfig.mixq(_patterns(schemes), table)
         return cls(format, requested, schemes, quantization, tuple(notes))
 
+    @classmethod
+    def unquantized(cls) -> Mix:
+        """Return the mix of a folder in which nothing is quantized."""
+        return cls(AS_IT_IS, {}, {}, None, ())
+
     def scheme_of(self, parameter: Parameter) -> Scheme | None:
         """Return the scheme of one tensor, or None where it stays in bfloat16."""
-        return self.schemes[kind_of(parameter)] if parameter.quantizable else None
+        return self.schemes.get(kind_of(parameter)) if parameter.quantizable else None
 
     def as_dict(self) -> dict[str, str]:
         """Return {kind of Linear: scheme} for job.json and reports."""

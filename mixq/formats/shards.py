@@ -8,6 +8,7 @@ leave the folder; links are followed, since a Hugging Face cache consists of lin
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class ShardSet:
         """
         weight_map = _read_index(folder)
         names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        return cls.of_files(folder, names, weight_map)
+
+    @classmethod
+    def of_files(cls, folder: Path, names: Sequence[str], weight_map: Mapping[str, str] | None = None) -> ShardSet:
+        """Map the named files of a folder, which must hold what `weight_map`, {tensor: file name}, says.
+
+        Raises:
+            ModelFileError: see `open`.
+        """
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             listed = ", ".join(missing[:3]) + (" and more" if len(missing) > 3 else "")
@@ -64,9 +74,22 @@ class ShardSet:
         shard = self.owner.get(name)
         return None if shard is None else shard.header.entries[name]
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self.owner.keys()
+
     def tensor(self, name: str) -> Tensor:
         """Return a view of a tensor; KeyError where there is none."""
         return self.owner[name].tensor(name)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows first to last of a tensor seen as a matrix of its last axis, as a view."""
+        return self.tensor(name).flatten(0, -2)[first:last]
+
+    def file_of(self, name: str) -> str:
+        """Return the name of the file that holds a tensor."""
+        return self.owner[name].path.name
 
     @property
     def nbytes(self) -> int:
@@ -80,14 +103,19 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         return None
     if not (folder / INDEX).exists():
         raise ModelFileError(f"{printable(folder)} has neither {INDEX} nor {SINGLE}.", hint=_other_weights(folder))
-    weight_map = read_json_object(folder / INDEX).get("weight_map")
+    return parse_index(read_json_object(folder / INDEX))
+
+
+def parse_index(index: Mapping[str, object], pattern: re.Pattern[str] = SHARD_NAME) -> dict[str, str]:
+    """Return {tensor: file name} of a parsed index, whose file names must match `pattern`; raises ModelFileError."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{INDEX}: weight_map is not an object, or empty.")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name) or len(name) > 255:
+        if not isinstance(name, str) or not pattern.fullmatch(name) or len(name) > 255:
             raise ModelFileError(
                 f"{INDEX}: {printable(repr(name))}, given for {printable(tensor)!r}, is not the name of a "
-                "safetensors file in this folder."
+                "weight file in this folder."
             )
     if len(set(weight_map.values())) > MAX_SHARDS:
         raise ModelFileError(f"{INDEX} names more than {MAX_SHARDS} shards.")

@@ -1,22 +1,31 @@
-"""A Hugging Face safetensors folder as a source.
+"""A checkpoint in Hugging Face's names as a source: safetensors or, where that was allowed, pickled files.
 
-Contract: any sharding, bf16, fp16 or fp32, transformers' per-expert and fused expert names: all that `ModelFolder`
-reads unquantized. A folder that is quantized already is refused: its errors would be hidden in the new one's.
+Contract: any sharding, bf16, fp16 or fp32, transformers' per-expert and fused expert names: all that a `Layout` reads.
+Folders that bitsandbytes (nf4) or compressed-tensors (int4 and int8 groups) have packed are dequantized, and that is
+said; a Linear packed as w4 or w8 can be kept as it is. Whether a folder of this project may be a source is the
+caller's to say: quantizing what was quantized would hide its errors in the new one's.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, StorageError, printable
-from mixq.formats.folder import ModelFolder
+from mixq.formats.architecture import Parameter
+from mixq.formats.json_file import parse_json_object
+from mixq.formats.layout import Layout
+from mixq.formats.packed import PackedLinear
+from mixq.formats.quantization import QuantizationConfig
+from mixq.formats.scheme import Scheme
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.place import Place
+from mixq.quantize.sources.source import Source
 
+CONFIG = "config.json"
 SIDE_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -31,69 +40,86 @@ SIDE_FILES = (
 )
 """Files that are copied as they are, where they exist."""
 
-SAMPLES = 64
-SAMPLE_BYTES = 4096
 
+class HuggingFaceSource(Source):
+    """A checkpoint in Hugging Face's names.
 
-class HuggingFaceSource:
-    """An unquantized Hugging Face folder.
+    Args:
+        place: where config.json and tokenizer lie.
+        stored: its tensors.
+        files: the files that hold them, for the fingerprint.
 
     Raises:
-        ModelFileError: missing, damaged, of an architecture that mixq does not know, or quantized already.
+        ModelFileError: damaged, incomplete, of an architecture that mixq does not know, or packed in a way that it does
+            not read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._folder = ModelFolder.open(path)
-        if self._folder.quantization is not None:
-            raise ModelFileError(
-                f"{printable(path)} is quantized already ({self._folder.quantization.method}).",
-                hint="Give the original checkpoint in bf16, fp16 or fp32.",
-            )
+    def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
+        self._place = place
+        self._stored = stored
+        self._files = tuple(files)
+        raw = parse_json_object(place.read(CONFIG), CONFIG)
+        self._config = ModelConfig.from_dict(raw)
+        self.quantization = QuantizationConfig.parse(raw.pop("quantization_config", None))
+        self._raw = raw
+        self._layout = Layout(self._config, self.quantization, stored)
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        return self._place.name
 
     @property
-    def path(self) -> Path:
-        return self._folder.path
+    def path(self) -> Path | None:
+        return self._place.path
 
     @property
     def config(self) -> ModelConfig:
-        return self._folder.config
+        return self._config
 
     @property
     def raw_config(self) -> Mapping[str, Any]:
-        return self._folder.raw_config
+        return self._raw
 
     @property
     def nbytes(self) -> int:
-        return self._folder.nbytes
+        return self._stored.nbytes
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        if self.quantization is None:
+            return ()
+        return (already_quantized(self.quantization.method),)
 
     def tensor(self, name: str) -> Tensor:
-        return self._folder.tensor(name)
+        if name in self._layout.plain:
+            return self._layout.tensor(name)
+        return self._layout.packed_linear(name.removesuffix(".weight")).dequantize()
+
+    def kept(self, parameter: Parameter) -> Scheme | None:
+        packed = self._layout.packed.get(parameter.module)
+        return packed.scheme if packed is not None and packed.scheme.name in ("w4", "w8") else None
+
+    def packed(self, module: str) -> PackedLinear:
+        return self._layout.packed_linear(module)
 
     def fingerprint(self) -> str:
-        """Hash config.json and, of every shard, its size, header and 64 samples of 4 KiB.
+        return self._place.fingerprint([CONFIG, *self._files])
 
-        A download repeated or moved keeps its fingerprint, another training of the same model changes it; reading all
-        of Mixtral's 93 GB at every start would take minutes.
-        """
-        digest = hashlib.sha256()
-        try:
-            digest.update((self.path / "config.json").read_bytes())
-            for shard in self._folder.shards:
-                size = shard.stat().st_size
-                digest.update(f"\0{shard.name}\0{size}\0".encode())
-                with shard.open("rb") as file:
-                    length = int.from_bytes(file.read(8), "little")
-                    digest.update(file.read(length))
-                    for i in range(SAMPLES):
-                        file.seek(8 + length + (size - 8 - length) * i // SAMPLES)
-                        digest.update(file.read(SAMPLE_BYTES))
-        except OSError as error:
-            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
-        return digest.hexdigest()
+    def side_files(self) -> dict[str, bytes]:
+        return side_files(self._place)
 
-    def side_files(self) -> list[Path]:
-        return [self.path / name for name in SIDE_FILES if (self.path / name).is_file()]
+    def cancel(self) -> None:
+        self._place.cancel()
+
+
+def side_files(place: Place) -> dict[str, bytes]:
+    """Return the tokenizer and the other files of a place that go along unchanged."""
+    return {name: place.read(name) for name in SIDE_FILES if name in place.files}
+
+
+def already_quantized(method: str) -> str:
+    """Return what to say of a source that has been quantized before."""
+    return (
+        f"the source is quantized already ({method}): its weights are dequantized first. What that lost stays lost, "
+        "and the errors reported are those beside it."
+    )

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from mixq.errors import ModelFileError
+from mixq.errors import ModelFileError, UsageError
+from mixq.formats.folder import ModelFolder
+from mixq.formats.packed import PackedLinear
 from mixq.quantize.job import quantize
-from mixq.quantize.sources.huggingface import HuggingFaceSource
+from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mixtral
 
 
@@ -53,8 +56,6 @@ def test_a_wrong_shape(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_dtype(source: Path, tmp_path: Path) -> None:
-    import torch
-
     change(source, "model.norm.weight", lambda tensor: tensor.to(torch.int32))
     refused(source, tmp_path, r"'model\.norm\.weight' is int32; it must be bfloat16, float16, float32")
 
@@ -69,24 +70,57 @@ def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", tmp_path, "is not a folder")
 
 
-@pytest.mark.parametrize("format", ["nl4", "w4"])
-def test_a_source_that_is_quantized_already(format: str, source: Path, tmp_path: Path) -> None:
-    quantize(source, tmp_path / "first", format=format)
+def test_a_folder_of_mixq_as_a_source(source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "first")
     refused(tmp_path / "first", tmp_path, "is quantized already")
+
+
+@pytest.mark.parametrize("format", ["w4", "w8"])
+def test_a_compressed_tensors_folder_is_dequantized_and_that_is_said(format: str, source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "first", format=format)
+    again = quantize(tmp_path / "first", tmp_path / "again", format="w8")
+    assert any("is quantized already (compressed-tensors)" in text for text in again.notices)
+    module = "model.layers.1.block_sparse_moe.experts.3.w2"
+    first, second = (ModelFolder.open(tmp_path / name).linear(module) for name in ("first", "again"))
+    assert isinstance(first, PackedLinear)
+    assert isinstance(second, PackedLinear)
+    lost = (first.dequantize() - second.dequantize()).square().sum() / first.dequantize().square().sum()
+    assert lost < 1e-4
+
+
+@pytest.mark.parametrize("format", ["w4", "w8"])
+def test_kept_linears_are_the_very_bytes(format: str, source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "first", format=format)
+    for target in ("w4", "nl4"):
+        result = quantize(tmp_path / "first", tmp_path / target, format=target, keep=True)
+        first, kept = ModelFolder.open(tmp_path / "first"), ModelFolder.open(tmp_path / target)
+        for module in ("model.layers.1.block_sparse_moe.experts.3.w2", "model.layers.0.self_attn.k_proj"):
+            before, after = first.linear(module), kept.linear(module)
+            assert isinstance(before, PackedLinear)
+            assert isinstance(after, PackedLinear)
+            assert before.scheme == after.scheme
+            assert all(torch.equal(before.tensors[suffix], after.tensors[suffix]) for suffix in before.tensors)
+        assert result.errors.worst[-1].relative_squared_error == 0
+
+
+def test_nothing_to_keep(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to keep"):
+        quantize(source, tmp_path / "out", keep=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_is_an_unfinished_job(source: Path, tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "job.json").write_text("{}")
-    refused(tmp_path / "half", tmp_path, r"has no config\.json")
+    refused(tmp_path / "half", tmp_path, "a quantize job was interrupted there")
 
 
 def test_the_fingerprint_follows_the_weights_not_the_place(source: Path, tmp_path: Path) -> None:
-    first = HuggingFaceSource(source).fingerprint()
+    first = open_source(source).fingerprint()
     write_tiny_mixtral(tmp_path / "copy", shards=3)
-    assert HuggingFaceSource(tmp_path / "copy").fingerprint() == first
+    assert open_source(tmp_path / "copy").fingerprint() == first
     write_tiny_mixtral(tmp_path / "other", shards=3, seed=1)
-    assert HuggingFaceSource(tmp_path / "other").fingerprint() != first
+    assert open_source(tmp_path / "other").fingerprint() != first
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6}))
-    assert HuggingFaceSource(source).fingerprint() != first
+    assert open_source(source).fingerprint() != first

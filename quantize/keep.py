@@ -1,0 +1,49 @@
+"""What a source has packed already, and what of it `--keep` takes over.
+
+Contract: a kind of Linear (w1, q, lm_head ...) is kept only if every layer and expert has it in the same scheme: a
+folder's config.json describes kinds, and a reader expects no more. Nothing is read but what the source has declared.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mixq.errors import UsageError
+from mixq.formats.architecture import parameters
+from mixq.formats.mix import kind_of
+from mixq.formats.scheme import Scheme
+from mixq.quantize.sources.source import Source
+
+
+def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
+    """Return {kind of Linear: scheme} of what can be kept, and what of the packed Linears cannot, a sentence each.
+
+    Raises:
+        UsageError: there is nothing to keep.
+    """
+    found: dict[str, set[Scheme | None]] = {}
+    for parameter in parameters(source.config):
+        if parameter.quantizable:
+            found.setdefault(kind_of(parameter), set()).add(source.kept(parameter))
+    kept = {kind: scheme for kind, (scheme, *others) in _listed(found).items() if scheme is not None and not others}
+    mixed = [kind for kind, schemes in found.items() if len(schemes) > 1]
+    if not kept:
+        raise UsageError(
+            "--keep finds nothing to keep: no kind of Linear of the source is w4 or w8 throughout.",
+            hint="GGUF's Q4_0 and Q8_0 are, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors.",
+        )
+    if not mixed:
+        return kept, ()
+    return kept, (f"{' and '.join(mixed)}: not kept, the source has them in several schemes; quantized anew.",)
+
+
+def _listed(found: dict[str, set[Scheme | None]]) -> dict[str, list[Scheme | None]]:
+    return {kind: list(schemes) for kind, schemes in found.items()}
+
+
+def kept_dtype(source: Source) -> torch.dtype:
+    """Return the dtype of the kept scales."""
+    for parameter in parameters(source.config):
+        if source.kept(parameter) is not None:
+            return source.packed(parameter.module).tensors["weight_scale"].dtype
+    raise AssertionError("called for a source with something to keep")

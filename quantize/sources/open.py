@@ -1,0 +1,147 @@
+"""Which kind of checkpoint lies somewhere, and the source that reads it.
+
+Contract: decided by the names of files and by config.json's quantization_config, never by trying; the first of these
+that is there: Hugging Face's safetensors, Mistral's own release, Hugging Face's pickled .bin, GGUF. Pickled files are
+refused unless they were allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, UsageError, printable
+from mixq.formats.json_file import parse_json_object
+from mixq.formats.shards import INDEX, SINGLE, parse_index
+from mixq.quantize.sources.huggingface import CONFIG, HuggingFaceSource
+from mixq.quantize.sources.place import Folder, Place
+from mixq.quantize.sources.source import Source
+
+PARAMS = "params.json"
+BIN_INDEX = "pytorch_model.bin.index.json"
+BIN_SINGLE = "pytorch_model.bin"
+BIN_NAME = re.compile(r"[\w.-]+\.bin", re.ASCII)
+CONSOLIDATED = re.compile(r"consolidated(\.\d+)?\.(safetensors|pth|pt)")
+
+
+def open_source(path: Path | str, *, allow_pickle: bool = False, mixq_folders: bool = False) -> Source:
+    """Open the checkpoint in a folder, or a GGUF file.
+
+    Args:
+        path: the folder or file.
+        allow_pickle: read .bin, .pt and .pth files, through torch's restricted unpickler only.
+        mixq_folders: take folders that mixq quantize made too (`mixq export` does).
+
+    Raises:
+        ModelFileError: nothing there that mixq reads, or damaged.
+        UsageError: only pickled weights are there, and they were not allowed.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    return open_place(Folder(path), allow_pickle=allow_pickle, mixq_folders=mixq_folders)
+
+
+def open_place(place: Place, *, allow_pickle: bool = False, mixq_folders: bool = False) -> Source:
+    """Open the checkpoint at a place; see `open_source`."""
+    files = place.files
+    if CONFIG in files and (INDEX in files or SINGLE in files):
+        return _safetensors(place, mixq_folders=mixq_folders)
+    consolidated = sorted(name for name in files if CONSOLIDATED.fullmatch(name))
+    if PARAMS in files and consolidated:
+        from mixq.quantize.sources.mistral import MistralSource
+
+        safe = [name for name in consolidated if name.endswith(".safetensors")]
+        if safe:
+            return MistralSource(place, place.safetensors(safe, None), safe)
+        return MistralSource(place, _pickled(place, consolidated, allow_pickle), consolidated)
+    if CONFIG in files and (BIN_INDEX in files or BIN_SINGLE in files):
+        names = [BIN_SINGLE]
+        if BIN_SINGLE not in files:
+            weight_map = parse_index(parse_json_object(place.read(BIN_INDEX), BIN_INDEX), BIN_NAME)
+            names = sorted(set(weight_map.values()))
+        return HuggingFaceSource(place, _pickled(place, names, allow_pickle), names)
+    models = sorted(name for name in files if name.endswith(".gguf"))
+    if models and place.path is not None:
+        return _gguf(_only_gguf(place.path, models))
+    raise _nothing_there(place, mixq_folders)
+
+
+def _safetensors(place: Place, *, mixq_folders: bool) -> Source:
+    weight_map = None
+    if SINGLE not in place.files:
+        weight_map = parse_index(parse_json_object(place.read(INDEX), INDEX))
+    names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    method = _method(parse_json_object(place.read(CONFIG), CONFIG))
+    if method in ("gptq", "awq"):
+        stored = place.safetensors(names, weight_map)
+        if method == "gptq":
+            from mixq.quantize.sources.gptq import GptqSource
+
+            return GptqSource(place, stored, names)
+        from mixq.quantize.sources.awq import AwqSource
+
+        return AwqSource(place, stored, names)
+    if method == "mixq" and not mixq_folders:
+        raise ModelFileError(
+            f"{printable(place.name)} is quantized already, by mixq.",
+            hint="Quantize the original checkpoint, or turn this folder into another form with mixq export.",
+        )
+    return HuggingFaceSource(place, place.safetensors(names, weight_map), names)
+
+
+def _method(raw_config: dict[str, Any]) -> object:
+    quantization = raw_config.get("quantization_config")
+    return quantization.get("quant_method") if isinstance(quantization, dict) else None
+
+
+def _pickled(place: Place, names: list[str], allow_pickle: bool) -> Any:
+    from mixq.quantize.sources.pickled import PickledTensors
+
+    if place.path is None:
+        raise UsageError(
+            f"{printable(place.name)} has pickled weights only ({printable(names[0])}), which cannot be read in parts.",
+            hint="Download the repository, and give its folder with --allow-pickle.",
+        )
+    if not allow_pickle:
+        raise UsageError(
+            f"{printable(names[0])} is a pickled file, and those can carry programs.",
+            hint="If you trust where it comes from: --allow-pickle reads it by torch's restricted unpickler, which "
+            "runs none. A safetensors checkpoint needs no trust.",
+        )
+    return PickledTensors(place.path, names)
+
+
+def _gguf(path: Path) -> Source:
+    from mixq.quantize.sources.gguf import GgufSource
+
+    return GgufSource(path)
+
+
+def _only_gguf(folder: Path, names: list[str]) -> Path:
+    """Return the one model of a folder: a file, or the first of its parts."""
+    firsts = [name for name in names if not re.search(r"-\d{5}-of-\d{5}\.gguf$", name) or "-00001-of-" in name]
+    if len(firsts) != 1:
+        raise UsageError(
+            f"{printable(folder)} holds {len(firsts)} GGUF models.", hint="Give the file of one: FOLDER/NAME.gguf."
+        )
+    return folder / firsts[0]
+
+
+def _nothing_there(place: Place, mixq_folders: bool) -> ModelFileError:
+    files = place.files
+    shown = printable(place.path or place.name)
+    if "job.json" in files:
+        return ModelFileError(
+            f"{shown} is not finished: a quantize job was interrupted there.",
+            hint="Run the same mixq quantize command again and it goes on.",
+        )
+    if CONFIG not in files:
+        what = f"{shown} has no config.json" + (", and no params.json with consolidated weights" * (PARAMS in files))
+    else:
+        what = f"{shown} has no weights: neither {INDEX} nor {SINGLE}"
+    return ModelFileError(
+        f"{what}.",
+        hint="Give a folder of Hugging Face's or Mistral's form, a GGUF file, or a repository's name (owner/name).",
+    )
