@@ -15,10 +15,10 @@ from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.shards import INDEX, SINGLE, parse_index
 from mixq.quantize.sources.huggingface import CONFIG, HuggingFaceSource
+from mixq.quantize.sources.mistral import PARAMS, MistralSource
 from mixq.quantize.sources.place import Folder, Place
 from mixq.quantize.sources.source import Source
 
-PARAMS = "params.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN_SINGLE = "pytorch_model.bin"
 BIN_NAME = re.compile(r"[\w.-]+\.bin", re.ASCII)
@@ -50,8 +50,6 @@ def open_place(place: Place, *, allow_pickle: bool = False, mixq_folders: bool =
         return _safetensors(place, mixq_folders=mixq_folders)
     consolidated = sorted(name for name in files if CONSOLIDATED.fullmatch(name))
     if PARAMS in files and consolidated:
-        from mixq.quantize.sources.mistral import MistralSource
-
         safe = [name for name in consolidated if name.endswith(".safetensors")]
         if safe:
             return MistralSource(place, place.safetensors(safe, None), safe)
@@ -138,7 +136,8 @@ def _nothing_there(place: Place, mixq_folders: bool) -> ModelFileError:
             hint="Run the same mixq quantize command again and it goes on.",
         )
     if CONFIG not in files:
-        what = f"{shown} has no config.json" + (", and no params.json with consolidated weights" * (PARAMS in files))
+        consolidated = next((name for name in files if CONSOLIDATED.fullmatch(name)), None)
+        what = f"{shown} has {consolidated} but no {PARAMS}" if consolidated else f"{shown} has no {CONFIG}"
     else:
         what = f"{shown} has no weights: neither {INDEX} nor {SINGLE}"
     return ModelFileError(
