@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ class Job:
             self.mix = Mix.resolve(self.source.config, format=format, group=group, mix=mix, table=self.table, kept=kept)
         self.dtype = kept_dtype(self.source) if kept else STORED_DTYPE
         self._kept_notes = kept_notes
+        self._side_files = self.source.side_files()
         self.shards = plan_shards(
             self.source.config, self.mix, self.dtype, lambda parameter: self._keeps(kept, parameter)
         )
@@ -194,7 +196,7 @@ class Job:
                 continue
             errors: dict[str, LinearError] = {}
             path = self.target / shard.file
-            with ThreadPoolExecutor(1) as ahead, ShardWriter(path, shard.specs()) as writer:
+            with ThreadPoolExecutor(1) as ahead, self._cancelling(), ShardWriter(path, shard.specs()) as writer:
                 read = one_ahead(self._read, shard.items, ahead)
                 for item, (weight, notice) in zip(shard.items, read, strict=True):
                     if notice is not None:
@@ -208,6 +210,15 @@ class Job:
             journal.write(self.target)
             yield ShardDone(shard.file, digest, shard.size, number, len(self.shards))
         yield Finished(self._finish(journal, tuple(notices), before))
+
+    @contextmanager
+    def _cancelling(self) -> Iterator[None]:
+        """End the read that is under way in another thread when this one is interrupted or fails."""
+        try:
+            yield
+        except BaseException:
+            self.source.cancel()
+            raise
 
     def _read(self, item: Item) -> tuple[Tensor | PackedLinear, str | None]:
         """Return a tensor of the source, checked, and what was done to it if something was."""
@@ -325,12 +336,12 @@ class Job:
         return notices
 
     def _side_contents(self) -> dict[str, bytes]:
-        return dict(self.source.side_files())
+        return dict(self._side_files)
 
     def _notices(self) -> tuple[str, ...]:
         """Return what is done otherwise than one might think, known before the job begins."""
         notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
-        if "tokenizer.model" not in self.source.side_files():
+        if "tokenizer.model" not in self._side_files:
             notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
         window = self.source.raw_config.get("sliding_window")
         if window is not None and self.config.get("sliding_window") is None:

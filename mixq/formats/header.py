@@ -98,7 +98,16 @@ def read_header(path: Path) -> ShardHeader:
             text = file.read(length)
     except (OSError, struct.error) as error:
         raise StorageError(f"{shown} cannot be read: {printable(error)}.") from error
-    return _check(parse_json_object(text, str(path)), shown, 8 + length, size)
+    return check_header(text, str(path), size)
+
+
+def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
+    """Check a header that was read from a safetensors file; `what` names the file in messages.
+
+    Raises:
+        ModelFileError: it breaks a rule of the format, or the file has not the length that it asks for.
+    """
+    return _check(parse_json_object(text, what), printable(what), 8 + len(text), file_size)
 
 
 def _check(raw: dict[str, Any], shown: str, data_start: int, file_size: int) -> ShardHeader:

@@ -1,0 +1,209 @@
+"""A repository of the Hugging Face hub, or of a mirror, as a place: read in ranges, kept nowhere.
+
+Contract: opening asks the hub for the commit that the revision means, and for sizes and sums of its files; from then on
+that commit is read, whatever happens to the branch. A tensor is fetched when it is asked for, straight into memory: the
+disk holds nothing but the output. Token, endpoint and offline mode are huggingface_hub's own (HF_TOKEN or
+`hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE). Since a file is never read from end to end in order, its sha256 cannot be
+compared; every reply's length, range and version are, and every safetensors header is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.header import MAX_HEADER_BYTES, ShardHeader, TensorEntry, check_header
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.place import SMALL_FILE
+from mixq.quantize.sources.ranges import RangeReader, RemoteFile, transport_errors
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""What can be the name of a repository: owner/name."""
+
+FIRST_READ = 64 << 10
+"""Bytes of a safetensors file to read first; most headers are shorter."""
+
+
+def is_repository(text: str) -> bool:
+    """Return whether a text has the form owner/name."""
+    return REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+class Hub:
+    """One commit of a repository as a place.
+
+    Raises:
+        UsageError: huggingface_hub is not installed, or the name is none.
+        StorageError: the hub cannot be reached, or does not let one read the repository.
+        ModelFileError: there is no such repository or revision.
+    """
+
+    path = None
+
+    def __init__(self, repository: str, revision: str | None = None, *, reader: RangeReader | None = None) -> None:
+        hub = _huggingface_hub()
+        if not is_repository(repository):
+            raise UsageError(f"{printable(repository)!r} is not the name of a repository (owner/name).")
+        endpoint = os.environ.get("HF_ENDPOINT") or None
+        info = _info(hub, repository, revision, endpoint)
+        self.repository = repository
+        self.commit = str(info.sha)
+        if not re.fullmatch(r"[0-9a-f]{40,64}", self.commit):
+            raise ModelFileError(f"the hub calls the commit of {repository} {printable(self.commit, 80)!r}.")
+        self._remote: dict[str, RemoteFile] = {}
+        self._sums: dict[str, str] = {}
+        for entry in info.siblings or ():
+            name, size = entry.rfilename, entry.size
+            if not re.fullmatch(r"[\w.-]{1,255}", name, re.ASCII) or not isinstance(size, int) or size < 0:
+                continue
+            sha256 = entry.lfs.sha256 if entry.lfs else None
+            url = hub.hf_hub_url(repository, name, revision=self.commit, endpoint=endpoint)
+            self._remote[name] = RemoteFile(name, url, size, sha256)
+            self._sums[name] = str(sha256 or entry.blob_id)
+        self.files: Mapping[str, int] = {name: file.size for name, file in sorted(self._remote.items())}
+        self.reader = reader or RangeReader(hub.get_session(), hub.utils.build_hf_headers(library_name="mixq"))
+
+    @property
+    def name(self) -> str:
+        return self.repository
+
+    def read(self, name: str, limit: int = SMALL_FILE) -> bytes:
+        file = self._remote.get(name)
+        if file is None:
+            raise ModelFileError(f"{printable(self.repository)} has no {printable(name)}.")
+        if file.size > limit:
+            raise ModelFileError(f"{printable(name)} has {file.size:,} bytes, too many for its kind.")
+        content = bytearray(file.size)
+        self.reader.read(file, 0, file.size, memoryview(content))
+        return bytes(content)
+
+    def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
+        missing = [name for name in names if name not in self._remote]
+        if missing:
+            raise ModelFileError(f"{printable(self.repository)} has no {printable(missing[0])}, which its index names.")
+        return HubTensors(self.reader, [self._remote[name] for name in names], weight_map)
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Hash the names, sizes and sums that the hub has of these files."""
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(f"{name}\0{self.files[name]}\0{self._sums[name]}\0".encode())
+        return digest.hexdigest()
+
+    def cancel(self) -> None:
+        self.reader.cancel()
+
+
+class HubTensors:
+    """The tensors of safetensors files of a hub; headers are read at once, tensors when they are asked for.
+
+    Raises:
+        ModelFileError: a damaged header, a tensor in two files, or not where the index has it.
+    """
+
+    def __init__(
+        self, reader: RangeReader, files: Sequence[RemoteFile], weight_map: Mapping[str, str] | None = None
+    ) -> None:
+        self._reader = reader
+        self._entries: dict[str, TensorEntry] = {}
+        self._files: dict[str, RemoteFile] = {}
+        for file in files:
+            for name, entry in self._header(file).entries.items():
+                if name in self._entries:
+                    raise ModelFileError(f"tensor {name!r} is in two shards, {self._files[name].name} and {file.name}.")
+                self._entries[name], self._files[name] = entry, file
+        for tensor, name in (weight_map or {}).items():
+            if tensor not in self._files or self._files[tensor].name != name:
+                raise ModelFileError(
+                    f"tensor {printable(tensor)!r} is not in {printable(name)}, where the index has it."
+                )
+
+    def _header(self, file: RemoteFile) -> ShardHeader:
+        head = self._bytes(file, 0, min(FIRST_READ, file.size))
+        length = int.from_bytes(head[:8], "little") if len(head) >= 8 else 0
+        if not 2 <= length <= MAX_HEADER_BYTES or 8 + length > file.size:
+            raise ModelFileError(f"{printable(file.name)} is no safetensors file: its header has no possible length.")
+        head += self._bytes(file, len(head), max(len(head), 8 + length))
+        return check_header(bytes(head[8 : 8 + length]), file.name, file.size)
+
+    def _bytes(self, file: RemoteFile, start: int, end: int) -> bytearray:
+        buffer = bytearray(end - start)
+        self._reader.read(file, start, end, memoryview(buffer))
+        return buffer
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._entries.keys()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def entry(self, name: str) -> TensorEntry | None:
+        return self._entries.get(name)
+
+    def tensor(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        return self._read(name, entry.start, entry.end).view(entry.dtype).reshape(entry.shape)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        entry = self._entries[name]
+        size = entry.shape[-1] * entry.dtype.itemsize
+        part = self._read(name, entry.start + first * size, entry.start + last * size)
+        return part.view(entry.dtype).reshape(last - first, entry.shape[-1])
+
+    def file_of(self, name: str) -> str:
+        return self._files[name].name
+
+    def _read(self, name: str, start: int, end: int) -> Tensor:
+        buffer = torch.empty(end - start, dtype=torch.uint8)
+        self._reader.read(self._files[name], start, end, memoryview(buffer.numpy()))
+        return buffer
+
+
+def _huggingface_hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError:
+        raise UsageError(
+            "reading from a hub needs the package huggingface_hub.", hint="Install it: pip install 'mixq[hub]'."
+        ) from None
+    return huggingface_hub
+
+
+def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None) -> Any:
+    """Return what the hub says of a revision: its commit and files."""
+    errors, shown = hub.errors, f"{printable(repository)}{f' at {printable(revision)}' if revision else ''}"
+    try:
+        return hub.HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True, timeout=30.0)
+    except errors.GatedRepoError:
+        raise StorageError(
+            f"{shown} is gated: the hub does not let this account read it.",
+            hint="Accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelFileError(f"{printable(repository)} has no revision {printable(revision)!r}.") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelFileError(
+            f"the hub has no repository {printable(repository)!r}, or keeps it private.",
+            hint="Check the name; for a private one log in with `hf auth login` or set HF_TOKEN.",
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise StorageError("the hub may not be asked: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
+    except errors.HFValidationError as error:
+        raise UsageError(f"{printable(error, 200)}") from None
+    except (OSError, *transport_errors(hub.get_session())) as error:
+        place = printable(endpoint) if endpoint else "the hub"
+        raise StorageError(
+            f"{shown}: {place} cannot be reached: {printable(error, 200) or type(error).__name__}.",
+            hint="Check the connection; HF_ENDPOINT names another mirror.",
+        ) from None
