@@ -37,6 +37,7 @@ class _Source(ctypes.Structure):
         ("columns", c_int64),
         ("type", c_int32),
         ("group_size", c_int32),
+        ("importance", c_void_p),
     )
 
 
@@ -60,9 +61,17 @@ class NativeSearch:
         return None if library is None else cls(library, native.isa())
 
     def search(
-        self, weight: Tensor, scheme: Scheme, table: Sequence[int], scale_dtype: torch.dtype, block_rows: int
+        self,
+        weight: Tensor,
+        scheme: Scheme,
+        table: Sequence[int],
+        scale_dtype: torch.dtype,
+        block_rows: int,
+        importance: Tensor | None = None,
     ) -> Quantized:
         """Quantize a matrix [N, K] as `scale_search.search` does, which has checked its shape.
+
+        `importance` is float32 [K], normalised.
 
         Raises:
             DoesNotFitError: not even memory for one row.
@@ -70,6 +79,9 @@ class NativeSearch:
         if scale_dtype not in int_groups.SCALE_DTYPES:
             raise ValueError(f"scales are bf16 or f16, not {scale_dtype}")
         N, K = weight.shape
+        if importance is not None and (importance.dtype != torch.float32 or importance.shape != (K,)):
+            raise ValueError(f"importance must be float32 [{K}]")
+        counts = None if importance is None else importance.contiguous()
         specs = tensor_specs(scheme, (N, K), scale_dtype)
         packed = {suffix: torch.empty(shape, dtype=dtype) for suffix, (dtype, shape) in specs.items()}
         values = nl4.table_tensor(table) if scheme.name == "nl4" else None
@@ -79,8 +91,8 @@ class NativeSearch:
             block = weight[start : start + block_rows].contiguous()
             if block.dtype not in _TYPES or block.device.type != "cpu":
                 block = block.to("cpu", torch.float32)
-            rows = len(block)
-            source = _Source(block.data_ptr(), rows, K, _TYPES[block.dtype], scheme.group_size)
+            rows, at = len(block), None if counts is None else counts.data_ptr()
+            source = _Source(block.data_ptr(), rows, K, _TYPES[block.dtype], scheme.group_size, at)
             sums, groups = [(c_double * rows)() for _ in range(3)], c_int64()
             loss = _Loss(*(ctypes.addressof(part) for part in (*sums, groups)))
             common = (self.isa, byref(source))

@@ -12,6 +12,10 @@ least-squares scale; the best of the twelve is the one with the least squared er
 code values v. What is stored is rounded (bf16 or f16, or int8 times a row scale), so the codes are chosen again for the
 rounded scale. For `nl4` the choice among rounded scales is a search of its own, see `_round_to_row_scale`.
 
+With an importance h of each column (the mean square of that input, say), all three sums count column k h[k] times:
+`sum(hw²) - sum(hwv)²/sum(hv²)`, to first order what the error does to the Linear's output. What is reported as lost is
+always the plain error of the weights.
+
 Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a group.
 """
 
@@ -44,6 +48,9 @@ ROUNDING_LOSS = 1.01
 BLOCK_WEIGHTS = 1 << 18
 """Weights worked on at once: about 1 MiB in float32, so that the passes stay in the cache."""
 
+LEAST_IMPORTANCE = 2.0**-10
+"""A column counts at least this share of the mean: what calibration never saw may still come."""
+
 TINY = 2.0**-40
 """Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
 
@@ -54,6 +61,7 @@ def search(
     *,
     table: Sequence[int] = nl4.DEFAULT_TABLE,
     scale_dtype: torch.dtype = torch.bfloat16,
+    importance: Tensor | None = None,
     block_weights: int = BLOCK_WEIGHTS,
 ) -> Quantized:
     """Quantize a Linear's weight [N, K].
@@ -63,16 +71,21 @@ def search(
         scheme: which layout, and its group size; K must be a multiple of the group.
         table: the code values of `nl4`, 16 ascending int8 values.
         scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type it is to be dequantized to.
+        importance: float32 [K], how much the error of each column counts; only ratios matter, and columns far below
+            the mean count as `LEAST_IMPORTANCE` of it. None counts all alike. Of no meaning to `nf4`.
         block_weights: about how many weights to work on at once; the result does not depend on it.
 
     Raises:
         UsageError: not a matrix, or K is not a multiple of the group size.
     """
     rows = _block_rows(weight, scheme, block_weights)
+    h = None if importance is None or scheme.name == "nf4" else normalised_importance(importance, weight.shape[1])
     native = native_search.NativeSearch.find() if scheme.name in native_search.SCHEMES else None
     if native is not None:
-        return native.search(weight, scheme, table, scale_dtype, rows)
-    return reference_search(weight, scheme, table=table, scale_dtype=scale_dtype, block_weights=block_weights)
+        return native.search(weight, scheme, table, scale_dtype, rows, h)
+    return reference_search(
+        weight, scheme, table=table, scale_dtype=scale_dtype, importance=h, block_weights=block_weights
+    )
 
 
 def reference_search(
@@ -81,17 +94,18 @@ def reference_search(
     *,
     table: Sequence[int] = nl4.DEFAULT_TABLE,
     scale_dtype: torch.dtype = torch.bfloat16,
+    importance: Tensor | None = None,
     block_weights: int = BLOCK_WEIGHTS,
 ) -> Quantized:
-    """Do as `search`, in torch."""
+    """Do as `search`, in torch; `importance` is normalised."""
     rows = _block_rows(weight, scheme, block_weights)
     blocks = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
     with serial_operations() as threads:
         if scheme.name == "nf4":
             return _nf4(weight, scheme, scale_dtype, blocks, threads)
         if scheme.name == "nl4":
-            return _nl4(weight, scheme, nl4.table_tensor(table), blocks, threads)
-        return _integer_groups(weight, scheme, scale_dtype, blocks, threads)
+            return _nl4(weight, scheme, nl4.table_tensor(table), importance, blocks, threads)
+        return _integer_groups(weight, scheme, scale_dtype, importance, blocks, threads)
 
 
 def _block_rows(weight: Tensor, scheme: Scheme, block_weights: int) -> int:
@@ -103,9 +117,28 @@ def _block_rows(weight: Tensor, scheme: Scheme, block_weights: int) -> int:
     return max(1, block_weights // weight.shape[1])
 
 
-def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice], threads: int) -> Quantized:
+def normalised_importance(importance: Tensor, K: int) -> Tensor:
+    """Return importance [K] over its mean, at least `LEAST_IMPORTANCE`; all ones where it is zero throughout.
+
+    Raises:
+        ValueError: not float32 [K], or negative, infinite or NaN somewhere.
+    """
+    if importance.dtype != torch.float32 or importance.shape != (K,):
+        raise ValueError(f"importance must be float32 [{K}], not {importance.dtype} {list(importance.shape)}")
+    if not bool((importance >= 0).all()) or not bool(importance.isfinite().all()):
+        raise ValueError("importance must be finite and not negative")
+    mean = importance.double().mean()
+    if mean <= 0:
+        return torch.ones(K)
+    return (importance.double() / mean).clamp_min(LEAST_IMPORTANCE).to(torch.float32)
+
+
+def _nl4(
+    weight: Tensor, scheme: Scheme, table: Tensor, importance: Tensor | None, blocks: Sequence[slice], threads: int
+) -> Quantized:
     levels, g = TableLevels(table), scheme.group_size
     N, K = weight.shape
+    h = None if importance is None else importance.view(K // g, g)
     codes = torch.empty(N, K, dtype=torch.uint8)
     scale = torch.empty(N, K // g, dtype=torch.int8)
     row_scale = torch.empty(N)
@@ -116,7 +149,7 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice],
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
         w = w * power_of_two(-exponent)
-        q, r = _round_to_row_scale(w, levels)  # [n, G, 1], [n, 1, 1]
+        q, r = _round_to_row_scale(w, h, levels)  # [n, G, 1], [n, 1, 1]
         stored = (r * power_of_two(exponent)).clamp_(max=ceiling)
         step = q * (stored * power_of_two(-exponent))
         values = levels.nearest(w * _inverse(step))
@@ -130,10 +163,16 @@ def _nl4(weight: Tensor, scheme: Scheme, table: Tensor, blocks: Sequence[slice],
 
 
 def _integer_groups(
-    weight: Tensor, scheme: Scheme, scale_dtype: torch.dtype, blocks: Sequence[slice], threads: int
+    weight: Tensor,
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+    importance: Tensor | None,
+    blocks: Sequence[slice],
+    threads: int,
 ) -> Quantized:
     levels, g = IntegerLevels(scheme.bits), scheme.group_size
     N, K = weight.shape
+    h = None if importance is None else importance.view(K // g, g)
     codes = torch.empty(N, K, dtype=torch.int8)
     scales = torch.empty(N, K // g, dtype=scale_dtype)
     # -8 * scale (or -128 * scale) must stay below infinity, in bf16 too; the scale itself below its own type's.
@@ -143,7 +182,7 @@ def _integer_groups(
         w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
         w = w * power_of_two(-exponent)
-        s = best_scales(w, levels) * power_of_two(exponent)
+        s = best_scales(w, levels, h) * power_of_two(exponent)
         stored = s.clamp_(-ceiling, ceiling).to(scale_dtype)  # [n, G, 1]
         step = stored.to(torch.float32) * power_of_two(-exponent)
         values = levels.nearest(w * _inverse(step))
@@ -175,20 +214,28 @@ def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[sl
     return summed_up(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
 
 
-def best_scales(w: Tensor, levels: Levels) -> Tensor:
-    """Return the best unrounded scale of each group: [n, G, g] to [n, G, 1]. `w` is normalised (largest 1 to 4)."""
-    s, gain = _best_of_sign(w, levels, 1.0)
-    other_s, other_gain = _best_of_sign(w, levels, -1.0)
+def best_scales(w: Tensor, levels: Levels, h: Tensor | None = None) -> Tensor:
+    """Return the best unrounded scale of each group: [n, G, g] to [n, G, 1].
+
+    `w` is normalised (largest 1 to 4); `h` [G, g] is the importance of its columns.
+    """
+    s, gain = _best_of_sign(w, h, levels, 1.0)
+    other_s, other_gain = _best_of_sign(w, h, levels, -1.0)
     return torch.where(other_gain > gain, other_s, s)
 
 
-def _best_of_sign(w: Tensor, levels: Levels, sign: float) -> tuple[Tensor, Tensor]:
+def _weighed(x: Tensor, h: Tensor | None) -> Tensor:
+    return x if h is None else x * h
+
+
+def _best_of_sign(w: Tensor, h: Tensor | None, levels: Levels, sign: float) -> tuple[Tensor, Tensor]:
     """Return the best scale of one sign and its gain: the squared sum that the codes explain, [n, G, 1] each."""
     fits = w.abs().amax(dim=-1, keepdim=True).clamp_min_(TINY) / levels.limit
+    hw = _weighed(w, h)
     best_s = best_gain = torch.empty(0)
     for start in START_SCALES:
         v = levels.nearest(w * (1.0 / (fits * (sign * start))))  # [n, G, g]
-        wv, vv = tree_sum(w * v), tree_sum(v * v).clamp_min_(TINY)
+        wv, vv = tree_sum(hw * v), tree_sum(_weighed(v, h) * v).clamp_min_(TINY)
         s = wv / vv  # least squares for these codes
         gain = wv * s
         if start == START_SCALES[0]:
@@ -199,22 +246,22 @@ def _best_of_sign(w: Tensor, levels: Levels, sign: float) -> tuple[Tensor, Tenso
     return best_s, best_gain
 
 
-def _round_to_row_scale(w: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+def _round_to_row_scale(w: Tensor, h: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
     """Return int8 scales q (as float32) [n, G, 1] and row scales r [n, 1, 1] for normalised weights [n, G, g].
 
     A group's scale becomes q * r, so a row with one large group has few q left for the others: one of 2 or 3 where
     2.5 would be right. So q is searched by true error among the whole numbers around the best scale of either sign, and
     0; and in rows that lose by the rounding, r is searched too.
     """
-    positive, gain = _best_of_sign(w, levels, 1.0)
-    negative, other_gain = _best_of_sign(w, levels, -1.0)
+    positive, gain = _best_of_sign(w, h, levels, 1.0)
+    negative, other_gain = _best_of_sign(w, h, levels, -1.0)
     best = torch.where(other_gain > gain, negative, positive)  # [n, G, 1]
     largest = best.abs().amax(dim=1, keepdim=True)  # [n, 1, 1]
-    ww = tree_sum(w * w)  # [n, G, 1]
+    ww = tree_sum(_weighed(w, h) * w)  # [n, G, 1]
     ideal = _row_sum(ww - torch.maximum(gain, other_gain))  # [n, 1, 1]
 
     r = largest / 127
-    q, error = _best_integers(w, ww, levels, r, (positive, negative), reach=0)
+    q, error = _best_integers(w, ww, h, levels, r, (positive, negative), reach=0)
     lossy = (error > ideal * ROUNDING_LOSS).view(-1).nonzero().view(-1)
     if len(lossy) == 0:
         return q, r
@@ -223,7 +270,7 @@ def _round_to_row_scale(w: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
     best_q, best_error, best_r = q[lossy], error[lossy], r[lossy]
     for step in ROW_STEPS:
         trial_r = largest / step
-        trial_q, error = _best_integers(w, ww, levels, trial_r, signs, reach=2)
+        trial_q, error = _best_integers(w, ww, h, levels, trial_r, signs, reach=2)
         better = error < best_error  # [m, 1, 1]
         best_q, best_r = torch.where(better, trial_q, best_q), torch.where(better, trial_r, best_r)
         best_error = torch.where(better, error, best_error)
@@ -232,7 +279,7 @@ def _round_to_row_scale(w: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
 
 
 def _best_integers(
-    w: Tensor, ww: Tensor, levels: Levels, r: Tensor, scales: tuple[Tensor, ...], *, reach: int
+    w: Tensor, ww: Tensor, h: Tensor | None, levels: Levels, r: Tensor, scales: tuple[Tensor, ...], *, reach: int
 ) -> tuple[Tensor, Tensor]:
     """Return the int8 scale of each group that loses least at row scale r, and the error of each row.
 
@@ -246,7 +293,8 @@ def _best_integers(
         for offset in range(-reach, reach + 2):
             trial = (below + offset).clamp_(-127, 127)
             step = trial * r
-            error = tree_sum((w - levels.nearest(w * _inverse(step)) * step).square_())
+            lost = w - levels.nearest(w * _inverse(step)) * step
+            error = tree_sum(_weighed(lost, h) * lost)
             better = error < least
             q, least = torch.where(better, trial, q), torch.where(better, error, least)
     return q, _row_sum(least)

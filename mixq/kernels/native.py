@@ -27,7 +27,7 @@ from mixq.kernels import reference
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Expert, Weight
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 ISA_NAMES = {
     "portable": 0,

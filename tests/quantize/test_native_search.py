@@ -41,7 +41,8 @@ def native_search(weight: Tensor, scheme: Scheme, isa: str, block_rows: int = 7,
     table = settings.get("table", nl4.DEFAULT_TABLE)
     scale_dtype = settings.get("scale_dtype", torch.bfloat16)
     found = NativeSearch(LIBRARY, native.ISA_NAMES[isa])
-    return found.search(weight, scheme, table, scale_dtype, block_rows)  # type: ignore[arg-type]
+    importance = settings.get("importance")
+    return found.search(weight, scheme, table, scale_dtype, block_rows, importance)  # type: ignore[arg-type]
 
 
 def assert_equal(found: Quantized, wanted: Quantized) -> None:
@@ -74,6 +75,16 @@ def random(rows: int, columns: int, seed: int = 5) -> Tensor:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_any_number_of_groups(scheme: str, groups: int) -> None:
     check(random(5, groups * Scheme.parse(scheme).group_size, seed=groups), scheme)
+
+
+@pytest.mark.parametrize("groups", [1, 7, 16, 19, 33])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_columns_that_count_differently(scheme: str, groups: int) -> None:
+    K = groups * Scheme.parse(scheme).group_size
+    weight = random(5, K, seed=groups)
+    weight[1, :16] *= 90  # a row whose other groups lose by int8 scales
+    importance = scale_search.normalised_importance(random(1, K, seed=1)[0].mul(2).exp(), K)
+    check(weight, scheme, importance=importance)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -10,6 +10,7 @@ from mixq.errors import UsageError
 from mixq.formats import nl4
 from mixq.formats.scheme import Scheme
 from mixq.quantize.levels import IntegerLevels, TableLevels
+from mixq.quantize.quantized import Quantized
 from mixq.quantize.scale_search import best_scales, search, tree_sum
 
 SEED = 20240611
@@ -189,3 +190,36 @@ def test_rows_that_do_not_divide_into_groups_are_refused() -> None:
         search(torch.zeros(2, 48), Scheme("nl4", 32))
     with pytest.raises(UsageError, match="only matrices"):
         search(torch.zeros(64), Scheme("nl4", 32))
+
+
+@pytest.mark.parametrize("scheme", ["nl4:16", "nl4:64", "w4:32", "w4:128", "w8:128"])
+def test_columns_that_count_more_lose_less(scheme: str) -> None:
+    generator = torch.Generator().manual_seed(11)
+    weight = torch.randn(64, 512, generator=generator)
+    importance = torch.randn(512, generator=generator).mul(1.5).exp()
+
+    def lost(found: Quantized) -> float:
+        return float(((found.packed.dequantize() - weight).square() * importance).sum())
+
+    plain, weighed = search(weight, Scheme.parse(scheme)), search(weight, Scheme.parse(scheme), importance=importance)
+    assert lost(weighed) < 0.9 * lost(plain)
+    assert weighed.relative_squared_error > plain.relative_squared_error  # what is reported is the plain error
+
+
+def test_columns_that_all_count_alike_change_nothing() -> None:
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(3))
+    plain = search(weight, Scheme("nl4", 32))
+    for importance in (torch.ones(256), torch.full((256,), 7e5), torch.zeros(256)):
+        same = search(weight, Scheme("nl4", 32), importance=importance)
+        assert all(torch.equal(same.packed.tensors[suffix], part) for suffix, part in plain.packed.tensors.items())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_importance_that_is_none(bad: float) -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    importance = torch.ones(64)
+    importance[5] = bad
+    with pytest.raises(ValueError, match="finite and not negative"):
+        search(weight, Scheme("nl4", 32), importance=importance)
+    with pytest.raises(ValueError, match=r"float32 \[64\]"):
+        search(weight, Scheme("nl4", 32), importance=torch.ones(32))

@@ -10,7 +10,7 @@
 #include "kv_cache.h"
 #include "matrix.h"
 
-#define MIXQ_ABI_VERSION 1
+#define MIXQ_ABI_VERSION 2
 #define MIXQ_EXPORT extern "C" __attribute__((visibility("default")))
 
 struct MixqContext;

@@ -47,6 +47,7 @@ struct Table {
 struct Row {
     float* plain;                // the weights in order
     float* w;                    // the weights with groups in lanes: [blocks][g][kLanes]; one block for integers
+    float* importance;           // of the columns, laid out as all blocks of w
     float *positive, *negative;  // best scale of each sign
     float *energy, *error;       // sum of squares, of weights and of what was lost
     float *q, *trial_q;          // int8 scales
@@ -60,7 +61,7 @@ class RowMemory {
     explicit RowMemory(const MixqSource& source) {
         const int64_t groups = (source.columns / source.group_size + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
         const int64_t weights = groups * source.group_size;
-        const size_t bytes = (2 * weights + 7 * groups) * sizeof(float) + 3 * groups * sizeof(double);
+        const size_t bytes = (3 * weights + 7 * groups) * sizeof(float) + 3 * groups * sizeof(double);
         memory_ = static_cast<char*>(::operator new(bytes, kAlignment, std::nothrow));
         if (memory_ == nullptr) return;
         std::memset(memory_, 0, bytes);
@@ -72,6 +73,7 @@ class RowMemory {
         };
         row_.plain = cut(weights);
         row_.w = cut(weights);
+        row_.importance = cut(weights);
         for (float** part : {&row_.positive, &row_.negative, &row_.energy, &row_.error}) *part = cut(groups);
         for (float** part : {&row_.q, &row_.trial_q, &row_.power}) *part = cut(groups);
         row_.sums = reinterpret_cast<double*>(next);

@@ -21,6 +21,7 @@ struct MixqSource {
     int64_t columns;  // a multiple of group_size
     int32_t type;     // MixqFloat
     int32_t group_size;  // 16, 32, 64 or 128
+    const float* importance;  // [columns], positive: how much the error of each column counts; null: all alike
 };
 
 // What a block of rows lost: sums of each row, and the number of groups that are not all zero.
