@@ -59,6 +59,8 @@ class Result:
     """What a finished job has made.
 
     `shards_done_before` counts those that an interrupted run left; `already_done` says that nothing was left to do.
+    `seconds` is the time that this run took for its `weights_done`. It stands in no file: the same job gives the same
+    bytes.
     """
 
     path: Path
@@ -68,6 +70,12 @@ class Result:
     notices: tuple[str, ...]
     shards_done_before: int = 0
     already_done: bool = False
+    seconds: float = 0.0
+    weights_done: int = 0
+
+    @property
+    def weights_per_second(self) -> float:
+        return self.weights_done / self.seconds if self.seconds > 0 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
@@ -79,6 +87,8 @@ class Result:
             "notices": list(self.notices),
             "shards_done_before": self.shards_done_before,
             "already_done": self.already_done,
+            "seconds": self.seconds,
+            "weights_per_second": self.weights_per_second,
         }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
+from mixq.formats.nl4 import is_table
 
 FILE_NAME = "job.json"
 FORMAT_VERSION = 1
@@ -30,19 +31,27 @@ class LinearError:
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
-    """A shard that lies whole under its name."""
+    """A shard that lies whole under its name; `few_tokens` names experts that a calibration text hardly reached."""
 
     sha256: str
     errors: Mapping[str, LinearError]
+    few_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Journal:
-    """The content of job.json."""
+    """The content of job.json.
+
+    Attributes:
+        table: the code values of nl4 that were fitted; None where none were.
+        state: {file: sha256} of a calibration's hidden states behind the last finished shard.
+    """
 
     settings: Mapping[str, Any]
     source: Mapping[str, Any]
     shards: dict[str, FinishedShard] = field(default_factory=dict)
+    table: tuple[int, ...] | None = None
+    state: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write job.json into the folder, whole or not at all."""
@@ -61,10 +70,17 @@ class Journal:
                 name: FinishedShard(
                     str(shard["sha256"]),
                     {linear: LinearError(**figures) for linear, figures in shard["errors"].items()},
+                    {str(expert): int(tokens) for expert, tokens in shard.get("few_tokens", {}).items()},
                 )
                 for name, shard in raw["shards"].items()
             }
-            return cls(dict(raw["settings"]), dict(raw["source"]), shards)
+            table = raw.get("table")
+            if table is not None and not is_table(table):
+                raise _damaged(folder)
+            state = {str(file): str(sha256) for file, sha256 in raw.get("state", {}).items()}
+            return cls(
+                dict(raw["settings"]), dict(raw["source"]), shards, None if table is None else tuple(table), state
+            )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise _damaged(folder) from None
 

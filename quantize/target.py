@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,22 @@ class Target:
         path: the folder; it need not exist.
         settings, origin: what the job is and what it is made from; a folder of another job is refused.
         sizes: bytes by file name of every shard.
+        state_size: bytes of a calibration's state, which lies beside the shards until the job is done; 0 without one.
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], origin: Mapping[str, Any], sizes: Mapping[str, int]
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        origin: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        state_size: int = 0,
     ) -> None:
         self.path = path
         self.settings = settings
         self.origin = origin
         self.sizes = sizes
+        self.state_size = state_size
 
     def look(self, source: Path | None) -> Journal | None:
         """Return the journal of the unfinished job in the folder, if there is one.
@@ -125,8 +132,35 @@ class Target:
                     notices.append(f"{name} is missing or damaged and is made again.")
             except OSError as error:
                 raise storage_error(path, error) from error
+        self.remove_states(journal.state)
         there = f"going on with an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are there."
         return [there, *notices]
+
+    def forget(self, journal: Journal) -> None:
+        """Remove the finished shards and all states: the job begins again."""
+        try:
+            for name in journal.shards:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        journal.shards.clear()
+        journal.state.clear()
+        self.remove_states()
+
+    def state_path(self, layer: int) -> Path:
+        """Return where a calibration's state at the beginning of a layer lies."""
+        return self.path / f"calibration-{layer:05d}.safetensors"
+
+    def remove_states(self, but: Collection[str] = ()) -> None:
+        """Remove the states of calibrations but those of these names."""
+        if not self.state_size:
+            return
+        try:
+            for path in self.path.glob("calibration-*.safetensors*"):
+                if path.name not in but:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
 
     def disk_needed(self, journal: Journal | None, others: int, records: int) -> int:
         """Return the bytes still to be written, less what is there already or goes away first.
@@ -139,7 +173,8 @@ class Target:
         leftovers = [path for name in todo for path in (self.path / name, partial_path(self.path / name))]
         freed = sum(path.stat().st_size for path in leftovers if path.is_file())
         # Both records stand there once old and once new while they are replaced.
-        return sum(todo.values()) + others + 4 * RECORD_BYTES * records - freed
+        # And so do a calibration's states.
+        return sum(todo.values()) + others + 4 * RECORD_BYTES * records + 2 * self.state_size - freed
 
     def disk_free(self) -> int:
         """Return the free bytes of the disk on which the folder lies, or will lie."""

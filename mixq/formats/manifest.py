@@ -7,8 +7,8 @@ have these sums is the verifier's question.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Manifest:
         shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file.
         errors: relative squared error by Linear name.
         group_errors: the same as a mean over groups; empty in a folder of mixq before it was stored.
+        sizes: part, scheme, tensors, weights and nbytes of each part.
+        few_tokens: experts that saw few tokens of a calibration text, and how many.
     """
 
     source: Mapping[str, Any]
@@ -40,6 +42,8 @@ class Manifest:
     files: Mapping[str, str]
     errors: Mapping[str, float] = field(default_factory=dict)
     group_errors: Mapping[str, float] = field(default_factory=dict)
+    sizes: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    few_tokens: Mapping[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -55,8 +59,11 @@ class Manifest:
             raise ModelFileError(
                 f"{FILE_NAME}: format_version is {printable(repr(version))}; this mixq reads {FORMAT_VERSION}."
             )
-        raw.setdefault("group_errors", {})
-        for key in ("source", "settings", "shards", "files", "errors", "group_errors"):
+        for key in ("group_errors", "few_tokens"):
+            raw.setdefault(key, {})
+        if not isinstance(raw.setdefault("sizes", []), list):
+            raise ModelFileError(f"{FILE_NAME}: sizes is not a list.")
+        for key in ("source", "settings", "shards", "files", "errors", "group_errors", "few_tokens"):
             if not isinstance(raw.get(key), dict):
                 raise ModelFileError(f"{FILE_NAME}: {key} is missing, or not an object.")
         for key in ("shards", "files"):
@@ -68,4 +75,4 @@ class Manifest:
         for name, value in (*raw["errors"].items(), *raw["group_errors"].items()):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ModelFileError(f"{FILE_NAME}: the error of {printable(name)!r} is not a number.")
-        return cls(raw["source"], raw["settings"], raw["shards"], raw["files"], raw["errors"], raw["group_errors"])
+        return cls(**{key.name: raw[key.name] for key in fields(cls)})

@@ -27,15 +27,16 @@ class Tokenizer:
 
     Args:
         path: a sentencepiece model, usually the folder's `tokenizer.model`.
+        content: its content, where that is at hand; the path then only names it.
 
     Raises:
         ModelFileError: the file is not a sentencepiece model, or has no begin and end tokens.
         StorageError: the file cannot be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, content: bytes | None = None) -> None:
         self.path = Path(path)
-        self._processor = _load(self.path)
+        self._processor = _load(self.path) if content is None else _parse(content, self.path)
         ids = list(range(self._processor.vocab_size()))
         self.vocab_size: int = len(ids)
         self.bos_id: int = self._processor.bos_id()
@@ -113,17 +114,20 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
+    return _parse(data, path)
+
+
+def _parse(data: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     if not data or len(data) > MAX_FILE_BYTES:
         size = "empty" if not data else f"larger than {MAX_FILE_BYTES} bytes"
         raise ModelFileError(f"{printable(path)} is not a sentencepiece model: it is {size}.")
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
         raise ModelFileError(
             f"{printable(path)} is not a sentencepiece model.",
             hint="Copy tokenizer.model from the original checkpoint into the folder.",
         ) from error
-    return processor
 
 
 def _without_lone_surrogates(text: str) -> str:

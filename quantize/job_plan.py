@@ -1,0 +1,213 @@
+"""All that a job decides before it writes anything: schemes, files, sizes, needs, and what the user should know.
+
+Contract: `JobPlan` reads headers and small files only. Its `settings` and `origin` decide the bytes of the folder; two
+plans that agree in both make the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixq.config import format_size
+from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.formats.architecture import Parameter
+from mixq.formats.mix import AS_IT_IS, Mix, kind_of
+from mixq.formats.nl4 import DEFAULT_TABLE
+from mixq.formats.scheme import Scheme
+from mixq.memory import available_memory
+from mixq.quantize.calibration_run import CalibrationRun, CalibrationText, blocks
+from mixq.quantize.journal import Journal
+from mixq.quantize.keep import kept_dtype, kept_kinds
+from mixq.quantize.layout import STORED_DTYPE, Item, Shard, all_items, index_of, plan_shards, target_config
+from mixq.quantize.report import SizeTable, sizes_of_items
+from mixq.quantize.sources.open import open_source
+from mixq.quantize.sources.source import Source
+from mixq.quantize.target import Target
+
+SEARCH_VERSION = 1
+"""Goes up when the search gives other bytes: a job begun before is then not gone on with."""
+
+FIT = "fit"
+"""As `table`: fitted to the model's own weights."""
+
+TOKENIZER = "tokenizer.model"
+PROCESS_MEMORY = 400 << 20
+"""What Python, torch and buffers take besides the tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a job would make and need; nothing was written."""
+
+    source: str
+    format: str
+    mix: dict[str, str]
+    sizes: SizeTable
+    disk_needed: int
+    disk_free: int
+    memory_needed: int
+    notices: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "mix": self.mix,
+            "sizes": self.sizes.as_dict(),
+            "disk_needed": self.disk_needed,
+            "disk_free": self.disk_free,
+            "memory_needed": self.memory_needed,
+            "notices": list(self.notices),
+        }
+
+
+class JobPlan:
+    """What a job will do; the arguments are those of `Job`."""
+
+    def __init__(
+        self,
+        source: Source | Path | str,
+        target: Path | str,
+        *,
+        format: str = "nl4",
+        group: int | None = None,
+        mix: str | None = None,
+        table: Sequence[int] | str = DEFAULT_TABLE,
+        recipe: Mapping[str, Scheme | None] | None = None,
+        keep: bool = False,
+        calibrate: CalibrationText | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.source = open_source(source) if isinstance(source, Path | str) else source
+        self.target = Path(target)
+        self.fits_table = table == FIT
+        self.table = DEFAULT_TABLE if isinstance(table, str) else tuple(table)
+        self.allow_nonfinite = allow_nonfinite
+        self._kept, self._kept_notes = kept_kinds(self.source) if keep else ({}, ())
+        config = self.source.config
+        further: dict[str, Any] = {"recipe": recipe} if recipe else {}
+        if format == AS_IT_IS:
+            self.mix = Mix.unquantized()
+        else:
+            self.mix = Mix.resolve(
+                config, format=format, group=group, mix=mix, table=self.table, kept=self._kept, **further
+            )
+        self.dtype = kept_dtype(self.source) if self._kept else STORED_DTYPE
+        self.shards = plan_shards(config, self.mix, self.dtype, self._keeps)
+        self.sizes = sizes_of_items(config, all_items(self.shards), self.source.nbytes)
+        self.side_files = self.source.side_files()
+        self.calibration = self._calibration(calibrate)
+        self.settings: dict[str, Any] = {
+            "format": format,
+            "mix": self.mix.as_dict(),
+            "table": FIT if self.fits_table else list(self.table),
+            "search": SEARCH_VERSION,
+            "keep": keep,
+            "calibrate": None if calibrate is None else calibrate.as_dict(),
+            "allow_nonfinite": allow_nonfinite,
+        }
+        self.origin = {
+            "name": self.source.name,
+            "fingerprint": self.source.fingerprint(),
+            "dtype": config.dtype,
+            "nbytes": self.source.nbytes,
+        }
+        state = self.calibration.state_size if self.calibration else 0
+        self.folder = Target(
+            self.target, self.settings, self.origin, {shard.file: shard.size for shard in self.shards}, state
+        )
+        self.folder.look(self.source.path)
+
+    def _keeps(self, parameter: Parameter) -> bool:
+        scheme = self._kept.get(kind_of(parameter)) if parameter.quantizable else None
+        return scheme is not None and self.mix.scheme_of(parameter) == scheme
+
+    def _calibration(self, text: CalibrationText | None) -> CalibrationRun | None:
+        if text is None:
+            return None
+        if TOKENIZER not in self.side_files:
+            raise UsageError(
+                "--calibrate needs the source's tokenizer.model, and there is none.",
+                hint="Put it into the source's folder, or leave --calibrate out.",
+            )
+        if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
+            raise UsageError(f"--calibrate has nothing to weigh: {self.mix.format} searches no scales.")
+        return CalibrationRun(self.source.config, text.windows(self.side_files[TOKENIZER]))
+
+    def blocks(self, shard: Shard) -> list[tuple[Item, ...]]:
+        """Return a shard's tensors as they are read: one by one, or what a calibration must have together."""
+        return [(item,) for item in shard.items] if self.calibration is None else list(blocks(shard.items))
+
+    def config(self, table: Sequence[int]) -> dict[str, Any]:
+        """Return the target's config.json, with the code values of nl4."""
+        quantization = self.mix.quantization
+        if quantization is not None and quantization.method == "mixq":
+            quantization = quantization.with_table(table)
+        return target_config(self.source.raw_config, self.source.config, quantization, self.dtype)
+
+    def dry_run(self) -> DryRun:
+        """Return sizes and needs."""
+        return DryRun(
+            self.source.name,
+            self.mix.format,
+            self.mix.as_dict(),
+            self.sizes,
+            self.disk_needed(self.folder.look(self.source.path)),
+            self.folder.disk_free(),
+            self.memory_needed(),
+            self.notices(),
+        )
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what is done otherwise than one might think, known before the job begins."""
+        notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
+        if TOKENIZER not in self.side_files:
+            notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
+        window = self.source.raw_config.get("sliding_window")
+        if window is not None and self.source.config.sliding_window is None:
+            notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")
+        dtype, stored = self.source.config.dtype, str(self.dtype).removeprefix("torch.")
+        if dtype != stored:
+            notices.append(f"what stays unquantized is stored in {stored}; the source has {dtype}.")
+        return tuple(notices)
+
+    def disk_needed(self, journal: Journal | None) -> int:
+        """Return the bytes still to be written."""
+        texts = len(json_bytes(index_of(self.shards))) + len(json_bytes(self.config(self.table)))
+        copied = sum(len(content) for content in self.side_files.values())
+        records = sum(item.scheme is not None for item in all_items(self.shards)) + len(self.shards) + 16
+        return self.folder.disk_needed(journal, texts + copied, records)
+
+    def memory_needed(self) -> int:
+        """Return about how many bytes of memory the job takes at most: two blocks, and what is made of one tensor."""
+        width = getattr(torch, self.source.config.dtype).itemsize
+        shards = [
+            (shard, [sum(item.parameter.numel for item in block) for block in self.blocks(shard)])
+            for shard in self.shards
+        ]
+        largest = max(size for _, sizes in shards for size in sizes)
+        made = max(item.nbytes for item in all_items(self.shards))
+        text = self.calibration.memory if self.calibration else 0
+        return PROCESS_MEMORY + 2 * width * largest + 2 * made + text
+
+    def check_memory(self) -> None:
+        """Raise DoesNotFitError where the machine has less memory free than the job takes."""
+        needed, available = self.memory_needed(), available_memory()
+        if available is not None and needed > available:
+            raise DoesNotFitError(
+                f"the job takes about {format_size(needed)} of memory, and {format_size(available)} are free.",
+                hint="Close other programs"
+                + (", or give fewer --calibrate-tokens." if self.calibration else "; the largest tensor decides."),
+            )
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return a JSON file's content, indented."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
