@@ -83,7 +83,7 @@ class CalibrationText:
         windows = windows_of(ids, words.bos_id, WINDOW, self.tokens)
         if sum(map(len, windows)) < WINDOW:
             raise UsageError(
-                f"{printable(self.name)} has only {len(ids)} tokens; calibrating needs {WINDOW} at least.",
+                f"{printable(self.name)} has only {len(ids)} of the {WINDOW} tokens that calibrating needs at least.",
                 hint="Give a longer text of the kind that the model will see.",
             )
         return windows

@@ -23,7 +23,6 @@ from typing import Any
 from torch import Tensor
 
 from mixq.errors import ModelFileError
-from mixq.formats.nl4 import DEFAULT_TABLE
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
@@ -32,7 +31,7 @@ from mixq.quantize.calibrate import Importance
 from mixq.quantize.calibration_run import CalibrationRun, CalibrationText
 from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone
 from mixq.quantize.finishing import finish, finished_before
-from mixq.quantize.job_plan import DryRun, JobPlan
+from mixq.quantize.job_plan import DEFAULT, DryRun, JobPlan
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
 from mixq.quantize.layout import Item, Shard
 from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
@@ -52,7 +51,7 @@ class Job:
         source: a folder or GGUF file that `open_source` opens, or a `Source`.
         target: the folder to make; empty, not there yet, or begun by the same job.
         format, group, mix, recipe: see `Mix.resolve`; format `bf16` quantizes nothing.
-        table: the code values of nl4, or `fit` to fit them to the model's own weights.
+        table: the code values of nl4; `default`, or `fit` to fit them to the model's own weights.
         keep: take over, without loss, what the source has packed as w4 or w8 already. Its scales stay float16 where
             they are, and what is not quantized is then stored in float16 too.
         calibrate: a text; the scale search then weighs each input channel by what it sees of it.
@@ -71,7 +70,7 @@ class Job:
         format: str = "nl4",
         group: int | None = None,
         mix: str | None = None,
-        table: Sequence[int] | str = DEFAULT_TABLE,
+        table: Sequence[int] | str = DEFAULT,
         recipe: Mapping[str, Scheme | None] | None = None,
         keep: bool = False,
         calibrate: CalibrationText | None = None,

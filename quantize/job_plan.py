@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mixq.config import format_size
+from mixq.config import did_you_mean, format_size
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.mix import AS_IT_IS, Mix, kind_of
@@ -33,8 +33,8 @@ from mixq.quantize.target import Target
 SEARCH_VERSION = 1
 """Goes up when the search gives other bytes: a job begun before is then not gone on with."""
 
-FIT = "fit"
-"""As `table`: fitted to the model's own weights."""
+DEFAULT, FIT = "default", "fit"
+"""As `table`: the one for normally distributed weights, and one fitted to the model's own."""
 
 TOKENIZER = "tokenizer.model"
 PROCESS_MEMORY = 400 << 20
@@ -79,7 +79,7 @@ class JobPlan:
         format: str = "nl4",
         group: int | None = None,
         mix: str | None = None,
-        table: Sequence[int] | str = DEFAULT_TABLE,
+        table: Sequence[int] | str = DEFAULT,
         recipe: Mapping[str, Scheme | None] | None = None,
         keep: bool = False,
         calibrate: CalibrationText | None = None,
@@ -87,6 +87,10 @@ class JobPlan:
     ) -> None:
         self.source = open_source(source) if isinstance(source, Path | str) else source
         self.target = Path(target)
+        if isinstance(table, str) and table not in (DEFAULT, FIT):
+            raise UsageError(
+                f"table is {printable(table)!r}; it must be {DEFAULT} or {FIT}." + did_you_mean(table, (DEFAULT, FIT))
+            )
         self.fits_table = table == FIT
         self.table = DEFAULT_TABLE if isinstance(table, str) else tuple(table)
         self.allow_nonfinite = allow_nonfinite

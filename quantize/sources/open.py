@@ -11,9 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mixq import paths
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.shards import INDEX, SINGLE, parse_index
+from mixq.quantize.sources.hub import Hub, is_repository
 from mixq.quantize.sources.huggingface import CONFIG, HuggingFaceSource
 from mixq.quantize.sources.mistral import PARAMS, MistralSource
 from mixq.quantize.sources.place import Folder, Place
@@ -40,7 +42,41 @@ def open_source(path: Path | str, *, allow_pickle: bool = False, mixq_folders: b
     path = Path(path)
     if path.suffix == ".gguf":
         return _gguf(path)
+    if path.is_file():
+        raise UsageError(
+            f"{printable(path)} is one file of a checkpoint.", hint="Give the folder that it lies in, or a GGUF file."
+        )
     return open_place(Folder(path), allow_pickle=allow_pickle, mixq_folders=mixq_folders)
+
+
+def find_source(text: str, *, allow_pickle: bool = False, revision: str | None = None) -> Source:
+    """Open what a user named: a folder or GGUF file, a name in the model store, or a repository of a hub.
+
+    Args:
+        text: what comes first of these is meant.
+        allow_pickle: see `open_source`.
+        revision: branch, tag or commit of a repository.
+
+    Raises:
+        ModelFileError: nothing by that name; see `open_source` too.
+        UsageError: a revision of something that is no repository.
+        StorageError: the hub cannot be reached.
+    """
+    as_path, in_store = paths.expand(text), paths.store() / text
+    local = next((path for path in (as_path, in_store) if text and path.exists()), None)
+    if local is not None:
+        if revision is not None:
+            raise UsageError(
+                f"--revision is for repositories, and {printable(text)} is on this machine.",
+                hint="Leave it out, or run from a folder in which there is nothing by that name.",
+            )
+        return open_source(local, allow_pickle=allow_pickle)
+    if is_repository(text):
+        return open_place(Hub(text, revision), allow_pickle=allow_pickle)
+    raise ModelFileError(
+        f"{printable(text)!r} is no folder, no GGUF file, no model in the store, and no repository's name (owner/name).",
+        hint=f"Models in the store are folders under {printable(paths.store())}.",
+    )
 
 
 def open_place(place: Place, *, allow_pickle: bool = False, mixq_folders: bool = False) -> Source:
