@@ -191,12 +191,9 @@ class JobPlan:
 
     def memory_needed(self) -> int:
         """Return about how many bytes of memory the job takes at most: two blocks, and what is made of one tensor."""
-        width = getattr(torch, self.source.config.dtype).itemsize
-        shards = [
-            (shard, [sum(item.parameter.numel for item in block) for block in self.blocks(shard)])
-            for shard in self.shards
-        ]
-        largest = max(size for _, sizes in shards for size in sizes)
+        width: int = getattr(torch, self.source.config.dtype).itemsize
+        blocks = [block for shard in self.shards for block in self.blocks(shard)]
+        largest = max(sum(item.parameter.numel for item in block) for block in blocks)
         made = max(item.nbytes for item in all_items(self.shards))
         text = self.calibration.memory if self.calibration else 0
         return PROCESS_MEMORY + 2 * width * largest + 2 * made + text

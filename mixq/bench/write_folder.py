@@ -106,7 +106,7 @@ class FolderJob:
     def _config(self) -> dict[str, Any]:
         config = dict(self.recipe.raw)
         config["architectures"] = [self.recipe.config.architecture]
-        if self.recipe.mix is not None:
+        if self.recipe.mix is not None and self.recipe.mix.quantization is not None:
             config["quantization_config"] = self.recipe.mix.quantization.to_dict()
         return config
 

@@ -11,7 +11,8 @@ from mixq.cli import options, output
 
 if TYPE_CHECKING:
     from mixq.quantize.events import Result
-    from mixq.quantize.job import DryRun, Job
+    from mixq.quantize.job import Job
+    from mixq.quantize.job_plan import DryRun
 
 
 def quantize(

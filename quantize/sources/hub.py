@@ -164,7 +164,7 @@ class HubTensors:
 
     def _read(self, name: str, start: int, end: int) -> Tensor:
         buffer = torch.empty(end - start, dtype=torch.uint8)
-        self._reader.read(self._files[name], start, end, memoryview(buffer.numpy()))
+        self._reader.read(self._files[name], start, end, buffer.numpy().data)
         return buffer
 
 
@@ -183,6 +183,7 @@ def _huggingface_hub() -> Any:
 def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None) -> Any:
     """Return what the hub says of a revision: its commit and files."""
     errors, shown = hub.errors, f"{printable(repository)}{f' at {printable(revision)}' if revision else ''}"
+    unreachable: tuple[type[Exception], ...] = (OSError, *transport_errors(hub.get_session()))
     try:
         return hub.HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True, timeout=30.0)
     except errors.GatedRepoError:
@@ -201,7 +202,7 @@ def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None)
         raise StorageError("the hub may not be asked: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{printable(error, 200)}") from None
-    except (OSError, *transport_errors(hub.get_session())) as error:
+    except unreachable as error:
         place = printable(endpoint) if endpoint else "the hub"
         raise StorageError(
             f"{shown}: {place} cannot be reached: {printable(error, 200) or type(error).__name__}.",

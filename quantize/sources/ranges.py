@@ -145,11 +145,12 @@ class RangeReader:
     def _part(self, read: _Read, start: int, end: int) -> None:
         """Fill one part, going on after failures."""
         position, failures, wait = start, 0, self._first_wait
-        while position < end and read.failure is None:
+        passing: tuple[type[Exception], ...] = (_Cut, *self._transport_errors)
+        while position < end and not read.done.is_set():
             before = position
             try:
                 for chunk in self._reply(read.file, position, end):
-                    if read.failure is not None:
+                    if read.done.is_set():
                         return
                     if position + len(chunk) > end:
                         raise _Cut("more bytes came than were asked for")
@@ -158,7 +159,7 @@ class RangeReader:
                     self.bytes_read += len(chunk)
                 if position < end:
                     raise _Cut("the connection ended early")
-            except (_Cut, *self._transport_errors) as error:
+            except passing as error:
                 failures, wait = (1, self._first_wait) if position > before else (failures + 1, wait)
                 if failures >= ATTEMPTS:
                     what = printable(error, 200) or type(error).__name__
