@@ -117,8 +117,10 @@ class JobPlan:
             "calibrate": None if calibrate is None else calibrate.as_dict(),
             "allow_nonfinite": allow_nonfinite,
         }
+        revision = self.source.revision
         self.origin = {
             "name": self.source.name,
+            **({} if revision is None else {"revision": revision}),
             "fingerprint": self.source.fingerprint(),
             "dtype": config.dtype,
             "nbytes": self.source.nbytes,

@@ -98,6 +98,8 @@ def quantize(
     One tensor is in memory at a time. An interrupted job goes on where it was when the same command is run again.
     """
     from mixq import paths
+    from mixq.config import format_size
+    from mixq.errors import printable
     from mixq.quantize.calibration_run import CalibrationText
     from mixq.quantize.job import Job
     from mixq.quantize.sources.open import find_source
@@ -111,6 +113,9 @@ def quantize(
         from mixq.quantize.sources.lora import LoraSource
 
         checkpoint = LoraSource(checkpoint, lora)
+    if checkpoint.path is None:
+        size = format_size(checkpoint.nbytes)
+        output.note(f"{printable(checkpoint.name)}: {size} are read from the hub as they are needed; nothing is kept.")
     schemes = None
     if recipe is not None:
         from mixq.quantize.recipe import read_recipe

@@ -91,10 +91,20 @@ def _provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         size = source.get("nbytes")
         details = [str(source.get("dtype", "")), format_size(size) if isinstance(size, int) else ""]
         lines.append(("made from", ", ".join([str(source["name"]), *filter(None, details)])))
+    if "revision" in source:
+        lines.append(("revision", str(source["revision"])))
     if "fingerprint" in source:
         lines.append(("fingerprint", str(source["fingerprint"])[:16]))
     if isinstance(settings.get("mix"), Mapping):
         lines.append(("mix", ", ".join(f"{part}={scheme}" for part, scheme in settings["mix"].items())))
+    if settings.get("table") == "fit":
+        lines.append(("table", "fitted to the weights"))
+    if isinstance(settings.get("calibrate"), Mapping):
+        lines.append(
+            ("calibrated", f"{settings['calibrate'].get('tokens')} tokens of {settings['calibrate'].get('text')}")
+        )
+    if settings.get("keep"):
+        lines.append(("kept", "what the source had in int4 or int8 groups"))
     if settings.get("allow_nonfinite"):
         lines.append(("non-finite", "weights that were NaN or infinite are 0"))
     return lines

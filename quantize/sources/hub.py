@@ -54,9 +54,9 @@ class Hub:
         endpoint = os.environ.get("HF_ENDPOINT") or None
         info = _info(hub, repository, revision, endpoint)
         self.repository = repository
-        self.commit = str(info.sha)
-        if not re.fullmatch(r"[0-9a-f]{40,64}", self.commit):
-            raise ModelFileError(f"the hub calls the commit of {repository} {printable(self.commit, 80)!r}.")
+        self.revision = str(info.sha)
+        if not re.fullmatch(r"[0-9a-f]{40,64}", self.revision):
+            raise ModelFileError(f"the hub calls the commit of {repository} {printable(self.revision, 80)!r}.")
         self._remote: dict[str, RemoteFile] = {}
         self._sums: dict[str, str] = {}
         for entry in info.siblings or ():
@@ -64,7 +64,7 @@ class Hub:
             if not re.fullmatch(r"[\w.-]{1,255}", name, re.ASCII) or not isinstance(size, int) or size < 0:
                 continue
             sha256 = entry.lfs.sha256 if entry.lfs else None
-            url = hub.hf_hub_url(repository, name, revision=self.commit, endpoint=endpoint)
+            url = hub.hf_hub_url(repository, name, revision=self.revision, endpoint=endpoint)
             self._remote[name] = RemoteFile(name, url, size, sha256)
             self._sums[name] = str(sha256 or entry.blob_id)
         self.files: Mapping[str, int] = {name: file.size for name, file in sorted(self._remote.items())}

@@ -73,6 +73,10 @@ class HuggingFaceSource(Source):
         return self._place.path
 
     @property
+    def revision(self) -> str | None:
+        return self._place.revision
+
+    @property
     def config(self) -> ModelConfig:
         return self._config
 

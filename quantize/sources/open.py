@@ -74,7 +74,7 @@ def find_source(text: str, *, allow_pickle: bool = False, revision: str | None =
     if is_repository(text):
         return open_place(Hub(text, revision), allow_pickle=allow_pickle)
     raise ModelFileError(
-        f"{printable(text)!r} is no folder, no GGUF file, no model in the store, and no repository's name (owner/name).",
+        f"{printable(text)!r} is no folder, GGUF file, model in the store, or name of a repository (owner/name).",
         hint=f"Models in the store are folders under {printable(paths.store())}.",
     )
 

@@ -37,6 +37,11 @@ class Place(Protocol):
         ...
 
     @property
+    def revision(self) -> str | None:
+        """The commit, where it is a repository's."""
+        ...
+
+    @property
     def files(self) -> Mapping[str, int]:
         """Bytes by file name; what lies in folders of the place is not among them."""
         ...
@@ -70,6 +75,8 @@ class Folder:
         ModelFileError: there is no such folder.
         StorageError: it cannot be read.
     """
+
+    revision = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

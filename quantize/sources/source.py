@@ -34,6 +34,11 @@ class Source(ABC):
         return None
 
     @property
+    def revision(self) -> str | None:
+        """The commit of a hub's repository; None for what lies on this machine."""
+        return None
+
+    @property
     @abstractmethod
     def config(self) -> ModelConfig:
         """Its shape."""

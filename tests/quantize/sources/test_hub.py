@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mixq.errors import MixqError, ModelFileError, StorageError, UsageError
+from mixq.formats.manifest import Manifest
 from mixq.quantize.job import Job, quantize
 from mixq.quantize.sources import hub as hub_module
 from mixq.quantize.sources import ranges
@@ -65,6 +66,7 @@ def test_the_folder_is_the_one_from_a_download(hub: FakeHub, source: Path, tmp_p
     result = quantize(open_place(opened()), tmp_path / "out")
     assert shards_of(tmp_path / "out") == shards_of(tmp_path / "expected")
     assert not result.notices
+    assert Manifest.read(tmp_path / "out").source["revision"] == COMMIT
     for name in ("tokenizer.model", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     weights = sum(content.size for name, content in folder_contents(source).items() if name.endswith(".safetensors"))
@@ -164,7 +166,7 @@ def test_a_repository_or_revision_that_is_not_there(hub: FakeHub) -> None:
         opened("some-one/other")
     with pytest.raises(ModelFileError, match="has no revision 'v9'"):
         opened(revision="v9")
-    assert opened(revision="main").commit == COMMIT
+    assert opened(revision="main").revision == COMMIT
 
 
 def test_a_gated_repository(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
