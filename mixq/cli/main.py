@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import bench, chat, doctor, evaluate, quantize, run, show, verify
+from mixq.cli import bench, chat, doctor, evaluate, export, quantize, run, show, verify
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -39,6 +39,7 @@ evaluations = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_ma
 app.command("chat", cls=ModelCommand)(chat.chat)
 app.command("run", cls=ModelCommand)(run.run)
 app.command("quantize")(quantize.quantize)
+app.command("export")(export.export)
 app.command("show")(show.show)
 app.command("verify")(verify.verify)
 app.command("bench", cls=ModelCommand)(bench.bench)

@@ -1,0 +1,109 @@
+"""`mixq quantize` on every kind of source and with every further flag, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixq import paths
+from tests.cli.conftest import RunCli
+from tests.fake_hub import COMMIT, FakeHub, folder_contents
+from tests.mistral_checkpoints import write_release
+
+NAME = "some-one/Tiny-Mixtral"
+
+
+@pytest.fixture
+def hub(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    pytest.importorskip("huggingface_hub")
+    with FakeHub({NAME: folder_contents(tiny)}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_a_repository_by_its_name(cli: RunCli, hub: FakeHub, quantized: Path) -> None:
+    outcome = cli("quantize", NAME, "--revision", "main")
+    assert outcome.code == 0, outcome.err
+    assert "are read from the hub as they are needed" in outcome.err
+    made = paths.store() / "Tiny-Mixtral-nl4"
+    assert shards_of(made) == shards_of(quantized)
+    shown = cli("show", "Tiny-Mixtral-nl4")
+    assert COMMIT in shown.out
+    assert NAME in shown.out
+
+
+def test_dry_run_of_a_repository_reads_headers_only(cli: RunCli, hub: FakeHub, tmp_path: Path) -> None:
+    document = json.loads(cli("quantize", NAME, tmp_path / "out", "--dry-run", "--json").out)
+    assert document["source"] == NAME
+    assert document["memory_needed"] > 0
+    assert hub.sent < 1_000_000 < document["sizes"]["source_bytes"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_nothing(cli: RunCli, hub: FakeHub, tiny: Path, tmp_path: Path) -> None:
+    outcome = cli("quantize", "some-one/else", tmp_path / "out")
+    assert (outcome.code, "has no repository" in outcome.err) == (3, True)
+    outcome = cli("quantize", "no-such-thing", tmp_path / "out")
+    assert (outcome.code, "is no folder, GGUF file, model in the store, or name of a" in outcome.err) == (3, True)
+    outcome = cli("quantize", tiny, tmp_path / "out", "--revision", "main")
+    assert (outcome.code, "--revision is for repositories" in outcome.err) == (2, True)
+    outcome = cli("quantize", tiny / "model.safetensors", tmp_path / "out")
+    assert (outcome.code, "is one file of a checkpoint" in outcome.err) == (2, True)
+    outcome = cli("quantize", NAME, tmp_path / "out", "--revision", "v7")
+    assert (outcome.code, "has no revision 'v7'" in outcome.err) == (3, True)
+
+
+def test_no_network(cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    outcome = cli("quantize", NAME, tmp_path / "out")
+    assert (outcome.code, "cannot be reached" in outcome.err) == (5, True)
+
+
+def test_pickled_weights(cli: RunCli, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    source = tmp_path / "pickled"
+    raw = json.loads((tiny / "config.json").read_text())
+    write_release(source, load_file(tiny / "model.safetensors"), raw, pickled=True)
+    outcome = cli("quantize", source, tmp_path / "out")
+    assert (outcome.code, "--allow-pickle" in outcome.err) == (2, True)
+    assert cli("quantize", source, tmp_path / "out", "--allow-pickle").code == 0
+    assert shards_of(tmp_path / "out") == shards_of(quantized)
+
+
+def test_calibrated_on_the_text_that_comes_with_mixq(cli: RunCli, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    flags = ("--calibrate", "default", "--calibrate-tokens", "600")
+    outcome = cli("quantize", tiny, tmp_path / "out", *flags)
+    assert outcome.code == 0, outcome.err
+    assert shards_of(tmp_path / "out") != shards_of(quantized)
+    assert "600 tokens of default" in cli("show", tmp_path / "out").out
+    assert "The folder was finished before" in cli("quantize", tiny, tmp_path / "out", *flags).err
+    (tmp_path / "short.txt").write_text("Too short.")
+    outcome = cli("quantize", tiny, tmp_path / "other", "--calibrate", tmp_path / "short.txt")
+    assert (outcome.code, "tokens that calibrating needs" in outcome.err) == (2, True)
+
+
+def test_kept_groups(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    assert cli("quantize", tiny, tmp_path / "w4", "--format", "w4").code == 0
+    outcome = cli("quantize", tmp_path / "w4", tmp_path / "out", "--keep")
+    assert outcome.code == 0, outcome.err
+    assert "quantized already (compressed-tensors)" in outcome.err
+    first, kept = (load_file(next(iter(sorted((tmp_path / n).glob("*.safetensors"))))) for n in ("w4", "out"))
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight_packed"
+    assert torch.equal(first[name], kept[name])
+    outcome = cli("quantize", tiny, tmp_path / "none", "--keep")
+    assert (outcome.code, "nothing to keep" in outcome.err) == (2, True)
+
+
+def test_a_table_that_is_none(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    outcome = cli("quantize", tiny, tmp_path / "out", "--table", "fitt")
+    assert (outcome.code, "Did you mean 'fit'?" in outcome.err) == (2, True)
