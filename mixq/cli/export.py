@@ -1,0 +1,115 @@
+"""`mixq export`: a model folder or checkpoint in the form of another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import options, output
+
+if TYPE_CHECKING:
+    from mixq.quantize.events import Result
+    from mixq.quantize.export.gguf_file import GgufResult
+
+FORMS = ("gguf", "compressed-tensors", "bf16")
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="A model folder, a checkpoint, or a name in the model store."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The file (gguf) or folder to make.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="|".join(FORMS),
+            help="gguf: one file for llama.cpp. compressed-tensors: a folder for vLLM, SGLang and transformers. "
+            "bf16: an unquantized folder.",
+        ),
+    ],
+    type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            metavar="auto|bf16|f16|q8_0|q4_0",
+            help="Of gguf: auto keeps each matrix's own precision; w4 and w8 go over as they are.",
+        ),
+    ] = "auto",
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="w4|w8", help="Of compressed-tensors: for what is neither w4 nor w8 yet."),
+    ] = "w4",
+    json: options.Json = False,
+) -> None:
+    """Turn a model folder into a GGUF file, or into a folder for other engines.
+
+    One matrix is in memory at a time. An interrupted folder goes on where it was when the same command is run again; a
+    GGUF file is begun anew.
+    """
+    from mixq.config import did_you_mean
+    from mixq.errors import UsageError, printable
+    from mixq.paths import expand, resolve_model
+    from mixq.quantize.sources.open import open_source
+
+    if to not in FORMS:
+        raise UsageError(f"--to {printable(to)} is none of {', '.join(FORMS)}." + did_you_mean(to, FORMS))
+    for flag, given, default, owner in (
+        ("--type", type, "auto", "gguf"),
+        ("--format", format, "w4", "compressed-tensors"),
+    ):
+        if given != default and to != owner:
+            raise UsageError(f"{flag} is of --to {owner}; it means nothing for --to {to}.")
+    path = expand(source)
+    opened = open_source(path if path.suffix == ".gguf" else resolve_model(source), mixq_folders=True)
+    result: GgufResult | Result
+    if to == "gguf":
+        from mixq.cli.progress import weight_progress
+        from mixq.quantize.export.gguf_file import GgufExport
+
+        job = GgufExport(opened, target, type)
+        with weight_progress("exporting") as update:
+            result = job.run(update)
+        for notice in result.notices:
+            output.warn(notice)
+    else:
+        from mixq.cli.quantize import run_job
+        from mixq.quantize.export import folders
+
+        unquantized = to == "bf16"
+        try:
+            result = run_job(
+                folders.unquantized_job(opened, target)
+                if unquantized
+                else folders.compressed_tensors_job(opened, target, format)
+            )
+        except KeyboardInterrupt:
+            output.warn("interrupted; run the same command again and it goes on from here.")
+            raise
+    if json:
+        output.print_json(result.as_dict())
+    else:
+        _print_result(result)
+
+
+def _print_result(result: GgufResult | Result) -> None:
+    from mixq.config import format_size
+    from mixq.errors import printable
+    from mixq.quantize.export.gguf_file import GgufResult
+
+    if isinstance(result, GgufResult):
+        types = ", ".join(f"{format_size(size)} {type}" for type, size in result.types.items())
+        typer.echo(f"{printable(result.path)}: {format_size(result.nbytes)} ({types})")
+        return
+    from rich.console import Console
+
+    from mixq.cli.tables import size_table
+
+    if result.already_done:
+        output.note("The folder was finished before; nothing was written.")
+    console = Console(highlight=False, markup=False)
+    console.print(size_table(result.sizes))
+    console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)

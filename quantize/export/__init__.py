@@ -1,0 +1,1 @@
+"""A checkpoint or model folder in the forms of other programs."""
