@@ -1,0 +1,274 @@
+"""A PEFT adapter's folder: what its config allows, and what each of its tensors does to which parameter.
+
+Contract: `Adapter` reads adapter_config.json and the header of adapter_model.safetensors and believes neither: every
+tensor belongs to a parameter of the model and has the shape that it must have, every LoRA is a pair, and whatever
+cannot be merged as W + scale * B @ A is refused by name. No weight is read.
+
+Names as PEFT writes them (its checkpoint format: https://huggingface.co/docs/peft/developer_guides/checkpoint):
+`base_model.model.MODULE.lora_A.weight`, with the adapter's name in between in older and in unstripped files,
+`lora_embedding_A` for an embedding, and `base_model.model.MODULE.weight` for what was trained in full.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixq.config import ModelConfig, did_you_mean
+from mixq.errors import ModelFileError, UsageError, printable
+from mixq.formats.architecture import LINEAR_ROLES, Parameter, parameters
+from mixq.formats.json_file import read_json_object
+from mixq.formats.layout import FLOAT_DTYPES
+from mixq.formats.shards import ShardSet
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MAX_RANK = 1 << 16
+HAS_LORA = (*LINEAR_ROLES, "router", "embedding")
+
+CHANGES_THE_FORMULA = {
+    "use_dora": "DoRA, which scales every row anew",
+    "use_qalora": "QA-LoRA, which pools the inputs",
+    "lora_bias": "a bias beside B, and these models have none",
+    "alora_invocation_tokens": "an activated LoRA, which works from some token on",
+    "layer_replication": "layers that are repeated",
+    "trainable_token_indices": "single tokens of the embedding (trainable_token_indices)",
+    "target_parameters": "fused experts (target_parameters)",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "a router of several adapters (Arrow)",
+    "kasa_config": "KaSA, which scales the ranks",
+    "monteclora_config": "MonteCLoRA",
+}
+"""Fields of LoraConfig that, where they are set, mean something else than W + scale * B @ A."""
+
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""Values of init_lora_weights for which training begins from other base weights than the checkpoint's."""
+
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$)[\w-]+)?(\.weight)?")
+_WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.(?!weight$)[\w-]+)?)?\.weight")
+_V5_EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj")
+_V5_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate")
+_MATRIX = {"gate": "w1", "down": "w2", "up": "w3"}
+_SLOW = re.compile(r"\)[*+?{]|([*+{].*){5}")
+"""In a pattern: a repeated group, or five repetitions, which take re exponential or too long a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to one parameter: scale * B @ A, transposed for an embedding; the names of A and B."""
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
+
+
+@dataclass(slots=True)
+class _Pair:
+    """A LoRA of one module while its tensors are gathered; `named` is the module as the adapter spells it."""
+
+    parameter: Parameter
+    named: str
+    embedding: bool
+    sides: dict[str, str]
+
+
+class Adapter:
+    """A checked adapter.
+
+    Args:
+        path: its folder.
+        config: of the model that it is merged into.
+
+    Attributes:
+        low_rank: what is added, by parameter name.
+        replaced: the adapter's tensor, by the name of the parameter that it takes the place of.
+
+    Raises:
+        ModelFileError: not an adapter, damaged, not for this model, or of a kind that cannot be merged.
+        UsageError: its weights are pickled.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig) -> None:
+        self.path = path
+        self.low_rank: dict[str, LowRank] = {}
+        self.replaced: dict[str, str] = {}
+        if not path.is_dir():
+            raise ModelFileError(f"the adapter {printable(path)} is not a folder.", hint=f"Give one with {CONFIG}.")
+        raw = self._raw = read_json_object(path / CONFIG)
+        self._refuse_other_kinds(raw)
+        self.rank, self.alpha = self._rank(raw.get("r"), "r"), self._alpha(raw.get("lora_alpha"), "lora_alpha")
+        self._rank_pattern, self._alpha_pattern = self._patterns("rank_pattern"), self._patterns("alpha_pattern")
+        if not (path / WEIGHTS).exists() and (path / PICKLED).exists():
+            raise UsageError(
+                f"the adapter {self.name} has its weights in {PICKLED}, a pickled file, and those can carry programs.",
+                hint="Load it with peft and save it again: save_pretrained writes safetensors.",
+            )
+        self.tensors = ShardSet.of_files(path, [WEIGHTS])
+        self._tied = config.tie_word_embeddings
+        self._known = {parameter.module: parameter for parameter in parameters(config)}
+        self._match()
+
+    @property
+    def name(self) -> str:
+        """The folder's name, fit to be shown."""
+        return printable(self.path.resolve().name)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The files that it consists of."""
+        return self.path / CONFIG, self.path / WEIGHTS
+
+    def _error(self, text: str, hint: str | None = None) -> ModelFileError:
+        return ModelFileError(f"the adapter {self.name}: {text}", hint=hint)
+
+    def _refuse_other_kinds(self, raw: Mapping[str, Any]) -> None:
+        kind = raw.get("peft_type")
+        if kind != "LORA":
+            raise self._error(f"peft_type is {printable(repr(kind))}; only 'LORA' can be merged.")
+        for field, what in CHANGES_THE_FORMULA.items():
+            if raw.get(field):
+                raise self._error(f"{field} is set: this is {what}. It cannot be merged here.", _MERGE_WITH_PEFT)
+        if raw.get("bias", "none") != "none":
+            raise self._error(f"bias is {printable(repr(raw['bias']))}; these models have no biases, so only 'none'.")
+        begun = raw.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(CHANGES_THE_BASE):
+            raise self._error(
+                f"init_lora_weights is {printable(repr(begun))}: it was trained beside other base weights than the "
+                "checkpoint's.",
+                "peft converts it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
+            )
+
+    def _rank(self, value: object, field: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_RANK:
+            raise self._error(f"{field} is {printable(repr(value))}; it must be a whole number from 1.")
+        return value
+
+    def _alpha(self, value: object, field: str) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e9:
+            raise self._error(f"{field} is {printable(repr(value))}; it must be a number.")
+        return float(value)
+
+    def _patterns(self, field: str) -> list[tuple[re.Pattern[str], float]]:
+        """Return rank_pattern or alpha_pattern, whose keys are regular expressions of the ends of modules' names."""
+        raw = self._raw.get(field) or {}
+        if not isinstance(raw, dict) or len(raw) > 4096:
+            raise self._error(f"{field} is not an object of a sensible size.")
+        check = self._rank if field == "rank_pattern" else self._alpha
+        found = []
+        for key, value in raw.items():
+            try:
+                if len(key) > 256 or _SLOW.search(key):
+                    raise re.error("too complex")
+                pattern = re.compile(rf"(.*\.)?({key})$")
+            except (re.error, OverflowError, RecursionError):
+                raise self._error(f"{field}: {printable(repr(key))} is no pattern that is evaluated here.") from None
+            found.append((pattern, check(value, f"{field}: {printable(key)}")))
+        return found
+
+    def _match(self) -> None:
+        """Assign every tensor."""
+        pairs: dict[str, _Pair] = {}
+        for name in sorted(self.tensors.names):
+            entry = self.tensors.entry(name)
+            assert entry is not None
+            if name.endswith("lora_magnitude_vector") or ".lora_magnitude_vector." in name:
+                raise self._error(f"tensor {name!r}: this is DoRA, which cannot be merged here.", _MERGE_WITH_PEFT)
+            if entry.dtype not in FLOAT_DTYPES:
+                allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+                raise self._error(f"tensor {name!r} is {str(entry.dtype).removeprefix('torch.')}, not {allowed}.")
+            if match := _LORA.fullmatch(name):
+                self._gather(pairs, name, match)
+            elif (match := _WHOLE.fullmatch(name)) and (parameter := self._parameter(match["module"])):
+                self._replace(name, parameter, entry.shape)
+            else:
+                raise self._foreign(name)
+        for pair in pairs.values():
+            self.low_rank[pair.parameter.name] = self._low_rank(pair)
+        if not self.low_rank and not self.replaced:
+            raise self._error("it has no tensors.")
+
+    def _gather(self, pairs: dict[str, _Pair], name: str, match: re.Match[str]) -> None:
+        parameter = self._parameter(match["module"])
+        if parameter is None or parameter.role not in HAS_LORA or bool(match["embedding"]) != _is_embedding(parameter):
+            raise self._foreign(name)
+        if _is_embedding(parameter) and self._tied:
+            raise self._error(
+                f"tensor {name!r}: the model ties lm_head to the embedding, so a LoRA of one would change both."
+            )
+        named = match["module"].removeprefix("base_model.model.")
+        pair = pairs.setdefault(parameter.name, _Pair(parameter, named, bool(match["embedding"]), {}))
+        if match["side"] in pair.sides:
+            raise self._error(f"{pair.sides[match['side']]!r} and {name!r} are the same tensor of two adapters.")
+        pair.sides[match["side"]] = name
+
+    def _replace(self, name: str, parameter: Parameter, shape: tuple[int, ...]) -> None:
+        if parameter.name in self.replaced:
+            raise self._error(f"{self.replaced[parameter.name]!r} and {name!r} both replace {parameter.name}.")
+        if shape != parameter.shape:
+            resized = shape[1:] == parameter.shape[1:] and parameter.role in ("embedding", "lm_head")
+            raise self._error(
+                f"tensor {name!r} has shape {list(shape)}; the model's is {list(parameter.shape)}."
+                + (" Its vocabulary was resized, and the model's is not." if resized else "")
+            )
+        self.replaced[parameter.name] = name
+
+    def _low_rank(self, pair: _Pair) -> LowRank:
+        parameter = pair.parameter
+        for side, other in (("A", "B"), ("B", "A")):
+            if side not in pair.sides:
+                raise self._error(f"tensor {pair.sides[other]!r} has no lora_{side} beside it.")
+        rank = int(_first_match(self._rank_pattern, pair.named, self.rank))
+        alpha = _first_match(self._alpha_pattern, pair.named, self.alpha)
+        N, K = reversed(parameter.shape) if pair.embedding else parameter.shape
+        for side, shape in (("A", (rank, K)), ("B", (N, rank))):
+            entry = self.tensors.entry(pair.sides[side])
+            assert entry is not None
+            if entry.shape == shape:
+                continue
+            found = entry.shape[side == "B"] if len(entry.shape) == 2 else None
+            raise self._error(
+                f"tensor {pair.sides[side]!r} has shape {list(entry.shape)} instead of {list(shape)}: "
+                + (f"rank {found}, and {CONFIG} says {rank}." if found != rank and found else "it is of another model.")
+            )
+        scale = alpha / math.sqrt(rank) if self._raw.get("use_rslora") else alpha / rank
+        return LowRank(pair.sides["A"], pair.sides["B"], scale, pair.embedding)
+
+    def _parameter(self, module: str) -> Parameter | None:
+        return next((self._known[name] for name in _spellings(module) if name in self._known), None)
+
+    def _foreign(self, name: str) -> ModelFileError:
+        module = re.split(r"\.(?:lora_|weight$)", name.removeprefix("base_model.model."))[0]
+        fused = re.search(r"\.mlp\.experts\.(base_layer|lora_|gate_up_proj|down_proj)", name)
+        return self._error(
+            f"tensor {name!r} "
+            + ("is of fused experts, which are not merged." if fused else "matches no Linear of the model.")
+            + ("" if fused else did_you_mean(module, self._known)),
+            _MERGE_WITH_PEFT if fused else "It was trained for another model, or in a way that is not merged here.",
+        )
+
+
+_MERGE_WITH_PEFT = "Merge it with peft (merge_and_unload), save the model and quantize that."
+
+
+def _is_embedding(parameter: Parameter) -> bool:
+    return parameter.role == "embedding"
+
+
+def _spellings(module: str) -> Iterator[str]:
+    """Yield the names in a checkpoint that an adapter's name of a module may mean."""
+    bare = module.removeprefix("base_model.model.")
+    for name in (bare, f"model.{bare}"):  # the latter is from a model without a head
+        yield name
+        if expert := _V5_EXPERT.fullmatch(name):
+            yield f"{expert[1]}.block_sparse_moe.experts.{expert[2]}.{_MATRIX[expert[3]]}"
+        if router := _V5_ROUTER.fullmatch(name):
+            yield f"{router[1]}.block_sparse_moe.gate"
+
+
+def _first_match(patterns: list[tuple[re.Pattern[str], float]], module: str, otherwise: float) -> float:
+    """Return the value of the first pattern that a module's name matches, as PEFT does."""
+    return next((value for pattern, value in patterns if pattern.match(module)), otherwise)

@@ -1,0 +1,122 @@
+"""A checkpoint with a LoRA adapter merged into it, as a source: W + (alpha / r) * B @ A, tensor by tensor.
+
+Contract: nothing is merged before it is asked for, and nothing is kept: an adapter costs no disk and little memory.
+A tensor that the adapter touches is float32, whatever the checkpoint's dtype; the others are the checkpoint's own. The
+bits do not depend on the number of threads. LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised (alpha / sqrt(r)):
+https://arxiv.org/abs/2312.03732.
+
+fan_in_fan_out, which transposes for GPT-2's Conv1D, means nothing here: PEFT itself ignores it for a Linear, and the
+models that mixq knows have nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import ModelConfig
+from mixq.formats.architecture import Parameter
+from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
+from mixq.quantize.sources.adapter import Adapter, LowRank
+from mixq.quantize.sources.place import sampled
+from mixq.quantize.sources.source import Source
+from mixq.quantize.threads import serial_operations
+
+BLOCK = 1 << 20
+"""Weights that are merged at a time."""
+
+
+class LoraSource(Source):
+    """A source and an adapter for it.
+
+    Args:
+        base: the checkpoint that the adapter was trained on.
+        path: the adapter's folder: adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ModelFileError: see `Adapter`.
+        UsageError: its weights are pickled.
+    """
+
+    def __init__(self, base: Source, path: Path) -> None:
+        self._base = base
+        self._adapter = Adapter(path, base.config)
+
+    @property
+    def name(self) -> str:
+        return f"{self._base.name}+{self._adapter.name}"
+
+    @property
+    def path(self) -> Path | None:
+        return self._base.path
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._base.config
+
+    @property
+    def raw_config(self) -> Mapping[str, Any]:
+        return self._base.raw_config
+
+    @property
+    def nbytes(self) -> int:
+        return self._base.nbytes
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        merged, replaced = len(self._adapter.low_rank), len(self._adapter.replaced)
+        text = f"the adapter {self._adapter.name} is merged into {merged} {'Linear' if merged == 1 else 'Linears'}"
+        if replaced:
+            text += f" and replaces {replaced} {'tensor' if replaced == 1 else 'tensors'} in full"
+        return (*self._base.notices, f"{text}.")
+
+    def tensor(self, name: str) -> Tensor:
+        replaced, low_rank = self._adapter.replaced.get(name), self._adapter.low_rank.get(name)
+        weight = self._base.tensor(name) if replaced is None else self._adapter.tensors.tensor(replaced)
+        if low_rank is None:
+            return weight if replaced is None else weight.float()
+        A, B = (self._adapter.tensors.tensor(side) for side in (low_rank.a, low_rank.b))
+        return merged(weight, A, B, low_rank)
+
+    def kept(self, parameter: Parameter) -> Scheme | None:
+        touched = parameter.name in self._adapter.low_rank or parameter.name in self._adapter.replaced
+        return None if touched else self._base.kept(parameter)
+
+    def packed(self, module: str) -> PackedLinear:
+        return self._base.packed(module)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._base.fingerprint().encode())
+        for file in self._adapter.files:
+            digest.update(sampled(file))
+        return digest.hexdigest()
+
+    def side_files(self) -> Mapping[str, bytes]:
+        return self._base.side_files()
+
+    def cancel(self) -> None:
+        self._base.cancel()
+
+
+def merged(weight: Tensor, A: Tensor, B: Tensor, low_rank: LowRank) -> Tensor:
+    """Return weight + scale * B @ A as float32; weight: [N, K], A: [r, K], B: [N, r].
+
+    For an embedding A is [r, N] and B is [K, r]. The sum is made in float64 and rounded once, so that neither the order
+    in which a library adds nor the size of the blocks shows in the result.
+    """
+    N, K = weight.shape
+    left, right = (A.t(), B.t()) if low_rank.transposed else (B, A)  # [N, r], [r, K]
+    result = torch.empty(N, K)
+    rows = max(1, BLOCK // K)
+    with serial_operations():
+        right = right.double() * low_rank.scale
+        for first in range(0, N, rows):
+            block = slice(first, first + rows)
+            result[block] = weight[block].double().addmm_(left[block].double(), right)
+    return result
