@@ -1,4 +1,4 @@
-"""Which scheme each tensor gets: a format's default mix, changed by `--group` and `--mix`.
+"""Which scheme each tensor gets: a format's default mix, changed by `--group`, `--mix` and `--recipe`.
 
 Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every Linear (None: it stays as it is, in
 bfloat16), the `quantization_config` that says so, and notes on every place where what was asked for does not fit the
@@ -9,13 +9,21 @@ compressed-tensors folders are those of vLLM, SGLang and transformers. No weight
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from mixq.config import ModelConfig, did_you_mean
 from mixq.errors import UsageError, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.nl4 import DEFAULT_TABLE
-from mixq.formats.quantization import ATTENTION_TARGET, EXPERTS_TARGET, MLP_TARGET, QuantizationConfig
+from mixq.formats.quantization import AS_IT_IS as AS_IT_IS
+from mixq.formats.quantization import (
+    ATTENTION_TARGET,
+    EXPERTS_TARGET,
+    MAX_PATTERNS,
+    MLP_TARGET,
+    QuantizationConfig,
+)
+from mixq.formats.recipe import Recipe, note_of_unlike_experts, refuse_recipe, resolve_recipe
 from mixq.formats.scheme import DEFAULT_GROUP_SIZE, GROUP_SIZES, Scheme
 
 FORMATS = ("nl4", "w4", "w8", "nf4")
@@ -26,7 +34,6 @@ ATTENTION = ("q", "k", "v", "o")
 NAMES = ("experts", "attention", *ATTENTION, "lm_head", "embedding")
 """What `--mix` can name. `experts` is the feed-forward block of a dense model too."""
 
-AS_IT_IS = "bf16"
 ALL_NL4 = "all-nl4"
 
 
@@ -40,6 +47,7 @@ class Mix:
         schemes: scheme by kind of Linear (see `kind_of`); None stays in bfloat16.
         quantization: what config.json says of it; None where nothing is quantized.
         notes: what does not fit and what is done instead, a sentence each.
+        recipe: what holds for single Linears before `schemes`.
     """
 
     format: str
@@ -47,6 +55,7 @@ class Mix:
     schemes: Mapping[str, Scheme | None]
     quantization: QuantizationConfig | None
     notes: tuple[str, ...]
+    recipe: Recipe = field(default_factory=Recipe)
 
     @classmethod
     def resolve(
@@ -58,6 +67,7 @@ class Mix:
         mix: str | None = None,
         table: Sequence[int] = DEFAULT_TABLE,
         kept: Mapping[str, Scheme] | None = None,
+        recipe: Mapping[str, Scheme | None] | None = None,
     ) -> Mix:
         """Decide the scheme of every Linear.
 
@@ -66,10 +76,13 @@ class Mix:
             group: group size of every Linear packed with the format's own scheme, unless `mix` names one.
             mix: `all-nl4`, or NAME=SCHEME pairs such as `experts=nl4:64,o=w8,lm_head=bf16`, later ones winning.
             table: the code values of nl4.
-            kept: scheme by kind of Linear that the source has already and that is taken over, before anything else.
+            kept: scheme by kind of Linear that the source has already and that is taken over, before anything but the
+                recipe.
+            recipe: {regex over whole Linear names: scheme, or None to leave as it is}; the first match decides.
 
         Raises:
-            UsageError: an unknown format, name, scheme or group, or a mix that the format's folder cannot hold.
+            UsageError: an unknown format, name, scheme or group, a mix that the format's folder cannot hold, or a
+                recipe that does not fit the model.
         """
         if format not in FORMATS:
             raise UsageError(
@@ -84,6 +97,8 @@ class Mix:
             requested["lm_head"] = None
         if format in COMPRESSED_TENSORS:
             _check_compressed_tensors(requested, format)
+            if recipe:
+                refuse_recipe(format)
 
         units = _units(config, joined=format in COMPRESSED_TENSORS)
         schemes: dict[str, Scheme | None] = {}
@@ -100,13 +115,21 @@ class Mix:
                     )
             schemes |= dict.fromkeys(kinds, scheme)
             notes += [note] if note else []
-        if not any(schemes.values()):
-            raise UsageError(f"nothing of this model would be quantized with format {format}." + " ".join(["", *notes]))
         if format in COMPRESSED_TENSORS:
+            resolved = Recipe()
             quantization = QuantizationConfig.compressed_tensors(_targets(schemes))
         else:
-            quantization = QuantizationConfig.mixq(_patterns(schemes), table)
-        return cls(format, requested, schemes, quantization, tuple(notes))
+            patterns = _patterns(schemes)
+            resolved = resolve_recipe(config, recipe or {}, _fit, MAX_PATTERNS - len(patterns))
+            # First the recipe's, and what both have with the recipe's scheme.
+            quantization = QuantizationConfig.mixq({**resolved.patterns, **patterns, **resolved.patterns}, table)
+        found = cls(format, requested, schemes, quantization, (*notes, *resolved.notes), resolved)
+        if not any(found.scheme_of(parameter) for parameter in parameters(config)):
+            raise UsageError(
+                f"nothing of this model would be quantized with format {format}." + " ".join(["", *found.notes])
+            )
+        unlike = note_of_unlike_experts(config, found.scheme_of) if resolved.linears else None
+        return replace(found, notes=(*found.notes, unlike)) if unlike else found
 
     @classmethod
     def unquantized(cls) -> Mix:
@@ -115,11 +138,16 @@ class Mix:
 
     def scheme_of(self, parameter: Parameter) -> Scheme | None:
         """Return the scheme of one tensor, or None where it stays in bfloat16."""
+        if parameter.module in self.recipe.linears:
+            return self.recipe.linears[parameter.module]
         return self.schemes.get(kind_of(parameter)) if parameter.quantizable else None
 
     def as_dict(self) -> dict[str, str]:
-        """Return {kind of Linear: scheme} for job.json and reports."""
-        return {kind: str(scheme) if scheme else AS_IT_IS for kind, scheme in self.schemes.items()}
+        """Return {kind of Linear: scheme}, and the recipe's patterns in order, for job.json and reports."""
+        found = {kind: str(scheme or AS_IT_IS) for kind, scheme in self.schemes.items()}
+        if self.recipe.patterns:  # in one text: two objects are equal whatever the order of their keys
+            found["recipe"] = "; ".join(f"{p} = {scheme or AS_IT_IS}" for p, scheme in self.recipe.patterns.items())
+        return found
 
 
 def kind_of(parameter: Parameter) -> str:

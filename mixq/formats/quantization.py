@@ -25,6 +25,9 @@ ATTENTION_TARGET = r"re:.*self_attn\..*_proj$"
 MLP_TARGET = r"re:.*\.mlp\..*_proj$"
 DEFAULT_IGNORE = ("lm_head", r"re:.*block_sparse_moe\.gate$")
 
+AS_IT_IS = "bf16"
+"""In place of a scheme: what the pattern matches is not quantized."""
+
 MAX_TARGETS = 4096
 MAX_PATTERNS = 32
 
@@ -35,8 +38,9 @@ class QuantizationConfig:
 
     Attributes:
         method: "mixq", "compressed-tensors" or "bitsandbytes".
-        schemes: by target. For mixq a target is a regex over the whole name. For compressed-tensors it is a module
-            name, "re:" and a regex over the name's beginning, or the class name "Linear".
+        schemes: by target; None (mixq only) leaves as it is. For mixq a target is a regex over the whole name. For
+            compressed-tensors it is a module name, "re:" and a regex over the name's beginning, or the class name
+            "Linear".
         table: nl4's 16 values; the default one where the folder has no nl4.
         ignore: targets that stay as they are (compressed-tensors).
 
@@ -45,7 +49,7 @@ class QuantizationConfig:
     """
 
     method: str
-    schemes: Mapping[str, Scheme]
+    schemes: Mapping[str, Scheme | None]
     table: tuple[int, ...] = DEFAULT_TABLE
     ignore: tuple[str, ...] = ()
     _patterns: dict[str, re.Pattern[str]] = field(init=False, repr=False, compare=False)
@@ -64,7 +68,7 @@ class QuantizationConfig:
         object.__setattr__(self, "_patterns", patterns)
 
     @classmethod
-    def mixq(cls, schemes: Mapping[str, Scheme], table: Sequence[int] = DEFAULT_TABLE) -> QuantizationConfig:
+    def mixq(cls, schemes: Mapping[str, Scheme | None], table: Sequence[int] = DEFAULT_TABLE) -> QuantizationConfig:
         """Return this project's own method for {regex over whole Linear names: scheme}; first match wins."""
         return cls("mixq", dict(schemes), tuple(table))
 
@@ -132,13 +136,17 @@ class QuantizationConfig:
                 "quant_method": "mixq",
                 "version": VERSION,
                 "table": list(self.table),
-                "schemes": {t: {"scheme": s.name, "group_size": s.group_size} for t, s in self.schemes.items()},
+                "schemes": {
+                    target: {"scheme": scheme.name, "group_size": scheme.group_size} if scheme else {"scheme": AS_IT_IS}
+                    for target, scheme in self.schemes.items()
+                },
             }
         if self.method != "compressed-tensors":
             raise ValueError(f"a {self.method} config is read, never written")
         groups: dict[Scheme, list[str]] = {}
         for target, scheme in self.schemes.items():
-            groups.setdefault(scheme, []).append(target)
+            if scheme is not None:
+                groups.setdefault(scheme, []).append(target)
         return {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
@@ -193,8 +201,11 @@ def _parse_mixq(raw: Mapping[str, Any]) -> QuantizationConfig:
     listed = raw.get("schemes")
     if not isinstance(listed, Mapping):
         raise _bad("schemes", listed, "an object of patterns")
-    schemes: dict[str, Scheme] = {}
+    schemes: dict[str, Scheme | None] = {}
     for target, entry in listed.items():
+        if entry == {"scheme": AS_IT_IS}:
+            schemes[target] = None
+            continue
         if not isinstance(entry, Mapping) or entry.keys() != {"scheme", "group_size"}:
             raise _bad(f"schemes[{printable(repr(target), 80)}]", entry, "an object of scheme and group_size")
         schemes[target] = _scheme(str(entry["scheme"]), entry["group_size"], f"schemes[{printable(target, 80)!r}]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from mixq.errors import UsageError
 from mixq.formats.architecture import parameters
 from mixq.formats.mix import Mix
 from mixq.formats.quantization import QuantizationConfig
+from mixq.formats.scheme import Scheme
 from mixq.models.presets import PRESETS
 from mixq.quantize.layout import all_items, plan_shards
 from mixq.quantize.report import sizes_of_items
@@ -137,3 +140,91 @@ def test_mixtral_8x7b_takes_what_the_design_says() -> None:
     assert round(sizes["nl4"].token_bytes / 1e9, 1) == 7.0
     assert round(sizes["w4"].nbytes / 1e9, 1) == 27.3
     assert sizes["nl4"].weights == 46_702_792_704
+
+
+OUTER = r"model\.layers\.(0|31)\.block_sparse_moe\.experts\..*\.w2"
+RECIPES: list[dict[str, Scheme | None]] = [
+    {OUTER: Scheme("nl4", 16)},
+    {r".*\.experts\.[0-3]\.w[13]": Scheme("w4", 64), OUTER: None, "lm_head": Scheme("nl4", 32)},
+    {r".*\.layers\.0\..*_proj": None, r".*_proj": Scheme("nf4", 64)},
+    {r".*\.self_attn\.(q|o)_proj": None, "lm_head": None},  # the very pattern of the mix
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("options", [{}, {"mix": "all-nl4"}, {"format": "nf4"}])
+def test_config_json_says_of_every_tensor_what_the_recipe_says(
+    recipe: dict[str, Scheme | None], options: dict[str, Any]
+) -> None:
+    plain, found = mix_of(**options), mix_of(recipe=recipe, **options)
+    read = QuantizationConfig.parse(json.loads(json.dumps(found.quantization.to_dict())))
+    for parameter in parameters(ModelConfig.from_dict(MIXTRAL)):
+        matching = [scheme for pattern, scheme in recipe.items() if re.fullmatch(pattern, parameter.module)]
+        expected = matching[0] if matching else plain.scheme_of(parameter)
+        assert found.scheme_of(parameter) == expected, parameter.module
+        assert read.scheme_for(parameter.module) == expected, parameter.module
+
+
+def test_a_recipe_is_among_the_settings_with_its_order() -> None:
+    forwards: dict[str, Scheme | None] = {OUTER: Scheme("nl4", 16), r".*\.w2": None}
+    backwards = dict(reversed(forwards.items()))
+    assert mix_of(recipe=forwards).as_dict()["recipe"] == rf"{OUTER} = nl4:16; .*\.w2 = bf16"
+    found = mix_of(recipe=backwards)
+    assert found.as_dict() != mix_of(recipe=forwards).as_dict()
+    assert found.notes == (f"recipe: the patterns before '{OUTER}' match all that it matches; it does nothing.",)
+    assert mix_of(recipe={}).as_dict() == mix_of().as_dict()
+
+
+def test_a_recipe_goes_over_what_is_kept() -> None:
+    kept = {"w1": Scheme("w4", 32), "q": Scheme("w8", 32)}
+    found = mix_of(kept=kept, recipe={r".*\.0\..*\.w1": Scheme("nl4", 16)})
+    w1 = [found.scheme_of(p) for p in parameters(ModelConfig.from_dict(MIXTRAL)) if p.module.endswith("0.w1")]
+    assert set(map(str, w1)) == {"nl4:16", "w4:32"}
+    assert found.as_dict()["q"] == "w8:32"
+
+
+def test_a_group_of_a_recipe_that_does_not_fit() -> None:
+    odd = {**MIXTRAL, "hidden_size": 4112, "head_dim": 128, "intermediate_size": 14340}
+    found = mix_of(odd, recipe={r".*\.q_proj": Scheme("nl4", 64), r".*\.w2": Scheme("w4", 128)})
+    assert [str(scheme) for scheme in found.recipe.patterns.values()] == ["nl4:16", "None"]
+    assert r"recipe: '.*\.q_proj': 4112 inputs do not divide into groups of 64; nl4:16 is used." in found.notes
+    assert r"recipe: '.*\.w2': 14340 inputs do not divide into any group of w4; left in bf16." in found.notes
+
+
+def test_experts_of_a_layer_in_different_schemes_are_noted() -> None:
+    assert mix_of(recipe={OUTER: Scheme("nl4", 16)}).notes == ()
+    notes = mix_of(recipe={r".*\.(3|5)\.block_sparse_moe\.experts\.7\.w2": Scheme("nl4", 16)}).notes
+    assert len(notes) == 1
+    assert notes[0].startswith("recipe: the experts of layers 3, 5 have different schemes; an accelerator's")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({r"model\.layers\.0\.selfattn\.q_proj": "w8"}, r"matches no Linear.*Did you mean 'model.layers.0.self_attn"),
+        ({"q_proj": "w8"}, "matches no Linear of this model"),
+        ({r".*\.gate": "w8"}, "gate, which is never quantized: a wrong expert"),
+        ({r"model\.layers\.1\..*": "nl4"}, "model.layers.1.input_layernorm, which is never quantized"),
+        ({r".*embed_tokens": "bf16"}, "it is looked up"),
+        ({r".*embed_tokens|lm_head": "w8"}, "it is looked up"),
+        ({r"(.*\.w1)+": "w8"}, "too complex a pattern"),
+        ({r"model\.(": "w8"}, "is not a pattern"),
+        ({rf"model\.layers\.{i}\.self_attn\..*": "w8" for i in range(29)}, "has 29 patterns; config.json has room for"),
+        ({".*_proj|.*w[123]|lm_head": "bf16"}, "nothing of this model would be quantized"),
+    ],
+)
+def test_recipes_that_make_no_sense(recipe: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        mix_of(recipe={p: None if text == BF16 else Scheme.parse(text) for p, text in recipe.items()})
+
+
+def test_as_many_patterns_as_config_json_has_room_for() -> None:
+    recipe = {rf"model\.layers\.{i}\.self_attn\..*_proj": Scheme("w8", 128) for i in range(28)}
+    assert QuantizationConfig.parse(mix_of(recipe=recipe).quantization.to_dict()) is not None
+
+
+@pytest.mark.parametrize("format", ["w4", "w8"])
+def test_a_folder_for_other_engines_takes_no_recipe(format: str) -> None:
+    with pytest.raises(UsageError, match="one scheme for all experts") as error:
+        mix_of(format=format, recipe={OUTER: Scheme("w8", 128)})
+    assert "--format nl4" in str(error.value.hint)

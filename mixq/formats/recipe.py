@@ -1,0 +1,125 @@
+r"""A recipe: schemes of single Linears by patterns over their whole names, which go over the mix.
+
+Contract: `resolve_recipe` says, from the model's config alone, which Linear gets which scheme; the first pattern that
+matches a Linear decides, as it does for the reader of config.json. A pattern that would touch what is never quantized,
+or that matches nothing, is refused: a recipe with a slip in it must not pass for one that was followed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from mixq.config import ModelConfig, did_you_mean
+from mixq.errors import ModelFileError, UsageError, printable
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.patterns import compile_pattern
+from mixq.formats.scheme import Scheme
+
+Fit = Callable[[Scheme | None, set[int], str], tuple[Scheme | None, str | None]]
+"""Makes a scheme fit the numbers of inputs K of what it is for, and says in a note if it had to be another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe that was compared with a model.
+
+    Attributes:
+        patterns: {regex over whole Linear names: scheme that fits}, in the order in which they are tried.
+        linears: scheme by the name of each Linear that a pattern matches; None stays as it is.
+        notes: what does not fit and what is done instead, a sentence each.
+    """
+
+    patterns: Mapping[str, Scheme | None] = field(default_factory=dict)
+    linears: Mapping[str, Scheme | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], fit: Fit, limit: int) -> Recipe:
+    """Find the Linears of each pattern.
+
+    Args:
+        limit: how many patterns config.json has room for.
+
+    Raises:
+        UsageError: too many patterns, one that is too complex, matches no Linear, or would quantize the router, a norm
+            or the embedding.
+    """
+    if len(recipe) > limit:
+        raise UsageError(
+            f"the recipe has {len(recipe)} patterns; config.json has room for {limit} beside those of the mix.",
+            hint="Join patterns of one scheme: (0|1|31) or [0-7] for several layers, w[13] for several matrices.",
+        )
+    everything = list(parameters(config))
+    patterns: dict[str, Scheme | None] = {}
+    linears: dict[str, Scheme | None] = {}
+    notes: list[str] = []
+    for pattern, wanted in recipe.items():
+        matched = _matched(pattern, wanted, everything)
+        new = [parameter for parameter in matched if parameter.module not in linears]
+        if not new:
+            notes.append(f"recipe: the patterns before {_shown(pattern)} match all that it matches; it does nothing.")
+            continue
+        scheme, note = fit(wanted, {parameter.shape[1] for parameter in new}, f"recipe: {_shown(pattern)}")
+        patterns[pattern] = scheme
+        linears |= dict.fromkeys((parameter.module for parameter in new), scheme)
+        notes += [note] if note else []
+    return Recipe(patterns, linears, tuple(notes))
+
+
+def refuse_recipe(format: str) -> NoReturn:
+    """Say why a compressed-tensors folder takes no recipe."""
+    raise UsageError(
+        f"--recipe does not go with --format {format}: the engines that open such a folder load one scheme for all "
+        "experts, and one for q, k and v.",
+        hint="Use --format nl4, and name the schemes in the recipe.",
+    )
+
+
+def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter], Scheme | None]) -> str | None:
+    """Return what follows from experts of one layer that have different schemes, or None where there are none."""
+    schemes: dict[int, dict[int, list[Scheme | None]]] = {}
+    for parameter in parameters(config):
+        if parameter.layer is not None and parameter.expert is not None:
+            schemes.setdefault(parameter.layer, {}).setdefault(parameter.expert, []).append(scheme_of(parameter))
+    unlike = [layer for layer, experts in schemes.items() if len({tuple(s) for s in experts.values()}) > 1]
+    if not unlike:
+        return None
+    return (
+        f"recipe: the experts of layer{'s' * (len(unlike) > 1)} {', '.join(map(str, unlike))} have different schemes; "
+        "an accelerator's expert cache needs one for all experts of a layer and will not be used."
+    )
+
+
+def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter]) -> list[Parameter]:
+    """Return the Linears whose whole name a pattern matches: one at least, and nothing that is never quantized."""
+    try:
+        compiled: re.Pattern[str] = compile_pattern(pattern, "the recipe")
+    except ModelFileError as error:
+        raise UsageError(error.message) from None
+    found = [parameter for parameter in everything if compiled.fullmatch(parameter.module)]
+    linears = [parameter for parameter in found if parameter.quantizable]
+    others = [parameter for parameter in found if not parameter.quantizable]
+    if others and (wanted is not None or not linears):
+        reason = {
+            "router": "a wrong expert costs more than its few bytes",
+            "embedding": "it is looked up, not multiplied",
+        }.get(others[0].role, "it is no Linear")
+        raise UsageError(
+            f"the recipe's {_shown(pattern)} matches {others[0].module}, which is never quantized: {reason}.",
+            hint=r"Write a narrower pattern, such as model\.layers\.0\..*_proj for a layer's attention.",
+        )
+    if not linears:
+        names = [parameter.module for parameter in everything if parameter.quantizable]
+        raise UsageError(
+            f"the recipe's {_shown(pattern)} matches no Linear of this model."
+            + did_you_mean(pattern.replace("\\", ""), names),
+            hint=f"A pattern must match the whole name. Names are such as {names[0]} or {names[-2]}.",
+        )
+    return linears
+
+
+def _shown(pattern: str) -> str:
+    return f"'{printable(pattern, 80)}'"
