@@ -1,0 +1,56 @@
+"""AWQ's checkpoints in version "gemm": packed along the outputs, eight 4-bit codes a word in an interleaved order.
+
+Contract: tensors of a Linear [N out, K in] with G groups: `qweight` int32 [K, N/8], `qzeros` int32 [G, N/8], `scales`
+[G, N]; the code at bits 4*i of word c belongs to output 8*c + ORDER[i]. As AutoAWQ 0.2 has it (awq/modules/linear/
+gemm.py, WQLinear_GEMM.from_linear; paper: arXiv 2306.00978). The versions for other kernels (gemv, gemv_fast, marlin,
+llm-awq ...) lie otherwise, and are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.quantize.sources.column_groups import Grouping, unpack_words, words_for
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, read_group_size
+
+BITS = 4
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+SCALE_DTYPES = (torch.float16, torch.bfloat16)
+
+
+class AwqSource(ColumnPackedSource):
+    """A checkpoint that AWQ has packed; see `ColumnPackedSource`."""
+
+    @property
+    def method(self) -> str:
+        return "awq"
+
+    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
+        version = raw.get("version") or raw.get("checkpoint_format") or raw.get("format") or "gemm"
+        if not isinstance(version, str) or version.lower() != "gemm":
+            raise bad_field("version", version, "'gemm'")
+        if raw.get("backend") == "llm-awq":  # transformers takes this for a version too
+            raise bad_field("backend", raw["backend"], "that of AutoAWQ")
+        bits = raw.get("bits", raw.get("w_bit"))
+        if not isinstance(bits, int) or isinstance(bits, bool) or bits != BITS:
+            raise bad_field("bits", bits, "4")
+        return Grouping(bits, read_group_size("group_size", raw.get("group_size", raw.get("q_group_size"))))
+
+    def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
+        N, K = shape
+        G, words = self._grouping.count(K), words_for(N, BITS, f"{module}.qweight: a row has")
+        return {
+            "qweight": ((torch.int32,), (K, words)),
+            "qzeros": ((torch.int32,), (G, words)),
+            "scales": (SCALE_DTYPES, (G, N)),
+        }
+
+    def _codes(self, module: str) -> Tensor:
+        return unpack_words(self._stored.tensor(f"{module}.qweight"), BITS, ORDER).T
+
+    def _zeros(self, module: str) -> Tensor:
+        return unpack_words(self._stored.tensor(f"{module}.qzeros"), BITS, ORDER).T

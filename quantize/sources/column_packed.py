@@ -1,0 +1,241 @@
+"""What GPTQ and AWQ checkpoints have in common: groups with zero points, packed into int32 words, stored [in, out].
+
+Contract: W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g] with g the group of column k; codes and zeros are unsigned.
+A Linear is packed where `.qweight` stands in the place of `.weight`, the router too. Opening a source proves that every
+tensor of the architecture is there in the right dtype and shape and that no other is; values are read one Linear at a
+time, and a damaged one is a ModelFileError. Where each code lies in its word is the business of `gptq` and `awq`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import ModelConfig
+from mixq.errors import ModelFileError, printable
+from mixq.formats import int_groups
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.json_file import parse_json_object
+from mixq.formats.layout import FLOAT_DTYPES, HARMLESS
+from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.column_groups import Grouping, dequantize
+from mixq.quantize.sources.huggingface import CONFIG, already_quantized, side_files
+from mixq.quantize.sources.place import Place
+from mixq.quantize.sources.source import Source
+
+Specs = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
+"""{suffix: (dtypes allowed, shape)} of a packed Linear."""
+
+
+class ColumnPackedSource(Source):
+    """A checkpoint of GPTQ's or AWQ's form.
+
+    Args:
+        place: where config.json and tokenizer lie.
+        stored: its tensors.
+        files: the files that hold them, for the fingerprint.
+
+    Raises:
+        ModelFileError: damaged, incomplete, or packed in a way that mixq does not read.
+    """
+
+    def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
+        self._place = place
+        self._stored = stored
+        self._files = tuple(files)
+        raw = parse_json_object(place.read(CONFIG), CONFIG)
+        self._config = ModelConfig.from_dict(raw)
+        quantization = raw.pop("quantization_config", None)
+        if not isinstance(quantization, Mapping):
+            raise bad_field("", quantization, "an object")
+        self._raw = raw
+        self._grouping = self._read_grouping(quantization)
+        self._linears: dict[str, tuple[int, int]] = {}
+        self._biases: set[str] = set()
+        self._kept: dict[str, Scheme | None] = {}
+        self._check()
+
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """What the form is called, in reports."""
+
+    @abstractmethod
+    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
+        """Check quantization_config; raises ModelFileError."""
+
+    @abstractmethod
+    def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
+        """Return the tensors of a packed Linear [N, K]; `scales` among them."""
+
+    @abstractmethod
+    def _codes(self, module: str) -> Tensor:
+        """Return a Linear's codes: uint8 [N, K]."""
+
+    @abstractmethod
+    def _zeros(self, module: str) -> Tensor:
+        """Return its zero points: uint8 [N, G]."""
+
+    def _groups(self, module: str) -> Tensor:
+        """Return the group of each column: int64 [K], each in 0..G-1; raises ModelFileError."""
+        return self._grouping.trivial(self._linears[module][1])
+
+    @property
+    def name(self) -> str:
+        return self._place.name
+
+    @property
+    def path(self) -> Path | None:
+        return self._place.path
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._config
+
+    @property
+    def raw_config(self) -> Mapping[str, Any]:
+        return self._raw
+
+    @property
+    def nbytes(self) -> int:
+        return self._stored.nbytes
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return (already_quantized(self.method),)
+
+    def tensor(self, name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        self._refuse_bias(module)
+        if module not in self._linears:
+            return self._stored.tensor(name)
+        scales = self._stored.tensor(f"{module}.scales").T  # [N, G]
+        return dequantize(self._codes(module), self._zeros(module), scales, self._groups(module))
+
+    def kept(self, parameter: Parameter) -> Scheme | None:
+        module = parameter.module
+        return self._kept_scheme(module) if module in self._linears else None
+
+    def packed(self, module: str) -> PackedLinear:
+        N, K = self._linears[module]
+        scheme = self._kept_scheme(module)
+        if scheme is None:
+            raise KeyError(module)
+        self._refuse_bias(module)
+        scales = self._stored.tensor(f"{module}.scales").T  # [N, G]
+        if not bool(torch.isfinite(scales).all()):
+            raise ModelFileError(
+                f"{module}.scales has values that are NaN or infinite.",
+                hint="The checkpoint is damaged: download it again.",
+            )
+        size = scheme.group_size
+        scales = scales.repeat_interleave(self._grouping.width(K) // size, dim=1)[:, : K // size]
+        q = (self._codes(module) - (1 << (scheme.bits - 1))).view(torch.int8)  # uint8 wraps to two's complement
+        return PackedLinear(scheme, (N, K), int_groups.pack(q, scales, scheme.bits))
+
+    def fingerprint(self) -> str:
+        return self._place.fingerprint([CONFIG, *self._files])
+
+    def side_files(self) -> dict[str, bytes]:
+        return side_files(self._place)
+
+    def cancel(self) -> None:
+        self._place.cancel()
+
+    def _kept_scheme(self, module: str) -> Scheme | None:
+        """Decide from shapes, and from groups and zeros, which are small beside the codes; once for each Linear."""
+        if module not in self._kept:
+            scheme = self._grouping.kept_scheme(self._linears[module][1])
+            keeps = scheme is not None and self._one_scale_dtype(module) and self._is_symmetric(module)
+            self._kept[module] = scheme if keeps else None
+        return self._kept[module]
+
+    def _one_scale_dtype(self, module: str) -> bool:
+        """Whether the scales have the dtype of the source's first ones."""
+        first = self._stored.entry(f"{next(iter(self._linears))}.scales")
+        entry = self._stored.entry(f"{module}.scales")
+        return first is not None and entry is not None and entry.dtype == first.dtype
+
+    def _is_symmetric(self, module: str) -> bool:
+        """Whether groups are neighbouring columns, and every zero point is in the middle."""
+        middle = 1 << (self._grouping.bits - 1)
+        trivial = self._grouping.trivial(self._linears[module][1])
+        return torch.equal(self._groups(module), trivial) and bool((self._zeros(module) == middle).all())
+
+    def _check(self) -> None:
+        used: set[str] = set()
+        for parameter in parameters(self._config):
+            for name, (dtypes, shape) in self._specs_of(parameter).items():
+                self._expect(name, dtypes, shape)
+                used.add(name)
+        for name in self._stored.names:
+            if name in used or HARMLESS.fullmatch(name):
+                continue
+            if name == "lm_head.weight" and self._config.tie_word_embeddings:
+                continue
+            raise ModelFileError(
+                f"{self._where(name)}: tensor {printable(name)!r} is not part of a {self._config.architecture} "
+                f"of the shape that config.json describes, packed by {self.method}."
+            )
+        if not self._linears:
+            raise ModelFileError(f"config.json says {self.method}, but no Linear is packed: there is no qweight.")
+        if self.path is not None:  # elsewhere each would be a request: they are read when their Linear is
+            for module in self._biases:
+                self._refuse_bias(module)
+
+    def _specs_of(self, parameter: Parameter) -> Specs:
+        """Return what is stored for a parameter, by whole name, and note which Linears are packed or have a bias."""
+        module = parameter.module
+        if not (parameter.quantizable or parameter.role == "router"):
+            return {parameter.name: (FLOAT_DTYPES, parameter.shape)}
+        N, K = parameter.shape
+        specs: Specs = {"weight": (FLOAT_DTYPES, (N, K))}
+        if self._stored.entry(f"{module}.qweight") is not None:
+            specs = self._specs(module, (N, K))
+            self._linears[module] = (N, K)
+        if self._stored.entry(f"{module}.bias") is not None:
+            specs["bias"] = (FLOAT_DTYPES, (N,))
+            self._biases.add(module)
+        return {f"{module}.{suffix}": spec for suffix, spec in specs.items()}
+
+    def _expect(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
+        entry = self._stored.entry(name)
+        if entry is None:
+            raise ModelFileError(f"tensor {name!r} is missing.", hint="The folder is incomplete: download it again.")
+        if entry.shape != shape:
+            raise ModelFileError(
+                f"{self._where(name)}: tensor {name!r} has shape {list(entry.shape)}; "
+                f"config.json asks for {list(shape)}."
+            )
+        if entry.dtype not in dtypes:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            found = str(entry.dtype).removeprefix("torch.")
+            raise ModelFileError(f"{self._where(name)}: tensor {name!r} is {found}; it must be {allowed}.")
+
+    def _where(self, name: str) -> str:
+        return printable(self._stored.file_of(name))
+
+    def _refuse_bias(self, module: str) -> None:
+        """Some exporters write a bias of zeros to every Linear; one of other values the network has no place for."""
+        if module in self._biases and bool(self._stored.tensor(f"{module}.bias").any()):
+            raise ModelFileError(f"{module}.bias is not zero; the Linears of this architecture have no bias.")
+
+
+def bad_field(field: str, value: object, allowed: str) -> ModelFileError:
+    """Return the error for a field of quantization_config ("" for all of it)."""
+    where = f"quantization_config.{field}" if field else "quantization_config"
+    return ModelFileError(f"config.json: {where} is {printable(repr(value))}; it must be {allowed}.")
+
+
+def read_group_size(field: str, value: object) -> int:
+    """Return a group size, -1 for one group a row; raises ModelFileError."""
+    if isinstance(value, int) and not isinstance(value, bool) and (value == -1 or 0 < value < 2**31):
+        return value
+    raise bad_field(field, value, "a positive size, or -1 for one group a row")

@@ -1,0 +1,88 @@
+"""GPTQ's checkpoints: packed along the inputs, perhaps with columns in groups of any order (act-order).
+
+Contract: tensors of a Linear [N out, K in], with b bits and G groups: `qweight` int32 [K*b/32, N], word r of a column
+holding inputs r*32/b and on, lowest bits first; `qzeros` int32 [G, N*b/32], likewise along the outputs; `scales`
+[G, N]; `g_idx` int32 [K], the group of each input, k // group_size where it is absent. In checkpoint_format "gptq",
+also meant where none is given, qzeros hold zero - 1, in "gptq_v2" zero. As AutoGPTQ 0.7 has it
+(auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, `pack` and `forward`; paper: arXiv 2210.17323) and GPTQModel after
+it, which made "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.errors import ModelFileError
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.column_groups import WORD, Grouping, unpack_words, words_for
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, read_group_size
+from mixq.quantize.sources.place import Place
+
+BITS = (2, 4, 8)
+SCALE_DTYPES = (torch.float16, torch.bfloat16)
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+class GptqSource(ColumnPackedSource):
+    """A checkpoint that GPTQ has packed; see `ColumnPackedSource`."""
+
+    def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
+        self._zero_offset = 1
+        super().__init__(place, stored, files)
+
+    @property
+    def method(self) -> str:
+        return "gptq"
+
+    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
+        format = raw.get("checkpoint_format") or raw.get("format") or "gptq"
+        if format not in ("gptq", "gptq_v2"):
+            raise bad_field("checkpoint_format", format, "'gptq' or 'gptq_v2'")
+        if raw.get("is_marlin_format"):
+            raise bad_field("is_marlin_format", raw["is_marlin_format"], "false")
+        if raw.get("pack_dtype", "int32") not in ("int32", None):
+            raise bad_field("pack_dtype", raw["pack_dtype"], "'int32'")
+        bits = raw.get("bits")
+        if not isinstance(bits, int) or isinstance(bits, bool) or bits not in BITS:
+            raise bad_field("bits", bits, "2, 4 or 8")
+        self._zero_offset = 1 if format == "gptq" else 0
+        return Grouping(bits, read_group_size("group_size", raw.get("group_size")))
+
+    def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
+        (N, K), bits = shape, self._grouping.bits
+        G = self._grouping.count(K)
+        specs: Specs = {
+            "qweight": ((torch.int32,), (words_for(K, bits, f"{module}.qweight: a column has"), N)),
+            "qzeros": ((torch.int32,), (G, words_for(N, bits, f"{module}.qzeros: a row has"))),
+            "scales": (SCALE_DTYPES, (G, N)),
+        }
+        if self._stored.entry(f"{module}.g_idx") is not None:
+            specs["g_idx"] = (INDEX_DTYPES, (K,))
+        return specs
+
+    def _codes(self, module: str) -> Tensor:
+        bits = self._grouping.bits
+        return unpack_words(self._stored.tensor(f"{module}.qweight").T, bits, range(WORD // bits))
+
+    def _zeros(self, module: str) -> Tensor:
+        bits = self._grouping.bits
+        stored = unpack_words(self._stored.tensor(f"{module}.qzeros"), bits, range(WORD // bits))
+        # A zero point of 0 was stored as all ones: AutoGPTQ cuts the sum to its bits again.
+        return ((stored + self._zero_offset) & ((1 << bits) - 1)).T
+
+    def _groups(self, module: str) -> Tensor:
+        if self._stored.entry(f"{module}.g_idx") is None:
+            return super()._groups(module)
+        groups = self._stored.tensor(f"{module}.g_idx").to(torch.int64)
+        G = self._grouping.count(self._linears[module][1])
+        lowest, highest = int(groups.min()), int(groups.max())
+        if lowest < 0 or highest >= G:
+            raise ModelFileError(
+                f"{module}.g_idx has groups from {lowest} to {highest}; there are {G}, counted from 0.",
+                hint="The checkpoint is damaged: download it again.",
+            )
+        return groups
