@@ -29,6 +29,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	@$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/compressed-tensors-0.17 'compressed-tensors==0.17.*'
 	@touch $@
 
 # Lint, types and tests: minutes.
