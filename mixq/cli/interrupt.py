@@ -1,4 +1,4 @@
-"""Ctrl-C while a model speaks: the reply ends, the program goes on."""
+"""Ctrl-C while a model speaks: the reply ends, the program goes on. SIGTERM while a job runs: it ends as by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,3 +24,24 @@ def first_interrupt_cancels() -> Iterator[threading.Event]:
         yield cancel
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as service managers and batch systems send it before they kill."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Turn the first SIGTERM inside into `Terminated`, so that the same is cleaned up as after Ctrl-C; ignore more."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.interrupt import Terminated, termination_interrupts
 
 if TYPE_CHECKING:
     from mixq.quantize.events import Result
@@ -141,9 +142,12 @@ def quantize(
             _print_plan(plan, job.target)
         return
     try:
-        result = run_job(job)
-    except KeyboardInterrupt:
+        with termination_interrupts():
+            result = run_job(job)
+    except KeyboardInterrupt as interrupt:
         output.warn("interrupted; run the same command again and it goes on from here.")
+        if isinstance(interrupt, Terminated):
+            raise typer.Exit(Terminated.exit_code) from None
         raise
     if report is not None:
         _draw(report, job, result)
