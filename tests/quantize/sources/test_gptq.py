@@ -13,6 +13,7 @@ from mixq.errors import ModelFileError, UsageError
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
 from mixq.quantize.job import quantize
+from mixq.quantize.sources import column_groups
 from mixq.quantize.sources.gptq import GptqSource
 from mixq.quantize.sources.hub import Hub
 from mixq.quantize.sources.open import open_place, open_source
@@ -75,6 +76,12 @@ def test_a_column_takes_the_zero_and_the_scale_of_its_own_group_and_row(tmp_path
     assert weight[9, 124:].tolist() == [14, 18, 52, 120]
 
 
+def test_rows_are_dequantized_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_groups, "BLOCK_WEIGHTS", 1000)  # 7 rows of 128, the last block has 2
+    weights = write_gptq(tmp_path / "gptq", act_order=True, sym=False)
+    assert torch.equal(open_source(tmp_path / "gptq").tensor(f"{Q}.weight"), weights[f"{Q}.weight"])
+
+
 @pytest.mark.parametrize(
     ("options", "scheme"),
     [
@@ -115,6 +122,15 @@ def test_one_linear_with_one_other_zero_is_not_kept(tmp_path: Path) -> None:
 
     write_gptq(tmp_path / "gptq", layers=2)
     change(tmp_path / "gptq", edit)
+    result = quantize(tmp_path / "gptq", tmp_path / "out", format="w8", keep=True)
+    assert any(text.startswith("q: not kept") for text in result.notices)
+
+
+def test_a_linear_with_scales_of_another_dtype_is_not_kept(tmp_path: Path) -> None:
+    """A folder has one dtype: its kept scales must too."""
+    name = f"{Q}.scales".replace("layers.0", "layers.1")
+    write_gptq(tmp_path / "gptq", layers=2)
+    change(tmp_path / "gptq", lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
     result = quantize(tmp_path / "gptq", tmp_path / "out", format="w8", keep=True)
     assert any(text.startswith("q: not kept") for text in result.notices)
 
