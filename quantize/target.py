@@ -21,6 +21,7 @@ from mixq.formats.shards import INDEX
 from mixq.quantize import journal as journals
 from mixq.quantize import lock
 from mixq.quantize.journal import Journal
+from mixq.quantize.sources.huggingface import CONFIG, SIDE_FILES
 
 BEFORE_THE_JOURNAL = {lock.FILE_NAME, partial_path(Path(journals.FILE_NAME)).name}
 """What a job that was killed before it wrote its first journal may leave behind."""
@@ -97,11 +98,14 @@ class Target:
     def finished_manifest(self) -> Manifest:
         """Return mixq.json of a finished folder; its side files are the job's to compare.
 
+        What a killed job had half written goes away.
+
         Raises:
             ModelFileError: the index, config.json or a shard is gone, or a shard has not the size it was made with.
         """
         manifest = Manifest.read(self.path)
-        for name in (*self.sizes, INDEX, "config.json"):
+        self._remove_partials()
+        for name in (*self.sizes, INDEX, CONFIG):
             path, wanted = self.path / name, self.sizes.get(name)
             if not path.is_file():
                 what = f"{printable(name)} is missing now"
@@ -118,9 +122,10 @@ class Target:
     def clean(self, journal: Journal) -> list[str]:
         """Remove shards that are not as the journal has them, or not in it, and say what was found.
 
-        Leftovers named .partial need no care: the writer begins them anew.
+        Files half written go too: most are begun anew, but a side file that the source has lost since is not.
         """
         notices: list[str] = []
+        self._remove_partials()
         for name, size in self.sizes.items():
             path, known = self.path / name, journal.shards.get(name)
             try:
@@ -135,6 +140,16 @@ class Target:
         self.remove_states(journal.state)
         there = f"going on with an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are there."
         return [there, *notices]
+
+    def _remove_partials(self) -> None:
+        """Remove what a killed job had half written, by the names that a job writes."""
+        for name in (*self.sizes, *SIDE_FILES, INDEX, MANIFEST, CONFIG, journals.FILE_NAME):
+            partial = partial_path(self.path / name)
+            try:
+                if partial.exists():
+                    partial.unlink()
+            except OSError as error:
+                raise storage_error(partial, error) from error
 
     def forget(self, journal: Journal) -> None:
         """Remove the finished shards and all states: the job begins again."""

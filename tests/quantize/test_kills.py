@@ -15,6 +15,7 @@ from mixq.formats.mapped import MappedShard
 from mixq.quantize import lock
 from mixq.quantize.events import ShardDone, TensorDone
 from mixq.quantize.job import Job, quantize
+from mixq.quantize.verify import verify
 from tests.quantize.disasters import (
     CHANGES,
     Contents,
@@ -61,6 +62,28 @@ def test_killed_before_changes_of_the_folder(source: Path, expected: Contents, t
         survives_death_at(step, source, tmp_path / f"out-{step}", expected)
     assert not killed_at(CHANGES + 1, source, tmp_path / "out")
     assert contents(tmp_path / "out") == expected
+
+
+@needs_fork
+def test_nothing_half_written_stays_where_the_source_changes_meanwhile(expected: Contents, tmp_path: Path) -> None:
+    source, target = write_source(tmp_path / "source"), tmp_path / "out"
+    tokenizer = source / "tokenizer.model"
+    first = tokenizer.read_bytes()
+    quantize(source, target)
+    step, died = 0, True
+    while died:  # a changed side file on its way into a finished folder, and the source changes back
+        step += 1
+        tokenizer.write_bytes(b"another tokenizer")
+        died = killed_at(step, source, target)
+        tokenizer.write_bytes(first)
+        quantize(source, target)
+        assert contents(target) == expected, f"killed at step {step}"
+    assert step == 7  # the lock, two files and their renames, the lock's removal
+    assert killed_at(21, source, tmp_path / "lost")  # with half a tokenizer.model
+    assert (tmp_path / "lost" / "tokenizer.model.partial").exists()
+    tokenizer.unlink()
+    quantize(source, tmp_path / "lost")
+    assert verify(tmp_path / "lost").ok
 
 
 def test_every_file_is_synced_before_it_gets_its_name_and_the_folder_after(
