@@ -96,12 +96,11 @@ class JobPlan:
         self.allow_nonfinite = allow_nonfinite
         self._kept, self._kept_notes = kept_kinds(self.source) if keep else ({}, ())
         config = self.source.config
-        further: dict[str, Any] = {"recipe": recipe} if recipe else {}
         if format == AS_IT_IS:
             self.mix = Mix.unquantized()
         else:
             self.mix = Mix.resolve(
-                config, format=format, group=group, mix=mix, table=self.table, kept=self._kept, **further
+                config, format=format, group=group, mix=mix, table=self.table, kept=self._kept, recipe=recipe or {}
             )
         self.dtype = kept_dtype(self.source) if self._kept else STORED_DTYPE
         self.shards = plan_shards(config, self.mix, self.dtype, self._keeps)

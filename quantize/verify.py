@@ -101,6 +101,8 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
             raise StorageError(f"{printable(path / name)} cannot be read: {printable(error)}.") from error
         if digest.hexdigest() != sums[name]:
             problems.append(Problem(name, "was changed: its sha256 is not the one in mixq.json"))
+    if (path / MANIFEST).read_bytes() != manifest.to_bytes():
+        problems.append(Problem(MANIFEST, "was changed: it is not as mixq writes it"))
     known = {*sums, MANIFEST, lock.FILE_NAME}  # a killed job's lock file, where it could not be removed, harms nothing
     problems += [
         Problem(printable(extra.name), ADDED_LATER if extra.name in SIDE_FILES else "is not part of the model")

@@ -1,19 +1,23 @@
 """mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
 
-Contract: every file it names is whole by the time it is written. Reading checks types only; whether the files still
-have these sums is the verifier's question.
+Contract: every file it names is whole by the time it is written. Last in it stands the sha256 of all that is before, so
+that a bit that flips in the file itself shows. Reading checks that and types; whether the files still have these sums is
+the verifier's question.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mixq.config import did_you_mean
 from mixq.errors import ModelFileError, printable
-from mixq.formats.atomic import atomic_write_json
+from mixq.formats.atomic import atomic_write_bytes
 from mixq.formats.json_file import read_json_object
 
 FILE_NAME = "mixq.json"
@@ -48,7 +52,12 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write mixq.json into the folder, whole or not at all."""
-        atomic_write_json(folder / FILE_NAME, asdict(self))
+        atomic_write_bytes(folder / FILE_NAME, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the content of mixq.json."""
+        content = asdict(self)
+        return _text({**content, "sha256": _sum(content)})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -58,6 +67,16 @@ class Manifest:
         if version != FORMAT_VERSION or isinstance(version, bool | float):
             raise ModelFileError(
                 f"{FILE_NAME}: format_version is {printable(repr(version))}; this mixq reads {FORMAT_VERSION}."
+            )
+        known = {key.name for key in fields(cls)} | {"sha256"}
+        for key in raw:
+            if key not in known:
+                raise ModelFileError(f"{FILE_NAME}: unknown key {printable(key)!r}." + did_you_mean(key, known))
+        own = raw.pop("sha256", None)
+        if own is not None and own != _sum(raw):
+            raise ModelFileError(
+                f"{FILE_NAME} was changed: it has not the sha256 that stands in it.",
+                hint="Copy the file again, or quantize again into an empty folder.",
             )
         for key in ("group_errors", "few_tokens"):
             raw.setdefault(key, {})
@@ -76,3 +95,11 @@ class Manifest:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ModelFileError(f"{FILE_NAME}: the error of {printable(name)!r} is not a number.")
         return cls(**{key.name: raw[key.name] for key in fields(cls)})
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(content)).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.header import NAME, TensorEntry
 
 SAFE_TORCH = (2, 10)
+
+_SENSELESS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
+"""What torch's unpickler raises for a program that makes no sense, besides struct's and zipfile's errors."""
 
 
 class PickledTensors:
@@ -89,7 +93,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{shown} holds more than tensors, and was not loaded: it could be a program.",
             hint="Do not load it any other way, unless you know what it holds.",
         ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (*_SENSELESS, struct.error, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{shown} is damaged: {printable(error, 200)}.") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

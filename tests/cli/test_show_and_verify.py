@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from mixq.formats.manifest import Manifest
 from tests.cli.conftest import RunCli
 
 
@@ -36,9 +38,8 @@ def test_show_as_json(cli: RunCli, quantized: Path, tiny: Path) -> None:
 def test_control_characters_in_a_manifest_are_spelled_out(cli: RunCli, quantized: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(quantized, folder)
-    manifest = json.loads((folder / "mixq.json").read_text())
-    manifest["source"]["name"] = "\x1b]0;owned\x07"
-    (folder / "mixq.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(folder)
+    replace(manifest, source={**manifest.source, "name": "\x1b]0;owned\x07"}).write(folder)
     outcome = cli("show", folder)
     assert outcome.code == 0
     assert "\x1b" not in outcome.out

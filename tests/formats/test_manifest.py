@@ -32,9 +32,23 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_folder_made_before_group_errors_were_stored_is_read(tmp_path: Path) -> None:
     GOOD.write(tmp_path)
     raw = json.loads((tmp_path / FILE_NAME).read_text(encoding="utf-8"))
-    del raw["group_errors"]
+    for key in ("group_errors", "sizes", "few_tokens", "sha256"):
+        del raw[key]
     (tmp_path / FILE_NAME).write_text(json.dumps(raw), encoding="utf-8")
     assert Manifest.read(tmp_path) == replace(GOOD, group_errors={})
+
+
+def test_a_change_of_the_file_itself_shows(tmp_path: Path) -> None:
+    GOOD.write(tmp_path)
+    written = (tmp_path / FILE_NAME).read_bytes()
+    for old, new in ((b'"sha256": "', b'"sha256": "0'), (b'"sha256"', b'"sha255"'), (b'"errors"', b'"error"')):
+        (tmp_path / FILE_NAME).write_bytes(written[::-1].replace(old[::-1], new[::-1], 1)[::-1])
+        with pytest.raises(ModelFileError):
+            Manifest.read(tmp_path)
+    name = next(iter(GOOD.errors))
+    (tmp_path / FILE_NAME).write_bytes(written.replace(name.encode(), name[:-1].encode() + b"9", 1))
+    with pytest.raises(ModelFileError, match="has not the sha256 that stands in it"):
+        Manifest.read(tmp_path)
 
 
 BAD: dict[str, dict[str, Any]] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mixq.errors import ModelFileError
+from mixq.formats.manifest import Manifest
 from mixq.quantize.job import quantize
 from mixq.quantize.verify import verify
 from tests.checkpoints import write_tiny_mixtral
@@ -117,9 +119,9 @@ def test_sums_made_to_fit_a_wrong_structure_are_no_help(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["intermediate_size"] = 256
     (folder / "config.json").write_text(json.dumps(config))
-    manifest = json.loads((folder / "mixq.json").read_text())
-    manifest["files"]["config.json"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    (folder / "mixq.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(folder)
+    sums = {**manifest.files, "config.json": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()}
+    replace(manifest, files=sums).write(folder)
     assert re.search("shape|config.json asks", problems(folder)["model"])
 
 
