@@ -22,7 +22,6 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.quantize import quantize
 from mixq.quantize.export.blocks import q4_0_rows, q8_0_rows
-from mixq.quantize.export.folders import compressed_tensors_job, unquantized_job
 from mixq.quantize.export.gguf_file import GgufExport, GgufResult
 from mixq.quantize.export.gguf_layout import plan
 from mixq.quantize.sources.open import open_source
@@ -221,6 +220,24 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.gguf*"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_merged_experts_are_never_whole_in_memory(tmp_path: Path) -> None:
+    write_tiny_mixtral(tmp_path / "source", hidden=512, ffn=4096, layers=1, experts=8, tokenizer=False)
+    begun, most = anonymous_memory(), 0
+
+    def look(done: int, total: int) -> None:
+        nonlocal most
+        most = max(most, anonymous_memory())
+
+    GgufExport(open_source(tmp_path / "source"), tmp_path / "model.gguf", "q8_0").run(look)
+    assert most - begun < 48e6  # eight experts' matrix is 67 MB in float32
+
+
+def anonymous_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
 def test_full_disk_is_told_in_bytes_before_a_weight_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_mixtral(tmp_path / "source", tokenizer=False)
     usage = namedtuple("usage", "total used free")
@@ -248,38 +265,3 @@ def test_what_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: py
     with pytest.raises(MixqError, match=r"needs the package gguf") as raised:
         GgufExport(source, tmp_path / "model.gguf")
     assert raised.value.hint == "Install it: pip install 'mixq[gguf]'"
-
-
-def test_bf16_folder_of_a_packed_one_holds_its_weights(tmp_path: Path) -> None:
-    write_tiny_mixtral(tmp_path / "source")
-    quantize(tmp_path / "source", tmp_path / "packed")
-    packed = open_source(tmp_path / "packed", mixq_folders=True)
-    for _ in unquantized_job(packed, tmp_path / "dense").run():
-        pass
-    dense = open_source(tmp_path / "dense")
-    for parameter in parameters(dense.config):
-        expected = packed.tensor(parameter.name).to(torch.bfloat16)
-        assert torch.equal(dense.tensor(parameter.name), expected), parameter.name
-    assert dense.side_files()["tokenizer.model"] == b"not a real one"
-
-
-def test_compressed_tensors_folder_of_an_nl4_one_keeps_what_it_can(tmp_path: Path) -> None:
-    write_tiny_mixtral(tmp_path / "source")
-    quantize(tmp_path / "source", tmp_path / "packed")
-    packed = open_source(tmp_path / "packed", mixq_folders=True)
-    for _ in compressed_tensors_job(packed, tmp_path / "ct").run():
-        pass
-    made = open_source(tmp_path / "ct", mixq_folders=True)
-    schemes = {p.module.rsplit(".", 1)[-1]: made.kept(p) for p in parameters(made.config) if p.quantizable}
-    eight, four = Scheme("w8", 128), Scheme("w4", 32)
-    attention = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), eight)
-    assert schemes == attention | dict.fromkeys(("w1", "w2", "w3"), four) | {"lm_head": None}
-    for name in ("k_proj", "v_proj"):
-        before, after = (s.packed(f"model.layers.1.self_attn.{name}").tensors for s in (packed, made))
-        assert all(torch.equal(before[suffix], after[suffix]) for suffix in before)
-
-
-def test_compressed_tensors_folder_refuses_other_formats(tmp_path: Path) -> None:
-    write_tiny_mixtral(tmp_path / "source")
-    with pytest.raises(UsageError, match=r"--format w4 or w8"):
-        compressed_tensors_job(open_source(tmp_path / "source"), tmp_path / "ct", "nl4")
