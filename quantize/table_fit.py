@@ -5,9 +5,9 @@ scale search sees them. A round searches scales and codes with the table as it i
 weights w that got its code, with their steps s (scale times row scale), would have it: the v of least sum (w - v s)²,
 which is sum(w s) / sum(s²). The values that move are not rounded, only the table that a round searches with is:
 rounded, the algorithm stands still as soon as no value moves by half a unit, with a third of what is to be gained (on
-Laplace and Student t, as measured). The table of least true error is what counts, so the result is never worse on the sample than
-the default table. It is a function of the weights alone: the search does not depend on threads, and the sums here are
-taken in float64, one matrix after the other, by one thread.
+Laplace and Student t, as measured). The table of least true error is what counts, so the result is never worse on the
+sample than the default table. It is a function of the weights alone: the search does not depend on threads, and the
+sums here are taken in float64, one matrix after the other, by one thread.
 
 Every matrix counts by its relative error and its size: layers of small weights are not there to be ignored.
 """
