@@ -96,6 +96,10 @@ class ColumnPackedSource(Source):
         return self._place.path
 
     @property
+    def revision(self) -> str | None:
+        return self._place.revision
+
+    @property
     def config(self) -> ModelConfig:
         return self._config
 

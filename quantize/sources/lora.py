@@ -28,7 +28,7 @@ from mixq.quantize.sources.place import sampled
 from mixq.quantize.sources.source import Source
 from mixq.quantize.threads import serial_operations
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Weights that are merged at a time."""
 
 
@@ -55,6 +55,10 @@ class LoraSource(Source):
     @property
     def path(self) -> Path | None:
         return self._base.path
+
+    @property
+    def revision(self) -> str | None:
+        return self._base.revision
 
     @property
     def config(self) -> ModelConfig:

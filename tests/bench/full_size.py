@@ -1,8 +1,8 @@
 """`mixq quantize` at full size: from a hub whose bytes are made up as they are asked for, killed in the middle.
 
-    python -m tests.bench.full_size mixtral-8x7b FOLDER [--layers N] [--kill-after N] [--write]
+    python -m tests.bench.full_size mixtral-8x7b FOLDER [--layers N] [--kill-after N] [--write] [FLAGS]
 
-Runs the command line in a process of its own, kills it (SIGKILL) after some shards and in the middle of one, runs it
+Runs the command line, with whatever further flags are given, in a process of its own, kills it (SIGKILL) after some shards and in the middle of one, runs it
 again, and reports the peak of its memory, the most disk that it held beside finished shards, and its rates. Then
 `mixq verify`. `--write` writes tests/accept/results/full_size.md.
 """
@@ -93,8 +93,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--kill-after", type=int, default=15)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("flags", nargs="*", help="of mixq quantize, after --")
-    arguments = parser.parse_args()
+    arguments, flags = parser.parse_known_args()
     shutil.rmtree(arguments.folder, ignore_errors=True)
     serve = [sys.executable, "-m", "tests.bench.made_up_checkpoint", arguments.preset]
     serve += ["--layers", str(arguments.layers)] if arguments.layers else []
@@ -102,7 +101,7 @@ def main() -> None:
         assert hub.stdout is not None
         endpoint = hub.stdout.readline().strip()
         try:
-            command = ["quantize", f"{OWNER}/{arguments.preset}", str(arguments.folder), *arguments.flags]
+            command = ["quantize", f"{OWNER}/{arguments.preset}", str(arguments.folder), *flags]
             runs = [watch(command, arguments.folder, endpoint, arguments.kill_after)]
             assert runs[0].code == -signal.SIGKILL, runs[0]
             runs.append(watch(command, arguments.folder, endpoint))

@@ -13,6 +13,8 @@ import hashlib
 import json
 import struct
 import threading
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +93,12 @@ def repository(name: str, layers: int | None = None) -> dict[str, Any]:
         files[file], place = shard, place + shard.size
         weight_map |= {parameter.name: file for parameter in tensors}
     texts = {"config.json": raw, "model.safetensors.index.json": {"metadata": {}, "weight_map": weight_map}}
-    return files | {file: Stored(json.dumps(content).encode()) for file, content in texts.items()}
+    files |= {file: Stored(json.dumps(content).encode()) for file, content in texts.items()}
+    mistral_common = find_spec("mistral_common")  # has Mixtral's own tokenizer
+    if mistral_common is not None and mistral_common.origin is not None and config.vocab_size == 32000:
+        tokenizer = Path(mistral_common.origin).parent / "data" / "tokenizer.model.v1"
+        files["tokenizer.model"] = Stored(tokenizer.read_bytes())
+    return files
 
 
 def main() -> None:
