@@ -26,10 +26,10 @@ from mixq.formats.scheme import Scheme
 from mixq.quantize.sources.adapter import Adapter, LowRank
 from mixq.quantize.sources.place import sampled
 from mixq.quantize.sources.source import Source
-from mixq.quantize.threads import serial_operations
+from mixq.quantize.threads import map_in_threads, serial_operations
 
 BLOCK = 1 << 18
-"""Weights that are merged at a time."""
+"""Weights that a thread merges at a time."""
 
 
 class LoraSource(Source):
@@ -118,9 +118,12 @@ def merged(weight: Tensor, A: Tensor, B: Tensor, low_rank: LowRank) -> Tensor:
     left, right = (A.t(), B.t()) if low_rank.transposed else (B, A)  # [N, r], [r, K]
     result = torch.empty(N, K)
     rows = max(1, BLOCK // K)
-    with serial_operations():
+    with serial_operations() as threads:
         right = right.double() * low_rank.scale
-        for first in range(0, N, rows):
+
+        def work(first: int) -> None:
             block = slice(first, first + rows)
             result[block] = weight[block].double().addmm_(left[block].double(), right)
+
+        map_in_threads(work, range(0, N, rows), threads)
     return result

@@ -103,6 +103,17 @@ def test_the_bytes_of_a_merge_by_hand(end: str, base: Path, tmp_path: Path, monk
     assert json.loads((tmp_path / "out" / "mixq.json").read_text())["source"]["name"] == "base+adapter"
 
 
+def test_the_number_of_threads_does_not_show(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "BLOCK", 1000)
+    source = LoraSource(open_source(base), write_adapter(tmp_path / "adapter", pair(W2, SHAPES[W2])))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 8):
+        torch.set_num_threads(threads)
+        found.append(source.tensor(f"{W2}.weight"))
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_low_precision_adapters(base: Path, tmp_path: Path) -> None:
     tensors = {name: tensor.half() for name, tensor in pair(Q, SHAPES[Q]).items()}
     assert_same_bytes(base, write_adapter(tmp_path / "adapter", tensors), merges(tensors, 6 / 4, Q))
