@@ -12,6 +12,7 @@ from mixq.formats.architecture import parameters
 from mixq.formats.scheme import Scheme
 from mixq.quantize import quantize
 from mixq.quantize.export.folders import compressed_tensors_job, unquantized_job
+from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mixtral
 
@@ -49,3 +50,12 @@ def test_compressed_tensors_folder_refuses_other_formats(tmp_path: Path) -> None
     write_tiny_mixtral(tmp_path / "source")
     with pytest.raises(UsageError, match=r"--format w4 or w8"):
         compressed_tensors_job(open_source(tmp_path / "source"), tmp_path / "ct", "nl4")
+
+
+def test_gguf_and_back_is_the_same_model(tmp_path: Path) -> None:
+    tensors = write_tiny_mixtral(tmp_path / "source", tokenizer=False)
+    GgufExport(open_source(tmp_path / "source"), tmp_path / "model.gguf").run()
+    back = open_source(tmp_path / "model.gguf")
+    assert back.config == open_source(tmp_path / "source").config
+    for name, tensor in tensors.items():
+        assert torch.equal(back.tensor(name).float(), tensor.float()), name
