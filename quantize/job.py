@@ -39,6 +39,7 @@ from mixq.quantize.quantized import Quantized
 from mixq.quantize.report import ErrorReport
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.source import Source
+from mixq.quantize.table_fit import fit_to_source
 from mixq.quantize.threads import one_ahead
 
 Weight = Tensor | PackedLinear
@@ -137,8 +138,6 @@ class Job:
         for text in notices:
             yield Notice(text)
         if self.plan.fits_table and journal.table is None:
-            from mixq.quantize.table_fit import fit_to_source
-
             journal.table = fit_to_source(self.source, self.plan.shards)
             journal.write(self.target)
         for number, shard in enumerate(shards, 1):

@@ -2,9 +2,9 @@
 
     python -m tests.bench.full_size mixtral-8x7b FOLDER [--layers N] [--kill-after N] [--write] [FLAGS]
 
-Runs the command line, with whatever further flags are given, in a process of its own, kills it (SIGKILL) after some shards and in the middle of one, runs it
-again, and reports the peak of its memory, the most disk that it held beside finished shards, and its rates. Then
-`mixq verify`. `--write` writes tests/accept/results/full_size.md.
+Runs the command line, with whatever further flags are given, in a process of its own, kills it (SIGKILL) after some
+shards and in the middle of one, runs it again, and reports the peak of its memory, the most disk that it held beside
+finished shards, and its rates. Then `mixq verify`. `--write` writes tests/accept/results/full_size.md.
 """
 
 from __future__ import annotations

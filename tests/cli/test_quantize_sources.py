@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mixq import paths
+from mixq.formats.folder import ModelFolder
 from tests.cli.conftest import RunCli
 from tests.fake_hub import COMMIT, FakeHub, folder_contents
 from tests.mistral_checkpoints import write_release
@@ -107,3 +108,59 @@ def test_kept_groups(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
 def test_a_table_that_is_none(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     outcome = cli("quantize", tiny, tmp_path / "out", "--table", "fitt")
     assert (outcome.code, "Did you mean 'fit'?" in outcome.err) == (2, True)
+
+
+def test_a_fitted_table(cli: RunCli, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    assert cli("quantize", tiny, tmp_path / "out", "--table", "fit").code == 0
+    made, usual = (json.loads((path / "config.json").read_text()) for path in (tmp_path / "out", quantized))
+    assert made["quantization_config"]["table"] != usual["quantization_config"]["table"]
+    assert "fitted to the weights" in cli("show", tmp_path / "out").out
+    assert cli("verify", tmp_path / "out").code == 0
+
+
+def test_a_recipe(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[schemes]\n'model\\.layers\\.1\\..*\\.w2' = \"nl4:16\"\n'lm_head' = \"bf16\"\n")
+    assert cli("quantize", tiny, tmp_path / "out", "--recipe", recipe).code == 0
+    folder = ModelFolder.open(tmp_path / "out")
+    assert folder.quantization is not None
+    experts = "block_sparse_moe.experts.0.w2"
+    found = [str(folder.quantization.scheme_for(f"model.layers.{layer}.{experts}")) for layer in (0, 1)]
+    assert found == ["nl4:32", "nl4:16"]
+    assert folder.quantization.scheme_for("lm_head") is None
+    recipe.write_text("[schemes]\n'model\\.layers\\.99\\..*' = \"nl4:16\"\n")
+    outcome = cli("quantize", tiny, tmp_path / "other", "--recipe", recipe)
+    assert outcome.code == 2
+    assert "layers" in outcome.err
+    outcome = cli("quantize", tiny, tmp_path / "other", "--recipe", tmp_path / "nowhere.toml")
+    assert (outcome.code, "cannot be read" in outcome.err) == (2, True)
+
+
+def test_a_lora_adapter(cli: RunCli, tiny: Path, quantized: Path, tmp_path: Path) -> None:
+    adapter, module = tmp_path / "adapter", "model.layers.0.self_attn.q_proj"
+    adapter.mkdir()
+    generator = torch.Generator().manual_seed(4)
+    tensors = {
+        f"base_model.model.{module}.lora_A.weight": torch.randn(4, 128, generator=generator),
+        f"base_model.model.{module}.lora_B.weight": torch.randn(128, 4, generator=generator),
+    }
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    outcome = cli("quantize", tiny, tmp_path / "out", "--lora", adapter)
+    assert outcome.code == 0, outcome.err
+    made, usual = (ModelFolder.open(path).linear(module) for path in (tmp_path / "out", quantized))
+    assert not torch.equal(made.dequantize(), usual.dequantize())  # type: ignore[union-attr]
+    outcome = cli("quantize", tiny, tmp_path / "other", "--lora", tmp_path / "nowhere")
+    assert outcome.code == 3
+
+
+@pytest.mark.parametrize("suffix", ["html", "png"])
+def test_a_report(suffix: str, cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report = tmp_path / f"report.{suffix}"
+    assert cli("quantize", tiny, tmp_path / "out", "--report", report).code == 0
+    assert report.stat().st_size > 10_000
+    outcome = cli("quantize", tiny, tmp_path / "other", "--report", tmp_path / "report.pdf")
+    assert outcome.code == 2
+    assert not (tmp_path / "other").exists()
