@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mixq import paths
 from mixq.formats.folder import ModelFolder
+from mixq.formats.manifest import Manifest
 from tests.cli.conftest import RunCli
 from tests.fake_hub import COMMIT, FakeHub, folder_contents
 from tests.mistral_checkpoints import write_release
@@ -110,10 +112,19 @@ def test_a_table_that_is_none(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     assert (outcome.code, "Did you mean 'fit'?" in outcome.err) == (2, True)
 
 
-def test_a_fitted_table(cli: RunCli, tiny: Path, quantized: Path, tmp_path: Path) -> None:
-    assert cli("quantize", tiny, tmp_path / "out", "--table", "fit").code == 0
-    made, usual = (json.loads((path / "config.json").read_text()) for path in (tmp_path / "out", quantized))
-    assert made["quantization_config"]["table"] != usual["quantization_config"]["table"]
+def test_a_fitted_table(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny, tmp_path / "cubed")  # weights with heavier tails than normal ones
+    tensors = load_file(source / "model.safetensors")
+    cubed = {name: tensor.float().pow(3).to(tensor.dtype) for name, tensor in tensors.items()}
+    save_file(cubed, source / "model.safetensors")
+    assert cli("quantize", source, tmp_path / "out", "--table", "fit").code == 0
+    assert cli("quantize", source, tmp_path / "usual").code == 0
+    tables, errors = [], []
+    for name in ("out", "usual"):
+        tables.append(json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]["table"])
+        errors.append(sum(Manifest.read(tmp_path / name).errors.values()))
+    assert tables[0] != tables[1]
+    assert errors[0] < errors[1]
     assert "fitted to the weights" in cli("show", tmp_path / "out").out
     assert cli("verify", tmp_path / "out").code == 0
 
