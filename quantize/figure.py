@@ -39,6 +39,9 @@ BARS = 12
 """Parts that get a bar of their own; a recipe can make many more."""
 
 INCHES = 13.0
+LABELS = 42
+"""Numbers of experts that have room side by side in all panels together."""
+
 RC: Any = {
     "text.parse_math": False,  # a name may hold a $
     "svg.fonttype": "path",  # a page looks alike whatever fonts its reader has
@@ -148,19 +151,20 @@ def _draw_map(part: SubFigure, grid: ErrorGrid) -> None:
     low, high = grid.bounds()
     norm = LogNorm(low, high) if high > 4 * low else Normalize(low, high)
     colours = matplotlib.colormaps[COLOURS].with_extremes(under=BELOW, bad=MISSING)
-    widths = [max(len(panel.columns), 3) for panel in grid.panels]
+    widest = max(len(panel.columns) for panel in grid.panels)
+    widths = [max(len(panel.columns), 3, 0.1 * widest) for panel in grid.panels]
     all_axes = part.subplots(1, len(grid.panels), squeeze=False, width_ratios=widths)[0]
-    for axes, panel in zip(all_axes, grid.panels, strict=True):
+    for axes, panel, width in zip(all_axes, grid.panels, widths, strict=True):
         values = np.maximum(np.array(panel.values, dtype=float), low * 1e-9)  # a 0 has no logarithm
         image = axes.imshow(values, norm=norm, cmap=colours, aspect="auto", interpolation="nearest")
-        _label(axes, panel, grid.layers, leftmost=axes is all_axes[0])
+        _label(axes, panel, grid.layers, int(LABELS * width / sum(widths)), leftmost=axes is all_axes[0])
     _colour_bar(part, list(all_axes), image, grid, low, high)
 
 
-def _label(axes: Axes, panel: Panel, layers: Sequence[int], *, leftmost: bool) -> None:
+def _label(axes: Axes, panel: Panel, layers: Sequence[int], labels: int, *, leftmost: bool) -> None:
     axes.set_title(panel.title, fontsize=9.5)
     axes.patch.set(facecolor="white", edgecolor="#909090", hatch="////")
-    across, down = _every(len(panel.columns), 32), _every(len(layers), 34)
+    across, down = _every(len(panel.columns), max(4, labels)), _every(len(layers), 34)
     axes.set_xticks(range(0, len(panel.columns), across), panel.columns[::across], fontsize=8)
     axes.set_xlabel(panel.what)
     axes.set_yticks(range(0, len(layers), down), [str(layer) for layer in layers[::down]] if leftmost else [])
@@ -182,7 +186,7 @@ def _colour_bar(
     bar.set_ticks(ticks, labels=[f"{tick:#.3g}" for tick in ticks])
     bar.minorticks_off()
     notes = ["white: far below the others"] * grid.is_below(low) + ["hatched: not quantized"] * grid.is_missing()
-    bar.set_label("squared error / squared weights" + (f"\n({'; '.join(notes)})" if notes else ""))
+    bar.set_label("\n".join(["squared error / squared weights", *notes]))
 
 
 def _every(count: int, most: int) -> int:
