@@ -99,6 +99,15 @@ def test_death_before_every_change_with_a_calibration(rows: Rows, tmp_path: Path
     rows["the same of a job with --calibrate, which keeps a state"] = step - 1, "same bytes"
 
 
+def test_death_before_every_change_with_a_fitted_table(rows: Rows, source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "expected", table="fit")
+    expected, step = contents(tmp_path / "expected"), 1
+    while survives_death_at(step, source, tmp_path / f"out-{step}", expected, table="fit"):
+        step += 1
+    assert step - 1 > CHANGES
+    rows["the same of a job with --table fit, which writes the table into its journal"] = step - 1, "same bytes"
+
+
 def is_found(folder: Path) -> bool:
     try:
         return not verify(folder).ok
