@@ -1,8 +1,8 @@
 """mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
 
-Contract: every file it names is whole by the time it is written. Last in it stands the sha256 of all that is before, so
-that a bit that flips in the file itself shows. Reading checks that and types; whether the files still have these sums is
-the verifier's question.
+Contract: every file it names is whole by the time it is written. Last in it stands the sha256 of all that is before,
+so that a bit that flips in the file itself shows. Reading checks that and types; whether the files still have these
+sums is the verifier's question.
 """
 
 from __future__ import annotations

@@ -110,9 +110,10 @@ class Mix:
                 if len(of_source) == 1 and (part != "lm_head" or format not in COMPRESSED_TENSORS):
                     scheme, note = of_source.pop(), None
                 else:
-                    note = (
-                        f"{' and '.join(kinds)}: not kept as the source has them; a {format} folder cannot hold that."
-                    )
+                    lost = [kind for kind in kinds if kept.get(kind) not in (None, scheme)]
+                    if lost:
+                        why = f"in a {format} folder {' and '.join(kinds)} have one scheme"
+                        note = f"{' and '.join(lost)}: not kept as the source has them; {why}."
             schemes |= dict.fromkeys(kinds, scheme)
             notes += [note] if note else []
         if format in COMPRESSED_TENSORS:

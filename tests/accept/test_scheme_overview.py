@@ -1,0 +1,91 @@
+"""Every scheme at a glance: bits, Mixtral's size, divergence of the demo model with and without calibrating, speed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import mixq
+from mixq import paths
+from mixq.bench.measure import Bench
+from mixq.bench.synthetic import synthetic_model
+from mixq.bench.workload import Workload
+from mixq.config import ModelConfig, format_size
+from mixq.formats.mix import Mix
+from mixq.models.presets import PRESETS
+from mixq.models.world import questions
+from mixq.quantize import quantize
+from mixq.quantize.calibration_run import CalibrationText
+from mixq.quantize.layout import all_items, plan_shards
+from mixq.quantize.report import sizes_of_items
+from tests.accept.tables import markdown, write
+from tests.accept.test_demo_model import COUNT, SEED, divergence
+
+pytestmark = pytest.mark.accept
+LAYERS = 4
+
+# What to type after `mixq quantize SRC`, the job's settings, and the same as a mix of `mixq bench --synthetic`.
+ROWS: list[tuple[str, dict[str, object], str | None]] = [
+    ("(default)", {}, "default"),
+    ("--group 16", {"group": 16}, "experts=nl4:16"),
+    ("--group 64", {"group": 64}, "experts=nl4:64,q=nl4:64,o=nl4:64"),
+    ("--mix all-nl4", {"mix": "all-nl4"}, "all-nl4"),
+    ("--format w4", {"format": "w4"}, "w4"),
+    ("--format w4 --group 128", {"format": "w4", "group": 128}, "experts=w4:128,attention=w8,lm_head=bf16"),
+    ("--format w8", {"format": "w8"}, "w8"),
+    ("--format nf4", {"format": "nf4"}, None),
+]
+
+
+def decode_speed(mix: str | None) -> str:
+    if mix is None:
+        return "-"
+    bench = Bench(synthetic_model("mixtral-8x7b", layers=LAYERS, mix=mix, seed=0), [Workload(0, 48, 0)], repeats=5)
+    for _ in bench.samples():
+        pass
+    (row,) = bench.rows()
+    return f"{row.tokens_per_second:.1f}"
+
+
+def test_schemes_at_a_glance(tmp_path: Path) -> None:
+    turns = questions(COUNT, SEED)
+    source, text = paths.demo_source(), CalibrationText.read("default")
+    reference = mixq.load(source, context=1024)
+    config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
+    rows, ratios = [], {}
+    for i, (flags, settings, mix) in enumerate(ROWS):
+        sizes = sizes_of_items(config, all_items(plan_shards(config, Mix.resolve(config, **settings))))  # type: ignore[arg-type]
+        kl = {}
+        for calibrate in (None, text) if settings.get("format") != "nf4" else (None,):
+            out = tmp_path / f"{i}-{calibrate is not None}"
+            result = quantize(source, out, calibrate=calibrate, **settings)
+            kl[calibrate is not None] = divergence(reference, mixq.load(out, context=1024), turns).mean_kl
+        if True in kl:
+            ratios[flags] = kl[True] / kl[False]
+        bits = 8 * result.sizes.nbytes / result.sizes.weights
+        rows.append(
+            [
+                f"`{flags}`",
+                f"{8 * sizes.nbytes / sizes.weights:.2f}",
+                format_size(sizes.nbytes),
+                format_size(sizes.token_bytes),
+                decode_speed(mix),
+                f"{bits:.2f}",
+                f"{1000 * kl[False]:.3f}",
+                f"{1000 * kl[True]:.3f}" if True in kl else "-",
+            ]
+        )
+    how = (
+        "Bits a weight, size and bytes a token of Mixtral 8x7B, everything counted; decode tokens/s of "
+        f"{LAYERS} of its 32 layers and the head, with made-up weights. Of the demo model: bits a weight, and mean KL "
+        "divergence to its bf16 in nats a token, times 1000, over the right answers of "
+        f"{COUNT} unseen questions; then the same with `--calibrate default`. Made by `make accept`."
+    )
+    header = ["`mixq quantize SRC`", "bits/weight", "Mixtral 8x7B", "a token reads", "tokens/s, 4 layers"]
+    header += ["demo bits/weight", "demo KL", "calibrated"]
+    write("scheme_overview", "Every scheme at a glance", how, markdown(header, rows))
+    print(f"KL calibrated / uncalibrated: {ratios}")
+    assert ratios["(default)"] < 1
+    assert math.exp(sum(map(math.log, ratios.values())) / len(ratios)) < 1, ratios
