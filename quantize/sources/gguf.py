@@ -30,7 +30,7 @@ from mixq.formats.scheme import Scheme
 from mixq.quantize.sources.gguf_blocks import KEPT, PLAIN, check_type, dequantized, unpacked
 from mixq.quantize.sources.gguf_config import config_of
 from mixq.quantize.sources.gguf_file import DAMAGED, GgufFile, TensorEntry
-from mixq.quantize.sources.gguf_vocabulary import vocabulary_files
+from mixq.quantize.sources.gguf_tokenizer import tokenizer_files
 from mixq.quantize.sources.huggingface import already_quantized
 from mixq.quantize.sources.mistral import permuted
 from mixq.quantize.sources.place import sampled
@@ -114,7 +114,7 @@ class GgufSource(Source):
         dtype = str(PLAIN.get(embedding.type, torch.bfloat16)).removeprefix("torch.")
         try:
             self._raw = config_of(first.metadata, embedding.shape[0], "output.weight" not in self._owner, dtype)
-            self._side_files, self._tokenizer_notice = vocabulary_files(first.metadata, self._raw)
+            self._side_files, self._tokenizer_notice = tokenizer_files(first.metadata, self._raw)
         except ModelFileError as error:
             raise ModelFileError(f"{first.name}: {error.message}", hint=error.hint or DAMAGED) from error
         self._config = ModelConfig.from_dict(self._raw)

@@ -9,6 +9,7 @@ Axes: N rows (outputs), K columns (inputs), B = K / 32 blocks in a row.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,8 @@ def dequantized(rows: Tensor, type: str, K: int) -> Tensor:
     weights = torch.empty(len(rows), K)
     step = max(1, AT_ONCE // K)
     for first in range(0, len(rows), step):
-        some = gguf.quants.dequantize(rows[first : first + step].numpy(), number)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller counts what is NaN or infinite
+            some = gguf.quants.dequantize(rows[first : first + step].numpy(), number)
         weights[first : first + step] = torch.from_numpy(some)
     return weights
 

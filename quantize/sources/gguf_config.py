@@ -43,7 +43,7 @@ def config_of(metadata: Mapping[str, Any], vocab_size: int, tied: bool, dtype: s
         )
     experts = fields.whole("expert_count", 0)
     architecture = "MixtralForCausalLM" if experts else "LlamaForCausalLM"
-    heads, hidden = fields.whole("attention.head_count"), fields.whole("embedding_length")
+    heads, hidden = fields.whole("attention.head_count", least=1), fields.whole("embedding_length")
     config: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": "mixtral" if experts else "llama",
@@ -52,7 +52,7 @@ def config_of(metadata: Mapping[str, Any], vocab_size: int, tied: bool, dtype: s
         "num_hidden_layers": fields.whole("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": fields.whole("attention.head_count_kv", heads),
-        "head_dim": fields.head_dim(hidden // heads if heads > 0 else 0),
+        "head_dim": fields.head_dim(hidden // heads),
         "vocab_size": vocab_size,
         "max_position_embeddings": fields.whole("context_length"),
         "rms_norm_eps": fields.real("attention.layer_norm_rms_epsilon"),
@@ -81,10 +81,10 @@ class _Fields:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def whole(self, key: str, default: int | None = None, *, least: int = 0) -> int:
         value = self.metadata.get(f"{ARCHITECTURE}.{key}", default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._bad(key, value, "a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._bad(key, value, f"a whole number from {least} on")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -99,9 +99,9 @@ class _Fields:
 
     def head_dim(self, default: int) -> int:
         """Return the size of a head, which keys, values and rotary embedding must share."""
-        rotated = self.whole("rope.dimension_count", self.whole("attention.key_length", default))
-        keys = self.whole("attention.key_length", rotated)
-        values = self.whole("attention.value_length", keys)
+        keys = self.whole("attention.key_length", default)
+        values = self.whole("attention.value_length", default)
+        rotated = self.whole("rope.dimension_count", keys)
         if not keys == values == rotated:
             raise ModelFileError(
                 f"heads have {keys} keys and {values} values, of which {rotated} are rotated; mixq computes only "

@@ -1,6 +1,6 @@
 """The tokenizer that a GGUF file's metadata hold, as the files of a Hugging Face checkpoint.
 
-Contract: `vocabulary_files` returns a sentencepiece tokenizer.model which gives the ids of the one that the file was
+Contract: `tokenizer_files` returns a sentencepiece tokenizer.model which gives the ids of the one that the file was
 made from, with tokenizer_config.json and generation_config.json. Byte-pair merges by score, bytes for what no piece
 covers, no normalizing: what llama.cpp does for the tokenizer "llama", and what the models of Llama and Mistral say of
 themselves. Any other kind is left out, with a sentence that says so.
@@ -27,7 +27,7 @@ _BYTES = {f"<0x{byte:02X}>".encode() for byte in range(256)}
 _BPE = 2
 
 
-def vocabulary_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
+def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
     """Return the files by name, and what the user should know where there is no tokenizer.model among them.
 
     Args:
