@@ -243,13 +243,13 @@ class _OneLayer:
 
 
 def windows_of(ids: Sequence[int], bos: int, window: int, limit: int) -> list[Tensor]:
-    """Cut token ids into windows of at most `window` tokens, each after the begin token, `limit` tokens in all."""
-    windows: list[Tensor] = []
-    left = limit
-    for start in range(0, len(ids), window - 1):
-        part = list(ids[start : start + window - 1])[: max(0, left - 1)]
-        if not part:
-            break
-        windows.append(torch.tensor([bos, *part]))
-        left -= len(windows[-1])
-    return windows
+    """Cut token ids into windows of `window` tokens, each after the begin token, `limit` tokens in all at most.
+
+    Where the text is longer, the windows lie evenly over it; the last one may be shorter where it is not.
+    """
+    body = window - 1
+    starts = list(range(0, len(ids), body))
+    wanted = max(1, limit // window)
+    if len(starts) > wanted:
+        starts = [starts[i * (len(starts) - 1) // max(1, wanted - 1)] for i in range(wanted)]
+    return [torch.tensor([bos, *ids[start : start + body]]) for start in starts]

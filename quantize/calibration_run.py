@@ -31,7 +31,7 @@ from mixq.text.tokenizer import Tokenizer
 DEFAULT = "default"
 TOKENS = 16384
 WINDOW = 512
-MAX_TEXT = 64 << 20
+MAX_TEXT = 4 << 20
 HIDDEN = "hidden"
 
 
@@ -41,7 +41,7 @@ class CalibrationText:
 
     Attributes:
         name: the file's name, or `default` for the text that comes with mixq.
-        tokens: how many of its tokens to use, from the beginning.
+        tokens: how many of its tokens to use, in windows that lie evenly over it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class CalibrationText:
         path = Path(where)
         try:
             with path.open("rb") as file:
+                # What is cut off at the end may be half a character.
                 text = file.read(MAX_TEXT).decode("utf-8", "ignore" if path.stat().st_size > MAX_TEXT else "strict")
         except UnicodeDecodeError:
             raise UsageError(f"{printable(where)} is not UTF-8 text.") from None
@@ -79,7 +80,7 @@ class CalibrationText:
     def windows(self, tokenizer: bytes) -> list[Tensor]:
         """Return the text's ids, cut into windows; raises UsageError for one too short to say anything."""
         words = Tokenizer(Path("tokenizer.model"), tokenizer)
-        ids = words.encode(self.text[: 16 * self.tokens])
+        ids = words.encode(self.text)
         windows = windows_of(ids, words.bos_id, WINDOW, self.tokens)
         if sum(map(len, windows)) < WINDOW:
             raise UsageError(

@@ -6,7 +6,8 @@ cannot be merged as W + scale * B @ A is refused by name. No weight is read.
 
 Names as PEFT writes them (its checkpoint format: https://huggingface.co/docs/peft/developer_guides/checkpoint):
 `base_model.model.MODULE.lora_A.weight`, with the adapter's name in between in older and in unstripped files,
-`lora_embedding_A` for an embedding, and `base_model.model.MODULE.weight` for what was trained in full.
+`lora_embedding_A` for an embedding, and `base_model.model.MODULE.weight` for what was trained in full. Of transformers
+5's fused experts (target_parameters) one A [r * E, K] and one B [N, r * E] hold the pairs of all E experts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mixq.config import ModelConfig, did_you_mean
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.architecture import LINEAR_ROLES, Parameter, parameters
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import FLOAT_DTYPES
 from mixq.formats.shards import ShardSet
+from mixq.formats.stored import StoredTensors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 1 << 16
@@ -36,7 +40,6 @@ CHANGES_THE_FORMULA = {
     "alora_invocation_tokens": "an activated LoRA, which works from some token on",
     "layer_replication": "layers that are repeated",
     "trainable_token_indices": "single tokens of the embedding (trainable_token_indices)",
-    "target_parameters": "fused experts (target_parameters)",
     "use_bdlora": "block-diagonal LoRA",
     "arrow_config": "a router of several adapters (Arrow)",
     "kasa_config": "KaSA, which scales the ranks",
@@ -49,6 +52,7 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$)[\w-]+)?(\.weight)?")
 _WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.(?!weight$)[\w-]+)?)?\.weight")
+_FUSED = re.compile(r"(?P<experts>(?P<layer>(model\.)?layers\.\d+)\.mlp\.experts)(\.base_layer)?")
 _V5_EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _V5_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate")
 _MATRIX = {"gate": "w1", "down": "w2", "up": "w3"}
@@ -58,21 +62,42 @@ _SLOW = re.compile(r"\)[*+?{]|([*+{].*){5}")
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to one parameter: scale * B @ A, transposed for an embedding; the names of A and B."""
+    """What is added to one parameter: scale * B @ A.
+
+    Attributes:
+        a, b: the tensors' names.
+        transposed: B @ A is transposed, as for an embedding.
+        expert: number of the expert, and how many share the tensors; None where nothing is shared.
+        rows: of B that belong to the parameter; None where all do.
+    """
 
     a: str
     b: str
     scale: float
-    transposed: bool
+    transposed: bool = False
+    expert: tuple[int, int] | None = None
+    rows: slice | None = None
+
+    def factors(self, tensors: StoredTensors) -> tuple[Tensor, Tensor]:
+        """Return B [N, r] and A [r, K], as views."""
+        A, B = tensors.tensor(self.a), tensors.tensor(self.b)
+        if self.rows is not None:
+            B = B[self.rows]
+        if self.expert is not None:
+            number, E = self.expert
+            return B.view(len(B), -1, E)[:, :, number], A.view(E, -1, A.shape[-1])[number]
+        return (A.t(), B.t()) if self.transposed else (B, A)
 
 
 @dataclass(slots=True)
 class _Pair:
-    """A LoRA of one module while its tensors are gathered; `named` is the module as the adapter spells it."""
+    """A LoRA of one module while its tensors are gathered; `named` is the module as the adapter spells it.
 
-    parameter: Parameter
+    `parameter` is None for fused experts.
+    """
+
+    parameter: Parameter | None
     named: str
-    embedding: bool
     sides: dict[str, str]
 
 
@@ -108,7 +133,7 @@ class Adapter:
                 hint="Load it with peft and save it again: save_pretrained writes safetensors.",
             )
         self.tensors = ShardSet.of_files(path, [WEIGHTS])
-        self._tied = config.tie_word_embeddings
+        self._config = config
         self._known = {parameter.module: parameter for parameter in parameters(config)}
         self._match()
 
@@ -187,20 +212,26 @@ class Adapter:
             else:
                 raise self._foreign(name)
         for pair in pairs.values():
-            self.low_rank[pair.parameter.name] = self._low_rank(pair)
+            for changed, low_rank in self._merges(pair):
+                if changed in self.low_rank:
+                    raise self._error(f"{self.low_rank[changed].a!r} and {low_rank.a!r} both change {changed}.")
+                self.low_rank[changed] = low_rank
         if not self.low_rank and not self.replaced:
             raise self._error("it has no tensors.")
 
     def _gather(self, pairs: dict[str, _Pair], name: str, match: re.Match[str]) -> None:
-        parameter = self._parameter(match["module"])
-        if parameter is None or parameter.role not in HAS_LORA or bool(match["embedding"]) != _is_embedding(parameter):
+        parameter, embedding = self._parameter(match["module"]), bool(match["embedding"])
+        named = match["module"].removeprefix("base_model.model.")
+        if parameter is None:
+            if embedding or not self._config.is_moe or not _FUSED.fullmatch(named):
+                raise self._foreign(name)
+        elif parameter.role not in HAS_LORA or embedding != (parameter.role == "embedding"):
             raise self._foreign(name)
-        if _is_embedding(parameter) and self._tied:
+        elif embedding and self._config.tie_word_embeddings:
             raise self._error(
                 f"tensor {name!r}: the model ties lm_head to the embedding, so a LoRA of one would change both."
             )
-        named = match["module"].removeprefix("base_model.model.")
-        pair = pairs.setdefault(parameter.name, _Pair(parameter, named, bool(match["embedding"]), {}))
+        pair = pairs.setdefault(named if parameter is None else parameter.name, _Pair(parameter, named, {}))
         if match["side"] in pair.sides:
             raise self._error(f"{pair.sides[match['side']]!r} and {name!r} are the same tensor of two adapters.")
         pair.sides[match["side"]] = name
@@ -216,46 +247,65 @@ class Adapter:
             )
         self.replaced[parameter.name] = name
 
-    def _low_rank(self, pair: _Pair) -> LowRank:
-        parameter = pair.parameter
+    def _merges(self, pair: _Pair) -> Iterator[tuple[str, LowRank]]:
+        """Yield the parameters that a pair changes, and how."""
         for side, other in (("A", "B"), ("B", "A")):
             if side not in pair.sides:
                 raise self._error(f"tensor {pair.sides[other]!r} has no lora_{side} beside it.")
-        rank = int(_first_match(self._rank_pattern, pair.named, self.rank))
-        alpha = _first_match(self._alpha_pattern, pair.named, self.alpha)
-        N, K = reversed(parameter.shape) if pair.embedding else parameter.shape
-        for side, shape in (("A", (rank, K)), ("B", (N, rank))):
+        a, b = pair.sides["A"], pair.sides["B"]
+        if pair.parameter is not None:
+            embedding = pair.parameter.role == "embedding"
+            N, K = reversed(pair.parameter.shape) if embedding else pair.parameter.shape
+            yield pair.parameter.name, LowRank(a, b, self._scale(pair, pair.named, N, K), embedding)
+            return
+        E, F, D = self._config.num_local_experts, self._config.intermediate_size, self._config.hidden_size
+        first, fused = self.tensors.entry(a), _FUSED.fullmatch(pair.named)
+        assert first is not None
+        assert fused is not None
+        down = first.shape[-1:] == (F,) and (F != D or self._rows(b) == D)
+        shape, matrices = ((D, F), {"w2": None}) if down else ((2 * F, D), {"w1": slice(0, F), "w3": slice(F, 2 * F)})
+        named = f"{fused['experts']}.{'down_proj' if down else 'gate_up_proj'}"
+        scale = self._scale(pair, named, *shape, experts=E)
+        layer = fused["layer"] if fused["layer"].startswith("model.") else f"model.{fused['layer']}"
+        for expert in range(E):
+            for matrix, rows in matrices.items():
+                name = f"{layer}.block_sparse_moe.experts.{expert}.{matrix}.weight"
+                if name.removesuffix(".weight") not in self._known:
+                    raise self._foreign(a)
+                yield name, LowRank(a, b, scale, expert=(expert, E), rows=rows)
+
+    def _rows(self, name: str) -> int:
+        entry = self.tensors.entry(name)
+        return entry.shape[0] if entry is not None and entry.shape else 0
+
+    def _scale(self, pair: _Pair, named: str, N: int, K: int, experts: int = 1) -> float:
+        """Return what B @ A is multiplied by, once A and B have been found to have the right shapes."""
+        rank = int(_first_match(self._rank_pattern, named, self.rank))
+        alpha = _first_match(self._alpha_pattern, named, self.alpha)
+        for side, shape in (("A", (rank * experts, K)), ("B", (N, rank * experts))):
             entry = self.tensors.entry(pair.sides[side])
             assert entry is not None
             if entry.shape == shape:
                 continue
-            found = entry.shape[side == "B"] if len(entry.shape) == 2 else None
+            found = entry.shape[side == "B"] / experts if len(entry.shape) == 2 else rank
             raise self._error(
                 f"tensor {pair.sides[side]!r} has shape {list(entry.shape)} instead of {list(shape)}: "
-                + (f"rank {found}, and {CONFIG} says {rank}." if found != rank and found else "it is of another model.")
+                + (f"rank {found:g}, and {CONFIG} says {rank}." if found != rank else "it is of another model.")
             )
-        scale = alpha / math.sqrt(rank) if self._raw.get("use_rslora") else alpha / rank
-        return LowRank(pair.sides["A"], pair.sides["B"], scale, pair.embedding)
+        return alpha / math.sqrt(rank) if self._raw.get("use_rslora") else alpha / rank
 
     def _parameter(self, module: str) -> Parameter | None:
         return next((self._known[name] for name in _spellings(module) if name in self._known), None)
 
     def _foreign(self, name: str) -> ModelFileError:
         module = re.split(r"\.(?:lora_|weight$)", name.removeprefix("base_model.model."))[0]
-        fused = re.search(r"\.mlp\.experts\.(base_layer|lora_|gate_up_proj|down_proj)", name)
         return self._error(
-            f"tensor {name!r} "
-            + ("is of fused experts, which are not merged." if fused else "matches no Linear of the model.")
-            + ("" if fused else did_you_mean(module, self._known)),
-            _MERGE_WITH_PEFT if fused else "It was trained for another model, or in a way that is not merged here.",
+            f"tensor {name!r} matches no Linear of the model." + did_you_mean(module, self._known),
+            "It was trained for another model, or in a way that is not merged here.",
         )
 
 
 _MERGE_WITH_PEFT = "Merge it with peft (merge_and_unload), save the model and quantize that."
-
-
-def _is_embedding(parameter: Parameter) -> bool:
-    return parameter.role == "embedding"
 
 
 def _spellings(module: str) -> Iterator[str]:

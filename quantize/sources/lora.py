@@ -23,7 +23,7 @@ from mixq.config import ModelConfig
 from mixq.formats.architecture import Parameter
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.quantize.sources.adapter import Adapter, LowRank
+from mixq.quantize.sources.adapter import Adapter
 from mixq.quantize.sources.place import sampled
 from mixq.quantize.sources.source import Source
 from mixq.quantize.threads import map_in_threads, serial_operations
@@ -85,8 +85,7 @@ class LoraSource(Source):
         weight = self._base.tensor(name) if replaced is None else self._adapter.tensors.tensor(replaced)
         if low_rank is None:
             return weight if replaced is None else weight.float()
-        A, B = (self._adapter.tensors.tensor(side) for side in (low_rank.a, low_rank.b))
-        return merged(weight, A, B, low_rank)
+        return merged(weight, *low_rank.factors(self._adapter.tensors), low_rank.scale)
 
     def kept(self, parameter: Parameter) -> Scheme | None:
         touched = parameter.name in self._adapter.low_rank or parameter.name in self._adapter.replaced
@@ -108,22 +107,21 @@ class LoraSource(Source):
         self._base.cancel()
 
 
-def merged(weight: Tensor, A: Tensor, B: Tensor, low_rank: LowRank) -> Tensor:
-    """Return weight + scale * B @ A as float32; weight: [N, K], A: [r, K], B: [N, r].
+def merged(weight: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+    """Return weight + scale * B @ A as float32; weight: [N, K], B: [N, r], A: [r, K].
 
-    For an embedding A is [r, N] and B is [K, r]. The sum is made in float64 and rounded once, so that neither the order
-    in which a library adds nor the size of the blocks shows in the result.
+    The sum is made in float64 and rounded once, so that neither the order in which a library adds nor the size of the
+    blocks shows in the result.
     """
     N, K = weight.shape
-    left, right = (A.t(), B.t()) if low_rank.transposed else (B, A)  # [N, r], [r, K]
     result = torch.empty(N, K)
     rows = max(1, BLOCK // K)
     with serial_operations() as threads:
-        right = right.double() * low_rank.scale
+        scaled = A.double() * scale
 
         def work(first: int) -> None:
             block = slice(first, first + rows)
-            result[block] = weight[block].double().addmm_(left[block].double(), right)
+            result[block] = weight[block].double().addmm_(B[block].double(), scaled)
 
         map_in_threads(work, range(0, N, rows), threads)
     return result

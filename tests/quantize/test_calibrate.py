@@ -95,7 +95,7 @@ def test_importance_is_what_the_whole_model_sees(write: Any, tmp_path: Path, mon
     for module, mean_square in expected.items():
         off = (found[module].double().square() - mean_square).norm() / mean_square.norm()
         assert off < 0.06, module  # bfloat16, and now and then a router that chooses otherwise for it
-    assert run.tokens == 700
+    assert 512 <= run.tokens <= 700
 
 
 def test_a_calibrated_folder_is_what_the_weighed_search_makes(source: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_experts_that_see_few_tokens_are_named(tmp_path: Path) -> None:
     few = Manifest.read(tmp_path / "out").few_tokens
     assert few
     assert all(tokens < FEW_TOKENS for tokens in few.values())
-    assert any(f"{len(few)} experts saw few of the calibration text's 700 tokens" in text for text in result.notices)
+    assert any(f"{len(few)} experts saw few of the calibration text's" in text for text in result.notices)
 
 
 def test_an_expert_that_sees_nothing_counts_as_its_layer_does(tmp_path: Path) -> None:
@@ -232,11 +232,16 @@ def test_an_expert_that_sees_nothing_counts_as_its_layer_does(tmp_path: Path) ->
     assert calibration.few[0].tokens == 0
 
 
-def test_windows() -> None:
-    windows = windows_of(range(10, 35), 1, 11, 30)
+def test_windows_lie_evenly_over_a_long_text() -> None:
+    windows = windows_of(range(1000, 1500), 1, 11, 45)
+    assert [window[:3].tolist() for window in windows] == [[1, s, s + 1] for s in (1000, 1160, 1320, 1490)]
+    assert all(len(window) == 11 for window in windows)
+
+
+def test_windows_of_a_short_text() -> None:
+    windows = windows_of(range(10, 35), 1, 11, 700)
+    assert [window.tolist()[1] for window in windows] == [10, 20, 30]
     assert [len(window) for window in windows] == [11, 11, 6]
-    assert all(window[0] == 1 for window in windows)
-    assert [len(window) for window in windows_of(range(100), 1, 11, 25)] == [11, 11, 3]
 
 
 def test_what_cannot_be_calibrated(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
