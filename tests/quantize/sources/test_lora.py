@@ -168,6 +168,31 @@ def test_newer_names_of_experts_and_router(base: Path, tmp_path: Path) -> None:
         assert not torch.equal(first, open_source(base).tensor(name).float())
 
 
+@pytest.mark.parametrize("ffn", [128, 256])
+def test_fused_experts(ffn: int, tmp_path: Path) -> None:
+    base, layer, E, r = tmp_path / "base", "model.layers.1", 2, 3
+    write_tiny_mixtral(base, experts=E, ffn=ffn)
+    g = torch.Generator().manual_seed(5)
+    up, down = f"{PREFIX}{layer}.mlp.experts.base_layer.lora_", f"{PREFIX}{layer}.mlp.experts.lora_"
+    shapes = {f"{up}A": (r * E, 128), f"{up}B": (2 * ffn, r * E), f"{down}A": (r * E, ffn), f"{down}B": (128, r * E)}
+    tensors = {f"{name}.weight": torch.randn(shape, generator=g) * 0.1 for name, shape in shapes.items()}
+    config: dict[str, Any] = {"rank_pattern": {"down_proj": r, "gate_up_proj": r}, "alpha_pattern": {"down_proj": 9}}
+    adapter = write_adapter(tmp_path / "adapter", tensors, target_parameters=["mlp.experts.down_proj"], **config)
+
+    def change(name: str, expert: int, rows: slice, scale: float) -> Callable[[Tensor], Tensor]:
+        A, B = (tensors[f"{name}{side}.weight"].double() for side in "AB")
+        return lambda W: W + scale * B[rows, expert::E] @ A[expert * r : (expert + 1) * r]
+
+    prefix = f"{layer}.block_sparse_moe.experts"
+    changed = {f"{prefix}.{e}.w1.weight": change(up, e, slice(0, ffn), 6 / r) for e in range(E)}
+    changed |= {f"{prefix}.{e}.w3.weight": change(up, e, slice(ffn, 2 * ffn), 6 / r) for e in range(E)}
+    changed |= {f"{prefix}.{e}.w2.weight": change(down, e, slice(0, 128), 9 / r) for e in range(E)}
+    assert_same_bytes(base, adapter, changed)
+    write_adapter(tmp_path / "adapter", tensors, r=2)
+    with pytest.raises(ModelFileError, match=rf"\[{r * E}, 128\] instead of \[4, 128\]: rank 3, and .* says 2"):
+        LoraSource(open_source(base), adapter)
+
+
 @pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_mistral])
 def test_dense_models(write: Callable[..., Tensors], tmp_path: Path) -> None:
     write(tmp_path / "base")
@@ -214,93 +239,3 @@ def test_an_interrupted_job_is_not_gone_on_with_another_adapter(base: Path, tmp_
     write_adapter(tmp_path / "adapter", pair(Q, SHAPES[Q]), lora_alpha=7)
     with pytest.raises(UsageError, match="another checkpoint"):
         quantize(LoraSource(open_source(base), adapter), tmp_path / "out")
-
-
-A_NAME, B_NAME = f"{PREFIX}{Q}.lora_A.weight", f"{PREFIX}{Q}.lora_B.weight"
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA'"),
-        ({"use_dora": True}, "use_dora is set: this is DoRA"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"lora_bias": True}, "lora_bias is set"),
-        ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters is set: this is fused experts"),
-        ({"trainable_token_indices": [3]}, "single tokens of the embedding"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
-        ({"r": 8}, r"q_proj\.lora_A\.weight' has shape \[4, 128\] instead of \[8, 128\]: rank 4, and .* says 8"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank 4, and .* says 2"),
-        ({"r": 0}, "r is 0; it must be a whole number"),
-        ({"r": True}, "r is True"),
-        ({"lora_alpha": "6"}, "lora_alpha is '6'; it must be a number"),
-        ({"lora_alpha": 1e300}, "lora_alpha is"),
-        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern: q_proj is None"),
-        ({"alpha_pattern": {"(a+)+": 1}}, "is no pattern that is evaluated here"),
-        ({"alpha_pattern": {"(": 1}}, "is no pattern that is evaluated here"),
-        ({"alpha_pattern": [1]}, "alpha_pattern is not an object"),
-    ],
-)
-def test_configs_that_are_refused(config: dict[str, Any], named: str, base: Path, tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "adapter", pair(Q, SHAPES[Q]), **config)
-    with pytest.raises(ModelFileError, match=f"the adapter adapter: .*{named}") as error:
-        LoraSource(open_source(base), adapter)
-    assert error.value.exit_code == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({A_NAME: None}, r"q_proj\.lora_B\.weight' has no lora_A beside it"),
-        ({B_NAME: None}, r"q_proj\.lora_A\.weight' has no lora_B beside it"),
-        ({A_NAME: torch.zeros(4, 64)}, r"lora_A\.weight' has shape \[4, 64\] instead of \[4, 128\]: it is of another"),
-        ({B_NAME: torch.zeros(128)}, r"lora_B\.weight' has shape \[128\] instead of \[128, 4\]"),
-        ({B_NAME: torch.zeros(128, 5)}, r"lora_B\.weight' has shape \[128, 5\] .*rank 5, and .* says 4"),
-        ({A_NAME: torch.zeros(4, 128, dtype=torch.int8)}, r"lora_A\.weight' is int8, not bfloat16"),
-        ({f"{PREFIX}{Q}.lora_magnitude_vector": torch.zeros(128)}, "this is DoRA"),
-        ({f"{PREFIX}{Q}.lora_A.other.weight": torch.zeros(4, 128)}, "are the same tensor of two adapters"),
-        ({f"{PREFIX}model.layers.9.self_attn.q_proj.lora_A.weight": torch.zeros(4, 128)}, "matches no Linear.*Did you"),
-        ({f"{PREFIX}model.norm.lora_A.weight": torch.zeros(4, 128)}, "matches no Linear"),
-        ({f"{PREFIX}{EMBEDDING}.lora_A.weight": torch.zeros(4, 128)}, "matches no Linear"),
-        ({f"{PREFIX}{Q}.bias": torch.zeros(128)}, "matches no Linear"),
-        ({f"{PREFIX}model.layers.0.mlp.experts.lora_A.weight": torch.zeros(8, 128)}, "is of fused experts"),
-        ({f"{PREFIX}lm_head.weight": torch.zeros(66, 128)}, r"\[66, 128\]; the model's is \[64, 128\].*was resized"),
-        ({f"{PREFIX}model.norm.weight": torch.zeros(66)}, r"norm\.weight' has shape \[66\]; the model's is \[128\]\.$"),
-        (
-            {f"{PREFIX}lm_head{end}.weight": torch.zeros(64, 128) for end in ("", ".modules_to_save")},
-            r"both replace lm_head\.weight",
-        ),
-    ],
-)
-def test_tensors_that_are_refused(change: dict[str, Tensor | None], named: str, base: Path, tmp_path: Path) -> None:
-    tensors = pair(Q, SHAPES[Q]) | change
-    adapter = write_adapter(tmp_path / "adapter", {name: t for name, t in tensors.items() if t is not None})
-    with pytest.raises(ModelFileError, match=f"the adapter adapter: .*{named}"):
-        LoraSource(open_source(base), adapter)
-
-
-def test_an_adapter_that_is_none(base: Path, tmp_path: Path) -> None:
-    source = open_source(base)
-    with pytest.raises(ModelFileError, match="is not a folder"):
-        LoraSource(source, tmp_path / "nowhere")
-    with pytest.raises(ModelFileError, match=r"adapter_config\.json does not exist"):
-        LoraSource(source, base)
-    adapter = write_adapter(tmp_path / "adapter", {})
-    with pytest.raises(ModelFileError, match="it has no tensors"):
-        LoraSource(source, adapter)
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(UsageError, match=r"adapter_model\.bin, a pickled file") as error:
-        LoraSource(source, adapter)
-    assert "save_pretrained" in str(error.value.hint)
-    (adapter / "adapter_model.bin").unlink()
-    with pytest.raises(ModelFileError, match="shards are missing"):
-        LoraSource(source, adapter)
-
-
-def test_a_tied_embedding_is_not_merged_into(tmp_path: Path) -> None:
-    write_tiny_llama(tmp_path / "base", tie_word_embeddings=True)
-    A, B = torch.zeros(4, 64), torch.zeros(128, 4)
-    names = (f"{PREFIX}{EMBEDDING}.lora_embedding_{side}" for side in "AB")
-    adapter = write_adapter(tmp_path / "adapter", dict(zip(names, (A, B), strict=True)))
-    with pytest.raises(ModelFileError, match="ties lm_head to the embedding"):
-        LoraSource(open_source(tmp_path / "base"), adapter)
