@@ -61,10 +61,12 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves nothing half written
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise storage_error(path, error, len(content)) from error
+        if isinstance(error, OSError):
+            raise storage_error(path, error, len(content)) from error
+        raise
 
 
 def atomic_write_json(path: Path, content: Mapping[str, Any]) -> None:

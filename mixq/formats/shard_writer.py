@@ -93,9 +93,11 @@ class ShardWriter:
         try:
             _allocate(self._file.fileno(), self.size)
             self._file.write(head)
-        except OSError as error:
+        except BaseException as error:  # the caller has no writer yet that it could close after a Ctrl-C
             self.close()
-            raise storage_error(path, error, self.size) from error
+            if isinstance(error, OSError):
+                raise storage_error(path, error, self.size) from error
+            raise
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor, which must have the dtype and shape of its spec, at its place."""

@@ -118,6 +118,35 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_folder_after(
     assert (names[0], names[-2:]) == ("job.json", ["mixq.json", "config.json"])
 
 
+@pytest.mark.parametrize("call", ["fsync", "posix_fallocate", "replace"])
+def test_interrupted_in_every_call_that_takes_a_while(
+    call: str, source: Path, expected: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Path if call == "replace" else os
+    if not hasattr(owner, call):
+        pytest.skip(f"no {call} here")
+    real, calls, failing, target = getattr(owner, call), 0, 0, tmp_path
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, call, interrupted)
+    while failing <= calls:
+        calls, failing, target = 0, failing + 1, tmp_path / f"out-{failing}"
+        try:
+            quantize(source, target)
+        except KeyboardInterrupt:
+            assert not {name for name in contents(target) if name.endswith((".partial", ".lock"))}
+            assert_honest(target, expected)
+            quantize(source, target)
+        assert contents(target) == expected, f"{call} number {failing}"
+    assert failing > 3
+
+
 def test_short_writes(source: Path, expected: Contents, tmp_path: Path) -> None:
     with short_writes(tmp_path) as opened:
         quantize(source, tmp_path / "out")
