@@ -108,6 +108,7 @@ def _write(path: Path, values: Mapping[str, Any], stored: Mapping[str, tuple[NDA
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, str(values.get("general.architecture")))
     writer.kv_data[0].clear()
+    writer.data_alignment = values.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     for key, value in values.items():
         if value is not None:
             writer.add_key_value(key, value, _kind(value), *([_kind(value[0])] if isinstance(value, list) else []))

@@ -92,6 +92,17 @@ def test_quantized_files_are_dequantized(
     assert f"the source is quantized already (GGUF's {type}): its weights" in source.notices[0]
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_tensors_at_odd_places_are_handed_out_at_even_ones(
+    length: int, checkpoint: tuple[Weights, dict[str, Any]], tmp_path: Path
+) -> None:
+    """GGUF allows an alignment of 1; kernels that load whole words do not."""
+    metadata = {"general.alignment": 1, "general.name": "x" * length}
+    expected = write_gguf(tmp_path / "m.gguf", *checkpoint, types="F32", metadata=metadata)
+    source = assert_holds(tmp_path / "m.gguf", expected)
+    assert all(source.tensor(name).data_ptr() % 4 == 0 for name in expected)
+
+
 def test_a_file_of_several_types_names_them(checkpoint: tuple[Weights, dict[str, Any]], tmp_path: Path) -> None:
     types = {"": "Q4_0", "output": "Q6_K", "attn_k": "Q8_0", "ffn_down": "F16"}
     source = assert_holds(tmp_path / "m.gguf", write_gguf(tmp_path / "m.gguf", *checkpoint, types=types))
