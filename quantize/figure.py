@@ -64,7 +64,7 @@ def check_figure(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{printable(path)} is a folder; give the name of a file.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("drawing a report needs matplotlib.", hint='Install it: pip install "mixq[plot]"')
+        raise UsageError("drawing a report needs matplotlib.", hint="Install it: pip install matplotlib")
 
 
 def draw(

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mixq.config import did_you_mean, format_size
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.formats.architecture import Parameter
@@ -97,6 +95,8 @@ class JobPlan:
         self._kept, self._kept_notes = kept_kinds(self.source) if keep else ({}, ())
         config = self.source.config
         if format == AS_IT_IS:
+            if group or mix or recipe or keep or self.fits_table:
+                raise UsageError(f"format {AS_IT_IS} quantizes nothing: it takes no group, mix, recipe, table or keep.")
             self.mix = Mix.unquantized()
         else:
             self.mix = Mix.resolve(
@@ -192,12 +192,11 @@ class JobPlan:
 
     def memory_needed(self) -> int:
         """Return about how many bytes of memory the job takes at most: two blocks, and what is made of one tensor."""
-        width: int = getattr(torch, self.source.config.dtype).itemsize
         blocks = [block for shard in self.shards for block in self.blocks(shard)]
         largest = max(sum(item.parameter.numel for item in block) for block in blocks)
         made = max(item.nbytes for item in all_items(self.shards))
         text = self.calibration.memory if self.calibration else 0
-        return PROCESS_MEMORY + 2 * width * largest + 2 * made + text
+        return PROCESS_MEMORY + 2 * self.source.itemsize * largest + 2 * made + text
 
     def check_memory(self) -> None:
         """Raise DoesNotFitError where the machine has less memory free than the job takes."""

@@ -68,9 +68,7 @@ class GgufExport:
         try:
             import gguf  # noqa: F401
         except ModuleNotFoundError:
-            raise MixqError(
-                "writing GGUF needs the package gguf.", hint="Install it: pip install 'mixq[gguf]'"
-            ) from None
+            raise MixqError("writing GGUF needs the package gguf.", hint="Install it: pip install gguf") from None
         self.source = source
         self.target = Path(target)
         if self.target.exists():

@@ -112,6 +112,10 @@ class ColumnPackedSource(Source):
         return self._stored.nbytes
 
     @property
+    def itemsize(self) -> int:
+        return 4
+
+    @property
     def notices(self) -> tuple[str, ...]:
         return (already_quantized(self.method),)
 

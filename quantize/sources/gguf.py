@@ -143,6 +143,11 @@ class GgufSource(Source):
         return sum(entry.nbytes for file in self._files for entry in file.entries.values())
 
     @property
+    def itemsize(self) -> int:
+        plain = all(part.type in PLAIN for part in self._parts.values())
+        return super().itemsize if plain else 4
+
+    @property
     def notices(self) -> tuple[str, ...]:
         types = sorted({part.type for part in self._parts.values()} - PLAIN.keys())
         found = (already_quantized(f"GGUF's {' and '.join(types)}"),) if types else ()

@@ -48,7 +48,7 @@ def gguf_package() -> ModuleType:
     try:
         import gguf
     except ModuleNotFoundError:
-        raise MixqError("reading GGUF needs the package gguf.", hint="Install it: pip install 'mixq[gguf]'") from None
+        raise MixqError("reading GGUF needs the package gguf.", hint="Install it: pip install gguf") from None
     return gguf
 
 

@@ -175,7 +175,7 @@ def _huggingface_hub() -> Any:
         import huggingface_hub.utils
     except ImportError:
         raise UsageError(
-            "reading from a hub needs the package huggingface_hub.", hint="Install it: pip install 'mixq[hub]'."
+            "reading from a hub needs the package huggingface_hub.", hint="Install it: pip install huggingface_hub"
         ) from None
     return huggingface_hub
 

@@ -89,6 +89,10 @@ class HuggingFaceSource(Source):
         return self._stored.nbytes
 
     @property
+    def itemsize(self) -> int:
+        return super().itemsize if self.quantization is None else 4
+
+    @property
     def notices(self) -> tuple[str, ...]:
         if self.quantization is None:
             return ()

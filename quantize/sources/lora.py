@@ -73,6 +73,10 @@ class LoraSource(Source):
         return self._base.nbytes
 
     @property
+    def itemsize(self) -> int:
+        return 4
+
+    @property
     def notices(self) -> tuple[str, ...]:
         merged, replaced = len(self._adapter.low_rank), len(self._adapter.replaced)
         text = f"the adapter {self._adapter.name} is merged into {merged} {'Linear' if merged == 1 else 'Linears'}"

@@ -54,6 +54,11 @@ class Source(ABC):
         """Bytes of its tensors."""
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a weight as `tensor` hands it out: 4 where it is dequantized."""
+        return 4 if self.config.dtype == "float32" else 2
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know of it before the job begins: what was quantized before, say; a sentence each."""
         return ()

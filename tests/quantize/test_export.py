@@ -264,4 +264,4 @@ def test_what_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(builtins, "__import__", without_gguf)
     with pytest.raises(MixqError, match=r"needs the package gguf") as raised:
         GgufExport(source, tmp_path / "model.gguf")
-    assert raised.value.hint == "Install it: pip install 'mixq[gguf]'"
+    assert raised.value.hint == "Install it: pip install gguf"

@@ -184,7 +184,7 @@ def test_without_matplotlib_the_user_is_told_what_to_install(tmp_path: Path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs matplotlib") as error:
         check_figure(tmp_path / "report.png")
-    assert "mixq[plot]" in str(error.value.hint)
+    assert "pip install matplotlib" in str(error.value.hint)
 
 
 @needs_matplotlib
