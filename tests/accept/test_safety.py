@@ -54,7 +54,7 @@ def rows() -> Iterator[Rows]:
     if len(found) != KINDS:
         return
     how = (
-        "A tiny Mixtral (0.5 MB quantized, 9 files) unless said otherwise, on Linux. After every death, failure or "
+        "A tiny Mixtral (0.24 MB quantized, 9 files) unless said otherwise, on Linux. After every death, failure or "
         "refusal the same call goes on to the end, and every file must have the bytes of a job that nothing happened "
         f"to. Random places and times are of seed {SEED}. Made by `make accept`."
     )
