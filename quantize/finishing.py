@@ -18,6 +18,7 @@ from mixq.quantize import journal as journals
 from mixq.quantize.job_plan import JobPlan, json_bytes
 from mixq.quantize.journal import Journal, LinearError
 from mixq.quantize.layout import all_items, index_of
+from mixq.quantize.sources.huggingface import SIDE_FILES
 
 CONFIG = "config.json"
 
@@ -40,6 +41,7 @@ def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
         few_tokens={expert: tokens for shard in finished for expert, tokens in shard.few_tokens.items()},
     )
     config = contents.pop(CONFIG)
+    _remove_lost_side_files(plan)
     for name, content in contents.items():
         atomic_write_bytes(plan.target / name, content)
     manifest.write(plan.target)
@@ -50,6 +52,16 @@ def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
     except OSError as error:
         raise storage_error(plan.target / journals.FILE_NAME, error) from error
     return errors
+
+
+def _remove_lost_side_files(plan: JobPlan) -> None:
+    """Remove what an interrupted run has copied and the source has lost since."""
+    for name in SIDE_FILES:
+        if name not in plan.side_files:
+            try:
+                (plan.target / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(plan.target / name, error) from error
 
 
 def finished_before(plan: JobPlan) -> tuple[dict[str, LinearError], list[str]]:

@@ -1,9 +1,9 @@
 """The console script: which commands there are, and how every failure ends.
 
 Contract: `main` returns to the shell with one of the exit codes 0 done, 1 failed, 2 usage, 3 bad model file, 4 will not
-fit, 5 disk or network, 130 interrupted; no traceback of a failure that a user can cause or mend reaches the terminal.
-Importing this module, and `mixq --help`, import neither torch nor numpy nor rich: commands import what they need when
-they run.
+fit, 5 disk or network, 130 interrupted (143: `mixq quantize` by SIGTERM); no traceback of a failure that a user can
+cause or mend reaches the terminal. Importing this module, and `mixq --help`, import neither torch nor numpy nor rich:
+commands import what they need when they run.
 """
 
 from __future__ import annotations

@@ -94,6 +94,19 @@ def test_killed_at_every_rename_and_gone_on_with_gives_the_same_bytes(
     assert step == 2 * 13 + 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_side_file_that_the_source_loses_meanwhile_does_not_stay(source: Path, tmp_path: Path) -> None:
+    step = 1
+    while killed_at(step, source, target := tmp_path / f"killed-{step}"):
+        if (target / "tokenizer.model").exists():
+            break
+        step += 1
+    (source / "tokenizer.model").unlink()
+    quantize(source, target)
+    assert not (target / "tokenizer.model").exists()
+    assert verify(target).ok
+
+
 SLOW_JOB = """
 import sys, time
 from mixq.quantize.job import Job

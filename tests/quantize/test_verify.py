@@ -131,3 +131,24 @@ def test_a_folder_that_mixq_did_not_make(tmp_path: Path) -> None:
         verify(tmp_path / "source")
     with pytest.raises(ModelFileError, match="not a folder"):
         verify(tmp_path / "nothing")
+
+
+def test_a_folder_made_before_mixq_json_had_a_sum_of_its_own(folder: Path) -> None:
+    raw = json.loads((folder / "mixq.json").read_text())
+    for key in ("sha256", "sizes", "few_tokens"):
+        del raw[key]
+    (folder / "mixq.json").write_text(json.dumps(raw, indent=2))
+    assert problems(folder) == {}
+
+
+def test_a_bit_that_flips_in_mixq_json_is_found(folder: Path) -> None:
+    chance, path = random.Random(3), folder / "mixq.json"
+    whole = path.read_bytes()
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        try:
+            assert "mixq.json" in problems(folder), changed
+        except ModelFileError:
+            continue  # it cannot even be read, and that is said
