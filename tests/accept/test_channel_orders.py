@@ -19,13 +19,12 @@ from torch import Tensor
 from mixq import paths
 from mixq.models.world import questions
 from mixq.quantize import quantize
-from mixq.quantize.calibration_run import CalibrationText
 from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.sources.gguf import GgufSource
 from mixq.quantize.sources.open import open_source
 from tests.accept import test_peers_quality as peers
 from tests.accept.tables import markdown, write
-from tests.accept.test_demo_model import SEED
+from tests.accept.test_demo_model import SEED, calibration_text
 
 pytestmark = pytest.mark.accept
 _llama_cpp = peers._llama_cpp
@@ -65,7 +64,9 @@ def test_channels_in_other_orders(tmp_path: Path) -> None:
     tensors = load_file(demo / "model.safetensors")
     tokenizer = peers.mixq.load(demo, context=64).tokenizer
     sequences: peers.Sequences = []
-    for turn in questions(COUNT, SEED):
+    turns = questions(COUNT, SEED)
+    text = calibration_text(turns)
+    for turn in turns:
         prompt = peers.encode_chat(tokenizer, [{"role": "user", "content": turn.user}])
         sequences.append(([*prompt, *tokenizer.encode(turn.assistant)], 0))
     reference = peers.of_mixq(demo, sequences, exact=True)
@@ -91,7 +92,7 @@ def test_channels_in_other_orders(tmp_path: Path) -> None:
             weights = {name: opened.tensor(name) for name in tensors}
             add(f"llama.cpp {type}", weights, work / f"dense-{type}")
         for name, scheme in MIXES.items():
-            for calibrate in (None, CalibrationText.read("default")) if scheme == "nl4:32" else (None,):
+            for calibrate in (None, text) if scheme == "nl4:32" else (None,):
                 out = work / f"{scheme.replace(':', '-')}-{calibrate is not None}"
                 mix = f"experts={scheme},attention={scheme},lm_head={scheme}"
                 quantize(source, out, mix=mix, calibrate=calibrate)
@@ -104,8 +105,8 @@ def test_channels_in_other_orders(tmp_path: Path) -> None:
     how = (
         f"The demo model with its channels in {ORDERS} orders: the same function, other groups. Mean KL to bf16 of the "
         f"dequantized weights, in 1000ths of a nat a token, over {COUNT} questions with right answers, ± the standard "
-        "error over orders. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has "
-        "llama-cpp-python."
+        "error over orders; calibrated on other questions. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an "
+        "interpreter that has llama-cpp-python."
     )
     pairs = [[*pair, _shown(values)] for pair, values in differences.items()]
     tables = markdown(["", "KL, mean over orders"], rows), markdown(["", "less", "in the same order"], pairs)

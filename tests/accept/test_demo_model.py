@@ -14,6 +14,7 @@ from mixq import paths
 from mixq.config import format_size
 from mixq.models.world import FAMILIES, Turn, questions, score
 from mixq.quantize import quantize
+from mixq.quantize.calibration_run import CalibrationText
 from mixq.text.chat_template import encode_chat
 from tests.accept.tables import markdown, write
 
@@ -67,6 +68,13 @@ def divergence(reference: mixq.Model, model: mixq.Model, turns: list[Turn]) -> D
         agreed.append((expected.argmax(-1) == found.argmax(-1)).double())
     perplexity = float(torch.cat(nll).mean().exp())
     return Divergence(float(torch.cat(kl).mean()), float(torch.cat(agreed).mean()), perplexity)
+
+
+def calibration_text(asked: list[Turn]) -> CalibrationText:
+    """Other questions of the model's small world with right answers: the kind of text that it will see."""
+    known = {turn.user for turn in asked}
+    turns = [turn for turn in questions(700, seed=7) if turn.user not in known]
+    return CalibrationText("questions", "\n".join(f"[INST] {turn.user} [/INST] {turn.assistant}" for turn in turns))
 
 
 def test_demo_model(tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from mixq.formats.mix import Mix
 from mixq.models.presets import PRESETS
 from mixq.models.world import questions
 from mixq.quantize import quantize
-from mixq.quantize.calibration_run import CalibrationText
 from mixq.quantize.layout import all_items, plan_shards
 from mixq.quantize.report import sizes_of_items
 from tests.accept.tables import markdown, write
-from tests.accept.test_demo_model import COUNT, SEED, divergence
+from tests.accept.test_demo_model import COUNT, SEED, calibration_text, divergence
 
 pytestmark = pytest.mark.accept
 LAYERS = 4
@@ -51,7 +50,7 @@ def decode_speed(mix: str | None) -> str:
 
 def test_schemes_at_a_glance(tmp_path: Path) -> None:
     turns = questions(COUNT, SEED)
-    source, text = paths.demo_source(), CalibrationText.read("default")
+    source, text = paths.demo_source(), calibration_text(turns)
     reference = mixq.load(source, context=1024)
     config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
     rows, ratios = [], {}
@@ -81,7 +80,7 @@ def test_schemes_at_a_glance(tmp_path: Path) -> None:
         "Bits a weight, size and bytes a token of Mixtral 8x7B, everything counted; decode tokens/s of "
         f"{LAYERS} of its 32 layers and the head, with made-up weights. Of the demo model: bits a weight, and mean KL "
         "divergence to its bf16 in nats a token, times 1000, over the right answers of "
-        f"{COUNT} unseen questions; then the same with `--calibrate default`. Made by `make accept`."
+        f"{COUNT} unseen questions; then the same with `--calibrate` on other questions. Made by `make accept`."
     )
     header = ["`mixq quantize SRC`", "bits/weight", "Mixtral 8x7B", "a token reads", "tokens/s, 4 layers"]
     header += ["demo bits/weight", "demo KL", "calibrated"]
