@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import StorageError, UsageError, printable
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
@@ -137,7 +137,21 @@ class CalibrationRun:
         return True
 
     def importance(self, block: Sequence[Item], weights: Mapping[str, Tensor | PackedLinear]) -> Importance:
-        """Run a block of `blocks`, whose tensors are given by name; return what counts in its Linears, by module."""
+        """Run a block of `blocks`, whose tensors are given by name; return what counts in its Linears, by module.
+
+        Raises:
+            ModelFileError: what the model computes is no longer finite.
+        """
+        found = self._run(block, weights)
+        for module, importance in found.items():
+            if not bool(importance.isfinite().all()):
+                raise ModelFileError(
+                    f"the inputs of {module} become NaN or infinite on the calibration text.",
+                    hint="The checkpoint may be damaged; without --calibrate it is quantized all the same.",
+                )
+        return found
+
+    def _run(self, block: Sequence[Item], weights: Mapping[str, Tensor | PackedLinear]) -> Importance:
         dense = {name: w.dequantize() if isinstance(w, PackedLinear) else w for name, w in weights.items()}
         first = block[0].parameter
         by_last = {_last_of(item.parameter): dense[item.parameter.name] for item in block}

@@ -240,10 +240,15 @@ class Job:
     def _restore(self, calibration: CalibrationRun, journal: Journal) -> list[str]:
         """Bring a calibration to the first unfinished layer; where its state is lost, the shards are made again."""
         notices = []
-        if journal.shards:
-            (file, sha256), *_ = journal.state.items() or [("", "")]
-            if file and calibration.restore(self.target / file, sha256):
-                return []
+        finished = [shard.file in journal.shards for shard in self.plan.shards]
+        if all(finished):
+            return []
+        if any(finished):
+            # A shard in the middle that was damaged is not reached from the state behind the last one.
+            state = self.plan.folder.state_path(finished.index(False))
+            if not any(finished[finished.index(False) :]) and state.name in journal.state:
+                if calibration.restore(state, journal.state[state.name]):
+                    return []
             notices.append("the calibration's state is missing or damaged: the job begins again.")
             self.plan.folder.forget(journal)
         calibration.begin(self.source.tensor("model.embed_tokens.weight"))

@@ -125,8 +125,10 @@ class RangeReader:
             read.fail(Stopped("the read was stopped."))
 
     def _start_workers(self, wanted: int) -> None:
-        while self._workers < min(wanted, CONNECTIONS):
-            self._workers += 1
+        with self._lock:
+            missing = range(self._workers, min(wanted, CONNECTIONS))
+            self._workers += len(missing)
+        for _ in missing:
             threading.Thread(target=self._work, name="mixq-ranges", daemon=True).start()
 
     def _work(self) -> None:
@@ -135,7 +137,7 @@ class RangeReader:
             if read.failure is None:
                 try:
                     self._part(read, start, end)
-                except (StorageError, ModelFileError) as error:
+                except Exception as error:  # noqa: BLE001  (raised again where the read was asked for)
                     read.fail(error)
             with self._lock:
                 read.parts -= 1
@@ -223,9 +225,9 @@ class _Cut(Exception):
 
 
 def transport_errors(session: Any) -> tuple[type[Exception], ...]:
-    """Return what the client raises for a connection that fails: TransportError of httpx, whatever it is called."""
+    """Return what the client, httpx under whatever name, raises for a connection or a reply that is no good."""
     package = sys.modules[type(session).__module__.partition(".")[0]]
-    return (package.TransportError,)
+    return package.RequestError, package.StreamError, package.InvalidURL
 
 
 def _retry_after(reply: Any) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq.errors import DoesNotFitError, UsageError
+from mixq.errors import DoesNotFitError, ModelFileError, UsageError
 from mixq.formats.architecture import parameters
 from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import Manifest
@@ -194,6 +194,29 @@ def test_a_state_that_is_lost_begins_again(damage: str, source: Path, tmp_path: 
     result = quantize(source, tmp_path / "out", calibrate=TEXT)
     assert any("begins again" in text for text in result.notices)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_a_shard_damaged_behind_the_state_begins_again(source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "expected", calibrate=TEXT)
+    run, done = Job(source, tmp_path / "out", calibrate=TEXT).run(), 0
+    while done < 2:
+        done += isinstance(next(run), ShardDone)
+    run.close()  # type: ignore[attr-defined]
+    (tmp_path / "out" / "model-00001-of-00004.safetensors").unlink()
+    result = quantize(source, tmp_path / "out", calibrate=TEXT)
+    assert any("begins again" in text for text in result.notices)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_activations_that_are_not_finite_end_clearly(source: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.self_attn.v_proj.weight"] *= 1e38
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(ModelFileError, match="become NaN or infinite on the calibration text"):
+        quantize(source, tmp_path / "out", calibrate=TEXT)
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_the_number_of_threads_changes_no_byte(source: Path, tmp_path: Path) -> None:

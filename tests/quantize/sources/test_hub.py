@@ -229,6 +229,22 @@ def test_another_version_is_another_source(hub: FakeHub, source: Path, tmp_path:
         quantize(open_place(opened()), tmp_path / "out")
 
 
+def test_whatever_goes_wrong_in_a_thread_is_raised_and_nothing_hangs(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_place(opened())
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RangeReader, "_check", broken)
+        for _ in range(6):  # more often than there are threads
+            with pytest.raises(ZeroDivisionError):
+                source.tensor("model.embed_tokens.weight")
+    assert source.tensor("model.embed_tokens.weight").shape == (64, 128)
+
+
 def test_a_read_that_hangs_ends_when_it_is_cancelled(hub: FakeHub) -> None:
     source = open_place(opened())
     hub.faults = ["stall:10"] * 8
