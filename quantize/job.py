@@ -245,10 +245,11 @@ class Job:
             return []
         if any(finished):
             # A shard in the middle that was damaged is not reached from the state behind the last one.
-            state = self.plan.folder.state_path(finished.index(False))
-            if not any(finished[finished.index(False) :]) and state.name in journal.state:
-                if calibration.restore(state, journal.state[state.name]):
-                    return []
+            next_one = finished.index(False)
+            state = self.plan.folder.state_path(next_one)
+            sha256 = None if any(finished[next_one:]) else journal.state.get(state.name)
+            if sha256 is not None and calibration.restore(state, sha256):
+                return []
             notices.append("the calibration's state is missing or damaged: the job begins again.")
             self.plan.folder.forget(journal)
         calibration.begin(self.source.tensor("model.embed_tokens.weight"))
