@@ -173,6 +173,9 @@ class JobPlan:
     def notices(self) -> tuple[str, ...]:
         """Return what is done otherwise than one might think, known before the job begins."""
         notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
+        kept = dict.fromkeys(kind_of(item.parameter) for item in all_items(self.shards) if item.kept)
+        if kept:
+            notices.append(f"{', '.join(kept)}: taken over as the source has them, without loss.")
         if TOKENIZER not in self.side_files:
             notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
         window = self.source.raw_config.get("sliding_window")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -250,7 +251,7 @@ def _print_result(result: Result) -> None:
         rate = f"{result.weights_per_second / 1e6:.0f} M weights/s"
         output.note(f"{result.weights_done / 1e9:.2f} billion weights in {_duration(result.seconds)}: {rate}.")
     console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)
-    output.note(f"Try it: mixq chat {printable(result.path)}")
+    output.note(f"Try it: mixq chat {shlex.quote(printable(result.path))}")
 
 
 def _duration(seconds: float) -> str:

@@ -112,8 +112,9 @@ class Mix:
                 else:
                     lost = [kind for kind in kinds if kept.get(kind) not in (None, scheme)]
                     if lost:
-                        why = f"in a {format} folder {' and '.join(kinds)} have one scheme"
-                        note = f"{' and '.join(lost)}: not kept as the source has them; {why}."
+                        one = "stays unquantized" if len(kinds) == 1 else f"has one scheme for {' and '.join(kinds)}"
+                        what = f"a {format} folder {one}" if len(kinds) > 1 else f"in a {format} folder it {one}"
+                        note = f"{' and '.join(lost)}: not kept as the source has it; {what}."
             schemes |= dict.fromkeys(kinds, scheme)
             notes += [note] if note else []
         if format in COMPRESSED_TENSORS:
