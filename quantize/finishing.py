@@ -57,11 +57,12 @@ def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
 def _remove_lost_side_files(plan: JobPlan) -> None:
     """Remove what an interrupted run has copied and the source has lost since."""
     for name in SIDE_FILES:
-        if name not in plan.side_files:
+        path = plan.target / name
+        if name not in plan.side_files and path.exists():
             try:
-                (plan.target / name).unlink(missing_ok=True)
+                path.unlink()
             except OSError as error:
-                raise storage_error(plan.target / name, error) from error
+                raise storage_error(path, error) from error
 
 
 def finished_before(plan: JobPlan) -> tuple[dict[str, LinearError], list[str]]:
