@@ -7,6 +7,7 @@ interrupted job goes on from there to the same bytes.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from mixq.formats.architecture import Parameter
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.shard_writer import ShardWriter, shard_size
-from mixq.kernels import dispatch
+from mixq.kernels import dispatch, native
 from mixq.quantize.calibrate import Calibration, Importance, windows_of
 from mixq.quantize.layout import Item
 from mixq.text.tokenizer import Tokenizer
@@ -63,7 +64,8 @@ class CalibrationText:
         try:
             with path.open("rb") as file:
                 # What is cut off at the end may be half a character.
-                text = file.read(MAX_TEXT).decode("utf-8", "ignore" if path.stat().st_size > MAX_TEXT else "strict")
+                content = file.read(MAX_TEXT)
+                text = codecs.getincrementaldecoder("utf-8")().decode(content, len(content) < MAX_TEXT)
         except UnicodeDecodeError:
             raise UsageError(f"{printable(where)} is not UTF-8 text.") from None
         except OSError as error:
@@ -71,7 +73,7 @@ class CalibrationText:
                 f"{printable(where)} cannot be read: {printable(error.strerror)}.",
                 hint="Give a text file, or `--calibrate default` for the text that comes with mixq.",
             ) from None
-        return cls(path.name, text, tokens)
+        return cls(printable(path.name), text, tokens)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides the bytes of a job, for its settings."""
@@ -100,6 +102,12 @@ class CalibrationRun:
     @property
     def tokens(self) -> int:
         return self._calibration.tokens
+
+    def as_dict(self) -> dict[str, str]:
+        """Return what else decides the bytes, for a job's settings: the token ids, and how this CPU multiplies."""
+        ids = torch.cat(self._calibration.windows).numpy().astype("<i8").tobytes()
+        kernels = "reference" if native.library() is None else native.isa_name(native.isa())
+        return {"ids": hashlib.sha256(ids).hexdigest(), "kernels": kernels}
 
     @property
     def state_size(self) -> int:
@@ -133,7 +141,10 @@ class CalibrationRun:
             return False
         except OSError as error:
             raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
-        self._calibration.hidden = MappedShard(path).tensor(HIDDEN).clone()
+        hidden = MappedShard(path).tensor(HIDDEN)
+        if hidden.shape != (self.tokens, self._config.hidden_size):
+            return False
+        self._calibration.hidden = hidden.clone()
         return True
 
     def importance(self, block: Sequence[Item], weights: Mapping[str, Tensor | PackedLinear]) -> Importance:

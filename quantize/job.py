@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mixq.errors import ModelFileError
+from mixq.errors import ModelFileError, printable
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
@@ -33,6 +33,7 @@ from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Sta
 from mixq.quantize.finishing import finish, finished_before
 from mixq.quantize.job_plan import DEFAULT, DryRun, JobPlan
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
+from mixq.quantize.keep import check_scales
 from mixq.quantize.layout import Item, Shard
 from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
 from mixq.quantize.quantized import Quantized
@@ -144,7 +145,7 @@ class Job:
             if shard.file in journal.shards:
                 continue
             errors: dict[str, LinearError] = {}
-            with ThreadPoolExecutor(1) as ahead, self._cancelling(), self._writer(shard) as writer:
+            with ThreadPoolExecutor(1) as ahead, self._cancelling(ahead), self._writer(shard) as writer:
                 blocks = self.plan.blocks(shard)
                 for block, read in zip(blocks, one_ahead(self._read, blocks, ahead), strict=True):
                     importance = self._importance(block, read)
@@ -167,6 +168,11 @@ class Job:
             text = _few_tokens(few_tokens, self.plan.calibration.tokens)
             notices.append(text)
             yield Notice(text)
+        if self.source.fingerprint() != self.plan.origin["fingerprint"]:
+            raise ModelFileError(
+                f"{printable(self.source.name)} was changed while it was read.",
+                hint="Leave the checkpoint alone, delete the target folder, and run the command again.",
+            )
         found = finish(self.plan, journal)
         seconds = time.monotonic() - began
         yield Finished(self._result(found, notices, before, seconds=seconds, weights_done=total - skipped))
@@ -175,11 +181,12 @@ class Job:
         return ShardWriter(self.target / shard.file, shard.specs())
 
     @contextmanager
-    def _cancelling(self) -> Iterator[None]:
-        """End the read that is under way in another thread when this one is interrupted or fails."""
+    def _cancelling(self, ahead: Executor) -> Iterator[None]:
+        """End the reads of another thread, under way and to come, when this one is interrupted or fails."""
         try:
             yield
         except BaseException:
+            ahead.shutdown(wait=False, cancel_futures=True)
             self.source.cancel()
             raise
 
@@ -190,7 +197,9 @@ class Job:
     def _read_one(self, item: Item) -> tuple[Weight, str | None]:
         name, dtype = item.parameter.name, self.plan.dtype
         if item.kept:
-            return self.source.packed(item.parameter.module), None
+            packed = self.source.packed(item.parameter.module)
+            check_scales(packed, item.parameter.module, dtype)
+            return packed, None
         tensor = self.source.tensor(name)
         bad, first = count_nonfinite(tensor, dtype)
         if bad == 0:

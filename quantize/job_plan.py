@@ -16,7 +16,7 @@ from mixq.config import did_you_mean, format_size
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.mix import AS_IT_IS, Mix, kind_of
-from mixq.formats.nl4 import DEFAULT_TABLE
+from mixq.formats.nl4 import DEFAULT_TABLE, is_table
 from mixq.formats.scheme import Scheme
 from mixq.memory import available_memory
 from mixq.quantize.calibration_run import CalibrationRun, CalibrationText, blocks
@@ -89,6 +89,8 @@ class JobPlan:
             raise UsageError(
                 f"table is {printable(table)!r}; it must be {DEFAULT} or {FIT}." + did_you_mean(table, (DEFAULT, FIT))
             )
+        if not isinstance(table, str) and not is_table(list(table)):
+            raise UsageError("a table has 16 ascending whole numbers from -128 to 127.")
         self.fits_table = table == FIT
         self.table = DEFAULT_TABLE if isinstance(table, str) else tuple(table)
         self.allow_nonfinite = allow_nonfinite
@@ -102,6 +104,8 @@ class JobPlan:
             self.mix = Mix.resolve(
                 config, format=format, group=group, mix=mix, table=self.table, kept=self._kept, recipe=recipe or {}
             )
+        if self.fits_table and not any(scheme and scheme.name == "nl4" for scheme in self.mix.schemes.values()):
+            raise UsageError(f"table {FIT} has nothing to fit: no Linear of this job is nl4.")
         self.dtype = kept_dtype(self.source) if self._kept else STORED_DTYPE
         self.shards = plan_shards(config, self.mix, self.dtype, self._keeps)
         self.sizes = sizes_of_items(config, all_items(self.shards), self.source.nbytes)
@@ -113,12 +117,12 @@ class JobPlan:
             "table": FIT if self.fits_table else list(self.table),
             "search": SEARCH_VERSION,
             "keep": keep,
-            "calibrate": None if calibrate is None else calibrate.as_dict(),
+            "calibrate": None if calibrate is None else self._calibration_settings(calibrate),
             "allow_nonfinite": allow_nonfinite,
         }
         revision = self.source.revision
         self.origin = {
-            "name": self.source.name,
+            "name": printable(self.source.name, 400),
             **({} if revision is None else {"revision": revision}),
             "fingerprint": self.source.fingerprint(),
             "dtype": config.dtype,
@@ -134,6 +138,10 @@ class JobPlan:
         scheme = self._kept.get(kind_of(parameter)) if parameter.quantizable else None
         return scheme is not None and self.mix.scheme_of(parameter) == scheme
 
+    def _calibration_settings(self, text: CalibrationText) -> dict[str, Any]:
+        assert self.calibration is not None
+        return {**text.as_dict(), **self.calibration.as_dict()}
+
     def _calibration(self, text: CalibrationText | None) -> CalibrationRun | None:
         if text is None:
             return None
@@ -144,7 +152,14 @@ class JobPlan:
             )
         if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
             raise UsageError(f"--calibrate has nothing to weigh: {self.mix.format} searches no scales.")
-        return CalibrationRun(self.source.config, text.windows(self.side_files[TOKENIZER]))
+        windows, vocabulary = text.windows(self.side_files[TOKENIZER]), self.source.config.vocab_size
+        largest = max(int(window.max()) for window in windows)
+        if largest >= vocabulary:
+            raise UsageError(
+                f"tokenizer.model has token {largest}, the model only {vocabulary} tokens: they do not fit together.",
+                hint="Put the model's own tokenizer.model into the source's folder.",
+            )
+        return CalibrationRun(self.source.config, windows)
 
     def blocks(self, shard: Shard) -> list[tuple[Item, ...]]:
         """Return a shard's tensors as they are read: one by one, or what a calibration must have together."""
@@ -214,4 +229,5 @@ class JobPlan:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Return a JSON file's content, indented."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    # A lone surrogate, which UTF-8 has not, becomes the escape that JSON has for it.
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -69,7 +69,14 @@ class Journal:
             shards = {
                 name: FinishedShard(
                     str(shard["sha256"]),
-                    {linear: LinearError(**figures) for linear, figures in shard["errors"].items()},
+                    {
+                        linear: LinearError(
+                            str(figures["scheme"]),
+                            float(figures["relative_squared_error"]),
+                            float(figures["group_error"]),
+                        )
+                        for linear, figures in shard["errors"].items()
+                    },
                     {str(expert): int(tokens) for expert, tokens in shard.get("few_tokens", {}).items()},
                 )
                 for name, shard in raw["shards"].items()

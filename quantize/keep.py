@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from mixq.errors import UsageError
+from mixq.errors import ModelFileError, UsageError
 from mixq.formats.architecture import parameters
 from mixq.formats.mix import kind_of
+from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.quantize.sources.source import Source
 
@@ -35,6 +36,27 @@ def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
     if not mixed:
         return kept, ()
     return kept, (f"{' and '.join(mixed)}: not kept, the source has them in several schemes; quantized anew.",)
+
+
+def check_scales(packed: PackedLinear, module: str, dtype: torch.dtype) -> None:
+    """Refuse a kept Linear whose scales are not of the folder's dtype, not finite, or too large for it.
+
+    Raises:
+        ModelFileError: with the Linear's name.
+    """
+    scale = packed.tensors["weight_scale"]
+    if scale.dtype != dtype:
+        found, wanted = (str(kind).removeprefix("torch.") for kind in (scale.dtype, dtype))
+        raise ModelFileError(
+            f"{module} has scales in {found}, other Linears in {wanted}; a folder has one dtype.",
+            hint="Leave --keep out.",
+        )
+    largest = float(scale.float().abs().max()) * 2 ** (packed.scheme.bits - 1)
+    if not largest <= torch.finfo(dtype).max:
+        raise ModelFileError(
+            f"{module} has scales that are NaN, infinite or too large for {str(dtype).removeprefix('torch.')}.",
+            hint="The checkpoint is damaged: download it again.",
+        )
 
 
 def _listed(found: dict[str, set[Scheme | None]]) -> dict[str, list[Scheme | None]]:

@@ -154,8 +154,9 @@ class Target:
     def forget(self, journal: Journal) -> None:
         """Remove the finished shards and all states: the job begins again."""
         try:
-            for name in journal.shards:
-                (self.path / name).unlink(missing_ok=True)
+            for name in self.sizes:  # never by the journal's word alone
+                if name in journal.shards:
+                    (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(self.path, error) from error
         journal.shards.clear()

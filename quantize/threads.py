@@ -9,7 +9,7 @@ processor time).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -48,6 +48,13 @@ def one_ahead(work: Callable[[Given], Made], given: Iterable[Given], pool: Execu
     for x in given:
         made, upcoming = upcoming, pool.submit(work, x)
         if made is not None:
-            yield made.result()
+            yield _result(made)
     if upcoming is not None:
-        yield upcoming.result()
+        yield _result(upcoming)
+
+
+def _result(future: Future[Made]) -> Made:
+    """Wait for a result so that Ctrl-C is heard on Windows too, where only waits with an end are interrupted."""
+    while not future.done():
+        wait([future], timeout=0.2)
+    return future.result()

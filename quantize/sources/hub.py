@@ -61,9 +61,11 @@ class Hub:
         self._sums: dict[str, str] = {}
         for entry in info.siblings or ():
             name, size = entry.rfilename, entry.size
-            if not re.fullmatch(r"[\w.-]{1,255}", name, re.ASCII) or not isinstance(size, int) or size < 0:
+            if not isinstance(name, str) or not isinstance(size, int) or size < 0:
                 continue
-            sha256 = entry.lfs.sha256 if entry.lfs else None
+            if not re.fullmatch(r"[\w.-]{1,255}", name, re.ASCII):
+                continue
+            sha256 = getattr(entry.lfs, "sha256", None)
             url = hub.hf_hub_url(repository, name, revision=self.revision, endpoint=endpoint)
             self._remote[name] = RemoteFile(name, url, size, sha256)
             self._sums[name] = str(sha256 or entry.blob_id)
@@ -202,6 +204,12 @@ def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None)
         raise StorageError("the hub may not be asked: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{printable(error, 200)}") from None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        place = printable(endpoint) if endpoint else "the hub"
+        raise StorageError(
+            f"{shown}: {place} answered with something that is no description of a repository.",
+            hint="Is there a login page between you and the hub? HF_ENDPOINT names another mirror.",
+        ) from None
     except unreachable as error:
         place = printable(endpoint) if endpoint else "the hub"
         raise StorageError(

@@ -85,6 +85,11 @@ def _load(path: Path) -> dict[str, Tensor]:
                 f"{shown} is truncated, or no file of torch.",
                 hint="Finish the download; a file that torch before 1.6 wrote must be loaded and saved again.",
             )
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ModelFileError(
+                    f"{shown} was compressed afterwards.", hint="Unpack it to the file that torch wrote."
+                )
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise StorageError(f"{shown} cannot be read: {printable(error)}.") from error
@@ -102,6 +107,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ModelFileError(f"{shown}: {printable(repr(name))} is no tensor name.")
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.device.type != "cpu":
             raise ModelFileError(f"{shown}: {name!r} is not a plain tensor.")
-    return content
+    return {name: tensor.detach() for name, tensor in content.items()}

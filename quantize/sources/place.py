@@ -64,7 +64,7 @@ class Place(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Make reads under way end soon, with an error."""
+        """Make reads under way end soon, with an error, and later ones at once."""
         ...
 
 

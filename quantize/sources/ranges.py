@@ -88,6 +88,7 @@ class RangeReader:
         self._queue: queue.SimpleQueue[tuple[_Read, int, int]] = queue.SimpleQueue()
         self._reads: set[_Read] = set()
         self._workers = 0
+        self._stopped = False
         self.bytes_read = 0
 
     def read(self, file: RemoteFile, start: int, end: int, buffer: memoryview) -> None:
@@ -98,6 +99,8 @@ class RangeReader:
             ModelFileError: the file has changed, or is not as long as it was said to be.
         """
         assert len(buffer) == end - start
+        if self._stopped:
+            raise Stopped("the read was stopped.")
         if start == end:
             return
         read = _Read(file, buffer, start, -(-(end - start) // PART))
@@ -107,7 +110,8 @@ class RangeReader:
             self._queue.put((read, first, min(first + PART, end)))
         self._start_workers(read.parts)
         try:
-            read.done.wait()
+            while not read.done.wait(0.2):  # with an end, or else Windows would not hear Ctrl-C
+                pass
         except BaseException:
             read.fail(Stopped("the read was stopped."))
             raise
@@ -118,8 +122,9 @@ class RangeReader:
             raise read.failure
 
     def cancel(self) -> None:
-        """Let reads under way end with `Stopped`, at once; later ones are not concerned."""
+        """Let reads under way, and all later ones, end with `Stopped` at once."""
         with self._lock:
+            self._stopped = True
             reads = list(self._reads)
         for read in reads:
             read.fail(Stopped("the read was stopped."))

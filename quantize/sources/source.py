@@ -94,4 +94,7 @@ class Source(ABC):
         """Return the files, by name, that go along unchanged: tokenizer, generation_config.json, licence."""
 
     def cancel(self) -> None:  # noqa: B027  (most sources never wait)
-        """Make reads that wait for something, a network perhaps, end soon with an error; called from another thread."""
+        """Make reads that wait for something, a network perhaps, end soon with an error; called from another thread.
+
+        It is for good: the source is not read again.
+        """

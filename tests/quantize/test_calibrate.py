@@ -18,6 +18,7 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import Manifest
 from mixq.formats.mix import Mix
 from mixq.formats.packed import PackedLinear
+from mixq.kernels import native
 from mixq.kernels.dispatch import ReferenceKernels
 from mixq.paths import demo_source
 from mixq.quantize import calibrate as calibrate_module
@@ -206,6 +207,41 @@ def test_a_shard_damaged_behind_the_state_begins_again(source: Path, tmp_path: P
     result = quantize(source, tmp_path / "out", calibrate=TEXT)
     assert any("begins again" in text for text in result.notices)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_a_journal_names_no_file_of_somebody_else(source: Path, tmp_path: Path) -> None:
+    run = Job(source, tmp_path / "out", calibrate=TEXT).run()
+    while not isinstance(next(run), ShardDone):
+        pass
+    run.close()  # type: ignore[attr-defined]
+    (tmp_path / "victim").write_text("mine")
+    journal = json.loads((tmp_path / "out" / "job.json").read_text())
+    journal["shards"]["../victim"] = journal["shards"]["model-00001-of-00004.safetensors"]
+    journal["state"] = {}
+    (tmp_path / "out" / "job.json").write_text(json.dumps(journal))
+    quantize(source, tmp_path / "out", calibrate=TEXT)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_another_tokenizer_is_another_job(source: Path, tmp_path: Path) -> None:
+    run = Job(source, tmp_path / "out", calibrate=TEXT).run()
+    while not isinstance(next(run), ShardDone):
+        pass
+    run.close()  # type: ignore[attr-defined]
+    mistral_common = pytest.importorskip("mistral_common")
+    other = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    (source / "tokenizer.model").write_bytes(other.read_bytes())
+    with pytest.raises(UsageError, match="do not fit together"):
+        quantize(source, tmp_path / "out", calibrate=TEXT)
+
+
+def test_other_kernels_are_another_job(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is None:
+        pytest.skip("no native kernels")
+    quantize(source, tmp_path / "out", calibrate=TEXT)
+    monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
+    with pytest.raises(UsageError, match="kernels: it was"):
+        quantize(source, tmp_path / "out", calibrate=TEXT)
 
 
 def test_activations_that_are_not_finite_end_clearly(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections.abc import Iterator
@@ -254,7 +255,33 @@ def test_a_read_that_hangs_ends_when_it_is_cancelled(hub: FakeHub) -> None:
         source.tensor("model.embed_tokens.weight")
     assert time.monotonic() - began < 1.5  # the stall takes two seconds
     hub.faults = []
-    assert source.tensor("model.embed_tokens.weight").shape == (64, 128)
+    with pytest.raises(StorageError, match="stopped"):  # for good: a job that reads ahead must not begin anew
+        source.tensor("model.embed_tokens.weight")
+
+
+def test_ctrl_c_while_the_network_hangs_ends_the_job(hub: FakeHub, tmp_path: Path) -> None:
+    run = Job(open_place(opened()), tmp_path / "out").run()
+    for _ in range(4):
+        next(run)
+    hub.faults = ["stall:10"] * 500  # each takes two seconds
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+    assert time.monotonic() - began < 4  # it was minutes when the read ahead went on
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", '{"siblings": [{}]}', '{"sha": 5}'])
+def test_a_hub_that_answers_with_something_else(answer: str, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import fake_hub
+
+    def info(self: fake_hub._Handler, name: str, revision: str | None) -> None:
+        self._reply(200, answer.encode(), {"Content-Type": "application/json"})
+
+    monkeypatch.setattr(fake_hub._Handler, "_info", info)
+    with pytest.raises((StorageError, ModelFileError)):
+        opened()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mixq.errors import ModelFileError, UsageError
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
-from mixq.quantize.job import quantize
+from mixq.quantize.job import Job, quantize
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mixtral
 
@@ -124,3 +124,29 @@ def test_the_fingerprint_follows_the_weights_not_the_place(source: Path, tmp_pat
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6}))
     assert open_source(source).fingerprint() != first
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_kept_scales_that_are_no_numbers_are_refused(value: float, source: Path, tmp_path: Path) -> None:
+    quantize(source, tmp_path / "first", format="w4")
+    path = next(iter(sorted((tmp_path / "first").glob("model-*.safetensors"))))
+    tensors = load_file(path)
+    tensors["model.layers.0.block_sparse_moe.experts.1.w1.weight_scale"][2, 1] = value
+    save_file(tensors, path)
+    with pytest.raises(ModelFileError, match=r"experts\.1\.w1 has scales that are NaN"):
+        quantize(tmp_path / "first", tmp_path / "out", keep=True)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_checkpoint_that_is_overwritten_while_it_is_read(source: Path, tmp_path: Path) -> None:
+    run = Job(source, tmp_path / "out").run()
+    for _ in range(10):
+        next(run)
+    path = source / "model-00003-of-00003.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5000:] = bytes(5000)
+    with path.open("r+b") as file:
+        file.write(content)
+    with pytest.raises(ModelFileError, match="was changed while it was read"):
+        list(run)
+    assert not (tmp_path / "out" / "config.json").exists()
