@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -264,7 +264,8 @@ def test_ctrl_c_while_the_network_hangs_ends_the_job(hub: FakeHub, tmp_path: Pat
     for _ in range(4):
         next(run)
     hub.faults = ["stall:10"] * 500  # each takes two seconds
-    threading.Timer(0.3, _thread.interrupt_main).start()
+    # a real signal: it also wakes a thread that waits on a lock
+    threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         list(run)

@@ -1,0 +1,1 @@
+"""The prompt suite: hand tests of a chat model, each with an automatic check."""

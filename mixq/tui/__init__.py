@@ -1,0 +1,1 @@
+"""The terminal chat: it consumes events, and knows no tensors."""
