@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any
 from mixq.errors import MixqError
 
 if TYPE_CHECKING:
-    from mixq.engine import Model, Session, load
-    from mixq.generate import Done, Notice, PromptProgress, Stats, Token
+    from mixq.engine import Model, load
+    from mixq.events import Done, Notice, PromptProgress, Stats, Token
+    from mixq.session import Session
     from mixq.text.chat_template import Message
 
 __all__ = ["Done", "Message", "MixqError", "Model", "Notice", "PromptProgress", "Session", "Stats", "Token", "load"]
 
 _HOMES = {
-    "Done": "mixq.generate",
+    "Done": "mixq.events",
     "Message": "mixq.text.chat_template",
     "Model": "mixq.engine",
-    "Notice": "mixq.generate",
-    "PromptProgress": "mixq.generate",
-    "Session": "mixq.engine",
-    "Stats": "mixq.generate",
-    "Token": "mixq.generate",
+    "Notice": "mixq.events",
+    "PromptProgress": "mixq.events",
+    "Session": "mixq.session",
+    "Stats": "mixq.events",
+    "Token": "mixq.events",
     "load": "mixq.engine",
 }
 

@@ -203,6 +203,7 @@ class RuntimeOptions:
         device: one of `DEVICES`; auto takes the first CUDA GPU where there is one, else the CPU.
         vram, ram: byte budgets; None means what is free.
         context: positions to reserve KV cache for; capped by the model's own maximum.
+        sequences: conversations whose KV caches are reserved: those that a server answers together or keeps.
         threads: CPU threads; None means physical cores, or one where the matrices are too small to share.
         kv: storage type of the KV cache.
         miss: what to do with an expert that is not in GPU memory.
@@ -217,6 +218,7 @@ class RuntimeOptions:
     vram: int | None = None
     ram: int | None = None
     context: int = 8192
+    sequences: int = 1
     threads: int | None = None
     kv: str = "bf16"
     miss: str = "auto"
@@ -241,6 +243,7 @@ class RuntimeOptions:
                 )
         for field, low, high in (
             ("context", 1, 2**31 - 1),
+            ("sequences", 1, 8),
             ("threads", 1, 1024),
             ("vram", 1, 2**60),
             ("ram", 1, 2**60),
@@ -248,7 +251,7 @@ class RuntimeOptions:
             ("sim_bandwidth", 1, 2**60),
         ):
             value = getattr(self, field)
-            if value is None and field != "context":
+            if value is None and field not in ("context", "sequences"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(

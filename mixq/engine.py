@@ -1,13 +1,13 @@
 """A loaded model: what the terminal chat, the benches and Python users hold.
 
-Contract: `load` opens a folder and gives a `Model`; a `Session` is one conversation whose KV cache is kept between its
-turns. Both answer with the events of `mixq.generate`. This module knows tensors only by passing them on.
+Contract: `load` opens a folder and gives a `Model`, which answers with the events of `mixq.events`: by itself, in a
+`Session` that is kept, or several at a time through `mixq.batching`. It knows tensors only by passing them on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from mixq import paths
+from mixq.answer import PREFILL_CHUNK, Task, check_prompt
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
+from mixq.events import Done, Event
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
-from mixq.generate import PREFILL_CHUNK, Done, Event, Notice, Token, check_prompt, generate
 from mixq.kernels.cores import physical_cores
 from mixq.memory import total_memory
 from mixq.model.attention import Chunk
@@ -30,7 +31,9 @@ from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
 from mixq.placement import place
 from mixq.sampling import SamplingParams
+from mixq.session import Session
 from mixq.text.chat_template import Message, encode_chat
+from mixq.text.grammar import GrammarCompiler, GrammarSpec
 from mixq.text.stream import StreamDecoder
 from mixq.text.tokenizer import Tokenizer
 
@@ -81,7 +84,8 @@ class Model:
         self._kv_dtype = (
             torch.float32 if self.options.exact else {"bf16": torch.bfloat16, "int8": torch.int8}[self.options.kv]
         )
-        self._kv_bytes = self.context * KVCache.bytes_per_position(self.config, self._kv_dtype)
+        sequence_bytes = self.context * KVCache.bytes_per_position(self.config, self._kv_dtype)
+        self._kv_bytes = self.options.sequences * sequence_bytes
         _check_memory(self._kv_bytes)
         self._said: deque[str] = deque()
         self.placement = place(
@@ -96,7 +100,7 @@ class Model:
             weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
         self.notes = (*self.placement.notes, *_notes(self.options, self.context))
         self.kernels = self.placement.kernels
-        torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
+        self.use_this_thread()
         self.network = Mixtral(
             self.placement.weights,
             self.kernels,
@@ -137,6 +141,75 @@ class Model:
     def new_session(self) -> Session:
         """Begin a conversation whose KV cache is kept between turns."""
         return Session(self)
+
+    def use_this_thread(self) -> None:
+        """Prepare the thread that is going to run the model, where it is not the one that loaded it."""
+        torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Return the prompt that asks for the next reply of a conversation; see `chat`."""
+        return encode_chat(self.tokenizer, messages)
+
+    def task(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        continues_text: bool,
+        grammar: GrammarSpec | None = None,
+        prompt_logprobs: int | None = None,
+        show_experts: bool = False,
+    ) -> Task:
+        """Return what is to be answered, checked against this model.
+
+        Args:
+            prompt_ids: the whole prompt.
+            params: how to choose and when to stop.
+            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
+            grammar, prompt_logprobs, show_experts: see `Task`.
+
+        Raises:
+            PromptError: the prompt is empty, too long for the context, or has an id outside of the vocabulary.
+            UsageError: stop texts or a grammar for a model without a tokenizer; a grammar that cannot be followed; a
+                token outside of the vocabulary in logit_bias.
+        """
+        has_text = self.folder.tokenizer_path is not None
+        if not has_text and (params.stop or grammar is not None):
+            raise UsageError("stop texts and grammars need a tokenizer, and the folder has none.")
+        check_prompt(prompt_ids, self.context, self.vocab_size)
+        if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
+            raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")
+        decoder = StreamDecoder(self.tokenizer, strip_leading_space=not continues_text) if has_text else None
+        return Task(
+            list(prompt_ids),
+            params,
+            self.folder.eos_token_ids,
+            self.vocab_size,
+            decoder,
+            self._grammars.compile(grammar) if grammar is not None else None,
+            prompt_logprobs,
+            show_experts,
+        )
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Tokens that may be drawn. Rows beyond the tokenizer's vocabulary are padding, and would have no text."""
+        if self.folder.tokenizer_path is None:
+            return self.config.vocab_size
+        return min(self.config.vocab_size, self.tokenizer.vocab_size)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.vocab_size, self.folder.eos_token_ids)
+
+    def notices(self) -> Iterator[str]:
+        """Yield the lines that have come up since the last call, for the user to see."""
+        while self._said:
+            yield self._said.popleft()
+
+    def note_answer(self, done: Done) -> None:
+        """Keep the statistics of the last answer for `stats`."""
+        self._last = done
 
     def forward(self, ids: Sequence[int], *, kv_cache: KVCache | None = None) -> Tensor:
         """Return float32 logits [len(ids), vocabulary] after each of the tokens `ids`.
@@ -223,88 +296,12 @@ class Model:
         )
 
 
-class Session:
-    """One conversation: its KV cache, and the ids that the cache holds."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.kv_cache: KVCache | None = None
-        self._cached_ids: list[int] = []
-
-    def chat(self, messages: Messages, **sampling: Any) -> Iterator[Event]:
-        """Answer `messages`; what they share with the last call is not run again. See `Model.chat`."""
-        return self.answer(encode_chat(self.model.tokenizer, messages), continues_text=False, **sampling)
-
-    def answer(self, prompt_ids: Sequence[int], *, continues_text: bool, **sampling: Any) -> Iterator[Event]:
-        """Answer exact ids. The prompt is checked now, the model runs as the iterator is read.
-
-        Args:
-            prompt_ids: the whole prompt.
-            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-            sampling: fields of `SamplingParams`, and `cancel`.
-        """
-        cancel: threading.Event | None = sampling.pop("cancel", None)
-        sampling.setdefault("seed", self.model.options.seed)
-        params = SamplingParams.from_kwargs(**sampling)
-        model = self.model
-        has_text = model.folder.tokenizer_path is not None
-        if params.stop and not has_text:
-            raise UsageError("stop texts need a tokenizer, and the folder has none.")
-        # Rows beyond the tokenizer's vocabulary are padding; a token from there would have no text.
-        vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size) if has_text else model.config.vocab_size
-        check_prompt(prompt_ids, model.context, vocab_size)
-        decoder = StreamDecoder(model.tokenizer, strip_leading_space=not continues_text) if has_text else None
-        return self._run(list(prompt_ids), params, vocab_size, decoder, cancel)
-
-    def _run(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        vocab_size: int,
-        decoder: StreamDecoder | None,
-        cancel: threading.Event | None,
-    ) -> Iterator[Event]:
-        model = self.model
-        if self.kv_cache is None:
-            self.kv_cache = model.new_kv_cache()
-        shared = _common_prefix(self._cached_ids, prompt_ids)
-        self.kv_cache.truncate(min(shared, len(prompt_ids) - 1, self.kv_cache.length))
-        self._cached_ids = prompt_ids  # the tokens that follow are added as they are run
-        for event in generate(
-            model.network,
-            self.kv_cache,
-            prompt_ids,
-            params,
-            eos_token_ids=model.folder.eos_token_ids,
-            vocab_size=vocab_size,
-            decoder=decoder,
-            cancel=cancel,
-            experts=model.placement.offload,
-        ):
-            while model._said:
-                yield Notice(model._said.popleft())
-            if isinstance(event, Done):
-                model._last = event
-            elif isinstance(event, Token):
-                self._cached_ids = [*self._cached_ids, event.id]
-            yield event
-
-
 def last_event(events: Iterator[Event]) -> Done:
     """Read an answer to its end and return the `Done` event."""
     for event in events:
         if isinstance(event, Done):
             return event
     raise AssertionError("generate ends with Done")
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
 
 
 def _check_memory(kv_bytes: int) -> None:

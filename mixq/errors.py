@@ -34,6 +34,35 @@ class PromptError(UsageError):
     """A prompt that cannot be run as it is: empty, too long for the context, or text without a tokenizer."""
 
 
+class PromptTooLong(PromptError):
+    """A prompt with more tokens than the context holds; nothing is ever cut.
+
+    Attributes:
+        tokens: of the prompt.
+        context: that the context holds.
+    """
+
+    def __init__(self, tokens: int, context: int) -> None:
+        super().__init__(
+            f"The prompt has {tokens} tokens; the context holds {context}.",
+            hint="Shorten it, or give a larger --context (up to the model's own maximum, shown by `mixq show`).",
+        )
+        self.tokens = tokens
+        self.context = context
+
+
+class QueueFull(MixqError):
+    """As many requests wait as may wait.
+
+    Attributes:
+        retry_after: seconds after which it may be worth to ask again.
+    """
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"The queue is full: {waiting} requests wait.", hint=f"Try again in {retry_after} seconds.")
+        self.retry_after = retry_after
+
+
 class ModelFileError(MixqError):
     """A model folder or checkpoint that is missing, damaged, or not of a kind that mixq reads."""
 

@@ -1,14 +1,15 @@
 """From logits to the next token: penalties, filters, a seeded draw.
 
-Contract: the order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p, then the draw.
-Temperature 0 takes the largest logit. The same seed gives the same tokens. This module knows no model and no text.
+Contract: the order is that of transformers: penalties and biases, what a grammar allows, temperature, top-k, top-p,
+min-p, then the draw. Temperature 0 takes the largest logit. The same seed gives the same tokens. This module knows no
+model and no text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "repetition_penalty": (0.01, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
     "seed": (0, 2**63 - 1),
-    "max_tokens": (1, 2**31 - 1),
+    "max_tokens": (0, 2**31 - 1),
     "logprobs": (0, 100),
 }
 GREEDY_BELOW = 1e-5
@@ -44,8 +47,11 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probabilities reach p.
         min_p: drop tokens less likely than min_p times the most likely one.
         repetition_penalty: divide positive and multiply negative logits of tokens already seen (CTRL, Keskar 2019).
+        presence_penalty: taken off the logit of every token of the answer so far (OpenAI's API).
+        frequency_penalty: the same, times how often the token stands in the answer.
+        logit_bias: added to the logits of these token ids, from -100 to 100.
         seed: of the draw; None takes one from the system.
-        max_tokens: None means up to the end of the context.
+        max_tokens: None means up to the end of the context; 0 runs the prompt alone.
         stop: texts that end the answer; they are not part of it.
         logprobs: None for no log probabilities, else how many of the most likely tokens to list at each step.
         ignore_eos: go on after the end token (benches).
@@ -56,6 +62,9 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -73,6 +82,7 @@ class SamplingParams:
                 raise UsageError(f"{name} is {printable(repr(value))}; it must be a {number} from {low} to {high:g}.")
         if self.top_p == 0.0:
             raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
+        _check_bias(self.logit_bias)
         stop: Any = self.stop
         if not isinstance(stop, tuple) or not all(isinstance(s, str) and s for s in stop):
             raise UsageError("stop must be a tuple of non-empty texts.")
@@ -90,8 +100,19 @@ class SamplingParams:
         return cls(**params)
 
 
+def _check_bias(logit_bias: Any) -> None:
+    if not isinstance(logit_bias, Mapping):
+        raise UsageError("logit_bias must map token ids to numbers.")
+    for token_id, bias in logit_bias.items():
+        is_id = isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not (is_id and is_number and -100 <= bias <= 100):
+            shown = f"{printable(repr(token_id))}: {printable(repr(bias))}"
+            raise UsageError(f"logit_bias has {shown}; it must map token ids to numbers from -100 to 100.")
+
+
 class Sampler:
-    """Draws the tokens of one answer."""
+    """Draws the tokens of one answer; the ids of prompt and logit_bias are within the vocabulary."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], vocab_size: int) -> None:
         self.params = params
@@ -102,9 +123,17 @@ class Sampler:
             self.generator.manual_seed(params.seed)
         self._seen = torch.zeros(vocab_size, dtype=torch.bool)
         self._seen[torch.tensor(list(prompt_ids), dtype=torch.long)] = True
+        self._counts = torch.zeros(vocab_size) if params.presence_penalty or params.frequency_penalty else None
+        self._bias: Tensor | None = None
+        if params.logit_bias:
+            self._bias = torch.zeros(vocab_size)
+            self._bias[list(params.logit_bias)] = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
 
-    def choose(self, logits: Tensor) -> int:
+    def choose(self, logits: Tensor, allowed: Tensor | None = None) -> int:
         """Return the next token for float32 logits [V].
+
+        Args:
+            allowed: bool [V], the tokens that a grammar takes, at least one; None for all.
 
         Raises:
             ArithmeticError: the logits are not finite: damaged weights.
@@ -112,6 +141,8 @@ class Sampler:
         if not bool(torch.isfinite(logits).all()):
             raise ArithmeticError("the model's logits are not finite")
         logits = self._penalized(logits)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -math.inf)
         params = self.params
         if params.temperature < GREEDY_BELOW:
             token = int(logits.argmax())
@@ -119,14 +150,20 @@ class Sampler:
             probabilities = self.probabilities((logits - logits.max()) / params.temperature)
             token = int(torch.multinomial(probabilities, 1, generator=self.generator))
         self._seen[token] = True
+        if self._counts is not None:
+            self._counts[token] += 1
         return token
 
     def _penalized(self, logits: Tensor) -> Tensor:
-        penalty = self.params.repetition_penalty
-        if penalty == 1.0:
-            return logits
-        changed = torch.where(logits > 0, logits / penalty, logits * penalty)
-        return torch.where(self._seen, changed, logits)
+        params = self.params
+        penalty = params.repetition_penalty
+        if penalty != 1.0:
+            changed = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(self._seen, changed, logits)
+        if self._counts is not None:
+            counted = params.frequency_penalty * self._counts
+            logits = logits - counted - params.presence_penalty * (self._counts > 0)
+        return logits if self._bias is None else logits + self._bias
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return what top-k, top-p and min-p leave of softmax(logits [V]), summing to one."""

@@ -141,6 +141,8 @@ def test_every_error_has_its_exit_code() -> None:
         "MixqError": 1,
         "UsageError": 2,
         "PromptError": 2,
+        "PromptTooLong": 2,
+        "QueueFull": 1,
         "ModelFileError": 3,
         "DoesNotFitError": 4,
         "StorageError": 5,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import mixq
 from mixq import Done, Model, PromptProgress, Token
+from mixq.answer import PREFILL_CHUNK
 from mixq.errors import DoesNotFitError, ModelFileError, PromptError, UsageError
-from mixq.generate import PREFILL_CHUNK
 
 TOKENIZER = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 ASK = [{"role": "user", "content": "Who are you?"}]

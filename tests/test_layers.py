@@ -12,17 +12,21 @@ ROOT = Path(__file__).parents[1]
 # From the top of the house to the ground. Modules on one line may import each other.
 LAYERS = [
     ["mixq.cli", "mixq.__main__"],
-    ["mixq.server", "mixq.tui"],
+    ["mixq.server", "mixq.suite", "mixq.tui"],
     ["mixq.quantize"],
     ["mixq.bench"],
     [
         "mixq",
+        "mixq.answer",
+        "mixq.batching",
         "mixq.engine",
         "mixq.evaluate",
+        "mixq.events",
         "mixq.generate",
         "mixq.generation_config",
         "mixq.placement",
         "mixq.sampling",
+        "mixq.session",
         "mixq.diagnosis",
     ],
     ["mixq.plan"],

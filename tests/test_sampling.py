@@ -95,7 +95,7 @@ def test_top_logprobs_are_best_first() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"logprobs": 101}, "logprobs"),
         ({"stop": ("",)}, "stop"),
         ({"temprature": 1}, "'temperature'"),

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from mixq.answer import PREFILL_CHUNK
 from mixq.bench.bandwidth import Bandwidth
 from mixq.bench.workload import Workload, check_positions, decode_bytes, prompt_operations, weight_bytes, weight_count
 from mixq.config import format_size
 from mixq.engine import Model
 from mixq.experts.stats import ExpertStats
-from mixq.generate import PREFILL_CHUNK
 from mixq.kernels.native import NativeKernels
 from mixq.memory import peak_memory
 from mixq.model.attention import Chunk

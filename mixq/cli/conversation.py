@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from mixq.cli import output
-from mixq.generate import Done, Event, Notice, PromptProgress, Token
+from mixq.events import Done, Event, Notice, PromptProgress, Token
 from mixq.text.chat_template import Message
 
 Show = Callable[[str], None]

@@ -16,7 +16,7 @@ from mixq.errors import MixqError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixq.generate import Done
+    from mixq.events import Done
 
 # C0 (but line feed and tab), DEL, C1, and the marks that reorder what stands around them.
 _CONTROL = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]

@@ -15,7 +15,7 @@ from mixq.cli.conversation import Conversation
 from mixq.cli.interrupt import first_interrupt_cancels
 from mixq.config import did_you_mean, format_size
 from mixq.errors import MixqError, printable
-from mixq.generate import Done
+from mixq.events import Done
 
 HELP = """\
 /help           this list

@@ -13,7 +13,7 @@ from mixq.errors import PromptError
 
 if TYPE_CHECKING:
     from mixq.engine import Model
-    from mixq.generate import Done
+    from mixq.events import Done
 
 DEFAULTS = RuntimeOptions()
 

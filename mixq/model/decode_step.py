@@ -76,6 +76,8 @@ class DecodeStep:
         self._position.fill_(kv_cache.length)  # capturing runs the work, and writes where the step will
         if whole:
             self._pieces = [captures.capture(self._run_whole)]
+            # Captured work writes the choices to the same memory each time, which is ours as long as we refer to it.
+            self._chosen = [layer.chosen for layer in layers]
             return
         experts = [layer.num_experts_per_tok for layer in layers]
         self._between = [(torch.zeros(1, D, device=device), torch.zeros(1, D, device=device)) for _ in layers]
@@ -96,6 +98,8 @@ class DecodeStep:
         if self.whole:
             self._pieces[0].replay()
             self._captures.note_whole_step()
+            for layer, ids in zip(self._layers, self._chosen, strict=True):
+                layer.chosen = ids
             return self._logits.cpu()
         for i, (layer, piece) in enumerate(zip(self._layers, self._pieces, strict=False)):
             piece.replay()

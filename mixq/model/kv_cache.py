@@ -88,6 +88,15 @@ class KVCache:
             raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
         self.length = length
 
+    def copy_prefix(self, other: KVCache, length: int) -> None:
+        """Hold the first `length` positions of another cache of the same model, and nothing else."""
+        if not 0 <= length <= min(other.length, self.capacity):
+            raise ValueError(f"cannot copy {length} positions of {other.length} into a cache of {self.capacity}")
+        self._data[:, :, :, :length].copy_(other._data[:, :, :, :length])
+        if self._scale is not None and other._scale is not None:
+            self._scale[:, :, :, :length].copy_(other._scale[:, :, :, :length])
+        self.length = length
+
     @property
     def nbytes(self) -> int:
         """Bytes taken by the cache when it is full."""

@@ -69,6 +69,8 @@ class Mixtral:
         experts = experts or (lambda layer: CpuExperts(folder, layer, kernels))
         self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D], in host memory
         self.layers = [DecoderLayer(folder, i, rotary, kernels, experts) for i in range(self.config.num_hidden_layers)]
+        blocks = [layer.feed_forward for layer in self.layers]
+        self._sparse_blocks = [block for block in blocks if isinstance(block, SparseMoeBlock)]
         self.norm = folder.tensor("model.norm.weight")
         self.lm_head = folder.linear("model.embed_tokens" if self.config.tie_word_embeddings else "lm_head")
         self._give_back = give_back
@@ -82,10 +84,17 @@ class Mixtral:
         The routers foresee nothing of it, so nothing is predicted.
         """
         self._overridden = True
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer.feed_forward, SparseMoeBlock):
-                layer.feed_forward.override = functools.partial(_rerouted, routing, index)
-                layer.feed_forward.experts.predict_nothing()
+        for index, block in enumerate(self._sparse_blocks):
+            block.override = functools.partial(_rerouted, routing, index)
+            block.experts.predict_nothing()
+
+    def chosen_experts(self) -> list[list[tuple[int, ...]]]:
+        """Return the experts of the last pass: of each of its tokens, layer by layer; of a dense model nothing."""
+        chosen = [block.chosen for block in self._sparse_blocks if block.chosen is not None]
+        if not chosen:
+            return []
+        by_token = torch.stack(chosen, dim=1).tolist()  # [T, L, A]
+        return [[tuple(experts) for experts in layers] for layers in by_token]
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], *, all_logits: bool = False) -> Tensor:
@@ -179,6 +188,16 @@ class DecoderLayer:
         """Return x + attention(norm(x)) of [T, D]."""
         return x + self.attention(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
 
+    @property
+    def chosen(self) -> Tensor | None:
+        """The experts' ids [T, A] of the last pass; None for a dense layer."""
+        return self.feed_forward.chosen if isinstance(self.feed_forward, SparseMoeBlock) else None
+
+    @chosen.setter
+    def chosen(self, ids: Tensor | None) -> None:
+        if isinstance(self.feed_forward, SparseMoeBlock):
+            self.feed_forward.chosen = ids
+
     # The parts of feed_forward for a step that is captured up to the router's choice
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,6 +219,7 @@ class SparseMoeBlock:
     def __init__(self, folder: Weights, layer: int, kernels: Kernels, experts: Experts) -> None:
         self.kernels = kernels
         self.override: Callable[[Tensor], Tensor] | None = None  # of ids [T, A], for benches
+        self.chosen: Tensor | None = None  # ids [T, A] of the last pass
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
         self.experts = experts
@@ -217,6 +237,7 @@ class SparseMoeBlock:
         """Return the weighted sum [T, D] of the chosen experts."""
         if self.override is not None:
             topk_ids = self.override(topk_ids)
+        self.chosen = topk_ids
         return self.experts(x, topk_ids, topk_weights, residual)
 
 

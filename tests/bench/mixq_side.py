@@ -7,10 +7,10 @@ import sys
 
 import torch
 
+from mixq.answer import PREFILL_CHUNK
 from mixq.bench.synthetic import SyntheticWeights
 from mixq.config import RuntimeOptions
 from mixq.engine import Model
-from mixq.generate import PREFILL_CHUNK
 from mixq.kernels import native
 from mixq.model.attention import Chunk
 from tests.bench.worker import Description, answers_on_stdout, serve

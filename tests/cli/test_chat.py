@@ -15,7 +15,7 @@ import pytest
 from mixq.cli.conversation import Conversation
 from mixq.cli.repl import Repl
 from mixq.errors import PromptError
-from mixq.generate import Done, Event, FinishReason, PromptProgress, Stats, Token
+from mixq.events import Done, Event, FinishReason, PromptProgress, Stats, Token
 from mixq.text.chat_template import Message
 from tests.cli.conftest import RunCli
 

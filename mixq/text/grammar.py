@@ -1,0 +1,150 @@
+"""Answers that must be JSON: which tokens may come next, decided by the llguidance library.
+
+Contract: a `GrammarSpec` says what the text must be, a `GrammarCompiler` makes a `Grammar` of it for one vocabulary,
+and a `Grammar` follows one answer: `allowed` are the tokens that lead on, `accept` takes the one that was chosen,
+`complete` says that nothing but the end can follow. One space may stand before the document, since a reply's first word
+carries one; blank space inside it is bounded, so that a model cannot go on with blanks for ever.
+
+This module knows no model and no sampler.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import llguidance
+
+from mixq.errors import MixqError, UsageError, printable
+
+BLANKS = r"[ \n]{1,60}"
+"""What may stand between the parts of a document: room for the indentation of pretty-printed text."""
+
+MAX_SCHEMA_BYTES = 64 * 2**10
+
+# Work that a schema may cause; the library's own limits on the states of its parser and lexer hold besides.
+_LIMITS = llguidance.LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000)
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must be: a JSON document that satisfies `schema`; None for any JSON object."""
+
+    schema: Mapping[str, Any] | None = None
+
+
+class Vocabulary(Protocol):
+    """What following a grammar needs of a tokenizer."""
+
+    bos_id: int
+
+    def token_bytes(self) -> Sequence[bytes]: ...
+
+    def is_control(self, token_id: int) -> bool: ...
+
+
+class GrammarCompiler:
+    """Makes grammars for one vocabulary.
+
+    Args:
+        tokenizer: says which bytes a token stands for.
+        vocab_size: tokens that may be drawn.
+        eos_token_ids: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Tokens(tokenizer, vocab_size, eos_token_ids[0])),
+            n_vocab=vocab_size,
+            eos_token=list(eos_token_ids),
+        )
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """Return a grammar at its beginning.
+
+        Raises:
+            UsageError: the schema is none, is too large, or uses what the library cannot follow.
+        """
+        matcher = llguidance.LLMatcher(self._tokenizer, _lark(spec), log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            reason = printable(matcher.get_error().strip().splitlines()[0], 300)
+            raise UsageError(f"The JSON schema cannot be followed: {reason}")
+        return Grammar(matcher)
+
+
+class Grammar:
+    """Follows one answer."""
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self._matcher = matcher
+
+    def allowed(self) -> bytes:
+        """Return one bit for each token, the lowest of the first byte first: whether it may come next.
+
+        Raises:
+            MixqError: the grammar has become too much work.
+        """
+        mask = self._matcher.compute_bitmask()
+        self._check()
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that was chosen, one of those allowed.
+
+        Raises:
+            MixqError: the grammar has become too much work.
+        """
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = printable(self._matcher.get_error().strip().splitlines()[0], 300)
+            raise MixqError(f"The answer cannot be kept to its JSON schema: {reason}", hint="Use a simpler schema.")
+
+
+class _Tokens:
+    """A tokenizer as the library wishes to see it."""
+
+    def __init__(self, tokenizer: Vocabulary, vocab_size: int, eos_id: int) -> None:
+        tokens = list(tokenizer.token_bytes())[:vocab_size]
+        self.tokens = tokens + [b""] * (vocab_size - len(tokens))
+        self.eos_token_id = eos_id
+        self.bos_token_id = tokenizer.bos_id
+        self.special_token_ids = [i for i in range(len(tokens)) if tokenizer.is_control(i)]
+
+    @functools.cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {token: i for i, token in enumerate(self.tokens) if token}
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Return ids that spell some bytes, the longest token first; the library asks so for forced text only."""
+        ids, start = [], 0
+        while start < len(text):
+            ends = range(min(len(text), start + 32), start, -1)
+            end = next(end for end in ends if text[start:end] in self._ids)
+            ids.append(self._ids[text[start:end]])
+            start = end
+        return ids
+
+
+def _lark(spec: GrammarSpec) -> str:
+    """Return the library's grammar of a document with perhaps a space before it."""
+    schema = {"type": "object"} if spec.schema is None else dict(spec.schema)
+    schema.pop("x-guidance", None)
+    schema["x-guidance"] = {"whitespace_pattern": BLANKS}
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"The JSON schema is no JSON: {printable(error)}.") from error
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise UsageError(f"The JSON schema has {len(text)} bytes; at most {MAX_SCHEMA_BYTES} are taken.")
+    return llguidance.LLMatcher.grammar_from_lark(f'start: LEADING? document\nLEADING: " "\ndocument: %json {text}\n')
