@@ -295,3 +295,12 @@ def format_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable: TB ends the loop")
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as 0.3 s, 4 min 12 s, or 2 h 5 min."""
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"

@@ -23,10 +23,10 @@ from typing import Any
 from torch import Tensor
 
 from mixq.errors import ModelFileError, printable
+from mixq.formats import lock
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
-from mixq.quantize import lock
 from mixq.quantize.calibrate import Importance
 from mixq.quantize.calibration_run import CalibrationRun, CalibrationText
 from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats import lock
 from mixq.formats.atomic import partial_path, storage_error
 from mixq.formats.manifest import FILE_NAME as MANIFEST
 from mixq.formats.manifest import Manifest
 from mixq.formats.shards import INDEX
 from mixq.quantize import journal as journals
-from mixq.quantize import lock
 from mixq.quantize.journal import Journal
 from mixq.quantize.sources.huggingface import CONFIG, SIDE_FILES
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mixq.errors import MixqError, ModelFileError, StorageError, printable
+from mixq.formats import lock
 from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import FILE_NAME as MANIFEST
 from mixq.formats.manifest import Manifest
-from mixq.quantize import journal, lock
+from mixq.quantize import journal
 from mixq.quantize.sources.huggingface import SIDE_FILES
 
 BLOCK = 1 << 22

@@ -19,7 +19,11 @@ FORMS = ("gguf", "compressed-tensors", "bf16")
 def export(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A model folder, a checkpoint, or a name in the model store."),
+        typer.Argument(
+            metavar="SRC",
+            help="A model folder, a checkpoint, or a name in the model store.",
+            autocompletion=options.complete_model,
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The file (gguf) or folder to make.")],
     to: Annotated[

@@ -23,6 +23,13 @@ def flag(name: str, text: str, metavar: str | None = None) -> Any:
     return typer.Option(name, help=text, metavar=metavar, envvar=variable, show_envvar=False)
 
 
+def complete_model(incomplete: str) -> list[str]:
+    """Return the store's names that begin so, for shell completion; the shell itself adds files where none does."""
+    from mixq.store import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -30,9 +37,13 @@ ModelArgument = Annotated[
         help="A model folder, or a name in the model store. Left out: the demo model.",
         envvar="MIXQ_MODEL",
         show_envvar=False,
+        autocompletion=complete_model,
     ),
 ]
-FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.")]
+FolderArgument = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.", autocompletion=complete_model),
+]
 
 Device = Annotated[str, flag("--device", "Where to compute: sim is a GPU that the CPU plays.", "|".join(DEVICES))]
 Vram = Annotated[str | None, flag("--vram", "GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")]

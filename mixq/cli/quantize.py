@@ -8,91 +8,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixq.cli import options, output
+from mixq.cli import job_options, options, output
 from mixq.cli.interrupt import Terminated, termination_interrupts
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mixq.quantize.events import Result
     from mixq.quantize.job import Job
     from mixq.quantize.job_plan import DryRun
 
 
 def quantize(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="A folder (Hugging Face's or Mistral's form, GPTQ, AWQ, bitsandbytes), a GGUF file, a name in the "
-            "model store, or a repository of the hub (owner/name), which is read without being kept.",
-        ),
-    ],
+    source: job_options.SourceArgument,
     target: Annotated[
         Path | None,
         typer.Argument(metavar="DST", help="The folder to make.  [default: SRC's name and the format, in the store]"),
     ] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="nl4|w4|w8|nf4",
-            help="nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' own.",
-        ),
-    ] = "nl4",
-    group: Annotated[
-        int | None,
-        typer.Option("--group", metavar="N", help="Weights that share a scale.  [default: the format's own]"),
-    ] = None,
-    mix: Annotated[
-        str | None,
-        typer.Option(
-            "--mix",
-            metavar="MIX",
-            help="all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
-            "lm_head, embedding.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", metavar="FILE", help="TOML file of schemes by the Linears' names; goes over the mix."),
-    ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrate",
-            metavar="TEXT|default",
-            help="Run the model over a text file, or the text that comes with mixq, and weigh each input channel by "
-            "what it sees.",
-        ),
-    ] = None,
-    calibrate_tokens: Annotated[
-        int, typer.Option("--calibrate-tokens", metavar="N", help="How many tokens of the text to use.")
-    ] = 16384,
-    table: Annotated[
-        str,
-        typer.Option("--table", metavar="default|fit", help="nl4's 16 code values; fit: to the model's own weights."),
-    ] = "default",
+    format: job_options.Format = "nl4",
+    group: job_options.Group = None,
+    mix: job_options.MixFlag = None,
+    recipe: job_options.RecipeFile = None,
+    calibrate: job_options.Calibrate = None,
+    calibrate_tokens: job_options.CalibrateTokens = job_options.CALIBRATE_TOKENS,
+    table: job_options.Table = "default",
     lora: Annotated[
         Path | None,
         typer.Option("--lora", metavar="DIR", help="A PEFT adapter (safetensors) to merge into the weights first."),
     ] = None,
-    keep: Annotated[
-        bool,
-        typer.Option("--keep", help="Take over what SRC has in int4 or int8 groups as it is: Q4_0, Q8_0, GPTQ, ..."),
-    ] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .pth files, by torch's restricted unpickler.")
-    ] = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Store NaN and infinite weights as 0 instead of refusing them.")
-    ] = False,
+    keep: job_options.Keep = False,
+    revision: job_options.Revision = None,
+    allow_pickle: job_options.AllowPickle = False,
+    allow_nonfinite: job_options.AllowNonfinite = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Draw errors and sizes into a .html or .png file."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")] = False,
+    dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint into a model folder.
@@ -100,10 +52,7 @@ def quantize(
     One tensor is in memory at a time. An interrupted job goes on where it was when the same command is run again.
     """
     from mixq import paths
-    from mixq.config import format_size
     from mixq.errors import printable
-    from mixq.quantize.calibration_run import CalibrationText
-    from mixq.quantize.job import Job
     from mixq.quantize.sources.open import find_source
 
     if report is not None:
@@ -115,41 +64,18 @@ def quantize(
         from mixq.quantize.sources.lora import LoraSource
 
         checkpoint = LoraSource(checkpoint, lora)
-    if checkpoint.path is None:
-        size = format_size(checkpoint.nbytes)
-        output.note(f"{printable(checkpoint.name)}: {size} are read from the hub as they are needed; nothing is kept.")
-    schemes = None
-    if recipe is not None:
-        from mixq.quantize.recipe import read_recipe
-
-        schemes = read_recipe(recipe)
-    job = Job(
-        checkpoint,
-        target or paths.store() / f"{checkpoint.name.rsplit('/', 1)[-1]}-{format}",
-        format=format,
-        group=group,
-        mix=mix,
-        table=table,
-        recipe=schemes,
-        keep=keep,
-        calibrate=None if calibrate is None else CalibrationText.read(calibrate, calibrate_tokens),
-        allow_nonfinite=allow_nonfinite,
-    )
+    job_options.say_what_is_fetched(checkpoint)
+    flags = job_options.JobFlags(format, group, mix, recipe, calibrate, calibrate_tokens, table, keep, allow_nonfinite)
+    job = flags.job(checkpoint, target or paths.store() / f"{checkpoint.name.rsplit('/', 1)[-1]}-{format}")
     if dry_run:
         plan = job.dry_run()
         if json:
             output.print_json(plan.as_dict())
         else:
-            _print_plan(plan, job.target)
+            title = f"{printable(plan.source)} as {plan.format}, nothing written"
+            print_plan(plan, job.target, title)
         return
-    try:
-        with termination_interrupts():
-            result = run_job(job)
-    except KeyboardInterrupt as interrupt:
-        output.warn("interrupted; run the same command again and it goes on from here.")
-        if isinstance(interrupt, Terminated):
-            raise typer.Exit(Terminated.exit_code) from None
-        raise
+    result = run_to_the_end(job)
     if report is not None:
         _draw(report, job, result)
     if json:
@@ -203,16 +129,29 @@ def run_job(job: Job) -> Result:
     raise AssertionError("a job ends with Finished")
 
 
-def _print_plan(plan: DryRun, target: Path) -> None:
+def run_to_the_end(job: Job) -> Result:
+    """Do a job as `run_job`; where a signal ends it, say how to go on."""
+    try:
+        with termination_interrupts():
+            return run_job(job)
+    except KeyboardInterrupt as interrupt:
+        output.warn("interrupted; run the same command again and it goes on from here.")
+        if isinstance(interrupt, Terminated):
+            raise typer.Exit(Terminated.exit_code) from None
+        raise
+
+
+def print_plan(plan: DryRun, target: Path, title: str, console: Console | None = None) -> None:
+    """Show what a job makes and needs, on standard output or another console."""
     from rich.console import Console
 
     from mixq.cli.tables import size_table
     from mixq.config import format_size
     from mixq.errors import printable
 
-    console = Console(highlight=False, markup=False)
-    console.print(f"{printable(plan.source)} as {plan.format}, nothing written", style="bold", soft_wrap=True)
-    console.print(size_table(plan.sizes))
+    console = console or Console(highlight=False, markup=False)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(size_table(plan.sizes), soft_wrap=False)
     console.print()
     source_bytes = plan.sizes.source_bytes
     if source_bytes:
@@ -242,6 +181,16 @@ def _print_result(result: Result) -> None:
     console.print()
     console.print(error_rows(result.errors.worst))
     console.print()
+    say_how_it_went(result)
+    console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)
+    output.note(f"Try it: mixq chat {shlex.quote(printable(result.path))}")
+
+
+def say_how_it_went(result: Result) -> None:
+    """Say what a reader should know of a finished job beside its tables."""
+    from mixq.config import format_duration
+    from mixq.errors import printable
+
     for row in result.errors.badly_served:
         ratio = f"{row.ratio:.1f}" if row.ratio is not None else "?"
         output.warn(f"{printable(row.linear)} has outliers: {row.scheme} loses {ratio} times what normal weights lose.")
@@ -249,11 +198,4 @@ def _print_result(result: Result) -> None:
         output.note("The folder was finished before; nothing was written.")
     if result.weights_done:
         rate = f"{result.weights_per_second / 1e6:.0f} M weights/s"
-        output.note(f"{result.weights_done / 1e9:.2f} billion weights in {_duration(result.seconds)}: {rate}.")
-    console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)
-    output.note(f"Try it: mixq chat {shlex.quote(printable(result.path))}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+        output.note(f"{result.weights_done / 1e9:.2f} billion weights in {format_duration(result.seconds)}: {rate}.")

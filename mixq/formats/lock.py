@@ -84,3 +84,17 @@ class TargetLock:
         else:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process works on a folder; asking leaves no trace there."""
+    try:
+        handle = os.open(folder / FILE_NAME, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(folder / FILE_NAME, error) from error
+    try:
+        return not _try_lock(handle)
+    finally:
+        os.close(handle)  # and with it the lock

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mixq.errors import MixqError, ModelFileError, StorageError, UsageError
+from mixq.formats import lock
 from mixq.formats.folder import ModelFolder
-from mixq.quantize import lock
 from mixq.quantize.events import ShardDone, Started, TensorDone
 from mixq.quantize.job import Job, quantize
 from mixq.quantize.verify import verify

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mixq.errors import StorageError
+from mixq.formats import lock
 from mixq.formats.mapped import MappedShard
-from mixq.quantize import lock
 from mixq.quantize.events import ShardDone, TensorDone
 from mixq.quantize.job import Job, quantize
 from mixq.quantize.verify import verify

@@ -1,0 +1,130 @@
+"""The flags of `mixq quantize` and `mixq pull`, and the job that they mean.
+
+Contract: what a flag may say is checked by `Job`; here only files that are named are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import options, output
+
+if TYPE_CHECKING:
+    from mixq.quantize.job import Job
+    from mixq.quantize.sources.source import Source
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A folder (Hugging Face's or Mistral's form, GPTQ, AWQ, bitsandbytes), a GGUF file, a name in the "
+        "model store, or a repository of the hub (owner/name), which is read without being kept.",
+        autocompletion=options.complete_model,
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="nl4|w4|w8|nf4",
+        help="nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' own.",
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option("--group", metavar="N", help="Weights that share a scale.  [default: the format's own]"),
+]
+MixFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--mix",
+        metavar="MIX",
+        help="all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
+        "lm_head, embedding.",
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="TOML file of schemes by the Linears' names; goes over the mix."),
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="TEXT|default",
+        help="Run the model over a text file, or the text that comes with mixq, and weigh each input channel by "
+        "what it sees.",
+    ),
+]
+CalibrateTokens = Annotated[
+    int, typer.Option("--calibrate-tokens", metavar="N", help="How many tokens of the text to use.")
+]
+Table = Annotated[
+    str,
+    typer.Option("--table", metavar="default|fit", help="nl4's 16 code values; fit: to the model's own weights."),
+]
+Keep = Annotated[
+    bool,
+    typer.Option("--keep", help="Take over what SRC has in int4 or int8 groups as it is: Q4_0, Q8_0, GPTQ, ..."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .pth files, by torch's restricted unpickler.")
+]
+AllowNonfinite = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Store NaN and infinite weights as 0 instead of refusing them.")
+]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")]
+
+CALIBRATE_TOKENS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class JobFlags:
+    """What the flags say of the folder to make."""
+
+    format: str = "nl4"
+    group: int | None = None
+    mix: str | None = None
+    recipe: Path | None = None
+    calibrate: str | None = None
+    calibrate_tokens: int = CALIBRATE_TOKENS
+    table: str = "default"
+    keep: bool = False
+    allow_nonfinite: bool = False
+
+    def job(self, source: Source, target: Path) -> Job:
+        """Return the job, checked; raises what `Job` and the readers of the named files raise."""
+        from mixq.quantize.calibration_run import CalibrationText
+        from mixq.quantize.job import Job
+        from mixq.quantize.recipe import read_recipe
+
+        text = None if self.calibrate is None else CalibrationText.read(self.calibrate, self.calibrate_tokens)
+        return Job(
+            source,
+            target,
+            format=self.format,
+            group=self.group,
+            mix=self.mix,
+            table=self.table,
+            recipe=None if self.recipe is None else read_recipe(self.recipe),
+            keep=self.keep,
+            calibrate=text,
+            allow_nonfinite=self.allow_nonfinite,
+        )
+
+
+def say_what_is_fetched(source: Source) -> None:
+    """Say how much a source that is not on this machine has, and that none of it is kept."""
+    from mixq.config import format_size
+    from mixq.errors import printable
+
+    if source.path is None:
+        size = format_size(source.nbytes)
+        output.note(f"{printable(source.name)}: {size} are read from the hub as they are needed; nothing is kept.")
