@@ -28,6 +28,7 @@ LAYERS = [
         "mixq.sampling",
         "mixq.session",
         "mixq.diagnosis",
+        "mixq.transformers",
     ],
     ["mixq.plan"],
     ["mixq.model"],

@@ -1,0 +1,86 @@
+"""How much several answers at once gain over one: tokens per second of the engine, the sides alternating in one run."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+
+import pytest
+import torch
+
+from mixq.batching import Batcher, Request
+from mixq.bench.synthetic import synthetic_model
+from mixq.events import Done, Event, Failed, Token
+from mixq.sampling import SamplingParams
+from tests.accept.tables import markdown, write
+
+pytestmark = pytest.mark.accept
+LAYERS, TOKENS, ROUNDS, SIZES = 4, 40, 7, (1, 2, 4, 8)
+
+
+class Clock:
+    """Measures from the moment when all answers have their first token until the first of them ends."""
+
+    def __init__(self, count: int) -> None:
+        self._counts = [0] * count
+        self._begun: float | None = None
+        self._tokens = 0
+        self.speed: float | None = None
+        self._left = count
+        self.over = threading.Event()
+
+    def __call__(self, index: int, event: Event | Failed) -> None:
+        if isinstance(event, Token):
+            self._counts[index] += 1
+            if self._begun is not None:
+                self._tokens += 1
+            elif all(self._counts):
+                self._begun = time.perf_counter()
+        if isinstance(event, Done | Failed):
+            assert isinstance(event, Done), event
+            if self.speed is None and self._begun is not None:
+                self.speed = self._tokens / (time.perf_counter() - self._begun)
+            self._left -= 1
+            if not self._left:
+                self.over.set()
+
+
+def speed(batcher: Batcher, count: int, seed: int) -> float:
+    """Return tokens per second of `count` answers at once."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(3, 32000, (12,), generator=generator).tolist() for _ in range(count)]
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    clock = Clock(count)
+    batcher.submit([Request(ids, params, reuse=False) for ids in prompts], clock)
+    assert clock.over.wait(300)
+    assert clock.speed is not None
+    return clock.speed
+
+
+def test_batching_speed() -> None:
+    model = synthetic_model("mixtral-8x7b", layers=LAYERS, seed=0, context=256, sequences=8)
+    batcher = Batcher(model)
+    samples: dict[int, list[float]] = {count: [] for count in SIZES}
+    for turn in range(-1, ROUNDS):
+        for count in SIZES:
+            measured = speed(batcher, count, seed=turn + 1)
+            if turn >= 0:  # the first is a warm-up
+                samples[count].append(measured)
+    batcher.close()
+    rows = []
+    for count in SIZES:
+        ratios = [many / one for many, one in zip(samples[count], samples[1], strict=True)]
+        ratio = statistics.median(ratios)
+        rows.append([count, f"{statistics.median(samples[count]):.1f}", f"{ratio:.2f}"])
+        if count == 4:
+            gain = ratio
+    write(
+        "batching",
+        "Several answers at once",
+        f"Tokens per second of all answers together, greedy, Mixtral's sizes with {LAYERS} layers and head, random "
+        f"weights in the default mix (random routing shares the fewest experts); median of {ROUNDS} turns in one run, "
+        "the ratio to one answer taken turn by turn. `make accept` measures it.",
+        markdown(["answers at once", "tokens/s", "times one"], rows),
+    )
+    assert gain >= 1.5
