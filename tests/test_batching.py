@@ -374,11 +374,11 @@ def test_a_bug_ends_everything_with_a_word(folder: Path, monkeypatch: pytest.Mon
     listener = Listener(6)
     batcher.submit([greedy(ids) for ids in prompts(6)], listener)
     assert listener.wait_for_failure() == ["The answer was broken off: the engine has failed (IndexError)."] * 6
+    with pytest.raises(MixqError, match="No requests are taken: the engine has failed"):
+        batcher.submit([greedy([5])], Listener())
     assert batcher.close(timeout=SECONDS)
     assert "IndexError" in str(batcher.state().broken)
     assert isinstance(told[0].exc_value, IndexError)
-    with pytest.raises(MixqError, match="No requests are taken: the engine has failed"):
-        batcher.submit([greedy([5])], Listener())
 
 
 def test_log_probabilities_of_a_prompt(batcher: Batcher) -> None:
