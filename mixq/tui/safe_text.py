@@ -1,0 +1,25 @@
+"""Text from models and files, made harmless for a terminal.
+
+Contract: what comes out has no character that a terminal obeys or that reorders its neighbours; line feeds and tabs stay.
+The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was cut. Applied once
+where text enters the screen: Markdown, plain streaming, sessions and history all pass here.
+"""
+
+from __future__ import annotations
+
+# C0 (but line feed and tab), DEL and C1; line and paragraph separator; the marks that override what stands around them;
+# halves of surrogate pairs, which no terminal can be sent.
+_CODES = (
+    *range(0x09),
+    *range(0x0B, 0x20),
+    *range(0x7F, 0xA0),
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),
+)
+_SPELLED_OUT = {code: chr(code).encode("unicode_escape").decode() for code in _CODES}
+
+
+def harmless(text: str) -> str:
+    """Return `text` with control characters spelled out, so that a terminal shows them instead of obeying them."""
+    return text.translate(_SPELLED_OUT)
