@@ -193,6 +193,7 @@ DEVICES = ("auto", "cpu", "cuda", "sim")
 KV_DTYPES = ("bf16", "int8")
 MISS_MODES = ("auto", "cpu", "fetch")
 CACHE_POLICIES = ("lru", "lfu", "static", "random")
+TEMPLATES = ("mistral-v1", "mistral-v3", "chatml", "alpaca", "vicuna", "llama-2", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ class RuntimeOptions:
         cache_policy: which expert leaves the cache.
         seed: of the sampler; None draws one.
         exact: compute in float32 throughout (parity tests; slow).
+        template: the chat format, one of `TEMPLATES`; None takes the one that the model was made for.
         sim_bandwidth: of device sim: bytes per second that copies take; None for as fast as memory goes.
         sim_latency: of device sim: seconds that each copy takes besides.
     """
@@ -225,6 +227,7 @@ class RuntimeOptions:
     cache_policy: str = "lru"
     seed: int | None = None
     exact: bool = False
+    template: str | None = None
     sim_bandwidth: int | None = None
     sim_latency: float = 0.0
 
@@ -234,9 +237,10 @@ class RuntimeOptions:
             ("kv", KV_DTYPES),
             ("miss", MISS_MODES),
             ("cache_policy", CACHE_POLICIES),
+            ("template", TEMPLATES),
         ):
             value = getattr(self, field)
-            if value not in allowed:
+            if value not in allowed and not (field == "template" and value is None):
                 raise UsageError(
                     f"{field} is {printable(repr(value))}; it must be one of {', '.join(allowed)}."
                     + did_you_mean(str(value), allowed)

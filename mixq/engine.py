@@ -11,6 +11,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -32,10 +33,14 @@ from mixq.model.mixtral import Mixtral
 from mixq.placement import place
 from mixq.sampling import SamplingParams
 from mixq.session import Session
-from mixq.text.chat_template import Message, encode_chat
+from mixq.text.chat_template import ChatTemplate, Message
+from mixq.text.choice import choose_template
 from mixq.text.grammar import GrammarCompiler, GrammarSpec
+from mixq.text.open import open_tokenizer
 from mixq.text.stream import StreamDecoder
+from mixq.text.templates import get_template
 from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer_config import TokenizerConfig
 
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -111,24 +116,49 @@ class Model:
         )
         if self.placement.offload is not None:
             self.placement.offload.warm()
-        self._tokenizer: Tokenizer | None = None
         self._last: Done | None = None
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer.
 
         Raises:
             PromptError: the folder has none; such a model takes token ids only.
         """
-        if self._tokenizer is None:
-            if self.folder.tokenizer_path is None:
-                raise PromptError(
-                    f"{printable(self.folder.path)} has no tokenizer.model, so it takes token ids, not text.",
-                    hint="Copy tokenizer.model from the original checkpoint into the folder.",
-                )
-            self._tokenizer = Tokenizer(self.folder.tokenizer_path)
-        return self._tokenizer
+        if self.folder.tokenizer_path is None:
+            raise PromptError(
+                f"{printable(self.folder.path)} has no tokenizer.model, so it takes token ids, not text.",
+                hint="Copy tokenizer.model from the original checkpoint into the folder.",
+            )
+        return open_tokenizer(self.folder.path, self._tokenizer_config)
+
+    @functools.cached_property
+    def _tokenizer_config(self) -> TokenizerConfig:
+        return TokenizerConfig.read(self.folder.path)
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat format: what the options say, else what the model was made for; `none` for a base model."""
+        if self.options.template is not None:
+            return get_template(self.options.template)
+        if self.folder.tokenizer_path is None:
+            return choose_template(None, None)
+        raw = self.folder.raw_config if isinstance(self.folder, ModelFolder) else {}
+        chosen = choose_template(self.folder.path, self.tokenizer, self._tokenizer_config, raw)
+        if chosen.note is not None:
+            self._said.append(chosen.note)
+        return chosen
+
+    @property
+    def is_chat(self) -> bool:
+        """False for a base model: it completes texts, and has no chat format."""
+        return self.template.is_chat
+
+    @functools.cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the folder's own, and those of the chat format."""
+        ends = self.template.end_ids(self.tokenizer) if self.folder.tokenizer_path is not None else ()
+        return tuple(i for i in dict.fromkeys((*self.folder.eos_token_ids, *ends)) if i < self.config.vocab_size)
 
     def new_kv_cache(self) -> KVCache:
         """Return an empty KV cache of this model's context.
@@ -148,7 +178,7 @@ class Model:
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Return the prompt that asks for the next reply of a conversation; see `chat`."""
-        return encode_chat(self.tokenizer, messages)
+        return self.template.encode(self.tokenizer, messages)
 
     def task(
         self,
@@ -180,10 +210,12 @@ class Model:
         if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
             raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")
         decoder = StreamDecoder(self.tokenizer, strip_leading_space=not continues_text) if has_text else None
+        if has_text and not continues_text:
+            params = replace(params, stop=(*params.stop, *self.template.stops))
         return Task(
             list(prompt_ids),
             params,
-            self.folder.eos_token_ids,
+            self.eos_token_ids,
             self.vocab_size,
             decoder,
             self._grammars.compile(grammar) if grammar is not None else None,
@@ -200,7 +232,7 @@ class Model:
 
     @functools.cached_property
     def _grammars(self) -> GrammarCompiler:
-        return GrammarCompiler(self.tokenizer, self.vocab_size, self.folder.eos_token_ids)
+        return GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
 
     def notices(self) -> Iterator[str]:
         """Yield the lines that have come up since the last call, for the user to see."""
@@ -250,7 +282,7 @@ class Model:
             text_ids = self.tokenizer.encode(prompt)
             if not text_ids:
                 raise PromptError("The prompt is empty.", hint="Give some text.")
-            prompt = [self.tokenizer.bos_id, *text_ids]
+            prompt = [*self.tokenizer.begin_ids, *text_ids]
         events = self.new_session().answer(list(prompt), continues_text=True, **sampling)
         return events if stream else last_event(events)
 
@@ -259,14 +291,15 @@ class Model:
     @overload
     def chat(self, messages: Messages, *, stream: Literal[False], **sampling: Any) -> Done: ...
     def chat(self, messages: Messages, *, stream: bool = True, **sampling: Any) -> Iterator[Event] | Done:
-        """Answer a conversation in Mixtral's instruct format.
+        """Answer a conversation in the model's chat format (`template`).
 
         Args:
             messages: `Message`s or dicts with role (system, user, assistant) and content, a user's last.
             stream, sampling: as for `generate`.
 
         Raises:
-            PromptError: roles out of order, an empty message, or a conversation too long for the context.
+            PromptError: roles out of order, an empty message, a conversation too long for the context, or a base model,
+                which does not chat.
         """
         events = self.new_session().chat(messages, **sampling)
         return events if stream else last_event(events)

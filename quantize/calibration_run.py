@@ -27,7 +27,7 @@ from mixq.formats.shard_writer import ShardWriter, shard_size
 from mixq.kernels import dispatch, native
 from mixq.quantize.calibrate import Calibration, Importance, windows_of
 from mixq.quantize.layout import Item
-from mixq.text.tokenizer import Tokenizer
+from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 DEFAULT = "default"
 TOKENS = 16384
@@ -81,7 +81,7 @@ class CalibrationText:
 
     def windows(self, tokenizer: bytes) -> list[Tensor]:
         """Return the text's ids, cut into windows; raises UsageError for one too short to say anything."""
-        words = Tokenizer(Path("tokenizer.model"), tokenizer)
+        words = SentencePieceTokenizer(Path("tokenizer.model"), tokenizer)
         ids = words.encode(self.text)
         windows = windows_of(ids, words.bos_id, WINDOW, self.tokens)
         if sum(map(len, windows)) < WINDOW:

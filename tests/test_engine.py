@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
     transformers.MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     shutil.copy(TOKENIZER, path / "tokenizer.model")
+    (path / "tokenizer_config.json").write_text('{"chat_template": "[INST] {{ messages[0].content }} [/INST]"}')
     return path
 
 

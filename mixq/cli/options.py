@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixq.config import CACHE_POLICIES, DEVICES, KV_DTYPES, MISS_MODES
+from mixq.config import CACHE_POLICIES, DEVICES, KV_DTYPES, MISS_MODES, TEMPLATES
 
 ENVIRONMENT = "MIXQ_"
 
@@ -57,6 +57,10 @@ Miss = Annotated[
     str, flag("--miss", "An expert that is not in GPU memory: compute it on the CPU, or copy it.", "|".join(MISS_MODES))
 ]
 CachePolicy = Annotated[str, flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]
+Template = Annotated[
+    str | None,
+    flag("--template", "Chat format; none completes texts.  [default: the model's own]", "|".join(TEMPLATES)),
+]
 Seed = Annotated[int | None, flag("--seed", "Same seed, same text.  [default: a new one each time]", "N")]
 
 Temperature = Annotated[
@@ -78,6 +82,7 @@ Stop = Annotated[
 System = Annotated[str | None, flag("--system", "System text, put in front of the first message.", "TEXT")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No figures on standard error.")]
 TextFile = Annotated[
     Path, typer.Option("--text", help="UTF-8 text.", metavar="FILE", exists=True, dir_okay=False, readable=True)

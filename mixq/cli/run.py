@@ -43,6 +43,7 @@ def run(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    template: options.Template = None,
     seed: options.Seed = None,
 ) -> None:
     """Answer one prompt.
@@ -64,6 +65,7 @@ def run(
             "kv": kv,
             "miss": miss,
             "cache_policy": cache_policy,
+            "template": template,
             "seed": seed,
         },
     )
@@ -116,6 +118,11 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
 
     if raw and system:
         raise PromptError("--raw has no place for a system text.", hint="Put it into the prompt, or leave out --raw.")
+    if not raw and not model.is_chat:
+        if system:
+            raise PromptError("A base model has no place for a system text.", hint="Put it into the prompt.")
+        output.note(f"A base model completes the text: {model.template.why}.")
+        raw = True
     messages = [Message("system", system)] if system else []
     with first_interrupt_cancels() as cancel:
         if raw:

@@ -29,6 +29,7 @@ KINDS: dict[str, type] = {
     "kv": str,
     "miss": str,
     "cache_policy": str,
+    "template": str,
     "seed": int,
     "temperature": float,
     "top_k": int,

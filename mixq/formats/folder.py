@@ -25,6 +25,9 @@ from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.shards import ShardSet
 
 CONFIG_LIMIT = 1 << 20
+SENTENCEPIECE = "tokenizer.model"
+TOKENIZERS = (SENTENCEPIECE, "tokenizer.json")
+"""Files that hold a tokenizer, the first that is there counts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +37,7 @@ class ModelFolder:
     Attributes:
         raw_config: config.json as it stands there.
         quantization: None for an unquantized folder.
-        tokenizer_path: tokenizer.model, where there is one.
+        tokenizer_path: tokenizer.model, else tokenizer.json, else None.
         generation_config: generation_config.json, or empty.
         eos_token_ids: end tokens, generation_config.json's where it names some, else config.json's.
     """
@@ -73,13 +76,12 @@ class ModelFolder:
         layout = Layout(config, quantization, shards)
         generation = path / "generation_config.json"
         generation_config = read_json_object(generation, CONFIG_LIMIT) if generation.exists() else {}
-        tokenizer = path / "tokenizer.model"
         return cls(
             path=path,
             config=config,
             raw_config=raw,
             quantization=quantization,
-            tokenizer_path=tokenizer if tokenizer.is_file() else None,
+            tokenizer_path=tokenizer_file(path),
             generation_config=generation_config,
             eos_token_ids=_eos_token_ids(generation_config.get("eos_token_id"), config),
             _shards=shards,
@@ -120,6 +122,12 @@ class ModelFolder:
         if module in self._layout.packed:
             return self._layout.packed_linear(module)
         return self.tensor(f"{module}.weight")
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """Return the file that holds a folder's tokenizer: tokenizer.model, else tokenizer.json, else None."""
+    found = (folder / name for name in TOKENIZERS if (folder / name).is_file())
+    return next(found, None)
 
 
 def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Weights(Protocol):
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """tokenizer.model, where there is one."""
+        """tokenizer.model, else tokenizer.json, else None."""
         ...
 
     @property

@@ -1,19 +1,17 @@
-"""Mixtral's instruct prompt, built as token ids message by message.
+"""What a chat template is: a conversation as the token ids of a prompt.
 
-Contract: `encode_chat` gives the ids that mistral-common's version 1 instruct tokenizer gives:
-
-    [bos] + encode("[INST] user [/INST]") + encode(assistant) + [eos] + encode("[INST] ...") ...
-
-with the system text, and an empty line, in front of the first user message. Each `encode` is a call of its own:
-rendering the conversation as one string and tokenizing that gives other ids from the second turn on. Begin and end are
-ids, never text, so nothing that a message says can close a turn. "[INST]" is ordinary text in this format.
+Contract: a `ChatTemplate` builds ids message by message, for the next reply. Control tokens are put in as ids, never
+as text, so that in formats with real control tokens nothing that a message says can open or close a turn. `stops` and
+`end_ids` are what ends a reply of this format. The formats themselves are in `mixq.text.templates`, the choice among
+them is made by `mixq.text.choice`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mixq.config import did_you_mean
 from mixq.errors import PromptError, UsageError, printable
@@ -57,28 +55,113 @@ class Message:
         return cls(value["role"], value["content"])
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
-    """Return the prompt that asks for the next assistant message.
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A checked conversation: the system text, "" for none, and user and assistant in turn, a user's last."""
 
-    Args:
-        tokenizer: of the model.
-        messages: any number of system messages, then user and assistant in turn, a user message last.
+    system: str
+    turns: tuple[Message, ...]
 
-    Raises:
-        PromptError: no messages, another order of roles, or an empty message.
+    @classmethod
+    def of(cls, messages: Sequence[Message | Mapping[str, Any]]) -> Conversation:
+        """Check messages: any number of system messages, then user and assistant in turn, a user message last.
+
+        Raises:
+            PromptError: no messages, another order of roles, or an empty message.
+        """
+        conversation = [Message.of(message) for message in messages]
+        turns = [message for message in conversation if message.role != "system"]
+        _check_order(conversation, turns)
+        system = (message.content for message in conversation if message.role == "system" and message.content)
+        return cls("\n\n".join(system), tuple(turns))
+
+
+@dataclass(frozen=True)
+class ChatTemplate(ABC):
+    """A chat format.
+
+    Attributes:
+        name: by which users choose it.
+        is_chat: False for a base model, which completes texts.
+        stops: texts that end a reply; they are not part of it.
+        why: why this one, in a sentence.
+        note: what the user should know before trusting it; None for nothing.
     """
-    conversation = [Message.of(message) for message in messages]
-    turns = [message for message in conversation if message.role != "system"]
-    _check_order(conversation, turns)
-    system = "\n\n".join(message.content for message in conversation if message.role == "system" and message.content)
-    ids = [tokenizer.bos_id]
-    for position, message in enumerate(turns):
-        if message.role == "assistant":
-            ids += [*tokenizer.encode(message.content), tokenizer.eos_id]
+
+    name: ClassVar[str]
+    is_chat: ClassVar[bool] = True
+    stops: ClassVar[tuple[str, ...]] = ()
+
+    why: str = "it was asked for"
+    note: str | None = None
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
+        """Return the prompt that asks for the next assistant message.
+
+        Args:
+            tokenizer: of the model.
+            messages: any number of system messages, then user and assistant in turn, a user message last.
+
+        Raises:
+            PromptError: no messages, another order of roles, an empty message; or a base model, which has no chat
+                format.
+        """
+        return self._encode(tokenizer, Conversation.of(messages))
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return the tokens that end a reply in this format."""
+        return (tokenizer.eos_id,)
+
+    @abstractmethod
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]: ...
+
+
+class Prompt:
+    """A prompt in the making: text and control tokens.
+
+    Text that no control token interrupts is encoded in one go, as a tokenizer does that reads the whole prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._text: list[str] = []
+        self._begins = True
+
+    def begin(self, ids: Sequence[int]) -> None:
+        """Put in begin tokens; the text that follows begins anew, with its leading space."""
+        self.token(*ids)
+        self._begins = True
+
+    def text(self, text: str) -> None:
+        """Put in text."""
+        self._text.append(text)
+
+    def token(self, *ids: int) -> None:
+        """Put in control tokens."""
+        self._flush()
+        self._ids += ids
+        self._begins = self._begins and not ids
+
+    def marker(self, name: str) -> None:
+        """Put in the control token of that name, or its name as text where the tokenizer has no such token."""
+        token_id = self._tokenizer.special_id(name)
+        if token_id is None:
+            self.text(name)
         else:
-            content = f"{system}\n\n{message.content}" if system and position == 0 else message.content
-            ids += tokenizer.encode(f"[INST] {content} [/INST]")
-    return ids
+            self.token(token_id)
+
+    def ids(self) -> list[int]:
+        """Return the prompt."""
+        self._flush()
+        return self._ids
+
+    def _flush(self) -> None:
+        text = "".join(self._text)
+        self._text.clear()
+        if text:
+            self._ids += self._tokenizer.encode(text, continues=not self._begins)
+            self._begins = False
 
 
 def _check_order(conversation: list[Message], turns: list[Message]) -> None:

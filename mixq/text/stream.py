@@ -1,18 +1,26 @@
 """Text while it is being generated: ids in, characters out as soon as they are certain.
 
-Contract: `StreamDecoder` gives, over all pushes and the flush, exactly the text of sentencepiece decoding all ids at
-once, and never half a character. `StopMatcher` gives the text in front of the first stop string, never a part of one,
-however the text is cut into pushes. Neither knows sentencepiece, the model or the sampler.
+Contract: `StreamDecoder` gives, over all pushes and the flush, exactly the text of the tokenizer's library decoding all
+ids at once, and never half a character. (Where byte tokens make no valid UTF-8, the tokenizers library loses the valid
+characters beside them too; here they stay, and only what is invalid becomes U+FFFD.) `StopMatcher` gives the text in
+front of the first stop string, never a part of one, however the text is cut into pushes. Neither knows a library, the
+model or the sampler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mixq.errors import UsageError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+BytesAre = Literal["sentencepiece", "tokens", "text"]
+"""How a library reads bytes: "sentencepiece": byte tokens end at a control token, and each byte of no character is one
+U+FFFD; "tokens": the same, but control tokens are taken out first; "text": all tokens are bytes of one text, in which
+U+FFFD stands for as much as could have begun a character."""
 
 
 class Pieces(Protocol):
@@ -20,10 +28,13 @@ class Pieces(Protocol):
 
     unk_id: int
     adds_leading_space: bool
+    bytes_are: BytesAre
 
     def piece_bytes(self, token_id: int) -> bytes: ...
 
     def is_byte(self, token_id: int) -> bool: ...
+
+    def is_control(self, token_id: int) -> bool: ...
 
 
 class StreamDecoder:
@@ -31,14 +42,14 @@ class StreamDecoder:
 
     Args:
         tokenizer: whose ids they are.
-        strip_leading_space: take one space off the front of the text: the one that sentencepiece puts in front
+        strip_leading_space: take one space off the front of the text: the one that the tokenizer puts in front
             when it encodes. True for a reply, False for text that goes on from a prompt.
     """
 
     def __init__(self, tokenizer: Pieces, *, strip_leading_space: bool = True) -> None:
         self._tokenizer = tokenizer
         self._strip = strip_leading_space and tokenizer.adds_leading_space
-        self._pending = bytearray()  # byte-fallback pieces that may still become a character: at most 3 bytes
+        self._pending = bytearray()  # bytes that may still become a character: at most 3
 
     def push(self, token_id: int) -> str:
         """Take the next id and return the text that is now certain, perhaps none.
@@ -53,6 +64,8 @@ class StreamDecoder:
             if text:
                 self._strip = False
             return text
+        if self._tokenizer.bytes_are != "sentencepiece" and self._tokenizer.is_control(token_id):
+            return ""
         text = self.flush()
         if text:
             self._strip = False
@@ -64,24 +77,27 @@ class StreamDecoder:
         return text + piece_text
 
     def flush(self) -> str:
-        """Return what is still held back: bytes that no character came of, each as U+FFFD."""
-        text = _REPLACEMENT * len(self._pending)
+        """Return what is still held back: bytes that no character came of, as U+FFFD."""
+        if self._tokenizer.bytes_are == "text":
+            text = _REPLACEMENT if self._pending else ""
+        else:
+            text = _REPLACEMENT * len(self._pending)
         self._pending.clear()
         return text
 
     def _complete_characters(self) -> str:
-        """Take whole characters off the pending bytes; a byte that cannot begin one becomes U+FFFD on its own."""
+        """Take whole characters off the pending bytes; what cannot begin one becomes U+FFFD."""
         text = ""
         while self._pending:
             try:
                 text += self._pending.decode("utf-8")
             except UnicodeDecodeError as error:
                 text += self._pending[: error.start].decode("utf-8")
-                del self._pending[: error.start]
                 if error.reason == "unexpected end of data":
+                    del self._pending[: error.start]
                     return text
                 text += _REPLACEMENT
-                del self._pending[:1]
+                del self._pending[: error.end if self._tokenizer.bytes_are == "text" else error.start + 1]
             else:
                 self._pending.clear()
         return text

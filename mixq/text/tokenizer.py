@@ -1,78 +1,123 @@
-"""The sentencepiece tokenizer of a model folder.
+"""What a tokenizer is: text to ids of a model's vocabulary and back.
 
-Contract: `encode` turns text into ids of ordinary pieces only; begin, end and other control ids are put in by
-`mixq.text.chat_template` and never come out of text. `piece_bytes` says which bytes an id stands for, and
-`decode` is those bytes in a row (through `mixq.text.stream`), equal to sentencepiece's own decoding. This module
-knows no chat format and no model.
-
-Source of the format: sentencepiece's model proto; Mixtral's file is Mistral's `tokenizer.model.v1`.
+Contract: `encode` turns text into ids of ordinary tokens only. Begin, end and other control tokens are put in by
+`mixq.text.templates`; they come out of text only where `parse_special` asks for it. `piece_bytes` says which bytes an
+id stands for, and `decode` is those bytes in a row (through `mixq.text.stream`), equal to the decoding of the library
+behind the tokenizer. Where the pieces come from is the business of `sentencepiece_tokenizer` and `json_tokenizer`. This
+module knows no chat format and no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import sentencepiece
+from mixq.errors import ModelFileError, UsageError, printable
+from mixq.text.stream import BytesAre, StreamDecoder
 
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
-from mixq.text.stream import StreamDecoder
-
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece writes a space inside a piece as U+2581
-MAX_FILE_BYTES = 64 * 2**20  # the largest published tokenizer.model is 5 MB; a hostile file is not read
+MAX_FILE_BYTES = 64 * 2**20  # the largest published files have 20 MB; a hostile one is not read
+MAX_VOCABULARY = 2**20
 
 
-class Tokenizer:
-    """Text to ids and back.
+@dataclass(slots=True)
+class Pieces:
+    """A vocabulary: what each id stands for, by id.
 
-    Args:
-        path: a sentencepiece model, usually the folder's `tokenizer.model`.
-        content: its content, where that is at hand; the path then only names it.
-
-    Raises:
-        ModelFileError: the file is not a sentencepiece model, or has no begin and end tokens.
-        StorageError: the file cannot be read.
+    Attributes:
+        content: the bytes that an id adds to a text; for a control token its name, which it does not add.
+        is_byte: a byte of a character, perhaps of several.
+        is_control: tokens that no text can spell and that add nothing to one.
+        spelling: {id: other ids} for control tokens that a library could find in a text; these ids spell the same.
     """
 
-    def __init__(self, path: str | Path, content: bytes | None = None) -> None:
-        self.path = Path(path)
-        self._processor = _load(self.path) if content is None else _parse(content, self.path)
-        ids = list(range(self._processor.vocab_size()))
-        self.vocab_size: int = len(ids)
-        self.bos_id: int = self._processor.bos_id()
-        self.eos_id: int = self._processor.eos_id()
-        self.unk_id: int = self._processor.unk_id()
-        # sentencepiece gives -1 where the piece is missing, or is not a control piece: text could then spell it.
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise ModelFileError(f"{printable(self.path)} has no control tokens for begin and end of text.")
-        pieces: list[str] = self._processor.id_to_piece(ids)
-        self._is_byte: list[bool] = self._processor.is_byte(ids)
-        self._is_control: list[bool] = self._processor.is_control(ids)
-        self._piece_bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
-        # Llama's and Mistral's models put a space in front of a text and take it off again; some others do not.
-        first_id = self._processor.encode("a")[0]
-        self.adds_leading_space: bool = pieces[first_id].startswith(SPACE)
+    content: list[bytes]
+    is_byte: list[bool]
+    is_control: list[bool]
+    spelling: dict[int, list[int]] = field(default_factory=dict)
 
-    def _bytes_of(self, token_id: int, piece: str) -> bytes:
-        if self._is_control[token_id]:
-            return b""
-        if self._is_byte[token_id]:
-            return bytes([int(piece[3:5], 16)])  # "<0xE2>"
-        if token_id == self.unk_id:
-            return str(self._processor.decode([token_id])).encode()
-        return piece.replace(SPACE, " ").encode()
 
-    def encode(self, text: str) -> list[int]:
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    Attributes:
+        path: the file.
+        vocab_size: ids go up to this; some below may stand for nothing.
+        bos_id, eos_id: begin and end of a text.
+        unk_id: stands for what has no token; -1 where there is no such token.
+        begin_ids: what a text begins with: the begin token, or nothing for models that were trained without.
+        adds_leading_space: whether `encode` puts a space in front of a text, which `decode` takes off.
+        bytes_are: how the library behind the tokenizer reads bytes that are no character.
+    """
+
+    path: Path
+    bos_id: int
+    eos_id: int
+    unk_id: int
+    begin_ids: tuple[int, ...]
+    adds_leading_space: bool
+    bytes_are: BytesAre
+
+    def __init__(self, path: Path, pieces: Pieces, words: Mapping[str, int]) -> None:
+        self.path = path
+        self.vocab_size = len(pieces.content)
+        self._pieces = pieces
+        controls = (i for i, control in enumerate(pieces.is_control) if control and pieces.content[i])
+        self._special = {pieces.content[i].decode("utf-8", "replace"): i for i in controls}
+        self._words = {word: i for word, i in words.items() if not pieces.is_control[i]}
+        self._word_pattern = _any_of(self._words)
+        self._special_pattern = _any_of({**self._words, **self._special})
+
+    @abstractmethod
+    def _encode_piecewise(self, text: str, *, continues: bool) -> list[int]:
+        """Return the ids of a text in which no added token is looked for."""
+
+    def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
         """Return the ids of `text`, without begin and end tokens.
 
-        Whatever the text spells ("</s>", "<s>", "<0x0A>"), no control id comes out. Lone surrogates, which are
+        Whatever the text spells ("</s>", "<|im_end|>", "<0x0A>"), no control id comes out. Lone surrogates, which are
         no text, become U+FFFD.
+
+        Args:
+            text: any text.
+            parse_special: let "</s>" be the end token, and so on. Never for what somebody else has written.
+            continues: the text follows a control token; where this model's own tokenizer puts no space in front of
+                such a text, none is put there.
         """
-        ids: list[int] = self._processor.encode(_without_lone_surrogates(text))
+        ids: list[int] = []
+        for part, token_id in self._split(without_lone_surrogates(text), parse_special):
+            if token_id is not None:
+                ids.append(token_id)
+                continues = True
+            elif part:
+                ids += self._encode_piecewise(part, continues=continues)
         return ids
 
+    def _split(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None]]:
+        """Yield text, and the tokens that fine-tunes have added for whole words, in turn."""
+        pattern = self._special_pattern if parse_special else self._word_pattern
+        if pattern is None:
+            yield text, None
+            return
+        end = 0
+        for match in pattern.finditer(text):
+            found = match[0]
+            yield text[end : match.start()], None
+            yield found, self._words[found] if found in self._words else self._special[found]
+            end = match.end()
+        yield text[end:], None
+
+    def _without_control(self, ids: list[int]) -> list[int]:
+        """Return ids of the same text, without the control tokens that the library has found in it."""
+        spelling = self._pieces.spelling
+        if not spelling or spelling.keys().isdisjoint(ids):
+            return ids
+        return [spelled for i in ids for spelled in spelling.get(i, (i,))]
+
     def decode(self, ids: Iterable[int], *, strip_leading_space: bool = True) -> str:
-        """Return the text of `ids`; control ids are nothing, invalid UTF-8 becomes U+FFFD byte by byte.
+        """Return the text of `ids`; control ids are nothing, invalid UTF-8 becomes U+FFFD.
 
         Args:
             ids: token ids.
@@ -91,46 +136,57 @@ class Tokenizer:
             UsageError: the id is outside of the vocabulary.
         """
         self._check(token_id)
-        return self._piece_bytes[token_id]
+        return b"" if self._pieces.is_control[token_id] else self._pieces.content[token_id]
 
     def is_byte(self, token_id: int) -> bool:
-        """Return whether an id is a byte-fallback piece: one byte, perhaps of a longer character."""
+        """Return whether an id stands for bytes that need not be whole characters."""
         self._check(token_id)
-        return self._is_byte[token_id]
+        return self._pieces.is_byte[token_id]
 
     def is_control(self, token_id: int) -> bool:
-        """Return whether an id is a control token (begin, end), which no text can spell."""
+        """Return whether an id is a control token (begin, end, a turn's marker), which no text can spell."""
         self._check(token_id)
-        return self._is_control[token_id]
+        return self._pieces.is_control[token_id]
+
+    def special_id(self, name: str) -> int | None:
+        """Return the control token of that name, such as "<|im_end|>"; None where there is none."""
+        return self._special.get(name)
+
+    def token_text(self, token_id: int) -> str:
+        """Return an id's text for show: control tokens by name, and bytes that are no character as <0xE2>."""
+        self._check(token_id)
+        content = self._pieces.content[token_id]
+        if not content and self._pieces.is_control[token_id]:
+            return f"<unused {token_id}>"
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in content)
+
+    def token_bytes(self) -> list[bytes]:
+        """Return what every id stands for: bytes of text, or a control token's name (see `is_control`)."""
+        return list(self._pieces.content)
 
     def _check(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
             raise UsageError(f"token id {token_id} is not in the tokenizer's vocabulary of {self.vocab_size}.")
 
 
-def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
-    return _parse(data, path)
+def check_size(content: bytes, path: Path, kind: str) -> None:
+    """Refuse a file that cannot be a tokenizer."""
+    if not content or len(content) > MAX_FILE_BYTES:
+        size = "empty" if not content else f"larger than {MAX_FILE_BYTES} bytes"
+        raise ModelFileError(f"{printable(path)} is not a {kind}: it is {size}.")
 
 
-def _parse(data: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
-    if not data or len(data) > MAX_FILE_BYTES:
-        size = "empty" if not data else f"larger than {MAX_FILE_BYTES} bytes"
-        raise ModelFileError(f"{printable(path)} is not a sentencepiece model: it is {size}.")
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as error:
-        raise ModelFileError(
-            f"{printable(path)} is not a sentencepiece model.",
-            hint="Copy tokenizer.model from the original checkpoint into the folder.",
-        ) from error
-
-
-def _without_lone_surrogates(text: str) -> str:
+def without_lone_surrogates(text: str) -> str:
+    """Return `text` with U+FFFD for each surrogate that is half of a character."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern of the words, the longest first; None for none."""
+    ordered = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None

@@ -62,13 +62,13 @@ def reordered(tensors: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def test_channels_in_other_orders(tmp_path: Path) -> None:
     demo = paths.demo_source()
     tensors = load_file(demo / "model.safetensors")
-    tokenizer = peers.mixq.load(demo, context=64).tokenizer
+    model = peers.mixq.load(demo, context=64)
     sequences: peers.Sequences = []
     turns = questions(COUNT, SEED)
     text = calibration_text(turns)
     for turn in turns:
-        prompt = peers.encode_chat(tokenizer, [{"role": "user", "content": turn.user}])
-        sequences.append(([*prompt, *tokenizer.encode(turn.assistant)], 0))
+        prompt = model.encode_chat([{"role": "user", "content": turn.user}])
+        sequences.append(([*prompt, *model.tokenizer.encode(turn.assistant)], 0))
     reference = peers.of_mixq(demo, sequences, exact=True)
     found: dict[str, list[float]] = {}
 

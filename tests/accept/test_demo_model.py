@@ -15,7 +15,6 @@ from mixq.config import format_size
 from mixq.models.world import FAMILIES, Turn, questions, score
 from mixq.quantize import quantize
 from mixq.quantize.calibration_run import CalibrationText
-from mixq.text.chat_template import encode_chat
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept
@@ -53,7 +52,7 @@ class Divergence:
 
 def answer_logprobs(model: mixq.Model, turn: Turn) -> tuple[Tensor, Tensor]:
     """Return log probabilities [T, V] at each token of the right answer, its end token included, and those tokens."""
-    prompt = encode_chat(model.tokenizer, [{"role": "user", "content": turn.user}])
+    prompt = model.encode_chat([{"role": "user", "content": turn.user}])
     answer = [*model.tokenizer.encode(turn.assistant), model.tokenizer.eos_id]
     logprobs = model.forward([*prompt, *answer])[len(prompt) - 1 : -1].log_softmax(-1).double()
     return logprobs, torch.tensor(answer)

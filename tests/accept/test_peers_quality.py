@@ -27,7 +27,6 @@ from mixq.quantize import quantize
 from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.export.gguf_layout import plan
 from mixq.quantize.sources.open import open_source
-from mixq.text.chat_template import encode_chat
 from tests.accept.tables import markdown, write
 from tests.accept.test_demo_model import COUNT, SEED
 
@@ -153,11 +152,11 @@ def _llama_cpp() -> None:
 @pytest.fixture(scope="module")
 def sequences() -> Sequences:
     """Right answers to the questions, each with the place of the first logits that predict the answer."""
-    tokenizer = mixq.load(paths.demo_source(), context=64).tokenizer
+    model = mixq.load(paths.demo_source(), context=64)
     found = []
     for turn in questions(COUNT, SEED):
-        prompt = encode_chat(tokenizer, [{"role": "user", "content": turn.user}])
-        found.append(([*prompt, *tokenizer.encode(turn.assistant)], len(prompt) - 1))
+        prompt = model.encode_chat([{"role": "user", "content": turn.user}])
+        found.append(([*prompt, *model.tokenizer.encode(turn.assistant)], len(prompt) - 1))
     return found
 
 

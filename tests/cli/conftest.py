@@ -35,6 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_mixtral(path, vocab=32000, ffn=128, tokenizer=False)
     shutil.copy(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1", path / "tokenizer.model")
+    (path / "tokenizer_config.json").write_text('{"chat_template": "[INST] {{ messages[0].content }} [/INST]"}')
     return path
 
 

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixq.errors import PromptError, UsageError
-from mixq.text.chat_template import Message, encode_chat
+from mixq.text.chat_template import Message
+from mixq.text.templates import get_template
 from mixq.text.tokenizer import Tokenizer
 from tests.text.samples import CONTROL_SPELLINGS, SCRIPTS
+
+encode_chat = get_template("mistral-v1").encode
 
 
 @pytest.fixture(scope="session")

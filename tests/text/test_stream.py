@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixq.errors import UsageError
+from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer as Tokenizer
 from mixq.text.stream import StopMatcher, StreamDecoder
-from mixq.text.tokenizer import Tokenizer
 from tests.text.samples import SCRIPTS
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixq.errors import ModelFileError, StorageError, UsageError
-from mixq.text.tokenizer import Tokenizer
+from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer as Tokenizer
 from tests.text.samples import CONTROL_SPELLINGS, SCRIPTS
 
 

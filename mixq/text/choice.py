@@ -1,0 +1,159 @@
+"""Which chat format a model was made for.
+
+Contract: `choose_template` looks at the folder's chat template text, which is matched by its marks and never run; where
+there is none, at the control tokens of the tokenizer; then at the names that the model goes by. A model with none of
+these is a base model. `why` of the result says what decided, `note` what the user should know before trusting it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, printable
+from mixq.formats.json_file import read_json_object
+from mixq.formats.manifest import FILE_NAME as MANIFEST
+from mixq.text.chat_template import ChatTemplate
+from mixq.text.templates import (
+    ALPACA_SYSTEM,
+    IM_START,
+    VICUNA_SYSTEM,
+    Alpaca,
+    BaseModel,
+    ChatML,
+    Llama2,
+    MistralV1,
+    MistralV3,
+    Vicuna,
+)
+from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer_config import TokenizerConfig
+
+INST = "[INST]"
+_UNKNOWN_MARKS = ("[SYSTEM_PROMPT]", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|channel|>")
+"""Of formats that share a mark with one of ours, or are widely used: Mistral's version 7, Llama 3, Gemma, Zephyr."""
+
+_NAMES = (
+    (re.compile(r"vicuna", re.I), "vicuna"),
+    (re.compile(r"alpaca", re.I), "alpaca"),
+    (re.compile(r"llama-?2.*chat", re.I), "llama-2"),
+    (re.compile(r"mi[sx]tral.*instruct", re.I), "mistral"),
+)
+_BASE_NAME = re.compile(r"mi[sx]tral-(\d+x)?\d+b(-v0\.\d)?", re.I)
+"""The names under which Mistral has published base models; the tokenizers of some have [INST] too."""
+
+
+def choose_template(
+    folder: Path | None,
+    tokenizer: Tokenizer | None,
+    config: TokenizerConfig | None = None,
+    raw_config: Mapping[str, Any] | None = None,
+) -> ChatTemplate:
+    """Return the chat format of a model.
+
+    Args:
+        folder: the model's; its name counts, and what mixq.json says of its source. None for a model in memory.
+        tokenizer: of the model; None for a model that takes token ids only.
+        config: what stands beside the tokenizer.
+        raw_config: the model's config.json.
+    """
+    if tokenizer is None:
+        return BaseModel("it has no tokenizer")
+    config = config or TokenizerConfig()
+    if config.template is not None:
+        found = _by_text(config.template, tokenizer, config.template_file)
+        if found is not None:
+            return found
+    names = list(_names(folder, raw_config or {}))
+    guess = _by_tokens(tokenizer, names) or _by_names(tokenizer, names)
+    if config.template is None:
+        return guess or BaseModel("it has no chat template, no tokens of one, and no name of a chat model")
+    if guess is None:
+        llama = (raw_config or {}).get("model_type") == "llama"
+        guess = Llama2("it is a Llama") if llama else _mistral(tokenizer, "nothing else is known")
+    return replace(
+        guess,
+        note=f"The chat template in {config.template_file} is of a kind that mixq does not know. Prompts are written "
+        f"in the format {guess.name} instead, since {guess.why}; --template chooses another.",
+    )
+
+
+def _by_text(text: str, tokenizer: Tokenizer, where: str) -> ChatTemplate | None:
+    """Return the format whose marks are in a Jinja text, None for none that is known."""
+    if any(mark in text for mark in _UNKNOWN_MARKS):
+        return None
+    why = f"the chat template in {where} has %s"
+    if IM_START in text:
+        return ChatML(why % IM_START, system=_chatml_system(text))
+    if "<<SYS>>" in text:
+        return Llama2(why % "<<SYS>>")
+    if INST in text:
+        return _mistral(tokenizer, why % INST)
+    if "USER:" in text and "ASSISTANT:" in text:
+        lines = re.search(r"""['"]USER: ?['"][^}]*['"]\\n|USER:[^'"]*\{\{[^}]*\}\}\n""", text) is not None
+        system = VICUNA_SYSTEM if VICUNA_SYSTEM[:40] in text else None
+        return Vicuna(why % "USER: and ASSISTANT:", system=system, lines=lines)
+    if "### Instruction:" in text and "### Response:" in text:
+        system = ALPACA_SYSTEM if ALPACA_SYSTEM[:40] in text else None
+        return Alpaca(why % "### Instruction:", system=system)
+    return None
+
+
+def _chatml_system(text: str) -> str | None:
+    """Return the system text that a chatml template puts in where a conversation has none."""
+    found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^{}<]{1,4000}?)<\|im_end\|>", text)
+    if found is None or re.search(r"""['"]\s*[+~]""", found[1]):  # not a literal: message['content'] is put in there
+        return None
+    return found[1].replace("\\n", "\n").replace("\\'", "'").replace('\\"', '"')
+
+
+def _by_tokens(tokenizer: Tokenizer, names: list[str]) -> ChatTemplate | None:
+    if tokenizer.special_id(IM_START) is not None:
+        return ChatML(f"its tokenizer has {IM_START}")
+    if tokenizer.special_id(INST) is not None and not any(map(_BASE_NAME.fullmatch, names)):
+        return MistralV3(f"its tokenizer has {INST}")
+    return None
+
+
+def _by_names(tokenizer: Tokenizer, names: list[str]) -> ChatTemplate | None:
+    for name in names:
+        for pattern, format_name in _NAMES:
+            if pattern.search(name):
+                why = f"it goes by the name {printable(name, 80)}"
+                if format_name == "mistral":
+                    return _mistral(tokenizer, why)
+                return {"vicuna": Vicuna, "alpaca": Alpaca, "llama-2": Llama2}[format_name](why)
+    return None
+
+
+def _mistral(tokenizer: Tokenizer, why: str) -> ChatTemplate:
+    return (
+        MistralV1(why)
+        if tokenizer.special_id(INST) is None
+        else MistralV3(f"{why}, which its tokenizer has as a token")
+    )
+
+
+def _names(folder: Path | None, raw_config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the last parts of the names that a model goes by: its folder's, its config's, and its source's."""
+    named: list[object] = [raw_config.get("_name_or_path")]
+    if folder is not None:
+        named.insert(0, folder.name)
+        named.append(_source_name(folder))
+    for name in named:
+        if isinstance(name, str) and name:
+            yield re.split(r"[/\\]", name.rstrip("/\\"))[-1][:200]
+
+
+def _source_name(folder: Path) -> object:
+    """Return what mixq.json says that the folder was made from."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        source = read_json_object(folder / MANIFEST).get("source")
+    except ModelFileError:  # `mixq verify` says what is wrong with it; a model runs without
+        return None
+    return source.get("name") if isinstance(source, dict) else None

@@ -1,0 +1,42 @@
+"""Opens the tokenizer of a model folder, whichever kind it has.
+
+Contract: tokenizer.model (sentencepiece) is taken where there is one, else tokenizer.json. Nothing else in the folder
+is looked at but what stands beside them (`mixq.text.tokenizer_config`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixq.errors import ModelFileError, printable
+from mixq.formats.folder import SENTENCEPIECE, tokenizer_file
+from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer_config import TokenizerConfig
+
+
+def open_tokenizer(folder: Path | str, config: TokenizerConfig | None = None) -> Tokenizer:
+    """Return the tokenizer of a model folder.
+
+    Args:
+        folder: where tokenizer.model or tokenizer.json lies.
+        config: what stands beside it, where that is at hand; None reads it.
+
+    Raises:
+        ModelFileError: the folder has no tokenizer, or one that is damaged or of a kind that mixq does not read; or
+            it has tokenizer.json alone, and the tokenizers library is not installed.
+        StorageError: a file cannot be read.
+    """
+    folder = Path(folder)
+    path = tokenizer_file(folder)
+    if path is None:
+        raise ModelFileError(
+            f"{printable(folder)} has neither tokenizer.model nor tokenizer.json.",
+            hint="Copy tokenizer.model from the original checkpoint into the folder.",
+        )
+    config = TokenizerConfig.read(folder) if config is None else config
+    if path.name == SENTENCEPIECE:
+        return SentencePieceTokenizer(path, config=config)
+    from mixq.text.json_tokenizer import JsonTokenizer
+
+    return JsonTokenizer(path, config=config)

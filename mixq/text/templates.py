@@ -1,0 +1,255 @@
+"""The chat formats that mixq writes: Mistral's two, chatml, Alpaca, Vicuna, Llama 2; and none, of a base model.
+
+Contract: `get_template` gives a format by name. In mistral-v3, and in chatml where the model has its tokens, turns are
+marked by control tokens, and no message can forge one. In the others the marks are ordinary text ("[INST]", "USER:"),
+as they were in training: there a message that contains a mark looks like a turn to the model, though it still cannot
+produce the end token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mixq.config import TEMPLATES, did_you_mean
+from mixq.errors import PromptError, UsageError, printable
+from mixq.text.chat_template import ChatTemplate, Conversation, Message, Prompt
+from mixq.text.tokenizer import Tokenizer
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+ALPACA_SYSTEM = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+
+
+@dataclass(frozen=True)
+class MistralV1(ChatTemplate):
+    """Mixtral 8x7B Instruct: the ids of mistral-common's version 1 instruct tokenizer.
+
+        [bos] + encode("[INST] user [/INST]") + encode(assistant) + [eos] + encode("[INST] ...") ...
+
+    with the system text, and an empty line, in front of the first user message. Each `encode` is a call of its own:
+    rendering the conversation as one string and tokenizing that gives other ids from the second turn on.
+    """
+
+    name: ClassVar[str] = "mistral-v1"
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        ids = [tokenizer.bos_id]
+        for position, message in enumerate(conversation.turns):
+            if message.role == "assistant":
+                ids += [*tokenizer.encode(message.content), tokenizer.eos_id]
+            else:
+                system = conversation.system if position == 0 else ""
+                ids += tokenizer.encode(f"[INST] {_joined(system, message.content)} [/INST]")
+        return ids
+
+
+@dataclass(frozen=True)
+class MistralV3(ChatTemplate):
+    """Mixtral 8x22B Instruct: the ids of mistral-common's version 3 instruct tokenizer, and of its version 2.
+
+        [bos] [INST] encode(user) [/INST] encode(assistant) [eos] [INST] encode(user) [/INST]
+
+    [INST] and [/INST] are control tokens. The system text stands, with an empty line, in front of the last user
+    message. White space at the end of a reply is taken off.
+    """
+
+    name: ClassVar[str] = "mistral-v3"
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        opens, closes = tokenizer.special_id("[INST]"), tokenizer.special_id("[/INST]")
+        if opens is None or closes is None:
+            raise PromptError(
+                "The template mistral-v3 needs the control tokens [INST] and [/INST]; this tokenizer has none.",
+                hint="Give --template mistral-v1, in which they are text.",
+            )
+        ids = [tokenizer.bos_id]
+        last = len(conversation.turns) - 1
+        for position, message in enumerate(conversation.turns):
+            if message.role == "assistant":
+                ids += [*tokenizer.encode(message.content.rstrip(" ")), tokenizer.eos_id]
+            else:
+                system = conversation.system if position == last else ""
+                ids += [opens, *tokenizer.encode(_joined(system, message.content)), closes]
+        return ids
+
+
+@dataclass(frozen=True)
+class ChatML(ChatTemplate):
+    """chatml, of Hermes, Dolphin and many others.
+
+        [bos] <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n
+
+    The marks are control tokens where the model has them, else text. The begin token is put in front unless
+    tokenizer_config.json says add_bos_token false: it was there in training, also where a Jinja template forgets it.
+
+    Attributes:
+        system: stands for the system text where a conversation has none; None for no such turn.
+    """
+
+    name: ClassVar[str] = "chatml"
+    stops: ClassVar[tuple[str, ...]] = (IM_END, IM_START)
+
+    system: str | None = None
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        prompt = Prompt(tokenizer)
+        prompt.begin(tokenizer.begin_ids)
+        system = conversation.system or self.system
+        head = [Message("system", system)] if system else []
+        for message in (*head, *conversation.turns):
+            prompt.marker(IM_START)
+            prompt.text(f"{message.role}\n{message.content}")
+            prompt.marker(IM_END)
+            prompt.text("\n")
+        prompt.marker(IM_START)
+        prompt.text("assistant\n")
+        return prompt.ids()
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return <|im_end|> and the end token."""
+        marks = (tokenizer.special_id(IM_END), tokenizer.special_id(IM_START))
+        return tuple(dict.fromkeys(i for i in (*marks, tokenizer.eos_id) if i is not None))
+
+
+@dataclass(frozen=True)
+class Alpaca(ChatTemplate):
+    """Stanford Alpaca's format, with replies that end in the end token for several turns.
+
+        [bos] system\\n\\n### Instruction:\\nuser\\n\\n### Response:\\nassistant [eos] \\n\\n### Instruction:\\n...
+
+    Attributes:
+        system: stands for the system text where a conversation has none.
+    """
+
+    name: ClassVar[str] = "alpaca"
+    stops: ClassVar[tuple[str, ...]] = ("### Instruction",)
+
+    system: str | None = ALPACA_SYSTEM
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        prompt = Prompt(tokenizer)
+        prompt.begin(tokenizer.begin_ids)
+        system = (conversation.system or self.system or "").strip()
+        prompt.text(f"{system}\n\n" if system else "")
+        for message in conversation.turns:
+            if message.role == "user":
+                prompt.text(f"### Instruction:\n{message.content.strip()}\n\n### Response:\n")
+            else:
+                prompt.text(message.content.strip())
+                prompt.token(tokenizer.eos_id)
+                prompt.text("\n\n")
+        return prompt.ids()
+
+
+@dataclass(frozen=True)
+class Vicuna(ChatTemplate):
+    """Vicuna 1.1 and later, as FastChat writes it; or with line ends between the turns, as some templates do.
+
+        [bos] system USER: user ASSISTANT: assistant [eos] USER: user ASSISTANT:
+
+    Attributes:
+        system: stands for the system text where a conversation has none.
+        lines: turns end in a line end instead of a space.
+    """
+
+    name: ClassVar[str] = "vicuna"
+    stops: ClassVar[tuple[str, ...]] = (" USER:", "\nUSER:")
+
+    system: str | None = VICUNA_SYSTEM
+    lines: bool = False
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        after_system, after_user, after_reply = ("\n\n", "\n", "\n") if self.lines else (" ", " ", "")
+        prompt = Prompt(tokenizer)
+        prompt.begin(tokenizer.begin_ids)
+        system = (conversation.system or self.system or "").strip()
+        prompt.text(f"{system}{after_system}" if system else "")
+        for message in conversation.turns:
+            if message.role == "user":
+                prompt.text(f"USER: {message.content.strip()}{after_user}ASSISTANT:")
+            else:
+                prompt.text(f" {message.content.strip()}")
+                prompt.token(tokenizer.eos_id)
+                prompt.text(after_reply)
+        return prompt.ids()
+
+
+@dataclass(frozen=True)
+class Llama2(ChatTemplate):
+    """Llama 2 Chat, as Meta's reference code writes it: each pair of turns is a text of its own.
+
+    [bos] [INST] <<SYS>>\\nsystem\\n<</SYS>>\\n\\nuser [/INST] assistant [eos] [bos] [INST] user [/INST]
+    """
+
+    name: ClassVar[str] = "llama-2"
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        prompt = Prompt(tokenizer)
+        for position, message in enumerate(conversation.turns):
+            if message.role == "user":
+                prompt.begin((tokenizer.bos_id,))
+                with_system = bool(conversation.system) and position == 0
+                head = f"<<SYS>>\n{conversation.system}\n<</SYS>>\n\n" if with_system else ""
+                prompt.text(f"[INST] {(head + message.content).strip()} [/INST]")
+            else:
+                prompt.text(f" {message.content.strip()} ")
+                prompt.token(tokenizer.eos_id)
+        return prompt.ids()
+
+
+@dataclass(frozen=True)
+class BaseModel(ChatTemplate):
+    """No chat format: the model completes texts."""
+
+    name: ClassVar[str] = "none"
+    is_chat: ClassVar[bool] = False
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
+        """Refuse.
+
+        Raises:
+            PromptError: always.
+        """
+        raise PromptError(
+            f"This is a base model, which completes texts and does not chat: {self.why}.",
+            hint="Use `mixq run -p TEXT` or generate() to go on from a text. If it was made for chat after all, "
+            f"say in which format: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
+        )
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return nothing: the model's own end tokens are all there are."""
+        return ()
+
+    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        raise AssertionError("encode refuses")
+
+
+_KINDS: dict[str, type[ChatTemplate]] = {
+    kind.name: kind for kind in (MistralV1, MistralV3, ChatML, Alpaca, Vicuna, Llama2, BaseModel)
+}
+assert tuple(_KINDS) == TEMPLATES
+
+
+def get_template(name: str) -> ChatTemplate:
+    """Return the format of that name.
+
+    Raises:
+        UsageError: there is none; it suggests the nearest.
+    """
+    if name not in _KINDS:
+        raise UsageError(
+            f"unknown template {printable(repr(name))}; there are {', '.join(TEMPLATES)}."
+            + did_you_mean(str(name), TEMPLATES)
+        )
+    return _KINDS[name]()
+
+
+def _joined(system: str, content: str) -> str:
+    return f"{system}\n\n{content}" if system else content

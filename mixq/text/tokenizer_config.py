@@ -1,0 +1,165 @@
+"""What stands beside a tokenizer: added tokens, the names of begin and end, the chat template's text.
+
+Contract: `TokenizerConfig.read` reads tokenizer_config.json, added_tokens.json, special_tokens_map.json and
+chat_template.jinja as transformers saves them, any of which may be missing. Sizes, ids and types are checked. The Jinja
+text is handed on as it is, for `mixq.text.choice` to look at; nothing is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, StorageError, printable
+from mixq.formats.json_file import read_json_object, regular_file_size
+from mixq.text.tokenizer import MAX_VOCABULARY
+
+CONFIG = "tokenizer_config.json"
+ADDED_TOKENS = "added_tokens.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+JINJA = "chat_template.jinja"
+
+MAX_CONTENT = 1000
+"""Characters of an added token; published ones have at most some thirty."""
+
+MAX_JINJA = 1 << 20
+
+_TURN_MARKER = re.compile(r"<\|.*\|>|</?s>")
+"""Tokens that open or close a turn are control tokens, also in files that do not say that they are special."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that stands beside the vocabulary.
+
+    Attributes:
+        content: its text, or its name where it is a control token.
+        is_control: it marks something, and is no text.
+    """
+
+    content: str
+    is_control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """What the files beside a tokenizer say.
+
+    Attributes:
+        added: tokens by id; those of the vocabulary itself may be among them.
+        bos_token, eos_token: names; None where the files do not say.
+        legacy: a text that follows a control token gets a space in front, as the first one does. So it was when most
+            fine-tunes were trained, and so transformers does where the file does not say otherwise.
+        add_bos: a text begins with the begin token.
+        template: the chat template's Jinja text; None where there is none.
+        template_file: where it stands.
+    """
+
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+    bos_token: str | None = None
+    eos_token: str | None = None
+    legacy: bool = True
+    add_bos: bool = True
+    template: str | None = None
+    template_file: str = CONFIG
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenizerConfig:
+        """Read what a model folder says of its tokenizer.
+
+        Raises:
+            ModelFileError: a file that is no JSON object, or a value of the wrong kind, by name.
+            StorageError: a file that cannot be read.
+        """
+        settings = _read(folder, CONFIG)
+        special = _read(folder, SPECIAL_TOKENS)
+        named = {key: _name(value) for key, value in {**special, **settings}.items() if key.endswith("_token")}
+        jinja = folder / JINJA
+        return cls(
+            added=_added_tokens(folder, settings, _special_names(special) | _special_names(settings)),
+            bos_token=named.get("bos_token"),
+            eos_token=named.get("eos_token"),
+            legacy=settings.get("legacy") is not False,
+            add_bos=settings.get("add_bos_token") is not False,
+            template=_read_text(jinja) if jinja.exists() else _template(settings.get("chat_template")),
+            template_file=JINJA if jinja.exists() else CONFIG,
+        )
+
+
+def is_turn_marker(content: str) -> bool:
+    """Return whether a token's text marks turns, whatever its file says of it."""
+    return _TURN_MARKER.fullmatch(content) is not None
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return read_json_object(path) if path.exists() or path.is_symlink() else {}
+
+
+def _read_text(path: Path) -> str:
+    if regular_file_size(path) > MAX_JINJA:
+        raise ModelFileError(
+            f"{printable(path)} is larger than {MAX_JINJA:,} bytes; a chat template has some thousands."
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_JINJA).decode("utf-8", "replace")
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
+
+
+def _template(value: object) -> str | None:
+    """Return the default one where several are named: [{"name": "default", "template": "..."}, ...] or {name: text}."""
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        value = {str(entry.get("name")): entry.get("template") for entry in entries}
+    if isinstance(value, dict):
+        value = value.get("default", next(iter(value.values()), None))
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _name(value: object) -> str | None:
+    """Return a token's name, which stands there alone or as the content of an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def _special_names(settings: Mapping[str, Any]) -> set[str]:
+    listed = settings.get("additional_special_tokens")
+    values = [*(listed if isinstance(listed, list) else ()), *(v for k, v in settings.items() if k.endswith("_token"))]
+    return {name for name in map(_name, values) if name is not None}
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
+    """Return the added tokens; what tokenizer_config.json says of an id counts more than added_tokens.json."""
+    added: dict[int, AddedToken] = {}
+    for content, token_id in _read(folder, ADDED_TOKENS).items():
+        added[_checked_id(token_id, ADDED_TOKENS)] = _token(content, ADDED_TOKENS, content in special)
+    decoder = settings.get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict):
+        raise ModelFileError(f"{CONFIG}: added_tokens_decoder is not an object.")
+    for key, entry in decoder.items():
+        if not isinstance(entry, dict) or not re.fullmatch(r"[0-9]{1,9}", key):
+            raise ModelFileError(f"{CONFIG}: added_tokens_decoder: {printable(repr(key))} is not an id with its token.")
+        name = entry.get("content")
+        added[_checked_id(int(key), CONFIG)] = _token(name, CONFIG, entry.get("special") is True or name in special)
+    return added
+
+
+def _token(content: object, where: str, special: bool) -> AddedToken:
+    if not isinstance(content, str) or not 1 <= len(content) <= MAX_CONTENT:
+        raise ModelFileError(f"{where}: an added token is {printable(repr(content), 60)}; it must be a short text.")
+    return AddedToken(content, special or is_turn_marker(content))
+
+
+def _checked_id(value: object, where: str) -> int:
+    if type(value) is not int or not 0 <= value < MAX_VOCABULARY:
+        raise ModelFileError(
+            f"{where}: an added token has the id {printable(repr(value), 60)}; "
+            f"ids are whole numbers below {MAX_VOCABULARY:,}."
+        )
+    return value
