@@ -61,15 +61,21 @@ def resolve_model(name: str) -> Path:
     """Return the folder that `name` means: a path that exists, or the name of a model in the store.
 
     Raises:
-        ModelFileError: neither exists; the message names both places.
+        ModelFileError: neither exists, and the message names both places; or a job has not finished the model.
     """
     as_path = expand(name)
     if name and as_path.is_dir():
         return as_path
     in_store = store() / name
     if name and Path(name).name == name and name not in (".", "..") and in_store.is_dir():
+        if (in_store / "job.json").exists() and not (in_store / "config.json").exists():
+            raise ModelFileError(
+                f"{printable(name)} is not finished: a quantize job was interrupted there, or is at work.",
+                hint="`mixq list` shows how far it is and what goes on with it.",
+            )
         return in_store
     what = "is a file, not a model folder" if as_path.is_file() else "is neither a folder nor a model in the store"
     raise ModelFileError(
-        f"{printable(name)!r} {what}.", hint=f"Models in the store are folders under {printable(store())}."
+        f"{printable(name)!r} {what}.",
+        hint=f"`mixq list` shows the models in the store, which are folders under {printable(store())}.",
     )

@@ -37,6 +37,7 @@ LAYERS = [
     ["mixq.text"],
     ["mixq.accelerators"],
     ["mixq.kernels"],
+    ["mixq.store"],
     ["mixq.formats"],
     ["mixq.errors", "mixq.config", "mixq.memory", "mixq.huge_pages", "mixq.paths", "mixq.models"],
 ]

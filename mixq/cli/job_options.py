@@ -5,13 +5,15 @@ Contract: what a flag may say is checked by `Job`; here only files that are name
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixq.cli import options, output
+from mixq.errors import UsageError
 
 if TYPE_CHECKING:
     from mixq.quantize.job import Job
@@ -118,6 +120,37 @@ class JobFlags:
             calibrate=text,
             allow_nonfinite=self.allow_nonfinite,
         )
+
+
+def flags_of(settings: Mapping[str, Any]) -> JobFlags:
+    """Return flags that mean the settings of a job.json again.
+
+    Raises:
+        UsageError: a file that was given to the job is not recorded with its path.
+    """
+    mix = {kind: scheme for kind, scheme in settings["mix"].items() if kind != "recipe"}
+    calibrate = settings["calibrate"]
+    named = [flag for flag, used in (("--recipe", "recipe" in settings["mix"]), ("--calibrate", calibrate)) if used]
+    if calibrate and calibrate.get("text") == "default":
+        named.remove("--calibrate")
+    if named:
+        raise UsageError(
+            f"The job was begun with {' and '.join(named)}, and where those files lie is not recorded.",
+            hint="Run the command that it was begun with.",
+        )
+    matrices = [scheme for kind, scheme in mix.items() if kind.startswith("w") or kind.endswith("_proj")]
+    # Of matrices with unlike groups the largest was asked for, the others did not divide into it.
+    experts = max(matrices, key=lambda scheme: int(scheme.partition(":")[2] or 0))
+    parts = {"experts": experts} | {part: mix[part] for part in ("q", "k", "v", "o", "lm_head") if part in mix}
+    return JobFlags(
+        format=settings["format"],
+        mix=",".join(f"{part}={scheme}" for part, scheme in parts.items()),
+        calibrate="default" if calibrate else None,
+        calibrate_tokens=calibrate["tokens"] if calibrate else CALIBRATE_TOKENS,
+        table="fit" if settings["table"] == "fit" else "default",
+        keep=settings["keep"],
+        allow_nonfinite=settings["allow_nonfinite"],
+    )
 
 
 def say_what_is_fetched(source: Source) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import bench, chat, doctor, evaluate, export, quantize, run, show, verify
+from mixq.cli import bench, chat, doctor, evaluate, export, list_models, pull, quantize, rm, run, show, verify
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -40,7 +40,10 @@ app.command("chat", cls=ModelCommand)(chat.chat)
 app.command("run", cls=ModelCommand)(run.run)
 app.command("quantize")(quantize.quantize)
 app.command("export")(export.export)
+app.command("pull")(pull.pull)
+app.command("list")(list_models.list_models)
 app.command("show")(show.show)
+app.command("rm")(rm.rm)
 app.command("verify")(verify.verify)
 app.command("bench", cls=ModelCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)

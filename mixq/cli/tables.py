@@ -10,10 +10,11 @@ from mixq.config import format_size
 from mixq.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mixq.bench.measure import Row
     from mixq.quantize.report import ErrorReport, ErrorRow, SizeTable
+    from mixq.store import Entry
 
 
 def size_table(sizes: SizeTable) -> Table:
@@ -60,6 +61,32 @@ def speed_table(rows: Sequence[Row]) -> Table:
     table = _table("test", right=FIGURES)
     for row in rows:
         table.add_row(row.workload.name, *figures(row))
+    return table
+
+
+def model_table(entries: Iterable[Entry], ago: Callable[[float], str]) -> Table:
+    """Return one row for each model of the store; `ago` says how long ago a moment was."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", overflow="fold", ratio=None)
+    for name in ("size", "scheme", "layers", "experts", "context"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("from", overflow="fold")
+    table.add_column("changed", no_wrap=True)
+    for entry in entries:
+        ready = entry.state == "ready"
+        facts = entry.as_dict()
+        experts = f"{facts['experts_per_token']} of {facts['experts']}" if facts["experts"] else "dense"
+        table.add_row(
+            printable(entry.name),
+            format_size(entry.nbytes),
+            entry.scheme if ready else entry.state,
+            printable(facts["layers"], 6) if ready else "",
+            printable(experts, 12) if ready else "",
+            printable(facts["max_context"], 8) if ready else "",
+            printable(entry.source.get("name", "") if entry.link is None else f"a link to {entry.link}"),
+            ago(entry.modified) if entry.modified else "",
+            style="" if ready else "yellow",
+        )
     return table
 
 

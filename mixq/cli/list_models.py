@@ -1,0 +1,68 @@
+"""`mixq list`: the models of the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mixq.cli import options, output
+
+if TYPE_CHECKING:
+    from mixq.store import Entry
+
+UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+def list_models(json: options.Json = False) -> None:
+    """List the models of the store, and what is unfinished or damaged there.
+
+    Whether all is there is looked at, not every byte; mixq verify reads those.
+    """
+    from mixq import paths, store
+    from mixq.errors import printable
+
+    found = store.entries()
+    if json:
+        output.print_json({"store": str(paths.store()), "models": [entry.as_dict() for entry in found]})
+        return
+    if not found:
+        output.note(f"The store, {printable(paths.store())}, is empty.")
+        output.note("Make a model:       mixq pull mistralai/Mixtral-8x7B-Instruct-v0.1")
+        output.note("Or try the demo:    mixq chat")
+        return
+    _print(found)
+    for entry in found:
+        if entry.state != "ready":
+            output.warn(f"{printable(entry.name)} {_trouble(entry)}. Next: {printable(entry.next_step)}")
+
+
+def _print(found: Sequence[Entry]) -> None:
+    from rich.console import Console
+
+    from mixq.cli.tables import model_table
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a line is a model there, however long
+        console = Console(highlight=False, markup=False, width=1000)
+    console.print(model_table(found, ago))
+
+
+def _trouble(entry: Entry) -> str:
+    from mixq.errors import printable
+
+    if entry.state == "damaged":
+        return f"is damaged: {printable(entry.problem, 400)}"
+    of = f" of {entry.shards}" if entry.shards else ""
+    there = f"{entry.shards_done}{of} shards are there"
+    return f"is being made: {there}" if entry.state == "running" else f"is not finished: {there}"
+
+
+def ago(moment: float) -> str:
+    """Return how long ago a moment was, in one unit."""
+    seconds = time.time() - moment
+    for length, unit in UNITS:
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"

@@ -1,0 +1,181 @@
+"""`mixq pull`: a checkpoint of the hub, or from anywhere, becomes a model of the store; the plan is shown first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import job_options, options, output
+from mixq.cli.job_options import JobFlags
+from mixq.cli.quantize import print_plan, run_to_the_end, say_how_it_went
+from mixq.config import format_duration, format_size
+from mixq.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from mixq.quantize.job import Job
+    from mixq.quantize.sources.source import Source
+    from mixq.store import Entry
+
+FETCH_RATES = ((12.5e6, "100 Mbit/s"), (125e6, "1 Gbit/s"))
+
+
+def pull(
+    source: job_options.SourceArgument,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="AS", help="Its name in the store.  [default: SRC's own in lower case, with --format if not nl4]"
+        ),
+    ] = None,
+    format: job_options.Format = "nl4",
+    group: job_options.Group = None,
+    mix: job_options.MixFlag = None,
+    recipe: job_options.RecipeFile = None,
+    calibrate: job_options.Calibrate = None,
+    calibrate_tokens: job_options.CalibrateTokens = job_options.CALIBRATE_TOKENS,
+    table: job_options.Table = "default",
+    keep: job_options.Keep = False,
+    revision: job_options.Revision = None,
+    allow_pickle: job_options.AllowPickle = False,
+    allow_nonfinite: job_options.AllowNonfinite = False,
+    yes: options.Yes = False,
+    dry_run: job_options.DryRunFlag = False,
+    json: options.Json = False,
+) -> None:
+    """Quantize a repository of the hub into the model store.
+
+    Sizes, needs and times are shown before anything is written. An interrupted pull goes on where it was when it is run
+    again, or by its name in the store. A token is huggingface_hub's own: HF_TOKEN, or `hf auth login`.
+    """
+    from mixq.quantize.sources.open import find_source
+
+    asked = JobFlags(format, group, mix, recipe, calibrate, calibrate_tokens, table, keep, allow_nonfinite)
+    errand = _errand(source, name, revision, asked)
+    if errand is None:
+        output.note(f"{printable(source)} is in the store already; nothing was written.")
+        return
+    checkpoint = find_source(errand.source, allow_pickle=allow_pickle, revision=errand.revision)
+    if errand.entry is not None:
+        _refuse_another_source(errand.entry, checkpoint)
+    job = errand.flags.job(checkpoint, errand.path)
+    if dry_run:
+        _show_plan(job, errand, json=json)
+        return
+    if errand.entry is None or errand.entry.state != "ready":
+        _announce(job, errand, yes=yes)
+    result = run_to_the_end(job)
+    if json:
+        output.print_json({"name": errand.path.name, **result.as_dict()})
+        return
+    say_how_it_went(result)
+    typer.echo(f"Done: {printable(errand.path.name)}, {format_size(result.sizes.nbytes)}")
+    output.note(f"Try it: mixq chat {printable(errand.path.name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What is to be made of what; `entry` is what the store has under that name."""
+
+    source: str
+    revision: str | None
+    path: Path
+    flags: JobFlags
+    entry: Entry | None
+
+
+def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags) -> Errand | None:
+    """Return what a command line means, or None where SRC is a finished model of the store itself."""
+    from mixq import paths, store
+
+    if name is None and source in store.names() and not paths.expand(source).exists():
+        entry = store.find(source)
+        if entry.made_by_mixq and entry.state == "ready":
+            return None
+        if entry.made_by_mixq and entry.state in ("unfinished", "running"):
+            return _go_on(entry, flags)
+    path = paths.store() / store.check_name(name or default_name(source, flags.format))
+    found = store.look(path) if path.is_dir() or path.is_symlink() else None
+    if found is not None and found.state == "unfinished" and found.source.get("name") == source:
+        revision = revision or _revision(found)  # the branch may have moved on since
+    return Errand(source, revision, path, flags, found)
+
+
+def _go_on(entry: Entry, flags: JobFlags) -> Errand:
+    """Return what finishes an entry, by its own job.json where no flag says otherwise."""
+    if not entry.from_hub:
+        made_from = f"from {printable(entry.source['name'])}" if "name" in entry.source else "but not from the hub"
+        raise UsageError(
+            f"{printable(entry.name)} was begun {made_from}, on this machine; where that lies is not recorded.",
+            hint=f"Name the source: mixq pull SRC {printable(entry.name)}",
+        )
+    if flags == JobFlags():
+        flags = job_options.flags_of(entry.settings)
+    return Errand(str(entry.source["name"]), _revision(entry), entry.path, flags, entry)
+
+
+def _revision(entry: Entry) -> str | None:
+    return str(entry.source["revision"]) if entry.from_hub else None
+
+
+def default_name(source: str, format: str) -> str:
+    """Return the name that a source gets in the store: its last part in lower case, and the format if not nl4."""
+    from mixq import paths
+
+    path = paths.expand(source)
+    last = path.resolve().name if path.exists() else source.rsplit("/", 1)[-1]
+    stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", last.lower())
+    return stem if format == "nl4" else f"{stem}-{format}"
+
+
+def _refuse_another_source(entry: Entry, source: Source) -> None:
+    """Refuse a name that is taken by something else, before `Job` does so in more general words."""
+    name = printable(entry.name)
+    free = f"Choose another name, mixq pull SRC NAME, or remove this one: mixq rm {name}"
+    if entry.state == "damaged":
+        raise UsageError(f"The name {name} is taken, and what is there is damaged: {entry.problem}.", hint=free)
+    if not entry.made_by_mixq:
+        raise UsageError(f"The name {name} is taken by a folder that mixq did not make.", hint=free)
+    before, now = entry.source.get("name"), printable(source.name, 400)
+    if before is not None and before != now:
+        raise UsageError(f"The name {name} is taken: it is made from {printable(before)}, not from {now}.", hint=free)
+    if source.revision is not None and entry.source.get("revision") not in (None, source.revision):
+        old = printable(entry.source["revision"], 12)
+        raise UsageError(
+            f"{name} is made from commit {old} of {now}; the hub has {source.revision[:11]}… now.", hint=free
+        )
+
+
+def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
+    """Show the plan, refuse what cannot be done, and ask whether to go on unless it was begun before."""
+    from mixq.cli.confirm import confirm
+
+    _show_plan(job, errand, on_the_side=True)
+    job.plan.folder.check_disk(job.dry_run().disk_needed)
+    job.plan.check_memory()
+    if errand.entry is None and not yes and not confirm("Go on?", otherwise_yes=True):
+        output.note("Nothing was written.")
+        raise typer.Exit(1)
+
+
+def _show_plan(job: Job, errand: Errand, *, json: bool = False, on_the_side: bool = False) -> None:
+    from mixq.quantize.estimate import search_seconds, weights_left
+
+    plan, seconds = job.dry_run(), search_seconds(job.plan)
+    left = weights_left(job.plan)
+    fetched = round((plan.sizes.source_bytes or 0) * left / plan.sizes.weights) if job.source.path is None else 0
+    if json:
+        further = {"name": errand.path.name, "search_seconds": seconds, "bytes_to_fetch": fetched}
+        output.print_json({**plan.as_dict(), **further})
+        return
+    from rich.console import Console
+
+    console = output.talk() if on_the_side else Console(highlight=False, markup=False)
+    print_plan(plan, job.target, f"{printable(plan.source)} as {plan.format}: {printable(errand.path.name)}", console)
+    if fetched:
+        rates = ", ".join(f"{format_duration(fetched / rate)} at {name}" for rate, name in FETCH_RATES)
+        console.print(f"to fetch:        {format_size(fetched)}, none of it kept: {rates}", soft_wrap=True)
+    console.print(f"to compute:      at least {format_duration(seconds)}", soft_wrap=True)

@@ -1,0 +1,62 @@
+"""`mixq rm`: models out of the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import options, output
+
+if TYPE_CHECKING:
+    from mixq.store import Entry
+
+
+def rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Models of the store, by their names.", autocompletion=options.complete_model
+        ),
+    ],
+    yes: options.Yes = False,
+) -> None:
+    """Remove models from the store, after asking.
+
+    Only what a quantize job made, or began, is removed; of a link the link alone.
+    """
+    from mixq import store
+    from mixq.cli.confirm import confirm
+    from mixq.config import format_size
+    from mixq.errors import printable
+
+    chosen = [store.find(name) for name in dict.fromkeys(names)]
+    for entry in chosen:
+        store.check_removable(entry)
+    for entry in chosen:
+        output.note(_described(entry))
+    if not yes:
+        total = format_size(sum(entry.nbytes for entry in chosen if entry.link is None))
+        what = f"{len(chosen)} models" if len(chosen) > 1 else printable(chosen[0].name)
+        if not confirm(f"Remove {what}, {total}?", otherwise_yes=False):
+            output.note("Nothing was removed.")
+            raise typer.Exit(1)
+    for entry in chosen:
+        store.remove(entry)
+        typer.echo(f"removed {printable(entry.name)}")
+
+
+def _described(entry: Entry) -> str:
+    from mixq import store
+    from mixq.config import format_size
+    from mixq.errors import printable
+
+    if entry.link is not None:
+        return f"{printable(entry.name)}: a link to {printable(entry.link)}, which stays as it is"
+    state = "" if entry.state == "ready" else f", {entry.state}"
+    line = f"{printable(entry.name)}: {entry.files} files, {format_size(entry.nbytes)}{state}"
+    others = store.others(entry)
+    if others:
+        named = ", ".join(printable(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        line += f", among them {len(others)} that mixq did not write: {named}"
+    return line
