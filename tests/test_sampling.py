@@ -52,6 +52,28 @@ def test_repetition_penalty_lowers_tokens_seen_in_prompt_and_answer() -> None:
     assert sampler(prompt=[0], temperature=0, repetition_penalty=10.0).choose(negative) == 1
 
 
+def test_presence_and_frequency_penalties_look_at_the_answer_alone() -> None:
+    """OpenAI's: logit - frequency * count - presence * (count > 0)."""
+    once = sampler(prompt=[0], temperature=0, presence_penalty=0.6)
+    assert [once.choose(LOGITS) for _ in range(4)] == [0, 5, 0, 0]
+    often = sampler(prompt=[0], temperature=0, frequency_penalty=0.3)
+    assert [often.choose(LOGITS) for _ in range(7)] == [0, 0, 5, 0, 5, 0, 5]
+    liked = sampler(temperature=0, presence_penalty=-2.0)
+    assert [liked.choose(LOGITS + torch.tensor([0, 0, 0, 0, 0, 2.0])) for _ in range(2)] == [5, 5]
+
+
+def test_a_bias_is_added() -> None:
+    assert sampler(temperature=0, logit_bias={4: 5.0}).choose(LOGITS) == 4
+    assert sampler(temperature=0, logit_bias={0: -100}).choose(LOGITS) == 5
+
+
+def test_what_a_grammar_does_not_allow_is_never_drawn() -> None:
+    allowed = torch.tensor([False, True, False, True, True, False])
+    drawn = sampler(seed=1, temperature=5.0, top_k=2)
+    assert {drawn.choose(LOGITS, allowed) for _ in range(50)} == {1, 3}
+    assert sampler(temperature=0, logit_bias={0: 100}).choose(LOGITS, allowed) == 1
+
+
 def test_the_draw_follows_the_distribution() -> None:
     s = sampler(seed=1, temperature=1.0)
     counts = torch.bincount(torch.tensor([s.choose(LOGITS) for _ in range(4000)]), minlength=6)
@@ -98,6 +120,12 @@ def test_top_logprobs_are_best_first() -> None:
         ({"max_tokens": -1}, "max_tokens"),
         ({"logprobs": 101}, "logprobs"),
         ({"stop": ("",)}, "stop"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"logit_bias": {1: 101}}, "logit_bias"),
+        ({"logit_bias": {-1: 0}}, "logit_bias"),
+        ({"logit_bias": {"1": 0}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
         ({"temprature": 1}, "'temperature'"),
     ],
 )
