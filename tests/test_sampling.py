@@ -57,7 +57,7 @@ def test_presence_and_frequency_penalties_look_at_the_answer_alone() -> None:
     once = sampler(prompt=[0], temperature=0, presence_penalty=0.6)
     assert [once.choose(LOGITS) for _ in range(4)] == [0, 5, 0, 0]
     often = sampler(prompt=[0], temperature=0, frequency_penalty=0.3)
-    assert [often.choose(LOGITS) for _ in range(7)] == [0, 0, 5, 0, 5, 0, 5]
+    assert [often.choose(LOGITS) for _ in range(7)] == [0, 0, 5, 0, 5, 0, 1]
     liked = sampler(temperature=0, presence_penalty=-2.0)
     assert [liked.choose(LOGITS + torch.tensor([0, 0, 0, 0, 0, 2.0])) for _ in range(2)] == [5, 5]
 
