@@ -39,13 +39,21 @@ def list_models(json: options.Json = False) -> None:
 
 def _print(found: Sequence[Entry]) -> None:
     from rich.console import Console
+    from rich.text import Text
 
-    from mixq.cli.tables import model_table
+    from mixq.cli.tables import model_lines, model_table
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:  # a line is a model there, however long
         console = Console(highlight=False, markup=False, width=1000)
-    console.print(model_table(found, ago))
+    table = model_table(found, ago)
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    for entry in found:
+        name, origin, figures = model_lines(entry, ago)
+        console.print(Text.assemble((name, "bold"), (f"  from {origin}" if origin else "", "dim")))
+        console.print(f"  {figures}", style="" if entry.state == "ready" else "yellow")
 
 
 def _trouble(entry: Entry) -> str:

@@ -64,30 +64,46 @@ def speed_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+MODEL_FIGURES = ("size", "scheme", "layers", "experts", "context")
+
+
 def model_table(entries: Iterable[Entry], ago: Callable[[float], str]) -> Table:
     """Return one row for each model of the store; `ago` says how long ago a moment was."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("name", overflow="fold", ratio=None)
-    for name in ("size", "scheme", "layers", "experts", "context"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("from", overflow="fold")
+    table = _table("name", right=MODEL_FIGURES)
+    table.add_column("from", no_wrap=True)
     table.add_column("changed", no_wrap=True)
     for entry in entries:
-        ready = entry.state == "ready"
-        facts = entry.as_dict()
-        experts = f"{facts['experts_per_token']} of {facts['experts']}" if facts["experts"] else "dense"
-        table.add_row(
-            printable(entry.name),
-            format_size(entry.nbytes),
-            entry.scheme if ready else entry.state,
-            printable(facts["layers"], 6) if ready else "",
-            printable(experts, 12) if ready else "",
-            printable(facts["max_context"], 8) if ready else "",
-            printable(entry.source.get("name", "") if entry.link is None else f"a link to {entry.link}"),
-            ago(entry.modified) if entry.modified else "",
-            style="" if ready else "yellow",
-        )
+        figures = _model_figures(entry).values()
+        changed = ago(entry.modified) if entry.modified else ""
+        style = "" if entry.state == "ready" else "yellow"
+        table.add_row(printable(entry.name), *figures, _origin(entry), changed, style=style)
     return table
+
+
+def model_lines(entry: Entry, ago: Callable[[float], str]) -> tuple[str, str, str]:
+    """Return what a row of `model_table` says, for a narrow terminal: the name, where it is from, and the figures."""
+    units = dict(zip(MODEL_FIGURES, ("{}", "{}", "{} layers", "{} experts", "context {}"), strict=True))
+    figures = [units[name].format(value) for name, value in _model_figures(entry).items() if value]
+    figures += [ago(entry.modified)] if entry.modified else []
+    return printable(entry.name), _origin(entry), " · ".join(figures)
+
+
+def _origin(entry: Entry) -> str:
+    return printable(entry.source.get("name", "") if entry.link is None else f"a link to {entry.link}")
+
+
+def _model_figures(entry: Entry) -> dict[str, str]:
+    if entry.state != "ready":
+        return dict.fromkeys(MODEL_FIGURES, "") | {"size": format_size(entry.nbytes), "scheme": entry.state}
+    facts = entry.as_dict()
+    values = (
+        format_size(entry.nbytes),
+        entry.scheme,
+        printable(facts["layers"], 6),
+        f"{printable(facts['experts_per_token'], 6)} of {printable(facts['experts'], 6)}" if facts["experts"] else "",
+        printable(facts["max_context"], 8),
+    )
+    return dict(zip(MODEL_FIGURES, values, strict=True))
 
 
 def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
