@@ -68,6 +68,7 @@ class DecodeStep:
         self._layers, self._norm, self._eps, self._head, self._kernels = layers, norm, eps, head, kernels
         self.whole = whole
         self._captures = captures
+        self._chosen: list[Tensor | None] = []
         D, device = norm.shape[0], kernels.device
         self._x = torch.zeros(1, D, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
@@ -76,8 +77,6 @@ class DecodeStep:
         self._position.fill_(kv_cache.length)  # capturing runs the work, and writes where the step will
         if whole:
             self._pieces = [captures.capture(self._run_whole)]
-            # Captured work writes the choices to the same memory each time, which is ours as long as we refer to it.
-            self._chosen = [layer.chosen for layer in layers]
             return
         experts = [layer.num_experts_per_tok for layer in layers]
         self._between = [(torch.zeros(1, D, device=device), torch.zeros(1, D, device=device)) for _ in layers]
@@ -112,6 +111,8 @@ class DecodeStep:
         x = self._x
         for layer in self._layers:
             x = layer(x, [self._chunk])
+        # Captured work writes the choices to the same memory each time, which is ours as long as we refer to it.
+        self._chosen = [layer.chosen for layer in self._layers]
         self._logits.copy_(self._head_of(x))
 
     def _run_layer(self, index: int) -> None:

@@ -57,6 +57,7 @@ def test_captured_steps_have_the_same_bits(folder: Path, capturing: None, slots:
     for ids in (PROMPT, *([token] for token in NEXT)):
         want, got = (m.network.forward([_chunk(ids, c)]) for m, c in zip((plain, model), caches, strict=True))
         assert torch.equal(want, got)
+        assert plain.network.chosen_experts() == model.network.chosen_experts()
     assert caches[1].length == len(PROMPT) + len(NEXT)
     assert step_of(model.network) == (slots == 4)
     counters = offload_of(model).counters
@@ -113,6 +114,22 @@ def test_dense_models_are_one_piece(tmp_path: Path, capturing: None) -> None:
         want, got = (m.network.forward([_chunk([token], c)]) for m, c in zip((plain, model), caches, strict=True))
         assert torch.equal(want, got)
     assert step_of(model.network)
+
+
+def test_each_of_several_steps_says_its_own_experts(folder: Path, capturing: None) -> None:
+    plain = mixq.load(folder, device="cpu", context=CONTEXT, threads=1)
+    model = mixq.load(folder, device="sim", vram="8MB", context=CONTEXT, threads=1)
+    caches = [(plain.new_kv_cache(), model.new_kv_cache()) for _ in range(2)]
+    for token in NEXT:
+        for shift, pair in enumerate(caches):
+            for m, cache in zip((plain, model), pair, strict=True):
+                m.network.forward([_chunk([token + shift], cache)])
+            assert plain.network.chosen_experts() == model.network.chosen_experts()
+    both = [[_chunk([5], pair[i]) for pair in caches] for i in range(2)]
+    for m, chunks in zip((plain, model), both, strict=True):
+        m.network.forward(chunks)
+    assert plain.network.chosen_experts() == model.network.chosen_experts()
+    assert len(model.network.chosen_experts()) == 2
 
 
 def test_a_step_does_not_keep_its_cache_alive(folder: Path, capturing: None) -> None:
