@@ -148,11 +148,19 @@ class Sampler:
             token = int(logits.argmax())
         else:
             probabilities = self.probabilities((logits - logits.max()) / params.temperature)
-            token = int(torch.multinomial(probabilities, 1, generator=self.generator))
+            token = self._draw(probabilities)
         self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
         return token
+
+    def _draw(self, probabilities: Tensor) -> int:
+        """Return an index drawn by its probability, a tenth of the work of torch.multinomial."""
+        cumulative = probabilities.double().cumsum(0)  # [V]
+        point = torch.rand((), generator=self.generator, dtype=torch.float64) * cumulative[-1]
+        # The first beyond the point has a probability; if the point was rounded up to the end, the first at the end.
+        beyond = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
+        return min(beyond, int(torch.searchsorted(cumulative, cumulative[-1])))
 
     def _penalized(self, logits: Tensor) -> Tensor:
         params = self.params
@@ -172,10 +180,8 @@ class Sampler:
             kth = logits.topk(params.top_k).values[-1]
             logits = logits.masked_fill(logits < kth, -math.inf)
         if params.top_p < 1.0:
-            ordered, order = logits.softmax(-1).sort(descending=True)
-            surplus = ordered.cumsum(-1) - ordered >= params.top_p  # what lies before a token reaches p already
-            surplus[0] = False  # the likeliest stays, however small p is
-            logits = logits.masked_fill(torch.zeros_like(surplus).scatter(0, order, surplus), -math.inf)
+            kept = _nucleus(logits.softmax(-1), params.top_p)
+            logits = torch.full_like(logits, -math.inf).scatter(0, kept, logits[kept])
         if params.min_p > 0.0:
             likely = logits.softmax(-1)
             logits = logits.masked_fill(likely < params.min_p * likely.max(), -math.inf)
@@ -186,3 +192,18 @@ def top_logprobs(logprobs: Tensor, count: int) -> Sequence[tuple[int, float]]:
     """Return the `count` most likely (token id, log probability) of logprobs [V], best first."""
     best = logprobs.topk(min(count, logprobs.numel()))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Return the ids of the smallest set of tokens whose probabilities [V] reach top_p, the likeliest first.
+
+    They are looked for among the likeliest few, then among more: sorting a vocabulary takes longer than all the rest.
+    """
+    for count in (256, 4096, len(probabilities)):
+        best = probabilities.topk(min(count, len(probabilities)))
+        before = best.values.cumsum(-1) - best.values
+        if count >= len(probabilities) or before[-1] >= top_p:
+            break
+    surplus = before >= top_p  # what lies before a token reaches p already
+    surplus[0] = False  # the likeliest stays, however small p is
+    return best.indices[~surplus]

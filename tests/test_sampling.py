@@ -39,6 +39,20 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     assert kept(sampler(top_p=0.01).probabilities(LOGITS)) == [0]
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 20.0])
+def test_top_p_of_a_large_vocabulary(spread: float) -> None:
+    """However flat: the set of tokens is that of a full sort."""
+    print("seed 3")
+    logits = spread * torch.randn(32000, generator=torch.Generator().manual_seed(3))
+    ordered, order = logits.softmax(-1).sort(descending=True)
+    for p in (1e-6, 0.1, 0.5, 0.9, 0.95, 0.999):
+        size = 1 + int((ordered.cumsum(-1) < p).sum())
+        ours = kept(Sampler(SamplingParams(top_p=p), [], 32000).probabilities(logits))
+        assert abs(len(ours) - size) <= 2 + size // 1000  # sums in float32
+        if spread:
+            assert set(ours) <= set(order[: len(ours)].tolist())
+
+
 def test_min_p_is_relative_to_the_most_likely() -> None:
     ratio = float(LOGITS.softmax(-1)[5] / LOGITS.softmax(-1)[0])
     assert kept(sampler(min_p=ratio - 0.01).probabilities(LOGITS)) == [0, 5]
