@@ -1,0 +1,32 @@
+"""Which check belongs to which test, and how many words are plenty for its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixq.suite import facts, places, reasoning, writing
+from mixq.suite.reading import Verdict, unfit, wrong
+
+Check = Callable[[str, str], Verdict]
+
+CHECKS: dict[str, tuple[Check, int]] = {
+    "numbers": (writing.numbers, 300),
+    "snake": (writing.snake, 1500),
+    "letter": (writing.letter, 600),
+    "president": (facts.president, 150),
+    "shirts": (reasoning.shirts, 350),
+    "faster": (reasoning.faster, 250),
+    "arithmetic": (facts.arithmetic, 200),
+    "killers": (reasoning.killers, 300),
+    "bullets": (writing.bullets, 200),
+    "json": (facts.people_json, 200),
+    "marble": (places.marble, 350),
+    "ball": (places.ball, 300),
+}
+
+
+def check(test: str, language: str, answer: str) -> Verdict:
+    """Say whether an answer, which came to its end, is right."""
+    judge, most_words = CHECKS[test]
+    problem = unfit(answer, most_words)
+    return wrong(problem) if problem else judge(answer, language)
