@@ -28,6 +28,7 @@ from mixq.text.templates import (
     MistralV1,
     MistralV3,
     Vicuna,
+    get_template,
 )
 from mixq.text.tokenizer import Tokenizer
 from mixq.text.tokenizer_config import TokenizerConfig
@@ -125,7 +126,7 @@ def _by_names(tokenizer: Tokenizer, names: list[str]) -> ChatTemplate | None:
                 why = f"it goes by the name {printable(name, 80)}"
                 if format_name == "mistral":
                     return _mistral(tokenizer, why)
-                return {"vicuna": Vicuna, "alpaca": Alpaca, "llama-2": Llama2}[format_name](why)
+                return replace(get_template(format_name), why=why)
     return None
 
 

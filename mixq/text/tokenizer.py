@@ -172,10 +172,10 @@ class Tokenizer(ABC):
             raise UsageError(f"token id {token_id} is not in the tokenizer's vocabulary of {self.vocab_size}.")
 
 
-def check_size(content: bytes, path: Path, kind: str) -> None:
+def check_size(content: bytes, path: Path, kind: str, limit: int = MAX_FILE_BYTES) -> None:
     """Refuse a file that cannot be a tokenizer."""
-    if not content or len(content) > MAX_FILE_BYTES:
-        size = "empty" if not content else f"larger than {MAX_FILE_BYTES} bytes"
+    if not content or len(content) > limit:
+        size = "empty" if not content else f"larger than {limit} bytes"
         raise ModelFileError(f"{printable(path)} is not a {kind}: it is {size}.")
 
 
