@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import bench, chat, doctor, evaluate, export, list_models, pull, quantize, rm, run, show, verify
+from mixq.cli import bench, chat, doctor, evaluate, export, list_models, pull, quantize, rm, run, show, suite, verify
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -48,6 +48,7 @@ app.command("verify")(verify.verify)
 app.command("bench", cls=ModelCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)
+evaluations.command("suite", cls=ModelCommand)(suite.suite)
 app.add_typer(evaluations, name="eval")
 
 

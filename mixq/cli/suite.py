@@ -1,0 +1,226 @@
+"""`mixq eval suite`: the hand tests of a review, put to a model and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import RuntimeOptions, did_you_mean
+from mixq.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mixq.engine import Model
+    from mixq.suite.questions import Question
+    from mixq.suite.run import Result, Score
+
+DEFAULTS = RuntimeOptions()
+WIDTHS = (10, 2, 4, 7, 6)  # test, language, verdict, seconds, tokens
+
+
+# Not named as the flags are: the config file's temperature and max_tokens are for chats, and no score may hang on them.
+def suite(
+    model: options.ModelArgument = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="TEST", help="Ask this test only; may be given again.  [default: all twelve]"),
+    ] = None,
+    languages: Annotated[
+        list[str] | None,
+        typer.Option("--language", metavar="en|fr|de|es|it", help="Ask in this language only; may be given again."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print every answer in full.")] = False,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute",
+            help="Run the programs that the model writes, with your rights: numbers to its end, Snake for 2 seconds. "
+            "Without it programs are read only.",
+        ),
+    ] = False,
+    most_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", help="Tokens of an answer.  [default: 500; letter 700, snake 1600]"),
+    ] = None,
+    heat: Annotated[float, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")] = 0.0,
+    json: options.Json = False,
+    template: options.Template = None,
+    device: options.Device = DEFAULTS.device,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    context: options.Context = DEFAULTS.context,
+    threads: options.Threads = None,
+    kv: options.Kv = DEFAULTS.kv,
+    miss: options.Miss = DEFAULTS.miss,
+    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    seed: options.Seed = None,
+) -> None:
+    """The classical hand tests of a Mixtral review, in five languages, each answer judged by an automatic check.
+
+    Tests: numbers, snake, letter, president, shirts, faster, arithmetic, killers, bullets, json, marble, ball.
+    Ctrl-C ends the run and shows what was answered so far.
+    """
+    from mixq.suite.questions import LANGUAGES, TEXTS, questions
+
+    asked = questions(
+        _known(only, TEXTS, "test") or tuple(TEXTS), _known(languages, LANGUAGES, "language") or tuple(LANGUAGES)
+    )
+    if not asked:
+        raise UsageError("No question is left: Snake is asked for in English only.")
+    from mixq.cli.loading import load_model
+
+    flags = {
+        "device": device,
+        "vram": vram,
+        "ram": ram,
+        "context": context,
+        "threads": threads,
+        "kv": kv,
+        "miss": miss,
+        "cache_policy": cache_policy,
+        "seed": seed,
+        "template": template,
+    }
+    loaded = load_model(model, flags)
+    how = {"execute": execute, "max_tokens": most_tokens, "temperature": heat, "seed": seed}
+    results = _ask(loaded, asked, how, show=show, silent=json)
+    if json:
+        output.print_json(_document(loaded, results, how, complete=len(results) == len(asked)))
+    elif results:
+        _print_scores(results)
+    if len(results) < len(asked):
+        output.warn(f"interrupted: {len(results)} of {len(asked)} questions were answered.")
+        raise KeyboardInterrupt
+
+
+def _known(chosen: Sequence[str] | None, known: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    for name in chosen or ():
+        if name not in known:
+            raise UsageError(
+                f"There is no {what} {printable(name)!r}; there are {', '.join(known)}." + did_you_mean(name, known)
+            )
+    return tuple(chosen or ())
+
+
+def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:
+    """Put the questions, printing a line for each answer; return what was answered before Ctrl-C."""
+    from rich.console import Console
+
+    from mixq.cli.interrupt import first_interrupt_cancels
+    from mixq.suite.questions import LANGUAGES
+    from mixq.suite.run import Asking, run
+
+    results: list[Result] = []
+    console = Console(highlight=False, markup=False)
+    with first_interrupt_cancels() as cancel:
+        events = run(model, asked, cancel=cancel, **how)
+        first = next(events, None)  # refuses a base model before the head of the table
+        status = output.talk().status("") if silent or not console.is_terminal else console.status("")
+        if not silent:
+            console.print(_columns("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
+        with status:
+            while first is not None:
+                if isinstance(first, Asking):
+                    question = first.question
+                    number = f"{len(results) + 1} of {len(asked)}"
+                    status.update(f"{question.test}, in {LANGUAGES[question.language]} ({number})")
+                else:
+                    results.append(first)
+                    if not silent:
+                        _print_result(console, first, show=show)
+                first = next(events, None)
+    return results
+
+
+def _columns(*cells: str) -> str:
+    """Return a line of the table: the last cell is as long as it is."""
+    left = [cell.ljust(width) for cell, width in zip(cells[:3], WIDTHS[:3], strict=True)]
+    right = [cell.rjust(width) for cell, width in zip(cells[3:5], WIDTHS[3:], strict=True)]
+    return "  ".join([*left, *right, cells[5]])
+
+
+def _print_result(console: Console, result: Result, *, show: bool) -> None:
+    from rich.text import Text
+
+    verdict = "ok" if result.passed else "FAIL"
+    line = _first_line(result.answer) if result.passed else result.reason
+    row = _columns(result.test, result.language, verdict, f"{result.seconds:.1f}", str(result.tokens), printable(line))
+    text = Text(row)
+    position = WIDTHS[0] + WIDTHS[1] + 4
+    text.stylize("green" if result.passed else "red", position, position + len(verdict))
+    if console.is_terminal:
+        text.truncate(console.width, overflow="ellipsis")
+    console.print(text, soft_wrap=True)
+    if show:
+        for number, asked in ((0, result.prompt), (1, result.answer)):
+            for each in output.harmless(asked).splitlines() or [""]:
+                console.print(f"  {'|' if number else '>'} {each}", style="dim" if not number else "", soft_wrap=True)
+        console.print()
+
+
+def _first_line(answer: str) -> str:
+    """Return the first line that says something; a fence does not."""
+    lines = (line.strip() for line in answer.splitlines())
+    return next((line for line in lines if line and not line.startswith(("```", "~~~"))), "")
+
+
+def _print_scores(results: Sequence[Result]) -> None:
+    from rich.console import Console
+
+    from mixq.suite.questions import LANGUAGES
+    from mixq.suite.run import scores
+
+    by_test, by_language = scores(results)
+    passed = sum(result.passed for result in results)
+    seconds, tokens = sum(result.seconds for result in results), sum(result.tokens for result in results)
+    console = Console(highlight=False, markup=False)
+    console.print()
+    console.print(_scored(by_test))
+    console.print(_scored({LANGUAGES[language]: score for language, score in by_language.items()}))
+    console.print(f"{passed} of {len(results)} right, {tokens} tokens in {seconds:.0f} s", style="bold")
+
+
+def _scored(scored: Mapping[str, Score]) -> str:
+    return " · ".join(f"{name} {score.passed}/{score.asked}" for name, score in scored.items())
+
+
+def _document(model: Model, results: Sequence[Result], how: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """Return what --json prints."""
+    from dataclasses import asdict
+    from importlib.metadata import version
+    from platform import python_version
+
+    from mixq.suite.run import VERSION, scores
+
+    by_test, by_language = scores(results)
+    config = model.config
+    return {
+        "model": str(model.folder.path),
+        "facts": {
+            "architecture": config.architecture,
+            "layers": config.num_hidden_layers,
+            "experts": config.num_local_experts,
+            "experts_per_token": config.num_experts_per_tok,
+            "weights_bytes": model.folder.nbytes,
+            "context": model.context,
+            "template": model.template.name,
+        },
+        "placement": model.placement.as_dict(),
+        "versions": {
+            "suite": VERSION,
+            "mixq": version("mixq"),
+            "torch": version("torch"),
+            "python": python_version(),
+        },
+        "settings": dict(how),
+        "complete": complete,
+        "passed": sum(result.passed for result in results),
+        "asked": len(results),
+        "by_test": {name: asdict(score) for name, score in by_test.items()},
+        "by_language": {name: asdict(score) for name, score in by_language.items()},
+        "results": [result.as_dict() for result in results],
+    }
