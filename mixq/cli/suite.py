@@ -146,6 +146,8 @@ def _columns(*cells: str) -> str:
 def _print_result(console: Console, result: Result, *, show: bool) -> None:
     from rich.text import Text
 
+    from mixq.tui.safe_text import harmless
+
     verdict = "ok" if result.passed else "FAIL"
     line = _first_line(result.answer) if result.passed else result.reason
     row = _columns(result.test, result.language, verdict, f"{result.seconds:.1f}", str(result.tokens), printable(line))
@@ -157,7 +159,7 @@ def _print_result(console: Console, result: Result, *, show: bool) -> None:
     console.print(text, soft_wrap=True)
     if show:
         for number, asked in ((0, result.prompt), (1, result.answer)):
-            for each in output.harmless(asked).splitlines() or [""]:
+            for each in harmless(asked).splitlines() or [""]:
                 console.print(f"  {'|' if number else '>'} {each}", style="dim" if not number else "", soft_wrap=True)
         console.print()
 
