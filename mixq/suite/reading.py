@@ -78,9 +78,9 @@ def with_digits(text: str, language: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences and lines of a text, without list marks."""
+    """Return the sentences and lines of a text, without list marks; questions claim nothing and are left out."""
     pieces = (re.sub(r"^\s*(?:[-•>]|\d{1,2}[.)])\s+", "", piece).strip() for piece in _SENTENCE_END.split(text))
-    return [piece for piece in pieces if re.search(r"\w", piece)]
+    return [piece for piece in pieces if re.search(r"\w", piece) and not piece.endswith("?")]
 
 
 def main_clause(sentence: str) -> str:

@@ -77,8 +77,6 @@ def faster(answer: str, language: str) -> Verdict:
     opening = re.match(rf"\W*(?:(?P<yes>{_YES})|(?P<no>{_NO}))(?=\W*(?:[,.!:;\n]|$))", text)
     claims: list[bool] = []  # is Sam faster?
     for sentence in sentences(text):
-        if sentence.endswith("?"):
-            continue
         for match in _COMPARED.finditer(sentence):
             if match["who"] == match["whom"] or _WHETHER.search(sentence[: match.start()]):
                 continue
@@ -113,6 +111,7 @@ _LEFT = re.compile(
 _AT_FIRST = re.compile(
     r"\b(?:initial\w*|at first|original(?:ly)? (?:there )?(?:were|had)|at the (?:start|beginning)|to begin|start\w*"
     r"|were|was|au (?:depart|debut)|etai\w+|avait|zu beginn|am anfang|anfangs|anfanglich|ursprunglich|waren|gab"
+    r"|in (?:a|einem) (?:room|zimmer|raum)|dans une piece|en una habitacion|in una stanza"
     r"|al (?:principio|inicio)|habia|eran|all'inizio|c'erano|erano|inizialmente)\b"
 )
 _DEAD = re.compile(

@@ -35,8 +35,8 @@ RIGHT: dict[str, dict[str, list[str]]] = {
     "president": {
         "en": [
             "Bill Clinton was president of the United States in 1996.",
-            "The president of the United States in 1996 was Bill Clinton. He was re-elected in November 1996, defeating "
-            "Republican candidate Bob Dole, and was succeeded by George W. Bush in 2001.",
+            "The president of the United States in 1996 was Bill Clinton. He was re-elected in November 1996, "
+            "defeating Republican candidate Bob Dole, and was succeeded by George W. Bush in 2001.",
             "In 1996, after beating George H. W. Bush four years earlier, William Jefferson Clinton held the office.",
             "Clinton. His vice president was Al Gore, and the first lady was Hillary Clinton.",
             "It was Clinton, not George Bush.",
