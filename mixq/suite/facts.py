@@ -14,7 +14,7 @@ from mixq.suite.reading import RIGHT, Verdict, denied, plain, with_digits, wrong
 
 _RESULT = re.compile(
     r"\b(?:answer|result|equals?|value|total|reponse|resultat|font|fait|antwort|ergebnis|ergibt|respuesta|resultado"
-    r"|es igual a|risposta|risultato|fa)\b\W*(?:[a-z']+\W+){0,4}?(-?\d+)\b(?!\s*[-+*/x×(])"
+    r"|es igual a|risposta|risultato|fa)\b\W*(?:[a-z']+\W+){0,4}?(-?\d+)\b(?![.,]\d|\s*[-+*/x×(])"
 )
 
 
@@ -23,9 +23,10 @@ def arithmetic(answer: str, language: str) -> Verdict:
     text = with_digits(plain(answer), language)
     text = re.sub(r"(?m)^\s*\d{1,2}[.)]\s+", "", text)  # numbers of steps
     text = re.sub(r"(?<=\d)[.,]0+\b", "", text)
+    text = re.sub(r"25 ?- ?\(4 ?[*x×·] ?2\) ?\+ ?3", "it", text)
     named = [int(match[1]) for match in _RESULT.finditer(text)]
-    equal = [int(match[1]) for match in re.finditer(r"=\s*(-?\d+)\b(?!\s*[-+*/x×(=\d])", text)]
-    every = [int(number) for number in re.findall(r"(?<![\w.])-?\d+\b", text)]
+    equal = [int(match[1]) for match in re.finditer(r"=\s*(-?\d+)\b(?![.,]\d|\s*[-+*/x×(=\d])", text)]
+    every = [int(number) for number in re.findall(r"(?<![\w.,])-?\d+\b(?![.,]\d)", text)]
     values = named or equal[-1:] or every[-1:]
     if not values:
         return wrong("names no number")
@@ -39,7 +40,7 @@ _PEOPLE = (
 )
 _BESIDE = re.compile(
     r"\b(?:defeat\w*|beat\w*|against|over|succe\w*|preced\w*|replac\w*|follow\w*|after|before|until|took over from"
-    r"|vice|first lady|wife|opponent|rival|candidate|battu|contre|face a|apres|avant|success?eur|prede\w*|vaincu"
+    r"|vice|first lady|wife|opponent|rival|candidate|batt\w*|contre|face a|apres|avant|success?eur|prede\w*|vaincu"
     r"|gegen|nach|vor|nachfolg\w*|vorgang\w*|besiegt\w*|folgt\w*|abgelost"
     r"|contra|tras|antes|despues|sucesor|sucedi\w*|derrot\w*|venci\w*"
     r"|contro|dopo|prima|sconfi\w*|successore|battendo)\b(?:\W+(?!clinton)[\w.']+){0,5}\W*$"
@@ -60,8 +61,11 @@ def president(answer: str, language: str) -> Verdict:
     others = [match[0] for match in named if match["right"] is None]
     if named[0]["right"] is None:
         return wrong(f"names {others[0].title()}; it was Bill Clinton")
-    beside = re.search(rf"\b(?:1996|96)\b[^.]*\b(?:{'|'.join(map(re.escape, others))})\b", text) if others else None
-    return wrong(f"names {others[0].title()} too") if beside else RIGHT
+    for other in map(re.escape, others):
+        joined = r"(?:and|or|&|et|ou|und|oder|y|o|e)"
+        if re.search(rf"\b1996\b[^.]*\b{other}\b|clinton {joined} (?:\w+ )?{other}\b|\b{other} {joined} ", text):
+            return wrong(f"names {others[0].title()} too")
+    return RIGHT
 
 
 PEOPLE = {"mark": ("m", 19), "joe": ("m", 19), "sam": ("f", 30)}

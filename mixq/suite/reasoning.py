@@ -13,11 +13,16 @@ from mixq.suite.reading import NOT, RIGHT, Verdict, denied, main_clause, plain, 
 
 _HOURS = re.compile(r"(\d+(?:[.,]\d+)?)[ -]*(hours?|hrs?|h|heures?|stunden?|std|horas?|or[ae]|min\w*)\b")
 _IN_TURN = re.compile(
-    r"at a time|batch|one after|one by one|in groups?|sequen|limited|not enough|only (?:has |have )?(?:room|space)"
+    r"at a time|batch|rounds?\b|one after|one by one|in groups?|sequen|limited|not enough"
+    r"|only (?:has |have )?(?:room|space)"
     r"|a la fois|l'une apres|par lots?|fournees?|par groupes?|manque|pas assez|limite"
     r"|nacheinander|jeweils|in gruppen|portion|durchg[ao]ng|nicht genug|begrenzt|zu wenig"
     r"|a la vez|una tras|tandas?|lotes?|grupos|limitad|no hay (?:suficiente )?espacio"
     r"|alla volta|una dopo|lotti|gruppi|limitat|non c'e (?:abbastanza )?spazio"
+)
+_MISTAKEN = re.compile(
+    r"tempted|might (?:think|say)|mistake|would be wrong|pourrait (?:penser|croire)|konnte (?:man )?(?:denken|meinen)"
+    r"|podria (?:pensar|parecer)|potrebbe (?:pensare|sembrare)"
 )
 _ALIKE = re.compile(
     r"(?<!at the )same (?:amount of )?time|as long|no longer than|(?<!en )meme (?:temps|duree)|aussi longtemps|autant"
@@ -34,7 +39,7 @@ def shirts(answer: str, language: str) -> Verdict:
     alike = False
     for sentence in sentences(text):
         for clause in _BUT.split(main_clause(sentence)):
-            if _IN_TURN.search(clause):
+            if _IN_TURN.search(clause) or _MISTAKEN.search(clause):
                 continue
             alike = alike or bool(_ALIKE.search(clause))
             if re.search(r"\b5\b", clause) and not re.search(r"\b20\b|[=:]", clause):
@@ -124,12 +129,14 @@ _ALIVE = re.compile(r"\b3\s+(?:[\w']+\s+){0,2}?(?:alive|living|vivants?|en vie|l
 def killers(answer: str, language: str) -> Verdict:
     """Right is three: two of the old ones, and the one who came in and killed."""
     text = with_digits(plain(answer), language)
-    if re.fullmatch(r"\W*3\W*", text):
-        return RIGHT
     claims: list[int] = []
     for sentence in sentences(text):
         main = main_clause(sentence)
         if _AT_FIRST.search(main):
+            continue
+        alone = re.fullmatch(r"\W*(\d+)\W*", main)
+        if alone:
+            claims.append(int(alone[1]))
             continue
         if "=" in main:
             sums = re.findall(r"=\s*(\d+)", main)

@@ -85,15 +85,23 @@ def run(
             "not made to answer questions.",
             hint="Measure it with mixq eval ppl; or give a --template, and it is asked all the same.",
         )
+    from mixq.sampling import SamplingParams
+
+    sampling: dict[str, Any] = {"temperature": temperature, "seed": seed}
+    SamplingParams.from_kwargs(
+        **sampling, max_tokens=1 if max_tokens is None else max_tokens
+    )  # refused before the first question
     session = model.new_session()
     for question in questions:
         if cancel is not None and cancel.is_set():
             return
         yield Asking(question)
         begun = time.perf_counter()
-        sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens or question.max_tokens}
+        limit = question.max_tokens if max_tokens is None else max_tokens
         try:
-            events = session.chat([{"role": "user", "content": question.text}], cancel=cancel, seed=seed, **sampling)
+            events = session.chat(
+                [{"role": "user", "content": question.text}], cancel=cancel, max_tokens=limit, **sampling
+            )
         except PromptError as error:
             yield Result(question.test, question.language, False, error.message, "", question.text, "", 0.0, 0, 0, 0.0)
             continue
