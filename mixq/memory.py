@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 _GROUP = Path("/sys/fs/cgroup")
 
 
@@ -33,6 +34,15 @@ def available_memory() -> int | None:
         return max(0, min(available, limit - int((_GROUP / "memory.current").read_text())))
     except (OSError, ValueError):  # no such group, or "max"
         return available
+
+
+def resident_memory() -> int | None:
+    """Return the physical memory that this process holds now, mapped files included; elsewhere the most it has held."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int | None:

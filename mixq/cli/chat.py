@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +14,26 @@ from mixq.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from mixq.engine import Model
+    from mixq.events import Event
+    from mixq.tui.chat import Loaded
 
 DEFAULTS = RuntimeOptions()
+
+History = Annotated[
+    bool,
+    typer.Option(
+        "--history/--no-history",
+        help="Keep what is typed on disk, for the arrow keys.",
+        envvar="MIXQ_HISTORY",
+        show_envvar=False,
+    ),
+]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain", help="Write replies as they are, without Markdown.", envvar="MIXQ_PLAIN", show_envvar=False
+    ),
+]
 
 
 def chat(
@@ -30,6 +47,8 @@ def chat(
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     json: options.Json = False,
+    plain: Plain = False,
+    history: History = True,
     device: options.Device = DEFAULTS.device,
     vram: options.Vram = None,
     ram: options.Ram = None,
@@ -38,6 +57,7 @@ def chat(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    template: options.Template = None,
     seed: options.Seed = None,
 ) -> None:
     """Chat with a model.
@@ -47,12 +67,7 @@ def chat(
     """
     if json and sys.stdin.isatty():
         raise UsageError("--json is for input from a pipe or file, not for a chat at the terminal.")
-    from mixq.cli.loading import load_model
-    from mixq.generation_config import default_sampling
-    from mixq.sampling import SamplingParams
-
-    loaded = load_model(
-        model,
+    models = _Models(
         {
             "device": device,
             "vram": vram,
@@ -62,64 +77,84 @@ def chat(
             "kv": kv,
             "miss": miss,
             "cache_policy": cache_policy,
+            "template": template,
             "seed": seed,
         },
+        options.given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+        ),
     )
-    sampling = default_sampling(loaded.folder.generation_config) | options.given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        stop=stop,
-        seed=seed,
-    )
-    SamplingParams.from_kwargs(**sampling)  # a flag out of bounds is refused before the first prompt
-    _ = loaded.tokenizer  # and so is a folder without one
     if sys.stdin.isatty():
-        _talk(loaded, sampling, system or "", "the demo model" if model is None else loaded.folder.path.name)
+        _talk(models, model, system or "", plain=plain, history=history)
     else:
-        _answer_lines(loaded, sampling, system or "", json=json)
+        loaded = models.load(model)
+        _answer_lines(loaded.model, dict(loaded.sampling), system or "", json=json)
 
 
-def _talk(model: Model, sampling: dict[str, Any], system: str, name: str) -> None:
-    from mixq.cli.conversation import Conversation
-    from mixq.cli.repl import Repl
-    from mixq.config import format_size
-    from mixq.errors import printable
+class _Models:
+    """Loads models by the flags of the command line; see `mixq.tui.chat.Models`."""
 
-    size = format_size(model.folder.nbytes)
-    output.note(f"{printable(name)} · {size} · context {model.context} · /help for commands, Ctrl-D to leave")
-    Repl(Conversation(model.new_session, sampling, system), _line_reader(), model.stats).run()
+    def __init__(self, runtime: dict[str, Any], sampling: dict[str, Any]) -> None:
+        self._runtime = runtime
+        self._sampling = sampling
+
+    def names(self) -> list[str]:
+        from mixq import store
+
+        return store.names()
+
+    def check(self, name: str) -> None:
+        from mixq import paths
+        from mixq.formats.folder import ModelFolder
+
+        ModelFolder.open(paths.resolve_model(name))
+
+    def load(self, name: str | None) -> Loaded:
+        from mixq.cli.loading import load_model
+        from mixq.generation_config import default_sampling
+        from mixq.sampling import SamplingParams
+        from mixq.tui.chat import Loaded
+
+        model = load_model(name, self._runtime)
+        sampling = default_sampling(model.folder.generation_config) | self._sampling
+        SamplingParams.from_kwargs(**sampling)  # a flag out of bounds is refused before the first prompt
+        _ = model.tokenizer  # and so is a folder without one
+        return Loaded(name, model, sampling)
 
 
-def _line_reader() -> Callable[[], str]:
-    """Return a function that asks for a line, with editing and history where Python has readline."""
-    import contextlib
+def _talk(models: _Models, name: str | None, system: str, *, plain: bool, history: bool) -> None:
+    from mixq.cli.interrupt import Terminated, termination_interrupts
+    from mixq.tui.chat import Chat
+    from mixq.tui.history import history_file
+    from mixq.tui.input import LineInput
+    from mixq.tui.terminal import Terminal
 
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (imported for its effect on input())
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-
-    def read_line() -> str:
-        if sys.stdout.isatty():
-            return input("> ")
-        sys.stderr.write("> ")  # input() would put its prompt among the data
-        sys.stderr.flush()
-        return input()
-
-    return read_line
+    terminal = Terminal(plain=plain)
+    chat = Chat(models.load(name), models, terminal, system)  # which alone holds the model: /model lets go of it
+    prompt = LineInput(chat.status_line, models.names, history_file() if history else None)
+    if prompt.problem is not None:
+        terminal.warn(prompt.problem)
+    try:
+        with termination_interrupts():
+            chat.run(prompt)
+    except Terminated:
+        raise typer.Exit(Terminated.exit_code) from None
 
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
     """Answer each line; one that cannot be answered is said, and costs the others nothing but the exit code."""
-    from mixq.cli.conversation import Conversation
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.reading import utf8
+    from mixq.tui.conversation import Conversation, show_events
 
-    show = (lambda _: None) if json else output.model_text
+    show: Callable[[str], None] = (lambda _: None) if json else output.model_text
     answers: list[dict[str, Any]] = []
     code, cancelled = 0, False
     for number, data in enumerate(sys.stdin.buffer, 1):
@@ -129,12 +164,14 @@ def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: 
         try:
             prompt = utf8(line, f"line {number} of standard input")
             with first_interrupt_cancels() as cancel:
-                done = Conversation(model.new_session, sampling, system).ask(prompt, show, cancel=cancel)
+                events: Iterator[Event] = Conversation(model, sampling, system).ask(prompt, cancel)
+                done = show_events(events, show, warn=output.warn)
         except PromptError as error:
             output.print_error(error)
             answers.append({"prompt": line.decode("utf-8", "replace"), **output.error_document(error)})
             code = error.exit_code
             continue
+        assert done is not None
         show("" if done.text.endswith("\n") else "\n")
         answers.append({"prompt": prompt, **output.answer_document(done)})
         cancelled = done.reason == "cancelled"

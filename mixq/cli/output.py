@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
     from mixq.events import Done
 
-# C0 (but line feed and tab), DEL, C1, and the marks that reorder what stands around them.
-_CONTROL = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_SPELLED_OUT = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROL}
-
 
 @lru_cache(maxsize=1)
 def talk() -> Console:
@@ -68,13 +64,10 @@ def error_document(error: MixqError) -> dict[str, Any]:
     return {"error": {"kind": kind, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
 
 
-def harmless(text: str) -> str:
-    """Return `text` with control characters spelled out, so that a terminal shows them instead of obeying them."""
-    return text.translate(_SPELLED_OUT)
-
-
 def model_text(text: str) -> None:
     """Write text of a model to standard output at once: harmless on a terminal, exact into a file or pipe."""
+    from mixq.tui.safe_text import harmless
+
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 

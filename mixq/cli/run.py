@@ -112,9 +112,9 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[str, Any], stream: bool) -> Done:
-    from mixq.cli.conversation import show_events
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.text.chat_template import Message
+    from mixq.tui.conversation import show_events
 
     if raw and system:
         raise PromptError("--raw has no place for a system text.", hint="Put it into the prompt, or leave out --raw.")
@@ -129,4 +129,6 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
             events = model.generate(text, cancel=cancel, **sampling)
         else:
             events = model.chat([*messages, Message("user", text)], cancel=cancel, **sampling)
-        return show_events(events, output.model_text if stream else lambda _: None)
+        done = show_events(events, output.model_text if stream else lambda _: None, warn=output.warn)
+    assert done is not None
+    return done

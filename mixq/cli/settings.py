@@ -30,6 +30,8 @@ KINDS: dict[str, type] = {
     "miss": str,
     "cache_policy": str,
     "template": str,
+    "history": bool,
+    "plain": bool,
     "seed": int,
     "temperature": float,
     "top_k": int,
@@ -39,7 +41,7 @@ KINDS: dict[str, type] = {
     "max_tokens": int,
     "system": str,
 }
-_KIND_NAMES = {str: "a text", int: "a whole number", float: "a number"}
+_KIND_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if kind is None:
             raise UsageError(f"{printable(path)}: unknown key {printable(repr(key))}." + did_you_mean(key, KINDS))
         accepted = (int, float) if kind is float else (kind,)
-        if not isinstance(value, accepted) or isinstance(value, bool):
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(f"{printable(path)}: {key} is {printable(repr(value))}; it must be {_KIND_NAMES[kind]}.")
     return settings
 

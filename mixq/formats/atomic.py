@@ -51,11 +51,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file, whole or not at all; a private one can be read by its owner alone."""
     partial = partial_path(path)
     try:
-        with partial.open("wb") as file:
+        if private:
+            partial.unlink(missing_ok=True)  # what is there may be open to others
+        with open(partial, "wb", opener=_open_private if private else None) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -69,10 +71,15 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def atomic_write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all, indented and in the order given.
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def atomic_write_json(path: Path, content: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write a JSON object, whole or not at all, indented and in the order given; see `atomic_write_bytes`.
 
     Raises:
         ValueError: a NaN or an infinite number, which no JSON reader would take; nothing is written.
     """
-    atomic_write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write_bytes(path, text.encode(), private=private)

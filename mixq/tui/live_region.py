@@ -1,10 +1,10 @@
 """The lines at the bottom of a terminal that may still change.
 
-Contract: `LiveRegion.update` prints finished lines, which belong to the terminal from then on and scroll away, and draws
-the lines that may change below them. Only lines that differ from what stands there are written, in one write, so that
-nothing flickers. The region is never taller than the screen, because what has scrolled away cannot be drawn again: of
-more lines, the last are shown until they are finished. The cursor is hidden until `close`, and waits at the end of the
-last line. Lines are as `markdown_render` gives them.
+Contract: `LiveRegion.update` prints finished lines, which belong to the terminal from then on and scroll away, and
+draws the lines that may change below them. Only lines that differ from what stands there are written, in one write, so
+that nothing flickers. The region is never taller than the screen, because what has scrolled away cannot be drawn again:
+of more lines, the last are shown until they are finished. The cursor is hidden until `close`, and waits at the end of
+the last line. Lines are as `markdown_render` gives them.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+Follows = Literal["nothing", "item", "block"]
+
 _LISTS = ("bullet_list_open", "ordered_list_open")
 _ONLY_MARKERS = re.compile(r"[ \t]*(?:[-=*_+#>`~|:. \t]+|\d{1,9}[.)]?[ \t]*)")
 
@@ -41,7 +43,7 @@ class Block:
 
     source: str
     number: int | None = None
-    follows: Literal["nothing", "item", "block"] = "nothing"
+    follows: Follows = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class _Start:
 
     line: int
     number: int | None
-    follows: Literal["nothing", "item", "block"]
+    follows: Follows
 
 
 class BlockSplitter:
@@ -101,6 +103,8 @@ class BlockSplitter:
         """Return where the blocks of `text` begin; the first is as it was when it stood behind its predecessor."""
         found: list[_Start] = []
         number: int | None = None
+        follows: Follows
+        first_of_list = True
         for token in parser().parse(text):
             if token.map is None:
                 continue
@@ -114,14 +118,18 @@ class BlockSplitter:
                     found.append(_Start(line, self._first.number, self._first.follows))
                     number = self._first.number
                 else:
-                    follows = "item" if not first_of_list else "block" if found else "nothing"
+                    follows = "item" if not first_of_list else _behind(found)
                     found.append(_Start(line, number, follows))
                 first_of_list = False
                 number = None if number is None else number + 1
             elif token.level == 0 and token.nesting >= 0:
-                follows = "block" if found else self._first.follows if self._first is not None else "nothing"
+                follows = self._first.follows if not found and self._first is not None else _behind(found)
                 found.append(_Start(line, None, follows))
         return found
+
+
+def _behind(found: Sequence[_Start]) -> Follows:
+    return "block" if found else "nothing"
 
 
 def _lines(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """A reply on the screen, while it comes.
 
 Contract: a stream takes text as it comes (`push`) and is finished once (`finish`); it writes to one terminal or file.
-`MarkdownStream` draws Markdown: finished blocks are printed once, the open one is redrawn. `PlainStream` writes the text
-as it is; into a file or pipe exactly, on a terminal without control characters.
+`MarkdownStream` draws Markdown: finished blocks are printed once, the open one is redrawn. `PlainStream` writes the
+text as it is; into a file or pipe exactly, on a terminal without control characters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text from models and files, made harmless for a terminal.
 
-Contract: what comes out has no character that a terminal obeys or that reorders its neighbours; line feeds and tabs stay.
-The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was cut. Applied once
-where text enters the screen: Markdown, plain streaming, sessions and history all pass here.
+Contract: what comes out has no character that a terminal obeys or that reorders its neighbours; line feeds and tabs
+stay. The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was cut.
+Markdown, plain text, loaded sessions and names all pass here before they are shown.
 """
 
 from __future__ import annotations

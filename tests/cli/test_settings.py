@@ -104,11 +104,13 @@ def test_every_setting_is_a_flag_with_an_environment_variable(
     cli: RunCli, quantized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variable of the wrong kind, or an impossible value, is noticed: so each of them is read."""
-    bad = {str: "no-such-value", int: "x", float: "x"}
+    bad = {str: "no-such-value", int: "x", float: "x", bool: "x"}
     for key, kind in KINDS.items():
         if key == "system":  # any text will do
             continue
         with monkeypatch.context() as patch:
             patch.setenv(f"MIXQ_{key.upper()}", bad[kind])
             arguments = ["run", "-p", "hi"] if key == "model" else ["run", str(quantized), "-p", "hi"]
+            if kind is bool:  # of the chat alone
+                arguments = ["chat", str(quantized)]
             assert cli(*arguments).code in (2, 3), key

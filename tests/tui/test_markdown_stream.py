@@ -93,9 +93,28 @@ def cut(text: str, places: Sequence[int]) -> list[str]:
 
 
 FRAGMENTS = st.sampled_from(
-    ["\n", "\n\n", "- ", "* ", "1. ", "2) ", "# ", "> ", "```", "```py\n", "    ", "  ", "|", "|---|", "a|b\n", "---", "===",
-     "**", "*", "`", "~~", "[a](b)", "word ", "def f():", "日本語", "é", "\\", "<b>", "&amp;", "\t", "x" * 50, "[r]: /u\n"]
-)  # fmt: skip
+    [
+        *(
+            "\n",
+            "\n\n",
+            "\n\n\n",
+            "- ",
+            "* ",
+            "1. ",
+            "2) ",
+            "10. ",
+            "\n- [ ] ",
+            "# ",
+            "> ",
+            "```",
+            "```py\n",
+            "    ",
+            "  ",
+        ),
+        *("|", "|---|", "a|b\n", "---", "===", "**", "*", "`", "~~", "[a](b)", "[r]: /u\n", "![i](u)", "<b>", "&amp;"),
+        *("word ", "def f():", "日本語", "é", "\\", "\t", "x" * 50, "http://x.y"),
+    ]
+)
 MARKDOWN = st.lists(FRAGMENTS, max_size=25).map("".join)
 
 
@@ -197,7 +216,7 @@ def test_many_words_make_few_frames() -> None:
     now = 0.0
     frames = []
     screen = Screen()
-    region = LiveRegion(lambda text: frames.append(text), screen.size)
+    region = LiveRegion(frames.append, screen.size)
     stream = MarkdownStream(region, Renderer(console()), screen.size, lambda: now)
     for _ in range(1000):
         now += 0.001

@@ -1,0 +1,126 @@
+"""Which experts of which layer answered, counted and drawn.
+
+Contract: `ExpertUse` counts the experts of an answer's tokens; `heat_map` draws the shares as text with one column per
+layer and one row per expert, folded into bands where a window is narrow. A cell says its share by a block character as
+well as by its colour, so that the map reads the same without colour. The scale ends at the largest share there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.style import Style
+from rich.text import Text
+
+SHADES = " ░▒▓█"
+ASCII_SHADES = " .:*#"
+_COLOURS = ("#26354d", "#2f5d8a", "#2f8f8f", "#7fb04a", "#d9b13b", "#e8743b")
+WRITTEN = 8
+"""Cells from which on a share is written out."""
+
+_LABEL = 4  # cells in front of a row
+_DIM = Style(dim=True)
+
+
+@dataclass(slots=True)
+class ExpertUse:
+    """How often each expert of each layer was used.
+
+    Attributes:
+        experts: in each layer.
+        tokens: counted.
+        counts: by layer, then expert.
+    """
+
+    experts: int
+    tokens: int = 0
+    counts: list[list[int]] = field(default_factory=list)
+
+    def add(self, layers: Sequence[Sequence[int]]) -> None:
+        """Count one token's experts, layer by layer."""
+        while len(self.counts) < len(layers):
+            self.counts.append([0] * self.experts)
+        for count, chosen in zip(self.counts, layers, strict=True):
+            for expert in chosen:
+                count[expert] += 1
+        self.tokens += 1
+
+    def share(self, layer: int, expert: int) -> float:
+        """Return the share of the tokens for which this expert answered."""
+        return self.counts[layer][expert] / self.tokens
+
+    @property
+    def busiest(self) -> tuple[float, int, int]:
+        """Return the largest share, its layer and expert."""
+        return max(
+            ((self.share(layer, expert), layer, expert) for layer, expert in self._cells()),
+            key=lambda found: (found[0], -found[1], -found[2]),
+        )
+
+    @property
+    def unused(self) -> int:
+        """Return how many experts answered for no token."""
+        return sum(not self.counts[layer][expert] for layer, expert in self._cells())
+
+    def _cells(self) -> Iterator[tuple[int, int]]:
+        return ((layer, expert) for layer in range(len(self.counts)) for expert in range(self.experts))
+
+
+def heat_map(use: ExpertUse, width: int, *, unicode: bool = True) -> list[Text]:
+    """Return the lines of the map for a window of so many columns; at least one token was counted."""
+    layers = len(use.counts)
+    room = max(width - 1 - _LABEL, 1)
+    cell = WRITTEN if room >= layers * WRITTEN else max(1, min(WRITTEN - 1, room // layers))
+    band = max(1, room // cell)
+    top, layer, expert = use.busiest
+    dot, mark = ("·", "×") if unicode else ("-", "x")
+    lines = [Text(f"{use.tokens} tokens {dot} {layers} layers {mark} {use.experts} experts: columns are layers")]
+    for first in range(0, layers, band):
+        shown = range(first, min(first + band, layers))
+        lines.append(Text(" " * _LABEL + _ruler(shown, cell), _DIM))
+        for number in range(use.experts):
+            line = Text.assemble((f"{number:>{_LABEL - 1}} ", _DIM))
+            for column in shown:
+                line.append_text(_cell(use.share(column, number), top, cell, unicode))
+            line.rstrip()
+            lines.append(line)
+    lines.append(_legend(top, unicode))
+    lines.append(Text(f"busiest: expert {expert} of layer {layer}, for {top:.0%} of the tokens"))
+    if use.unused:
+        lines.append(Text(f"{use.unused} of {layers * use.experts} answered for none"))
+    return lines
+
+
+def _cell(share: float, top: float, width: int, unicode: bool) -> Text:
+    """Return one cell: a share drawn by shade and colour, and written out where there is room."""
+    colour, shade = _shade(share / top, unicode)
+    if width < WRITTEN:
+        gap = 1 if width > 2 else 0
+        return Text.assemble((shade * (width - gap), colour), " " * gap)
+    return Text.assemble((shade * 2, colour), (f"{share:>5.0%} ", _DIM) if share else " " * (width - 2))
+
+
+def _shade(level: float, unicode: bool) -> tuple[Style, str]:
+    """Return colour and character of a level from 0 to 1; only nothing at all is empty."""
+    shades = SHADES if unicode else ASCII_SHADES
+    colour = _COLOURS[min(len(_COLOURS) - 1, int(level * len(_COLOURS)))]
+    return Style(color=colour), shades[min(len(shades) - 1, math.ceil(level * (len(shades) - 1)))]
+
+
+def _ruler(layers: range, cell: int) -> str:
+    """Return the numbers of the layers above their columns, as many as there is room for."""
+    line = ""
+    for column, layer in enumerate(layers):
+        if len(line) <= column * cell and (cell > 2 or layer % 4 == 0):
+            line = line.ljust(column * cell) + f"{layer} "
+    return line.rstrip()
+
+
+def _legend(top: float, unicode: bool) -> Text:
+    line = Text(" " * _LABEL)
+    for step in range(len(_COLOURS)):
+        colour, shade = _shade((step + 0.5) / len(_COLOURS), unicode)
+        line.append(shade * 2, colour)
+    return line.append(f"  up to {top:.0%} of the tokens", _DIM)
