@@ -196,21 +196,16 @@ def _document(model: Model, results: Sequence[Result], how: Mapping[str, Any], *
     from importlib.metadata import version
     from platform import python_version
 
+    from mixq.cli.show import describe
+    from mixq.formats.folder import ModelFolder
     from mixq.suite.run import VERSION, scores
 
     by_test, by_language = scores(results)
-    config = model.config
+    shape = describe(model.folder) if isinstance(model.folder, ModelFolder) else {}
+    own = {"weights_bytes": model.folder.nbytes, "context": model.context, "template": model.template.name}
     return {
         "model": str(model.folder.path),
-        "facts": {
-            "architecture": config.architecture,
-            "layers": config.num_hidden_layers,
-            "experts": config.num_local_experts,
-            "experts_per_token": config.num_experts_per_tok,
-            "weights_bytes": model.folder.nbytes,
-            "context": model.context,
-            "template": model.template.name,
-        },
+        "facts": {**shape, **own},
         "placement": model.placement.as_dict(),
         "versions": {
             "suite": VERSION,

@@ -80,7 +80,7 @@ def people_json(answer: str, language: str) -> Verdict:
     try:
         document = _first_json(text)
     except ValueError as error:
-        return wrong(f"the JSON does not parse: {error}")
+        return wrong(f"no JSON: {error}")
     if isinstance(document, dict) and len(document) == 1:
         document = next(iter(document.values()))
     if not isinstance(document, list):
@@ -111,7 +111,7 @@ def _first_json(text: str) -> Any:
     """Return the first array or object in a text; raises ValueError where there is none."""
     start = re.search(r"[\[{]\s*(?=[\"\[{\]}])", text)
     if start is None:
-        raise ValueError("there is none")
+        raise ValueError("nothing like an array or object")
     try:
         return json.JSONDecoder().raw_decode(text, start.start())[0]
     except RecursionError:
