@@ -127,7 +127,7 @@ class Model:
         """
         if self.folder.tokenizer_path is None:
             raise PromptError(
-                f"{printable(self.folder.path)} has no tokenizer.model, so it takes token ids, not text.",
+                f"{printable(self.folder.path)} has no tokenizer.model or tokenizer.json; it takes ids, not text.",
                 hint="Copy tokenizer.model from the original checkpoint into the folder.",
             )
         return open_tokenizer(self.folder.path, self._tokenizer_config)

@@ -27,7 +27,7 @@ from mixq.formats.shard_writer import ShardWriter, shard_size
 from mixq.kernels import dispatch, native
 from mixq.quantize.calibrate import Calibration, Importance, windows_of
 from mixq.quantize.layout import Item
-from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from mixq.text.tokenizer import Tokenizer
 
 DEFAULT = "default"
 TOKENS = 16384
@@ -79,11 +79,10 @@ class CalibrationText:
         """Return what decides the bytes of a job, for its settings."""
         return {"text": self.name, "sha256": hashlib.sha256(self.text.encode()).hexdigest(), "tokens": self.tokens}
 
-    def windows(self, tokenizer: bytes) -> list[Tensor]:
+    def windows(self, tokenizer: Tokenizer) -> list[Tensor]:
         """Return the text's ids, cut into windows; raises UsageError for one too short to say anything."""
-        words = SentencePieceTokenizer(Path("tokenizer.model"), tokenizer)
-        ids = words.encode(self.text)
-        windows = windows_of(ids, words.bos_id, WINDOW, self.tokens)
+        ids = tokenizer.encode(self.text)
+        windows = windows_of(ids, tokenizer.bos_id, WINDOW, self.tokens)
         if sum(map(len, windows)) < WINDOW:
             raise UsageError(
                 f"{printable(self.name)} has only {len(ids)} of the {WINDOW} tokens that calibrating needs at least.",

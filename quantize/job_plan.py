@@ -15,6 +15,7 @@ from typing import Any
 from mixq.config import did_you_mean, format_size
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.formats.architecture import Parameter
+from mixq.formats.folder import SENTENCEPIECE, TOKENIZERS
 from mixq.formats.mix import AS_IT_IS, Mix, kind_of
 from mixq.formats.nl4 import DEFAULT_TABLE, is_table
 from mixq.formats.scheme import Scheme
@@ -27,6 +28,7 @@ from mixq.quantize.report import SizeTable, sizes_of_items
 from mixq.quantize.sources.open import open_source
 from mixq.quantize.sources.source import Source
 from mixq.quantize.target import Target
+from mixq.text.open import tokenizer_of
 
 SEARCH_VERSION = 1
 """Goes up when the search gives other bytes: a job begun before is then not gone on with."""
@@ -34,7 +36,6 @@ SEARCH_VERSION = 1
 DEFAULT, FIT = "default", "fit"
 """As `table`: the one for normally distributed weights, and one fitted to the model's own."""
 
-TOKENIZER = "tokenizer.model"
 PROCESS_MEMORY = 400 << 20
 """What Python, torch and buffers take besides the tensors."""
 
@@ -145,19 +146,20 @@ class JobPlan:
     def _calibration(self, text: CalibrationText | None) -> CalibrationRun | None:
         if text is None:
             return None
-        if TOKENIZER not in self.side_files:
+        tokenizer = tokenizer_of(self.side_files)
+        if tokenizer is None:
             raise UsageError(
-                "--calibrate needs the source's tokenizer.model, and there is none.",
+                "--calibrate needs the source's tokenizer.model or tokenizer.json, and there is none.",
                 hint="Put it into the source's folder, or leave --calibrate out.",
             )
         if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
             raise UsageError(f"--calibrate has nothing to weigh: {self.mix.format} searches no scales.")
-        windows, vocabulary = text.windows(self.side_files[TOKENIZER]), self.source.config.vocab_size
+        windows, vocabulary = text.windows(tokenizer), self.source.config.vocab_size
         largest = max(int(window.max()) for window in windows)
         if largest >= vocabulary:
             raise UsageError(
-                f"tokenizer.model has token {largest}, the model only {vocabulary} tokens: they do not fit together.",
-                hint="Put the model's own tokenizer.model into the source's folder.",
+                f"{tokenizer.path} has token {largest}, the model only {vocabulary} tokens: they do not fit together.",
+                hint=f"Put the model's own {tokenizer.path} into the source's folder.",
             )
         return CalibrationRun(self.source.config, windows)
 
@@ -191,8 +193,12 @@ class JobPlan:
         kept = dict.fromkeys(kind_of(item.parameter) for item in all_items(self.shards) if item.kept)
         if kept:
             notices.append(f"{', '.join(kept)}: taken over as the source has them, without loss.")
-        if TOKENIZER not in self.side_files:
-            notices.append("the source has no tokenizer.model: the folder will run on token ids only.")
+        if not any(name in self.side_files for name in TOKENIZERS):
+            notices.append(
+                "the source has no tokenizer.model or tokenizer.json: the folder will run on token ids only."
+            )
+        elif SENTENCEPIECE not in self.side_files:
+            notices.append("the source has no tokenizer.model: text needs `pip install 'mixq[tokenizers]'`.")
         window = self.source.raw_config.get("sliding_window")
         if window is not None and self.source.config.sliding_window is None:
             notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")

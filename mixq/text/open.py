@@ -6,10 +6,11 @@ is looked at but what stands beside them (`mixq.text.tokenizer_config`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mixq.errors import ModelFileError, printable
-from mixq.formats.folder import SENTENCEPIECE, tokenizer_file
+from mixq.formats.folder import SENTENCEPIECE, TOKENIZERS, tokenizer_file
 from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from mixq.text.tokenizer import Tokenizer
 from mixq.text.tokenizer_config import TokenizerConfig
@@ -34,9 +35,22 @@ def open_tokenizer(folder: Path | str, config: TokenizerConfig | None = None) ->
             f"{printable(folder)} has neither tokenizer.model nor tokenizer.json.",
             hint="Copy tokenizer.model from the original checkpoint into the folder.",
         )
-    config = TokenizerConfig.read(folder) if config is None else config
+    return _open(path, None, TokenizerConfig.read(folder) if config is None else config)
+
+
+def tokenizer_of(files: Mapping[str, bytes]) -> Tokenizer | None:
+    """Return the tokenizer that is among files, by name; None where there is none.
+
+    Raises:
+        ModelFileError: as for `open_tokenizer`.
+    """
+    name = next((name for name in TOKENIZERS if name in files), None)
+    return None if name is None else _open(Path(name), files[name], TokenizerConfig.of(files))
+
+
+def _open(path: Path, content: bytes | None, config: TokenizerConfig) -> Tokenizer:
     if path.name == SENTENCEPIECE:
-        return SentencePieceTokenizer(path, config=config)
+        return SentencePieceTokenizer(path, content, config)
     from mixq.text.json_tokenizer import JsonTokenizer
 
-    return JsonTokenizer(path, config=config)
+    return JsonTokenizer(path, content, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixq.errors import ModelFileError, StorageError, printable
-from mixq.formats.json_file import read_json_object, regular_file_size
+from mixq.formats.json_file import MAX_BYTES, parse_json_object, regular_file_size
 from mixq.text.tokenizer import MAX_VOCABULARY
 
 CONFIG = "tokenizer_config.json"
@@ -74,18 +74,28 @@ class TokenizerConfig:
             ModelFileError: a file that is no JSON object, or a value of the wrong kind, by name.
             StorageError: a file that cannot be read.
         """
-        settings = _read(folder, CONFIG)
-        special = _read(folder, SPECIAL_TOKENS)
+        limits = {CONFIG: MAX_BYTES, SPECIAL_TOKENS: MAX_BYTES, ADDED_TOKENS: MAX_BYTES, JINJA: MAX_JINJA}
+        there = [name for name in limits if (folder / name).exists() or (folder / name).is_symlink()]
+        return cls.of({name: _read(folder / name, limits[name]) for name in there})
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> TokenizerConfig:
+        """Return what files say of their tokenizer, by name; others may be among them.
+
+        Raises:
+            ModelFileError: a file that is no JSON object, or a value of the wrong kind, by name.
+        """
+        settings, special = _parsed(files, CONFIG), _parsed(files, SPECIAL_TOKENS)
         named = {key: _name(value) for key, value in {**special, **settings}.items() if key.endswith("_token")}
-        jinja = folder / JINJA
+        jinja = files.get(JINJA)
         return cls(
-            added=_added_tokens(folder, settings, _special_names(special) | _special_names(settings)),
+            added=_added_tokens(_parsed(files, ADDED_TOKENS), settings, _special_names(special, settings)),
             bos_token=named.get("bos_token"),
             eos_token=named.get("eos_token"),
             legacy=settings.get("legacy") is not False,
             add_bos=settings.get("add_bos_token") is not False,
-            template=_read_text(jinja) if jinja.exists() else _template(settings.get("chat_template")),
-            template_file=JINJA if jinja.exists() else CONFIG,
+            template=_template(settings.get("chat_template") if jinja is None else jinja.decode("utf-8", "replace")),
+            template_file=CONFIG if jinja is None else JINJA,
         )
 
 
@@ -94,19 +104,17 @@ def is_turn_marker(content: str) -> bool:
     return _TURN_MARKER.fullmatch(content) is not None
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return read_json_object(path) if path.exists() or path.is_symlink() else {}
+def _parsed(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    return parse_json_object(files[name], name) if name in files else {}
 
 
-def _read_text(path: Path) -> str:
-    if regular_file_size(path) > MAX_JINJA:
-        raise ModelFileError(
-            f"{printable(path)} is larger than {MAX_JINJA:,} bytes; a chat template has some thousands."
-        )
+def _read(path: Path, limit: int) -> bytes:
+    size = regular_file_size(path)
+    if size > limit:
+        raise ModelFileError(f"{printable(path)} has {size:,} bytes; a file of its kind has at most {limit:,}.")
     try:
         with path.open("rb") as file:
-            return file.read(MAX_JINJA).decode("utf-8", "replace")
+            return file.read(limit)
     except OSError as error:
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
 
@@ -128,16 +136,19 @@ def _name(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _special_names(settings: Mapping[str, Any]) -> set[str]:
-    listed = settings.get("additional_special_tokens")
-    values = [*(listed if isinstance(listed, list) else ()), *(v for k, v in settings.items() if k.endswith("_token"))]
-    return {name for name in map(_name, values) if name is not None}
+def _special_names(*files: Mapping[str, Any]) -> set[str]:
+    names = set()
+    for settings in files:
+        listed = settings.get("additional_special_tokens")
+        values = [value for key, value in settings.items() if key.endswith("_token")]
+        names |= {_name(value) for value in (*values, *(listed if isinstance(listed, list) else ()))}
+    return {name for name in names if name is not None}
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
+def _added_tokens(older: Mapping[str, Any], settings: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
     """Return the added tokens; what tokenizer_config.json says of an id counts more than added_tokens.json."""
     added: dict[int, AddedToken] = {}
-    for content, token_id in _read(folder, ADDED_TOKENS).items():
+    for content, token_id in older.items():
         added[_checked_id(token_id, ADDED_TOKENS)] = _token(content, ADDED_TOKENS, content in special)
     decoder = settings.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):

@@ -200,9 +200,12 @@ def test_tokenizer_and_generation_config(unquantized: Path) -> None:
     assert folder.eos_token_ids == (2,)
     (unquantized / "tokenizer.model").write_bytes(b"x")
     (unquantized / "generation_config.json").write_text('{"eos_token_id": [2, 7]}', encoding="utf-8")
+    (unquantized / "tokenizer.json").write_bytes(b"{}")
     folder = ModelFolder.open(unquantized)
     assert folder.tokenizer_path == unquantized / "tokenizer.model"
     assert folder.eos_token_ids == (2, 7)
+    (unquantized / "tokenizer.model").unlink()
+    assert ModelFolder.open(unquantized).tokenizer_path == unquantized / "tokenizer.json"
 
 
 @pytest.mark.parametrize("value", ["[]", '"2"', "-1", "true", "96", "[2, null]", "1.0"])

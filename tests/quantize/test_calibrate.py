@@ -30,6 +30,7 @@ from mixq.quantize.layout import plan_shards
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.open import open_source
 from mixq.quantize.verify import verify
+from mixq.text.open import tokenizer_of
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
 
 Contents = dict[str, bytes]
@@ -84,7 +85,7 @@ def test_importance_is_what_the_whole_model_sees(write: Any, tmp_path: Path, mon
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
     monkeypatch.setattr(calibrate_module, "BATCH", 300)  # several batches
     source = open_source(write_model(tmp_path / "source", write))
-    windows = TEXT.windows(source.side_files()["tokenizer.model"])
+    windows = TEXT.windows(tokenizer_of(source.side_files()))
     expected = seen_by_the_model(tmp_path / "source", windows)
     run = CalibrationRun(source.config, windows)
     run.begin(source.tensor("model.embed_tokens.weight"))
@@ -103,7 +104,7 @@ def test_a_calibrated_folder_is_what_the_weighed_search_makes(source: Path, tmp_
     quantize(source, tmp_path / "plain")
     result = quantize(source, tmp_path / "out", calibrate=TEXT)
     opened = open_source(source)
-    run = CalibrationRun(opened.config, TEXT.windows(opened.side_files()["tokenizer.model"]))
+    run = CalibrationRun(opened.config, TEXT.windows(tokenizer_of(opened.side_files())))
     run.begin(opened.tensor("model.embed_tokens.weight"))
     folder, plain = ModelFolder.open(tmp_path / "out"), ModelFolder.open(tmp_path / "plain")
     checked = 0

@@ -65,6 +65,7 @@ ALPACA = (
 )
 ZEPHYR = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '<|user|>\\n' + message['content'] + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{{ '<|user|>\\n' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 MISTRAL_V7 = "{{ '[SYSTEM_PROMPT] ' + s + '[/SYSTEM_PROMPT]' }}{{ '[INST] ' + u + '[/INST]' }}"
