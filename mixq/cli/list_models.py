@@ -34,7 +34,8 @@ def list_models(json: options.Json = False) -> None:
     _print(found)
     for entry in found:
         if entry.state != "ready":
-            output.warn(f"{printable(entry.name)} {_trouble(entry)}. Next: {printable(entry.next_step)}")
+            output.warn(f"{printable(entry.name)} {_trouble(entry)}.")
+            output.talk().print(f"Next: {printable(entry.next_step)}")
 
 
 def _print(found: Sequence[Entry]) -> None:

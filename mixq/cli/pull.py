@@ -177,5 +177,6 @@ def _show_plan(job: Job, errand: Errand, *, json: bool = False, on_the_side: boo
     print_plan(plan, job.target, f"{printable(plan.source)} as {plan.format}: {printable(errand.path.name)}", console)
     if fetched:
         rates = ", ".join(f"{format_duration(fetched / rate)} at {name}" for rate, name in FETCH_RATES)
-        console.print(f"to fetch:        {format_size(fetched)}, none of it kept: {rates}", soft_wrap=True)
+        console.print(f"to fetch:        {format_size(fetched)}, of which nothing is kept", soft_wrap=True)
+        console.print(f"                 {rates}", soft_wrap=True)
     console.print(f"to compute:      at least {format_duration(seconds)}", soft_wrap=True)

@@ -20,6 +20,7 @@ def rm(
         ),
     ],
     yes: options.Yes = False,
+    json: options.Json = False,
 ) -> None:
     """Remove models from the store, after asking.
 
@@ -43,7 +44,10 @@ def rm(
             raise typer.Exit(1)
     for entry in chosen:
         store.remove(entry)
-        typer.echo(f"removed {printable(entry.name)}")
+        if not json:
+            typer.echo(f"removed {printable(entry.name)}")
+    if json:
+        output.print_json({"removed": [{"name": entry.name, "bytes": entry.nbytes} for entry in chosen]})
 
 
 def _described(entry: Entry) -> str:

@@ -63,7 +63,7 @@ def test_a_repository_becomes_a_model(cli: RunCli, hub: FakeHub, quantized: Path
     outcome = cli("pull", NAME, "--yes")
     assert outcome.code == 0, outcome.err
     assert "memory needed" in outcome.err
-    assert "none of it kept" in outcome.err
+    assert "of which nothing is kept" in outcome.err
     assert outcome.out.startswith("Done: tiny-mixtral, ")
     assert shards_of(paths.store() / "tiny-mixtral") == shards_of(quantized)
     listed = cli("list")
@@ -123,7 +123,7 @@ def test_an_interrupted_pull_goes_on_by_its_name(
     interrupted(cli, hub, monkeypatch, NAME)
     listed = cli("list")
     assert "unfinished" in listed.out
-    assert "tiny-mixtral is not finished: 2 of 3 shards are there. Next: mixq pull tiny-mixtral" in listed.err
+    assert "tiny-mixtral is not finished: 2 of 3 shards are there.\nNext: mixq pull tiny-mixtral" in listed.err
     for command in ("show", "verify", "chat"):
         outcome = cli(command, "tiny-mixtral")
         assert (outcome.code, "not finished" in outcome.err) == (3, True), command
@@ -203,6 +203,8 @@ def test_removing(cli: RunCli, tiny: Path) -> None:
     assert (outcome.code, outcome.out) == (0, "removed one\nremoved two\n")
     assert store.names() == ["three"]
     assert cli("rm", "../three", "--yes").code == 2
+    removed = json.loads(cli("rm", "three", "--yes", "--json").out)["removed"]
+    assert [model["name"] for model in removed] == ["three"]
 
 
 def test_default_names(tmp_path: Path) -> None:
