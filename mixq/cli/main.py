@@ -17,7 +17,22 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from mixq.cli import bench, chat, doctor, evaluate, export, list_models, pull, quantize, rm, run, show, suite, verify
+from mixq.cli import (
+    bench,
+    chat,
+    doctor,
+    evaluate,
+    export,
+    list_models,
+    pull,
+    quantize,
+    rm,
+    run,
+    serve,
+    show,
+    suite,
+    verify,
+)
 from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
@@ -38,6 +53,7 @@ evaluations = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_ma
 
 app.command("chat", cls=ModelCommand)(chat.chat)
 app.command("run", cls=ModelCommand)(run.run)
+app.command("serve", cls=ModelCommand)(serve.serve)
 app.command("quantize")(quantize.quantize)
 app.command("export")(export.export)
 app.command("pull")(pull.pull)

@@ -1,0 +1,122 @@
+"""/metrics: counts of requests by this server, and the engine's own figures, in Prometheus's text form.
+
+Contract: one registry per server. Label values come from fixed lists, never from a request: an address that does not
+exist counts as "other". The layer also writes the access log: time, method, path of the same list, status, seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mixq import memory
+from mixq.server.engine_host import EngineHost
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+QUIET = ("/health", "/metrics", "/mixq/status")
+"""What is asked every second; the access log leaves it out where it goes well."""
+
+HUNG_UP = 499
+"""Stands in log and metrics for a client that went away before its reply began; nginx's number."""
+
+
+def _group(path: str) -> str:
+    return next((prefix for prefix in ("/page", "/v1/models") if path.startswith(f"{prefix}/")), "other")
+
+
+class Metrics:
+    """Counts requests; the engine is asked when the figures are."""
+
+    def __init__(self, host: EngineHost) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mixq_http_requests", "Requests by address and status.", ["path", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "mixq_http_request_seconds",
+            "From the first byte of a request to the last of its reply.",
+            ["path"],
+            registry=self.registry,
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
+        )
+        self.registry.register(_EngineCollector(host))
+
+    def text(self) -> bytes:
+        """Return all figures."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, host: EngineHost) -> None:
+        self._host = host
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the engine says now."""
+        host = self._host
+        yield GaugeMetricFamily("mixq_ready", "1 while requests are answered.", float(host.state == "ready"))
+        resident = memory.resident_memory()
+        if resident is not None:
+            yield GaugeMetricFamily("mixq_resident_bytes", "Memory of the process.", resident)
+        state = host.batcher_state()
+        if state is None:
+            return
+        for name, text, gauge in (
+            ("queued", "Requests that wait.", state.queued),
+            ("running", "Answers that are being made.", state.running),
+            ("kept_conversations", "Conversations whose KV cache is kept.", state.kept),
+            ("kv_positions_in_use", "Positions of KV caches in which answers run.", state.busy_positions),
+            ("decode_tokens_per_second", "Of the last seconds, all answers together.", state.decode_tokens_per_second),
+        ):
+            yield GaugeMetricFamily(f"mixq_{name}", text, gauge)
+        if state.expert_hit_rate is not None:
+            yield GaugeMetricFamily("mixq_expert_hit_rate", "Experts found in GPU memory.", state.expert_hit_rate)
+        for name, text, count in (
+            ("prompt_tokens", "Prompt tokens that were run.", state.prompt_tokens),
+            ("cached_tokens", "Prompt tokens found in a kept KV cache.", state.cached_tokens),
+            ("decode_tokens", "Tokens generated.", state.decode_tokens),
+        ):
+            yield CounterMetricFamily(f"mixq_{name}", text, count)
+        finished = CounterMetricFamily("mixq_answers", "Answers by how they ended.", labels=["reason"])
+        for reason, count in state.finished.items():
+            finished.add_metric([reason], count)
+        yield finished
+
+
+class Observed:
+    """An ASGI layer that counts requests and writes the access log."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], log: Callable[[str], None]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._paths = frozenset(paths)
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return
+        status = HUNG_UP
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            path = scope["path"]
+            name = path if path in self._paths else _group(path)
+            seconds = time.perf_counter() - began
+            self._metrics.requests.labels(name, str(status)).inc()
+            self._metrics.seconds.labels(name).observe(seconds)
+            if name not in QUIET or status >= 400:
+                method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
+                self._log(f"{time.strftime('%H:%M:%S')} {method} {name} {status} {seconds:.2f} s")

@@ -1,0 +1,62 @@
+"""The web page: the files of mixq/server/page/, at / and /page/NAME.
+
+Contract: nothing else is read: names are matched against a pattern without slashes, the kind is known by the suffix.
+Nothing of another site is loaded or asked; see `POLICY`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from mixq.server.errors import RequestError
+
+FOLDER = Path(__file__).parent / "page"
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+    ".woff2": "font/woff2",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+async def index(_http: HttpRequest) -> Response:
+    """Return the page."""
+    return await _file("index.html")
+
+
+async def other(http: HttpRequest) -> Response:
+    """Return what the page is made of."""
+    return await _file(http.path_params["name"])
+
+
+async def _file(name: str) -> Response:
+    path = FOLDER / name
+    kind = KINDS.get(path.suffix)
+    if kind is None or not _NAME.fullmatch(name):
+        raise RequestError(404, "There is no such file.")
+    try:
+        content = await asyncio.to_thread(path.read_bytes)
+    except OSError:
+        raise RequestError(404, "There is no such file.") from None
+    return Response(content, media_type=kind, headers=HEADERS)
