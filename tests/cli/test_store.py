@@ -148,6 +148,15 @@ def test_an_interrupted_pull_keeps_its_settings_and_commit(
     assert settings["calibrate"]["tokens"] == 600
 
 
+def test_the_same_command_goes_on_with_the_commit_that_it_began(
+    cli: RunCli, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(cli, hub, monkeypatch, NAME)
+    asked = len(hub.requests)
+    assert cli("pull", NAME).code == 0
+    assert hub.requests[asked][0].startswith(f"/api/models/{NAME}/revision/{COMMIT}")  # the branch may have moved on
+
+
 def test_other_settings_are_refused(cli: RunCli, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(cli, hub, monkeypatch, NAME)
     outcome = cli("pull", NAME, "tiny-mixtral", "--group", "64")
