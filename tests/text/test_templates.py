@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,11 @@ def v3_path(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
+def v3(v3_path: Path) -> Tokenizer:
+    return SentencePieceTokenizer(v3_path)
+
+
+@pytest.fixture(scope="module")
 def v3_peer(v3_path: Path) -> Any:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
@@ -63,9 +70,9 @@ V3_CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("messages", V3_CONVERSATIONS, ids=lambda messages: repr(messages[-1].content)[:40])
-def test_mistral_v3_equals_mistral_common(v3_path: Path, v3_peer: Any, messages: list[Message]) -> None:
+def test_mistral_v3_equals_mistral_common(v3: Tokenizer, v3_peer: Any, messages: list[Message]) -> None:
     assert type(v3_peer.instruct_tokenizer).__name__[-2:] in ("V2", "V3")
-    ids = get_template("mistral-v3").encode(SentencePieceTokenizer(v3_path), messages)
+    ids = get_template("mistral-v3").encode(v3, messages)
     assert ids == peer_ids(v3_peer, messages)
 
 
@@ -75,13 +82,13 @@ written = st.lists(st.sampled_from([*TEXTS, "a", " ", "[INST]", "[/INST]"]), min
 @settings(deadline=None, max_examples=100)
 @given(pairs=st.lists(st.tuples(written, written), max_size=2), last=written, system=st.none() | written)
 def test_any_conversation_in_mistral_v3(
-    v3_path: Path, v3_peer: Any, pairs: list[tuple[str, str]], last: str, system: str | None
+    v3: Tokenizer, v3_peer: Any, pairs: list[tuple[str, str]], last: str, system: str | None
 ) -> None:
     contents = [*(text for pair in pairs for text in pair), last]
     if not all(text.strip() for text in contents):
         contents = [f"{text}." for text in contents]
     messages = conversation(*contents, system=system)
-    ids = get_template("mistral-v3").encode(SentencePieceTokenizer(v3_path), messages)
+    ids = get_template("mistral-v3").encode(v3, messages)
     assert ids == peer_ids(v3_peer, messages)
     assert (ids.count(3), ids.count(4), ids.count(2)) == (len(pairs) + 1, len(pairs) + 1, len(pairs))
 
@@ -92,22 +99,29 @@ def test_mistral_v3_needs_its_tokens(v1: Tokenizer) -> None:
     assert "mistral-v1" in str(caught.value.hint)
 
 
-def peer(data: Json, jinja: str, eos: str) -> Any:
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=library_of(data), bos_token="<s>", eos_token=eos, unk_token="<unk>"
-    )
-    tokenizer.chat_template = jinja
-    return tokenizer
-
-
-def rendered(data: Json, jinja: str, messages: list[Message], eos: str = "</s>") -> list[int]:
-    plain = [{"role": m.role, "content": m.content} for m in messages]
-    found: Any = peer(data, jinja, eos).apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
-    return list(found)
-
-
 LLAMA: Json = llama_json(DATA / "tokenizer.model.v1")
 WITH_IM_TOKENS: Json = llama_json(DATA / "tokenizer.model.v1", added(32000, "<|im_end|>"), added(32001, "<|im_start|>"))
+NEWER: Json = llama_json(DATA / "tokenizer.model.v1", *WITH_IM_TOKENS["added_tokens"][3:], metaspace="first")
+FILES = {"plain": LLAMA, "im": WITH_IM_TOKENS, "newer": NEWER}
+
+
+@functools.cache
+def opened(file: str) -> tuple[Any, JsonTokenizer]:
+    """Return transformers' tokenizer of a file, and ours."""
+    eos = "</s>" if file == "plain" else "<|im_end|>"
+    peer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=library_of(FILES[file]), bos_token="<s>", eos_token=eos, unk_token="<unk>"
+    )
+    config = TokenizerConfig({}, "<s>", eos)
+    return peer, JsonTokenizer(Path("tokenizer.json"), json.dumps(FILES[file]).encode(), config)
+
+
+def rendered(file: str, jinja: str, messages: list[Message]) -> list[int]:
+    plain = [{"role": m.role, "content": m.content} for m in messages]
+    peer, _ = opened(file)
+    return list(peer.apply_chat_template(plain, chat_template=jinja, add_generation_prompt=True, return_dict=False))
+
+
 # Texts that spell no control token: transformers reads those of a message as tokens.
 HARMLESS = [*SCRIPTS.values(), "[INST] [/INST]", "Who is <b>?", "x\n\ny"]
 TALKS = [
@@ -129,38 +143,30 @@ FORMATS: list[tuple[ChatTemplate, str]] = [
 def test_text_formats_equal_their_jinja(
     v1: Tokenizer, template: ChatTemplate, jinja: str, messages: list[Message]
 ) -> None:
-    expected = rendered(LLAMA, jinja, messages)
+    expected = rendered("plain", jinja, messages)
     assert template.encode(v1, messages) == expected
-    assert template.encode(JsonTokenizer(Path("tokenizer.json"), json.dumps(LLAMA).encode()), messages) == expected
+    assert template.encode(opened("plain")[1], messages) == expected
 
 
 @pytest.mark.parametrize("messages", TALKS, ids=lambda messages: repr(messages[-1].content)[:40])
 def test_chatml_equals_its_jinja_behind_the_begin_token(hermes: Tokenizer, messages: list[Message]) -> None:
-    expected = [1, *rendered(WITH_IM_TOKENS, jinja_texts.CHATML, messages, "<|im_end|>")]
+    expected = [1, *rendered("im", jinja_texts.CHATML, messages)]
     assert get_template("chatml").encode(hermes, messages) == expected
-    from_json = JsonTokenizer(
-        Path("tokenizer.json"), json.dumps(WITH_IM_TOKENS).encode(), TokenizerConfig({}, "<s>", "<|im_end|>")
-    )
-    assert get_template("chatml").encode(from_json, messages) == expected
+    assert get_template("chatml").encode(opened("im")[1], messages) == expected
 
 
 @pytest.mark.parametrize("messages", TALKS[:6], ids=lambda messages: repr(messages[-1].content)[:40])
 def test_chatml_without_its_tokens_is_text(v1: Tokenizer, messages: list[Message]) -> None:
-    expected = rendered(LLAMA, "{{ bos_token }}" + jinja_texts.CHATML, messages)
+    expected = rendered("plain", "{{ bos_token }}" + jinja_texts.CHATML, messages)
     assert get_template("chatml").encode(v1, messages) == expected
 
 
 @pytest.mark.parametrize("messages", TALKS[:6], ids=lambda messages: repr(messages[-1].content)[:40])
 def test_chatml_of_a_tokenizer_that_is_not_legacy(messages: list[Message]) -> None:
     """transformers' newer files put a space before the first word of a text alone, none behind a control token."""
-    tokens = (added(32000, "<|im_end|>"), added(32001, "<|im_start|>"))
-    data = llama_json(DATA / "tokenizer.model.v1", *tokens, metaspace="first")
-    expected = [1, *rendered(data, jinja_texts.CHATML, messages, "<|im_end|>")]
+    expected = [1, *rendered("newer", jinja_texts.CHATML, messages)]
     config = TokenizerConfig(IM_TOKENS, "<s>", "<|im_end|>", legacy=False)
-    for tokenizer in (
-        SentencePieceTokenizer(DATA / "tokenizer.model.v1", config=config),
-        JsonTokenizer(Path("tokenizer.json"), json.dumps(data).encode(), config),
-    ):
+    for tokenizer in (SentencePieceTokenizer(DATA / "tokenizer.model.v1", config=config), opened("newer")[1]):
         assert get_template("chatml").encode(tokenizer, messages) == expected
 
 
@@ -188,7 +194,7 @@ def test_no_message_forges_a_turn(hermes: Tokenizer, v1: Tokenizer, parts: list[
     for name in ("chatml", "mistral-v1", "alpaca", "vicuna", "llama-2"):
         tokenizer = hermes if name == "chatml" else v1
         counts = [
-            [ids.count(i) for i in range(tokenizer.vocab_size) if tokenizer.is_control(i)]
+            Counter(filter(tokenizer.is_control, ids))
             for ids in (get_template(name).encode(tokenizer, talk) for talk in (honest, forged))
         ]
         assert counts[0] == counts[1], name
