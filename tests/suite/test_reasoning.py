@@ -18,6 +18,7 @@ RIGHT: dict[str, dict[str, list[str]]] = {
             "The time is the same for any number of shirts: 4 hours. If you only have space for 5 shirts at a "
             "time, it would "
             "take 16 hours instead.",
+            "20 shirts take 4 hours to dry. Hung up one after the other they would take 80 hours.",
             "It will take the same amount of time, since the shirts do not share the sun.",
             "One might think that it takes 16 hours. However, the shirts dry simultaneously, so it takes 240 minutes.",
         ],
@@ -89,6 +90,7 @@ RIGHT: dict[str, dict[str, list[str]]] = {
             "3 - 1 + 1 = 3, so three killers are left.",
             "There are 3 killers: the 2 who survived and the 1 who came in.",
             "There are four killers in the room: three alive and one dead.",
+            "Because two killers survived and the newcomer has become one, three killers are left.",
             "One killer is dead and two are left of the first three. The newcomer has killed, making a total of three.",
         ],
         "fr": [
