@@ -1,0 +1,198 @@
+// Puts the page together, and keeps looking at how the server is.
+
+import { ApiError, getStatus, setKey } from "./api.js";
+import { Chat } from "./chat.js";
+import { Conversations } from "./conversations.js";
+import { button, byId, element } from "./elements.js";
+import { Figures } from "./figures.js";
+import { HeatMap } from "./heat_map.js";
+import { Settings, showFacts } from "./settings.js";
+import { Store } from "./store.js";
+
+const WAIT = { idle: 5000, running: 1000, loading: 500, gone: 1500 }; // ms between looks at the server
+const NARROW = matchMedia("(max-width: 1120px)");
+
+let status = null;
+let trouble = null; // the last error of a look at the server
+let timer = null;
+let looking = null;
+
+const figures = new Figures();
+const heatMap = new HeatMap();
+const settings = new Settings({ systemChanged, poke });
+const store = await Store.open();
+const conversations = new Conversations(store, { opened, tell, system: () => settings.system });
+const chat = new Chat({
+  status: () => status,
+  settings,
+  figures,
+  heatMap,
+  save: (conversation) => conversations.save(conversation),
+  changed: () => { showState(); poke(); },
+  startNew: () => conversations.start(),
+});
+const prompt = byId("prompt");
+
+function opened(conversation) {
+  settings.showSystem(conversation.system);
+  chat.open(conversation);
+  closeDrawers();
+  if (!NARROW.matches) prompt.focus();
+}
+
+function systemChanged(text) {
+  conversations.current.system = text;
+  conversations.save(conversations.current, { touch: false });
+}
+
+// The server's state
+
+async function look() {
+  clearTimeout(timer);
+  looking?.abort();
+  looking = new AbortController();
+  const { signal } = looking;
+  try {
+    const found = await getStatus(signal);
+    const before = status;
+    [status, trouble] = [found, null];
+    if (before?.is_chat !== found.is_chat && conversations.current) chat.draw();
+    heatMap.resize(found.layers, found.experts);
+    settings.showStatus(found);
+    showFacts(found);
+    if (chat.running) figures.hits(found.expert_hit_rate);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof ApiError)) throw error;
+    trouble = error;
+  }
+  showState();
+  const wait = trouble ? WAIT.gone : status.loading ? WAIT.loading : chat.running ? WAIT.running : WAIT.idle;
+  timer = setTimeout(look, wait);
+}
+
+/** Look at the server now; `loading`: it has just been told to load. */
+function poke({ loading = false } = {}) {
+  if (loading && status) {
+    status = { ...status, loading: true };
+    settings.showStatus(status);
+    showState();
+    clearTimeout(timer);
+    timer = setTimeout(look, WAIT.loading);
+  } else {
+    look();
+  }
+}
+
+function showState() {
+  const running = chat.running !== null;
+  const ready = status !== null && !trouble && !status.loading && status.ready;
+  byId("send").hidden = running;
+  byId("stop").hidden = !running;
+  byId("send").disabled = !ready;
+  byId("model").textContent = status?.model ?? "";
+  byId("model").title = status?.path ?? "";
+  byId("prompt-label").textContent = status?.is_chat === false ? "Text to go on from" : "Message";
+  prompt.placeholder = status?.is_chat === false ? "Begin a text" : "Write a message";
+  byId("send").textContent = status?.is_chat === false ? "Complete" : "Send";
+  if (trouble?.status === 401) askKey();
+  else if (trouble?.status === 0) showBanner("gone", "The server does not answer. Looking for it…");
+  else if (trouble) showBanner("gone", trouble.message);
+  else if (status?.loading) showBanner("loading", "The model is being loaded…");
+  else if (status && !status.ready) showBanner("gone", status.notes.at(-1) ?? "The model could not be loaded.");
+  else if (byId("banner").dataset.kind !== "told") showBanner("", "");
+}
+
+// The line under the title: one thing at a time
+
+function showBanner(kind, text, ...more) {
+  const banner = byId("banner");
+  if (banner.dataset.kind === kind && banner.dataset.text === text) return; // said already
+  banner.dataset.kind = kind;
+  banner.dataset.text = text;
+  banner.replaceChildren(...(text ? [element("span", { textContent: text }), ...more] : []));
+}
+
+function tell(text, label = null, act = null) {
+  const close = () => { showBanner("", ""); prompt.focus(); };
+  const does = label ? [button(label, () => { close(); act(); }, { className: "quiet" })] : [];
+  showBanner("told", text, ...does, button("Close", close, { className: "quiet" }));
+}
+
+function askKey() {
+  if (byId("key")) return;
+  const field = element("input", { id: "key", type: "password", autocomplete: "off", required: true });
+  const form = element("form", {}, element("label", { htmlFor: "key", textContent: "Key" }), field, element("button", { type: "submit", textContent: "Use" }));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    setKey(field.value.trim());
+    field.value = "";
+    showBanner("", "");
+    look();
+  });
+  showBanner("key", "This server wants its key.", form);
+  field.focus();
+}
+
+// Drawers, where the window is narrow
+
+function toggleDrawer(id) {
+  const opening = !byId(id).classList.contains("shown");
+  closeDrawers();
+  if (!opening) return;
+  byId(id).classList.add("shown");
+  byId(`show-${id}`).setAttribute("aria-expanded", "true");
+  byId("scrim").hidden = false;
+  byId(id).querySelector("button, input, textarea")?.focus();
+}
+
+function closeDrawers() {
+  let closed = false;
+  for (const id of ["sidebar", "panel"]) {
+    if (!byId(id).classList.contains("shown")) continue;
+    byId(id).classList.remove("shown");
+    byId(`show-${id}`).setAttribute("aria-expanded", "false");
+    byId(`show-${id}`).focus();
+    closed = true;
+  }
+  byId("scrim").hidden = true;
+  return closed;
+}
+
+// The composer and keys
+
+function fitPrompt() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${Math.min(prompt.scrollHeight + 2, window.innerHeight * 0.4)}px`;
+}
+
+function submit() {
+  if (byId("send").disabled || chat.running) return;
+  if (chat.send(prompt.value)) {
+    prompt.value = "";
+    fitPrompt();
+  }
+}
+
+byId("composer").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+byId("stop").addEventListener("click", () => { chat.stop(); prompt.focus(); });
+prompt.addEventListener("input", fitPrompt);
+prompt.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    submit();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || event.isComposing) return;
+  if (!closeDrawers()) chat.stop();
+});
+byId("show-sidebar").addEventListener("click", () => toggleDrawer("sidebar"));
+byId("show-panel").addEventListener("click", () => toggleDrawer("panel"));
+byId("scrim").addEventListener("click", closeDrawers);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+
+await look();
+await conversations.load();
+if (!store.kept) tell("This browser window keeps nothing: export what you need.");
+document.documentElement.dataset.ready = "true";

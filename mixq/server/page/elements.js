@@ -1,0 +1,50 @@
+// Elements without markup: every text on the page goes through textContent, so that nothing a model, a file or a server
+// says is ever read as HTML.
+
+/** Return a new element; `properties` are set as properties, those with a dash or "role" as attributes. */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children);
+  return made;
+}
+
+/** Return a button that calls `act`. */
+export function button(label, act, properties = {}) {
+  const made = element("button", { type: "button", textContent: label, ...properties });
+  made.addEventListener("click", act);
+  return made;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Copy a text, and say on the button that it is done. */
+export async function copyText(text, from) {
+  const done = await copied(text, from);
+  const label = from.textContent;
+  if (from.dataset.busy) return;
+  from.dataset.busy = "1";
+  from.textContent = done ? "Copied" : "Not copied";
+  setTimeout(() => { from.textContent = label; delete from.dataset.busy; }, 1500);
+}
+
+async function copied(text, from) {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error; // refused: try the old way
+    }
+  }
+  const field = element("textarea", { value: text, className: "unseen", "aria-hidden": "true" });
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy"); // browsers give the clipboard to https and localhost alone
+  field.remove();
+  from.focus();
+  return done;
+}
