@@ -121,7 +121,7 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
     if not raw and not model.is_chat:
         if system:
             raise PromptError("A base model has no place for a system text.", hint="Put it into the prompt.")
-        output.note(f"A base model completes the text: {model.template.why}.")
+        output.note(f"No chat format: {model.template.why}. The model goes on from the text.")
         raw = True
     messages = [Message("system", system)] if system else []
     with first_interrupt_cancels() as cancel:

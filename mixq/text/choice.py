@@ -74,7 +74,7 @@ def choose_template(
         return guess or BaseModel("it has no chat template, no tokens of one, and no name of a chat model")
     if guess is None:
         llama = (raw_config or {}).get("model_type") == "llama"
-        guess = Llama2("it is a Llama") if llama else _mistral(tokenizer, "nothing else is known")
+        guess = Llama2("it is a Llama") if llama else _mistral(tokenizer, "it is Mixtral's own")
     return replace(
         guess,
         note=f"The chat template in {config.template_file} is of a kind that mixq does not know. Prompts are written "

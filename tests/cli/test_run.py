@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,3 +127,18 @@ def test_terminal_shows_control_sequences_instead_of_obeying(
 def test_file_or_pipe_gets_the_exact_text(capsys: pytest.CaptureFixture[str]) -> None:
     output.model_text(HOSTILE)
     assert capsys.readouterr().out == HOSTILE
+
+
+def test_a_base_model_goes_on_from_the_text(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    (base / "tokenizer_config.json").unlink()
+    outcome = cli("run", base, "-p", "Once", "--temperature", 0, "--max-tokens", 3)
+    raw = cli("run", tiny, "-p", "Once", "--raw", "--temperature", 0, "--max-tokens", 3)
+    assert (outcome.code, outcome.out) == (0, raw.out)
+    assert "No chat format: it has no chat template" in outcome.err
+    assert cli("run", base, "-p", "Once", "--system", "Be brief.").code == 2
+    forced = cli("run", base, "-p", "Once", "--template", "mistral-v1", "--temperature", 0, "--max-tokens", 3)
+    assert forced.out == cli("run", tiny, "-p", "Once", "--temperature", 0, "--max-tokens", 3).out
+    refused = cli("run", base, "-p", "Once", "--template", "mistral-v4")
+    assert (refused.code, "Did you mean 'mistral-v" in refused.err) == (2, True)

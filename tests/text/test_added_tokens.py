@@ -128,7 +128,7 @@ def test_what_the_files_say(tmp_path: Path) -> None:
     config = TokenizerConfig.read(
         write(
             tmp_path,
-            added_tokens={"<|im_end|>": 32000, "<pad>": 32001, "word": 32002},
+            added_tokens={"<|im_end|>": 32000, "<pad>": 32001, "word": 32002, "<|im_start|>": 32003},
             special_tokens_map={"pad_token": {"content": "<pad>"}, "eos_token": "</s>"},
             tokenizer_config={
                 "eos_token": {"content": "<|im_end|>"},
@@ -139,9 +139,10 @@ def test_what_the_files_say(tmp_path: Path) -> None:
         )
     )
     assert config.added == {
-        32000: AddedToken("<|im_end|>", True),  # its file does not say so, but a turn's mark is no text
+        32000: AddedToken("<|im_end|>", True),
         32001: AddedToken("<pad>", True),
         32002: AddedToken("words", False),
+        32003: AddedToken("<|im_start|>", True),  # no file says so, but a turn's mark is no text
     }
     assert (config.bos_token, config.eos_token, config.legacy, config.add_bos) == (None, "<|im_end|>", False, False)
     assert TokenizerConfig.read(tmp_path / "none") == TokenizerConfig()
