@@ -1,4 +1,4 @@
-"""`mixq eval`: measure a model. So far: perplexity, and the distance from a reference."""
+"""`mixq eval ppl`: perplexity on a text, and the distance from a reference."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mixq.suite.reading import NOT, RIGHT, Verdict, denied, main_clause, plain, 
 
 _HOURS = re.compile(r"(\d+(?:[.,]\d+)?)[ -]*(hours?|hrs?|h|heures?|stunden?|std|horas?|or[ae]|min\w*)\b")
 _IN_TURN = re.compile(
-    r"at a time|batch|rounds?\b|one after|one by one|in groups?|sequen|limited|not enough"
+    r"at a time|batch|rounds?\b|\b1 (?:after|by)\b|in groups?|sequen|limited|not enough"
     r"|only (?:has |have )?(?:room|space)"
     r"|a la fois|l'une apres|par lots?|fournees?|par groupes?|manque|pas assez|limite"
     r"|nacheinander|jeweils|in gruppen|portion|durchg[ao]ng|nicht genug|begrenzt|zu wenig"
