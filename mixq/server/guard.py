@@ -8,6 +8,7 @@ It checks in this order: Host (DNS rebinding), Origin (pages of other sites), th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -26,6 +27,12 @@ from mixq.server.replies import error_reply
 MAX_BODY = 1 << 20
 BODY_SECONDS = 30.0
 """For the whole body: a megabyte at 35 kB/s."""
+
+DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
+"""What is read and thrown away of a body that is too large: a client that is still sending does not read its refusal."""
+
+MAX_HEAD = 16 << 10
+"""Bytes of all headers; what comes in one piece passes the protocol's own limit."""
 
 OPEN_PATHS = re.compile(r"/|/health|/page/[^/]*|/favicon\.ico")
 """What needs no key: the page, which asks for it, and whether the server lives."""
@@ -78,6 +85,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
+            _check_size(headers)
             self._check_host(headers)
             origin = self._checked_origin(headers)
         except RequestError as error:
@@ -92,8 +100,8 @@ class Guard:
             self._check_key(scope["path"], headers)
             scope[BODY] = await asyncio.wait_for(_whole_body(headers, receive), self._settings.body_seconds)
         except TimeoutError:
-            error = RequestError(408, f"The body did not arrive within {self._settings.body_seconds:g} seconds.")
-            await error_reply(error, scope["path"], close=True)(scope, receive, send)
+            late = RequestError(408, f"The body did not arrive within {self._settings.body_seconds:g} seconds.")
+            await error_reply(late, scope["path"], close=True)(scope, receive, send)
         except RequestError as error:
             await error_reply(error, scope["path"], close=error.status == 413)(scope, receive, send)
         except _HungUp:
@@ -178,8 +186,10 @@ def _digest(key: bytes) -> bytes:
 
 
 async def _whole_body(headers: Headers, receive: Receive) -> bytes:
-    declared = headers.get("content-length", "0")
-    if int(declared) > MAX_BODY:  # the protocol has checked that it is digits
+    declared = int(headers.get("content-length", "0"))  # the protocol has checked that it is digits
+    if declared > MAX_BODY:
+        if declared <= DRAIN_BODY and "expect" not in headers:
+            await _drain(receive)
         raise _too_large()
     body = bytearray()
     more = True
@@ -189,9 +199,28 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
             raise _HungUp
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
+            body.clear()
+            await _drain(receive)
             raise _too_large()
         more = message.get("more_body", False)
     return bytes(body)
+
+
+async def _drain(receive: Receive) -> None:
+    """Throw away what a client is still sending, as long as it keeps coming, and not for ever."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while size < DRAIN_BODY:
+                message = await asyncio.wait_for(receive(), DRAIN_PAUSE)
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
+def _check_size(headers: Headers) -> None:
+    if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEAD:
+        raise RequestError(431, f"The headers are larger than {MAX_HEAD} bytes.", code="headers_too_large")
 
 
 def _too_large() -> RequestError:

@@ -112,7 +112,8 @@ def _content(value: Any, where: str) -> str:
 
 
 def _max_tokens(values: Mapping[str, Any]) -> int | None:
-    old, new = values["max_tokens"], values["max_completion_tokens"]
+    old: int | None = values["max_tokens"]
+    new: int | None = values["max_completion_tokens"]
     if None not in (old, new) and old != new:
         raise bad_field("max_tokens", "max_tokens and max_completion_tokens are given, and differ; give one.")
     return new if new is not None else old

@@ -1,8 +1,8 @@
 """OpenAI's /v1/completions: texts or token ids that the model goes on from.
 
 Contract: prompts may be a text, a list of texts, ids, or a list of ids; each has `n` choices, index prompt * n + i.
-With `echo` the prompt stands in front of the text, and with `logprobs` its tokens are scored too, the first with null: what
-lm_eval's local-completions reads. Log probabilities are float32 of the model's own distribution, and the likeliest
+With `echo` the prompt stands in front of the text, and with `logprobs` its tokens are scored too, the first with null:
+what lm_eval's local-completions reads. Log probabilities are float32 of the model's own distribution, and the likeliest
 token's stands among the top ones with exactly the same bits.
 """
 

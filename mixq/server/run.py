@@ -69,10 +69,18 @@ def address_of(bound: socket.socket) -> str:
 
 def serve(app: ASGIApp, host: EngineHost, bound: socket.socket) -> None:
     """Serve until a signal comes."""
+    make_server(app, host).run(sockets=[bound])
+    if not host.close(ENGINE_SECONDS):  # a long pass is running; nobody waits for what it gives
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def make_server(app: ASGIApp, host: EngineHost, protocol: type[WatchedProtocol] = WatchedProtocol) -> Server:
+    """Return what runs the application; `should_exit` ends it."""
     logging.getLogger("uvicorn.error").addFilter(_without_the_expected)
     config = uvicorn.Config(
         app,
-        http=WatchedProtocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -84,11 +92,7 @@ def serve(app: ASGIApp, host: EngineHost, bound: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,
     )
-    server = Server(config, host)
-    server.run(sockets=[bound])
-    if not host.close(ENGINE_SECONDS):  # a long pass is running; nobody waits for what it gives
-        sys.stderr.flush()
-        os._exit(0)
+    return Server(config, host)
 
 
 class Server(uvicorn.Server):
@@ -105,7 +109,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Stop at the first signal, and end at the second; the way to stop a server is no failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
