@@ -37,7 +37,7 @@ function opened(conversation) {
   settings.showSystem(conversation.system);
   chat.open(conversation);
   closeDrawers();
-  if (!NARROW.matches) prompt.focus();
+  if (!NARROW.matches && !byId("key")) prompt.focus();
 }
 
 function systemChanged(text) {
@@ -55,11 +55,14 @@ async function look() {
   try {
     const found = await getStatus(signal);
     const before = status;
-    [status, trouble] = [found, null];
-    if (before?.is_chat !== found.is_chat && conversations.current) chat.draw();
-    heatMap.resize(found.layers, found.experts);
-    settings.showStatus(found);
-    showFacts(found);
+    status = found.path === null ? { ...before, ...stated(found) } : found; // while it loads, the former model's facts stand
+    trouble = null;
+    if (before?.is_chat !== status.is_chat && conversations.current && !chat.running) chat.draw();
+    if (status.layers) {
+      heatMap.resize(status.layers, status.experts);
+      showFacts(status);
+    }
+    settings.showStatus(status);
     if (chat.running) figures.hits(found.expert_hit_rate);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -70,6 +73,8 @@ async function look() {
   const wait = trouble ? WAIT.gone : status.loading ? WAIT.loading : chat.running ? WAIT.running : WAIT.idle;
   timer = setTimeout(look, wait);
 }
+
+const stated = (found) => Object.fromEntries(Object.entries(found).filter(([, value]) => value !== null));
 
 /** Look at the server now; `loading`: it has just been told to load. */
 function poke({ loading = false } = {}) {

@@ -52,8 +52,12 @@ export class Chat {
   }
 
   empty() {
-    const text = this.base ? "This is a base model: begin a text, and it goes on." : "Ask something. Nothing leaves this computer.";
-    return element("p", { className: "empty", textContent: location.hostname.match(/^(localhost|127\.|\[::1)/) || this.base ? text : "Ask something." });
+    const status = this.status();
+    const here = /^(localhost$|127\.|\[::1\])/.test(location.hostname) ? "Nothing leaves this computer." : "";
+    const shape = status?.experts ? `${status.experts_per_token} of ${status.experts} experts answer in each of ${status.layers} layers.` : "";
+    return element("div", { className: "empty" },
+      element("strong", { textContent: this.base ? "Begin a text, and it goes on." : "Ask something." }),
+      element("p", { textContent: [shape, here].filter(Boolean).join(" ") }));
   }
 
   /** Send a message; returns whether it was taken. */

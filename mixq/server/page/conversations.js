@@ -1,8 +1,10 @@
 // The list of conversations: choose, rename, delete (and undo), export, import.
 
-import { button, byId, element } from "./elements.js";
+import { button, byId, element, icon } from "./elements.js";
 import { ImportError, exported, imported, newConversation } from "./store.js";
 
+const PEN = "M3 13l.7-3L11 2.7a1 1 0 0 1 1.4 0l.9.9a1 1 0 0 1 0 1.4L6 12.3zM9.8 4l2.2 2.2";
+const BIN = "M3 4.5h10M6 4.5V3h4v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5M6.8 7v3.6M9.2 7v3.6";
 const titleOf = (conversation) => conversation.title || "New conversation";
 
 export class Conversations {
@@ -72,10 +74,11 @@ export class Conversations {
     const open = button(title, () => this.open(conversation), { className: "open", title });
     if (conversation === this.current) open.setAttribute("aria-current", "true");
     const row = element("li", {}, open);
-    row.append(
-      button("Rename", () => this.rename(conversation, row), { className: "quiet", "aria-label": `Rename ${title}` }),
-      button("Delete", () => this.remove(conversation), { className: "quiet", "aria-label": `Delete ${title}` }),
-    );
+    const rename = button("", () => this.rename(conversation, row), { className: "quiet", title: "Rename", "aria-label": `Rename ${title}` });
+    const remove = button("", () => this.remove(conversation), { className: "quiet", title: "Delete", "aria-label": `Delete ${title}` });
+    rename.append(icon(PEN));
+    remove.append(icon(BIN));
+    row.append(rename, remove);
     return row;
   }
 

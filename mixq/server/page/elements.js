@@ -19,6 +19,15 @@ export function button(label, act, properties = {}) {
   return made;
 }
 
+/** Return a small line drawing; what it means must be said by the button around it. */
+export function icon(path) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [name, value] of Object.entries({ viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" })) made.setAttribute(name, value);
+  made.append(document.createElementNS("http://www.w3.org/2000/svg", "path"));
+  made.firstChild.setAttribute("d", path);
+  return made;
+}
+
 export const byId = (id) => document.getElementById(id);
 
 /** Copy a text, and say on the button that it is done. */

@@ -78,7 +78,7 @@ export class Settings {
   /** Show the split that the server says it has. */
   showStatus(status) {
     const slider = byId("vram");
-    const some = status.vram_total !== null;
+    const some = Boolean(status.vram_total);
     byId("max_tokens").placeholder = status.is_chat ? FIELDS.max_tokens.empty : String(BASE_TOKENS);
     slider.disabled = !some || status.loading;
     byId("reload").disabled = !some || status.loading || !this.moved;
@@ -87,9 +87,10 @@ export class Settings {
       slider.max = 1;
       slider.value = 0;
       byId("vram-value").textContent = "none";
-      byId("vram-note").textContent = "No accelerator here: the whole model runs on the CPU.";
+      byId("vram-note").textContent = status.loading ? "The model is being loaded." : "No accelerator here: the whole model runs on the CPU.";
       return;
     }
+    slider.min = STEP;
     slider.max = Math.floor(status.vram_total / STEP) * STEP;
     slider.step = STEP;
     if (!this.moved) slider.value = status.vram ?? status.vram_total;

@@ -86,7 +86,7 @@ class FakeServer:
         self.replies: list[Reply] = []
         self.asked: list[dict[str, Any]] = []
         self.reloads: list[Any] = []
-        self.hung_up = 0
+        self.hung_up = threading.Event()
         self.key: str | None = None
         self.gone = False
         self.go = threading.Event()
@@ -171,7 +171,9 @@ class FakeServer:
         if reply.refuse is not None:
             status, error, headers = reply.refuse
             return JSONResponse({"error": error}, status, headers)
-        return StreamingResponse(self._events(reply, choice, bool(body["mixq"]["experts"])), media_type="text/event-stream")
+        return StreamingResponse(
+            self._events(reply, choice, bool(body["mixq"]["experts"])), media_type="text/event-stream"
+        )
 
     async def _events(self, reply: Reply, choice: Any, experts: bool) -> AsyncIterator[bytes]:
         def chunk(text: str, reason: str | None = None, **mixq: Any) -> bytes:
@@ -194,7 +196,7 @@ class FakeServer:
             yield chunk("", reply.reason, stats=STATS)
             yield b"data: [DONE]\n\n"
         except asyncio.CancelledError:
-            self.hung_up += 1
+            self.hung_up.set()
             raise
 
     async def _wait(self) -> None:
