@@ -81,7 +81,7 @@ def understand(line: str) -> Order | str | None:
         return line
     name = ALIASES.get(found[1].lower(), found[1].lower())
     if name not in (command.name for command in COMMANDS):
-        close = did_you_mean(name, [*(command.name for command in COMMANDS), *ALIASES])
+        close = did_you_mean(name, (command.name for command in COMMANDS))
         raise UsageError(
             f"There is no command {printable(found[1], 40)}.{close}",
             hint=f"/help lists them; to say this to the model, write /{printable(line.strip(), 40)}",

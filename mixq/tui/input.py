@@ -7,6 +7,7 @@ pasted text begin a new line in it. The prompt is drawn on the terminal, also wh
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import PromptSession
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import is_dumb_terminal
 
 from mixq.tui.commands import is_open
 from mixq.tui.completion import ChatCompleter
@@ -61,7 +63,8 @@ class LineInput:
         screen: Output | None = None,
     ) -> None:
         kept: History = PrivateHistory(history) if history is not None else InMemoryHistory()
-        self._output = screen or create_output(always_prefer_tty=True)
+        if screen is None and not is_dumb_terminal():  # prompt_toolkit does without drawing where it chooses itself
+            screen = create_output(always_prefer_tty=True)
         self.problem = kept.problem if isinstance(kept, PrivateHistory) else None
         self._toolbar = toolbar
         self._prompt: PromptSession[str] = PromptSession(
@@ -76,17 +79,17 @@ class LineInput:
             tempfile_suffix=".md",
             style=_STYLE,
             input=source,
-            output=self._output,
+            output=screen,
         )
 
     def read(self, default: str = "") -> str:
         """Return the next message or command; `default` stands at the prompt already."""
-        rows = self._output.get_size().rows
+        rows = shutil.get_terminal_size().lines
         self._prompt.reserve_space_for_menu = max(0, min(MENU_ROWS, rows - 4))
         return self._prompt.prompt([("class:prompt", "> ")], default=default)
 
     def _status(self) -> FormattedText:
-        return FormattedText([("class:bottom-toolbar", self._toolbar(self._output.get_size().columns - 1))])
+        return FormattedText([("class:bottom-toolbar", self._toolbar(shutil.get_terminal_size().columns - 1))])
 
 
 def _in_command() -> bool:

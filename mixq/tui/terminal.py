@@ -193,7 +193,7 @@ def _without_echo() -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     silent = [*before]
-    silent[3] &= ~termios.ECHO
+    silent[3] = (silent[3] & ~termios.ECHO) | termios.NOFLSH  # Ctrl-C takes nothing away of what was typed
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
     try:
         yield

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-DEADLINE = 60.0
+DEADLINE = 40.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +38,10 @@ class Tmux:
         self._call("set", "-g", "history-limit", "5000")
         self._call("set", "-g", "default-terminal", "tmux-256color")
         self._call("set", "-g", "window-size", "manual")
-        self._call("respawn-pane", "-k", "-c", str(ROOT), f"exec {shlex.join(words)}")
+        # tmux does not always notice the end of a process, so the shell writes it down.
+        self._ended = Path(tempfile.mkdtemp(prefix="mixq-tmux-")) / "code"
+        noted = f"{shlex.join(words)}; echo $? > {self._ended}.new; mv {self._ended}.new {self._ended}"
+        self._call("respawn-pane", "-k", "-c", str(ROOT), noted)
 
     def _call(self, *words: str) -> str:
         done = subprocess.run(["tmux", "-L", self._socket, *words], check=True, capture_output=True, text=True)
@@ -79,32 +84,37 @@ class Tmux:
         """Wait until the screen shows `pattern` so many times, and return the screen."""
         end = time.monotonic() + DEADLINE
         while True:
+            over = self._ended.exists() or time.monotonic() >= end
             screen = self.screen()
             if len(re.findall(pattern, screen, re.MULTILINE)) >= times:
                 return screen
-            assert time.monotonic() < end, f"{pattern!r} did not appear {times} times in\n{screen}"
+            assert not over, f"{pattern!r} did not appear {times} times in\n{screen}"
             time.sleep(0.05)
 
     def wait_for_prompt(self) -> str:
         """Wait until the last line above the status line is an empty prompt."""
         return self.wait_for(r"^> ?\s*$(?=\n*(.*\n?)?\Z)")
 
+    def title(self) -> str:
+        """Return what the program has made the window's title."""
+        return self._call("display-message", "-p", "#{pane_title}").strip()
+
     def pid(self) -> int:
-        """Return the process that runs in the window."""
-        return int(self._call("display-message", "-p", "#{pane_pid}"))
+        """Return the process of the command."""
+        shell = self._call("display-message", "-p", "#{pane_pid}").strip()
+        return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
 
     def exit_code(self) -> int:
         """Wait for the command's end."""
         end = time.monotonic() + DEADLINE
-        while not (
-            found := re.match(r"1 (\d+)", self._call("display-message", "-p", "#{pane_dead} #{pane_dead_status}"))
-        ):
+        while not self._ended.exists():
             assert time.monotonic() < end, f"the command goes on\n{self.screen()}"
             time.sleep(0.05)
-        return int(found[1])
+        return int(self._ended.read_text())
 
     def close(self) -> None:
         subprocess.run(["tmux", "-L", self._socket, "kill-server"], check=False, capture_output=True)
+        shutil.rmtree(self._ended.parent)
 
 
 def mixq(*arguments: str, columns: int = 80, rows: int = 24, environment: Mapping[str, str] | None = None) -> Tmux:
