@@ -128,7 +128,7 @@ class CausalLM:
 
     @property
     def _eos(self) -> int:
-        return self.model.folder.eos_token_ids[0]
+        return self.model.eos_token_ids[0]
 
     def _sampling(self, do_sample: bool | None, given: Mapping[str, Any]) -> dict[str, Any]:
         wished = dict(self.model.folder.generation_config)

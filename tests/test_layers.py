@@ -19,6 +19,7 @@ LAYERS = [
         "mixq",
         "mixq.answer",
         "mixq.batching",
+        "mixq.conversations",
         "mixq.engine",
         "mixq.evaluate",
         "mixq.events",

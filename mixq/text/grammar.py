@@ -138,7 +138,7 @@ class _Tokens:
 
 def _lark(spec: GrammarSpec) -> str:
     """Return the library's grammar of a document with perhaps a space before it."""
-    schema = {"type": "object"} if spec.schema is None else dict(spec.schema)
+    schema: dict[str, Any] = {"type": "object"} if spec.schema is None else dict(spec.schema)
     schema.pop("x-guidance", None)
     schema["x-guidance"] = {"whitespace_pattern": BLANKS}
     try:

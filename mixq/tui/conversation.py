@@ -196,7 +196,7 @@ class Conversation:
         for message in messages:
             begins_line = message.role == "user" and text and not text.endswith("\n")
             text += ("\n" if begins_line else "") + message.content
-        return [tokenizer.bos_id, *tokenizer.encode(text)]
+        return [*tokenizer.begin_ids, *tokenizer.encode(text)]
 
     def _beginning(self) -> list[int]:
         """Return the ids that the prompt begins with whatever is said next."""
