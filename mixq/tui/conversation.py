@@ -32,7 +32,7 @@ class ChatSession(Protocol):
 class TextTokenizer(Protocol):
     """What a conversation needs of a tokenizer."""
 
-    bos_id: int
+    begin_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]: ...
 
