@@ -74,7 +74,7 @@ class BatcherState:
         busy_positions: positions of KV caches in which answers are running.
         prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
         finished: how many requests ended for which reason, "failed" among them.
-        decode_tokens_per_second: of the last seconds, all answers together; 0 where nothing was generated.
+        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 where there was none.
         expert_hit_rate: since the model was loaded; None where there is no cache of experts.
         broken: why the thread has ended, None while it runs.
     """
@@ -155,7 +155,7 @@ class Batcher:
         self._closing: str | None = None
         self._broken: str | None = None
         self._totals = _Totals()
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[tuple[float, int, float]] = deque()  # when passes ended, their tokens and seconds
         self._turns = 0
         self._thread = threading.Thread(target=self._run, name="mixq-engine", daemon=True)
         self._thread.start()
@@ -189,6 +189,7 @@ class Batcher:
         offload = self.model.placement.offload
         with self._changed:
             since = time.perf_counter() - RATE_SECONDS
+            recent = [(tokens, seconds) for at, tokens, seconds in self._recent if at >= since]
             totals = self._totals
             return BatcherState(
                 queued=len(self._waiting),
@@ -199,7 +200,7 @@ class Batcher:
                 cached_tokens=totals.cached_tokens,
                 decode_tokens=totals.decode_tokens,
                 finished=dict(totals.finished),
-                decode_tokens_per_second=sum(n for at, n in self._recent if at >= since) / RATE_SECONDS,
+                decode_tokens_per_second=sum(n for n, _ in recent) / max(sum(s for _, s in recent), 1e-9),
                 expert_hit_rate=offload.counters.hit_rate if offload is not None else None,
                 broken=self._broken,
             )
@@ -293,6 +294,7 @@ class Batcher:
         answers = [item for item in self._running if item.decodes]
         if not answers:
             return
+        begun = time.perf_counter()
         try:
             self._pass(answers)
         except MixqError as error:  # the pass itself: it was everybody's
@@ -300,7 +302,7 @@ class Batcher:
                 self._fail(item, error)
         with self._changed:
             now = time.perf_counter()
-            self._recent.append((now, len(answers)))
+            self._recent.append((now, len(answers), now - begun))
             while self._recent[0][0] < now - RATE_SECONDS:
                 self._recent.popleft()
 

@@ -90,7 +90,7 @@ class EchoModel:
         self.template = SimpleNamespace(name="mistral-v1" if self.is_chat else "none", why="it says\x1b[31m so")
         self.folder = SimpleNamespace(path=Path(f"/models/{self.name}"), nbytes=1000)
         self.placement = SimpleNamespace(device="cpu")
-        self.tokenizer = SimpleNamespace(bos_id=1, encode=lambda text: list(text.encode()))
+        self.tokenizer = SimpleNamespace(begin_ids=(1,), encode=lambda text: list(text.encode()))
         self.context = CONTEXT
         self.threads = 1
 
