@@ -84,7 +84,8 @@ export async function imported(file) {
 }
 
 function rebuilt(data, where) {
-  const made = newConversation(text(data?.system ?? "", `${where}: system`));
+  if (typeof data !== "object" || data === null) throw new ImportError(`${where} is none.`);
+  const made = newConversation(text(data.system ?? "", `${where}: system`));
   made.title = text(data.title ?? "", `${where}: title`).slice(0, MOST.title);
   if (!Array.isArray(data.messages) || data.messages.length > MOST.messages) throw new ImportError(`${where} has no list of messages.`);
   made.messages = data.messages.map((message, i) => {

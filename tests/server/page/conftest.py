@@ -90,7 +90,11 @@ def page(browser: Browser, fake: FakeServer) -> Iterator[Page]:
 
 def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """Open the page in a profile of its own, and check at the end that nothing happened that must not."""
-    with browser.new_context(viewport=WIDE, **options) if "viewport" not in options else browser.new_context(**options) as context:
+    with (
+        browser.new_context(viewport=WIDE, **options)
+        if "viewport" not in options
+        else browser.new_context(**options) as context
+    ):
         page = context.new_page()
         watch = Watch(page, url)
         open_page(page, url)
@@ -115,3 +119,9 @@ def ended(page: Page) -> None:
     """Wait until no reply is running."""
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
+
+
+@pytest.fixture(scope="session")
+def blank(browser: Browser, listening: FakeServer) -> Iterator[Page]:
+    """A page for tests of single modules."""
+    yield from watched(browser, listening.url)

@@ -31,7 +31,9 @@ def test_figures_are_the_engines_own_at_the_end(page: Page, fake: FakeServer) ->
     ended(page)
     for name, value in (("speed", "20.0"), ("first", "250 ms"), ("hits", "75 %"), ("used", "512 / 2,048")):
         expect(page.locator(f"#{name}")).to_have_text(value)
-    expect(page.locator(".assistant .figures")).to_have_text("40 tokens · 20.0 tokens/s · first after 250 ms · 75 % hits")
+    expect(page.locator(".assistant .figures")).to_have_text(
+        "40 tokens · 20.0 tokens/s · first after 250 ms · 75 % hits"
+    )
     expect(page.locator("#context")).to_have_text("25 % of the context used")
 
 
@@ -154,7 +156,10 @@ def test_the_heat_map_lights_up_and_says_what_it_shows(page: Page, fake: FakeSer
     assert lit != dark
     fake.go.set()
     ended(page)
-    expect(canvas).to_have_attribute("aria-label", "Heat map of 4 layers and 8 experts over 3 tokens; busiest is expert 1 of layer 0, with 67 % of the tokens")
+    expect(canvas).to_have_attribute(
+        "aria-label",
+        "Heat map of 4 layers and 8 experts over 3 tokens; busiest is expert 1 of layer 0, with 67 % of the tokens",
+    )
     page.get_by_text("As a table").click()
     table = page.get_by_role("table", name="Share of 3 tokens")
     expect(table.get_by_role("row")).to_have_count(1 + LAYERS)
@@ -204,7 +209,11 @@ def test_another_conversation_can_be_read_while_a_reply_comes(page: Page, fake: 
 
 
 QUEUE_FULL = (503, {"message": "16 requests are waiting.", "code": "queue_full"}, {"Retry-After": "3"})
-TOO_LONG = (400, {"message": "The prompt has 9000 tokens; the context has 2048.", "code": "context_length_exceeded"}, {})
+TOO_LONG = (
+    400,
+    {"message": "The prompt has 9000 tokens; the context has 2048.", "code": "context_length_exceeded"},
+    {},
+)
 
 
 def test_a_full_queue_says_when_to_try_again(page: Page, fake: FakeServer) -> None:
