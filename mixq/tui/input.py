@@ -7,7 +7,6 @@ pasted text begin a new line in it. The prompt is drawn on the terminal, also wh
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 from mixq.tui.commands import is_open
 from mixq.tui.completion import ChatCompleter
 from mixq.tui.history import PrivateHistory
+from mixq.tui.terminal import window_size
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
@@ -84,12 +84,12 @@ class LineInput:
 
     def read(self, default: str = "") -> str:
         """Return the next message or command; `default` stands at the prompt already."""
-        rows = shutil.get_terminal_size().lines
+        _, rows = window_size()
         self._prompt.reserve_space_for_menu = max(0, min(MENU_ROWS, rows - 4))
         return self._prompt.prompt([("class:prompt", "> ")], default=default)
 
     def _status(self) -> FormattedText:
-        return FormattedText([("class:bottom-toolbar", self._toolbar(shutil.get_terminal_size().columns - 1))])
+        return FormattedText([("class:bottom-toolbar", self._toolbar(window_size()[0] - 1))])
 
 
 def _in_command() -> bool:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
 
 Size = tuple[int, int]
 """Columns and rows."""
+
+SETTLE_SECONDS = 0.3
+"""A window that is dragged is ahead of the size that we are told: tmux tells it at most every quarter of a second."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _BEGIN = "\x1b[?2026h"  # synchronized update: terminals that know it show the frame at once, others ignore it
@@ -31,18 +35,25 @@ class LiveRegion:
     Args:
         write: sends text to the terminal, at once.
         size: asks for the terminal's columns and rows.
+        wait: sleeps for so many seconds.
     """
 
-    def __init__(self, write: Callable[[str], None], size: Callable[[], Size]) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        size: Callable[[], Size],
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._write = write
         self._size = size
+        self._wait = wait
         self._lines: list[str] = []  # as they stand on the screen
         self._columns = 0
         self._hidden = False
 
     def update(self, finished: Sequence[str], live: Sequence[str]) -> None:
         """Print `finished`, and draw `live` below in place of what was live."""
-        columns, rows = self._size()
+        columns, rows = self._settled_size()
         live = list(live)[-max(rows - 1, 1) :]
         if not (finished or live or self._lines):
             return
@@ -50,7 +61,9 @@ class LiveRegion:
         frame = [_BEGIN, "" if self._hidden else _HIDE]
         old = self._lines
         if old and columns != self._columns:
-            frame.append(_up(_rows_after_resize(old, columns, rows) - 1) + "\r\x1b[J")
+            taken = _rows_after_resize(old, columns, rows)
+            # Row by row: tmux puts into its history what is erased as a whole screen.
+            frame += [_up(taken - 1), "\r", "\x1b[1B".join(["\x1b[2K"] * taken), _up(taken - 1)]
             old = []
         frame.append(self._draw(old, lines, len(finished)))
         self._lines = live
@@ -64,6 +77,17 @@ class LiveRegion:
         if self._hidden:
             self._hidden = False
             self._write(_SHOW)
+
+    def _settled_size(self) -> Size:
+        """Return the window's size, once it stays as it is."""
+        size = self._size()
+        while self._lines and size[0] != self._columns:
+            self._wait(SETTLE_SECONDS)
+            now = self._size()
+            if now == size:
+                break
+            size = now
+        return size
 
     @staticmethod
     def _draw(old: Sequence[str], new: Sequence[str], finished: int) -> str:

@@ -7,9 +7,9 @@ ending the program. Nothing here needs POSIX.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -85,8 +85,7 @@ class Terminal:
 
     def size(self) -> Size:
         """Return columns and rows, as they are now."""
-        columns, rows = shutil.get_terminal_size()
-        return max(columns, 2), max(rows, 2)
+        return window_size()
 
     def stream(self, *, markdown: bool) -> ReplyStream:
         """Return where the next reply goes."""
@@ -132,6 +131,16 @@ class Terminal:
                 yield cancel
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def window_size() -> Size:
+    """Return columns and rows of the window as it is now; $COLUMNS may be from before it was resized."""
+    for descriptor in (1, 2, 0):
+        with contextlib.suppress(OSError, ValueError):
+            columns, rows = os.get_terminal_size(descriptor)
+            if columns and rows:
+                return max(columns, 2), max(rows, 2)
+    return 80, 24
 
 
 def progress_line(label: str, done: int, total: int, width: int, *, unicode: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""`mixq chat` at a real terminal: a pseudo-terminal, its line editing and its Ctrl-C."""
+"""`mixq run` at a pseudo-terminal, and its Ctrl-C. The chat at a terminal: tests/tui."""
 
 from __future__ import annotations
 
@@ -57,22 +57,6 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from mixq.cli.main import main
 main(sys.argv[1:])
 """
-
-
-def test_chat_stops_a_reply_and_goes_on(quantized: Path) -> None:
-    terminal = Terminal("chat", str(quantized), "--seed", "3", "--temperature", "1")
-    terminal.wait_for("/help for commands")
-    terminal.wait_for("> ")
-    terminal.type("Hello\n")
-    terminal.wait_for("Hello\r?\n.{20}")
-    terminal.type("\x03")
-    terminal.wait_for(r"\[stopped\]")
-    terminal.wait_for("> ")
-    terminal.type("/stats\n")
-    terminal.wait_for(r"last reply:\s+.* context")
-    terminal.wait_for("> ")
-    terminal.type("\x04")
-    assert terminal.close() == 0
 
 
 def test_second_interrupt_ends_the_program_with_130(quantized: Path) -> None:

@@ -25,9 +25,11 @@ class Screen:
         self.wraps = True
         self.cursor_shown = True
         self.written = 0
+        self.sizes: list[tuple[int, int]] = []
 
     def size(self) -> tuple[int, int]:
-        return self.columns, self.height
+        """Return columns and rows; before that, one after the other, what `sizes` says."""
+        return self.sizes.pop(0) if self.sizes else (self.columns, self.height)
 
     def write(self, text: str) -> None:
         position = 0
@@ -53,6 +55,8 @@ class Screen:
                 self.cursor_shown = command == "h"
         elif command == "A":
             self.row = max(0, self.row - int(arguments or 1))
+        elif command == "B":
+            self.row = min(self.height - 1, self.row + int(arguments or 1))
         elif command == "J":
             assert not arguments
             self.rows[self.row] = self.rows[self.row][: self.column]

@@ -67,7 +67,7 @@ class Reply:
     def __init__(self, columns: int = 80, rows: int = 24, *, colour: bool = True) -> None:
         self.screen = Screen(columns, rows)
         self.seconds = 0.0
-        region = LiveRegion(self.screen.write, self.screen.size)
+        region = LiveRegion(self.screen.write, self.screen.size, lambda _seconds: None)
         self.stream = MarkdownStream(region, Renderer(console(colour)), self.screen.size, lambda: self.seconds)
 
     def push(self, *pieces: str) -> None:
@@ -241,6 +241,7 @@ def test_window_made_narrower_while_a_block_is_open() -> None:
     reply = Reply(40, 10)
     reply.push("done before\n\nThese words fill a line of the window and more of it")
     reply.screen.reflow(20)
+    reply.screen.sizes = [(30, 10)]  # what the window was in between
     reply.push(" indeed.")
     reply.finish()
     assert reply.screen.lines == [
