@@ -29,7 +29,7 @@ BODY_SECONDS = 30.0
 """For the whole body: a megabyte at 35 kB/s."""
 
 DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
-"""What is read and thrown away of a body that is too large: a client that is still sending does not read its refusal."""
+"""What is read and thrown away of a body that is too large: a client that still sends does not read its refusal."""
 
 MAX_HEAD = 16 << 10
 """Bytes of all headers; what comes in one piece passes the protocol's own limit."""

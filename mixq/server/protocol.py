@@ -41,6 +41,7 @@ class WatchedProtocol(H11Protocol):
 
     head_seconds = HEAD_SECONDS
     write_seconds = WRITE_SECONDS
+    watch_seconds = WATCH_SECONDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +58,7 @@ class WatchedProtocol(H11Protocol):
             transport.abort()
             return
         self._head_since = self.loop.time()
-        self._watch = self.loop.call_later(WATCH_SECONDS, self._look)
+        self._watch = self.loop.call_later(self.watch_seconds, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the watch with the connection."""
@@ -66,7 +67,7 @@ class WatchedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        self._watch = self.loop.call_later(WATCH_SECONDS, self._look)
+        self._watch = self.loop.call_later(self.watch_seconds, self._look)
         now = self.loop.time()
         if self._waits_for_a_head():
             self._head_since = self._head_since or now
@@ -84,7 +85,7 @@ class WatchedProtocol(H11Protocol):
 
     def _waits_for_a_head(self) -> bool:
         """Return whether there is no request, or only the beginning of one; an idle client has its own time-out."""
-        idle = self.timeout_keep_alive_task is not None
+        idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
         return not idle and self.conn.their_state is h11.IDLE
 
     def handle_websocket_upgrade(self, event: Any) -> None:

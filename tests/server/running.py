@@ -114,7 +114,8 @@ class Running:
         client = socket.create_connection(("127.0.0.1", self.port), SECONDS)
         body = json.dumps(document).encode()
         client.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         return client
 
@@ -138,12 +139,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def read_reply(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Read a reply to the end of the connection."""
+def rest(client: socket.socket) -> bytes:
+    """Read what is left of a connection."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while chunk := client.recv(1 << 16):
             data += chunk
+    return data
+
+
+def read_reply(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read a reply to the end of the connection."""
+    data = rest(client)
     if not data:
         return 0, {}, b""
     head, _, body = data.partition(b"\r\n\r\n")
