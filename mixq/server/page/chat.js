@@ -174,7 +174,10 @@ export class Chat {
     this.figures.close();
     this.heatMap.finish();
     if (!message.figures && this.figures.tokens) message.figures = { tokens: this.figures.tokens };
-    if (!message.content) conversation.messages.pop();
+    if (!message.content) {
+      conversation.messages.pop();
+      this.figures.show(null);
+    }
     const stopped = message.end === "stopped" && !message.content;
     if (stopped) failure = new ApiError(499, { message: "It was stopped before the first token.", code: "stopped" });
     if (failure) this.problems.set(conversation, failure);

@@ -83,7 +83,8 @@ function startsBlock(lines, at) {
 function paragraph(lines, at) {
   let end = at + 1;
   while (end < lines.length && !blank(lines[end]) && !startsBlock(lines, end)) end += 1;
-  const text = lines.slice(at, end).map((line) => line.trimStart()).join("\n").trimEnd();
+  const shown = lines.slice(at, end).map((line, i) => (i ? "\u00a0".repeat(indent(line)) : "") + line.trimStart()); // code without a fence
+  const text = shown.join("\n").trimEnd();
   return [end, () => element("p", {}, ...inline(text))];
 }
 

@@ -18,7 +18,7 @@ export const BASE_TOKENS = 256; // a base model seldom ends by itself
 
 export class SettingsError extends Error {}
 
-export const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;
+export const gigabytes = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 export class Settings {
   /** `systemChanged` gets the system prompt of the open conversation; `poke` looks at the server again. */
@@ -95,8 +95,9 @@ export class Settings {
     slider.step = STEP;
     if (!this.moved) slider.value = status.vram ?? status.vram_total;
     this.total = status.vram_total;
+    this.split = status.vram ?? status.vram_total; // finer than the slider's steps
     if (this.asked !== null && !status.loading) {
-      const got = status.vram ?? status.vram_total;
+      const got = this.split;
       this.said = Math.abs(got - this.asked) < STEP ? `Loaded with ${gigabytes(got)}.` : `The former split is back, ${gigabytes(got)}. ${status.notes.at(-1) ?? ""}`;
       this.asked = null;
       this.moved = false;
@@ -109,7 +110,7 @@ export class Settings {
 
   showVram() {
     const slider = byId("vram");
-    const chosen = gigabytes(Number(slider.value));
+    const chosen = gigabytes(this.moved ? Number(slider.value) : this.split);
     byId("vram-value").textContent = `${chosen} of ${gigabytes(this.total)}`;
     slider.setAttribute("aria-valuetext", chosen);
     byId("reload").disabled = !this.moved || slider.disabled;

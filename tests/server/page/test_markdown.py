@@ -70,6 +70,7 @@ CASES = [
     ("**open", "<p>**open</p>"),
     ("`` a`b ``", "<p><code>a`b</code></p>"),
     ("one\ntwo", "<p>one<br>two</p>"),
+    ("def f():\n  return", "<p>def f():<br>&nbsp;&nbsp;return</p>"),
     ("- a\n- b\n  - c", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul>"),
     ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
     ("1. a\n\n   b\n2. c", "<ol><li><p>a</p><p>b</p></li><li><p>c</p></li></ol>"),
