@@ -124,7 +124,9 @@ def encode_chat(model: Model, messages: Sequence[Mapping[str, str]], name: str) 
 
     Raises:
         RequestError: a base model, or messages in an order that the chat format does not have.
+        UsageError: a model without a tokenizer.
     """
+    tokenizer_of(model)
     if not model.is_chat:
         raise RequestError(
             400,

@@ -113,10 +113,8 @@ class Running:
         """Send a request and return the open connection."""
         client = socket.create_connection(("127.0.0.1", self.port), SECONDS)
         body = json.dumps(document).encode()
-        client.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
         return client
 
     def state(self) -> Any:
