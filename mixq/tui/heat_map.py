@@ -16,7 +16,7 @@ from rich.text import Text
 
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
-_COLOURS = ("#26354d", "#2f5d8a", "#2f8f8f", "#7fb04a", "#d9b13b", "#e8743b")
+_COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
 WRITTEN = 8
 """Cells from which on a share is written out."""
 

@@ -24,11 +24,13 @@ _ONLY_MARKERS = re.compile(r"[ \t]*(?:[-=*_+#>`~|:. \t]+|\d{1,9}[.)]?[ \t]*)")
 
 @lru_cache(maxsize=1)
 def parser() -> MarkdownIt:
-    """Return the parser of everything a model writes."""
+    """Return the parser of everything a model writes. Lines of a paragraph keep their indentation: it may be code."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 12})
-    return markdown.enable(["table", "strikethrough"]).disable(["reference", "html_block", "html_inline", "image"])
+    return markdown.enable(["table", "strikethrough"]).disable(
+        ["reference", "html_block", "html_inline", "image", "newline"]
+    )
 
 
 @lru_cache(maxsize=1)

@@ -193,6 +193,12 @@ def test_what_each_kind_of_block_looks_like() -> None:
     ]
 
 
+def test_lines_of_a_paragraph_keep_their_indentation() -> None:
+    code = "def f(n):\n    if n:\n        return *n*\n    return 0"
+    assert show([code]).lines == code.replace("*", "").split("\n")
+    assert show(["- a\n    b\n  c"]).lines == [" • a", "     b", "   c"]
+
+
 def test_block_taller_than_the_screen_shows_its_end_and_reaches_the_scrollback_once() -> None:
     reply = Reply(40, 8)
     reply.push("```\n", *(f"line {n}\n" for n in range(40)))

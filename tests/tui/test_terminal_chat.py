@@ -113,6 +113,7 @@ def test_tab_completes_commands_and_names(chat: Open) -> None:
     window.wait_for("tokens in")
     window.say("/save my-trip")
     window.wait_for("Saved: ")
+    window.wait_for("^> ?$")
     window.type("/lo")
     window.wait_for("go on with a kept one")  # the menu
     window.press("Tab")
@@ -165,6 +166,7 @@ def test_sessions_come_back(chat: Open, tmp_path: Path) -> None:
     window.wait_for("tokens in")
     window.say(f"/save {tmp_path}/sums.json")
     window.wait_for("Saved: ")
+    window.wait_for("^> ?$")
     saved = json.loads((tmp_path / "sums.json").read_text())
     assert [message["content"] for message in saved["messages"]] == [EXPRESSION, WORKED]
     assert stat.S_IMODE((tmp_path / "sums.json").stat().st_mode) == 0o600
@@ -285,7 +287,7 @@ def test_model_is_changed_and_comes_back(chat: Open, demo: Path, tmp_path: Path)
     window.wait_for("going back to the one before")
     window.wait_for("^> ?$")
     window.say(EXPRESSION)
-    window.wait_for("tokens in", 2)
+    window.wait_for(rf"^{re.escape(WORKED)}$")
     window.say("/model nothere")
     window.wait_for("neither a folder nor a model")
 

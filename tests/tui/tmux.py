@@ -91,10 +91,6 @@ class Tmux:
             assert not over, f"{pattern!r} did not appear {times} times in\n{screen}"
             time.sleep(0.05)
 
-    def wait_for_prompt(self) -> str:
-        """Wait until the last line above the status line is an empty prompt."""
-        return self.wait_for(r"^> ?\s*$(?=\n*(.*\n?)?\Z)")
-
     def title(self) -> str:
         """Return what the program has made the window's title."""
         return self._call("display-message", "-p", "#{pane_title}").strip()
