@@ -20,7 +20,10 @@ from tests.server.page.conftest import CHROMIUM, WIDE, ended, open_page, send
 from tests.server.running import Gate, running
 
 BEFORE = ("Who was president of the United States in 1996?", "What is 25 - (4 * 2) + 3?")
-FIRST = ("Write a Python function that squares a number.", "Jane is faster than Joe. Joe is faster than Sam. Is Sam faster than Jane?")
+FIRST = (
+    "Write a Python function that squares a number.",
+    "Jane is faster than Joe. Joe is faster than Sam. Is Sam faster than Jane?",
+)
 LAST = "Tom is a 25 year old baker from Oslo. Give this as JSON."
 PASSES = 26
 COLOURS = 128

@@ -1,7 +1,7 @@
 """A server with the page and the interface it uses, whose model says what a test wants.
 
-`FakeServer` runs Starlette and uvicorn on a thread. A test sets what the next replies are (`say`, `hold`, `refuse`), and
-reads what was asked (`asked`). A held reply waits after its pieces until the test lets it go on: no test sleeps.
+`FakeServer` runs Starlette and uvicorn on a thread. A test sets what the next replies are (`say`), and reads what was
+asked (`asked`). A held reply waits after its pieces until the test lets it go on: no test sleeps.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ LONG = (
 
 def focused(page: Page) -> str:
     """Return the name or id of what has the focus."""
-    return page.evaluate(
-        "() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.id || e.textContent; }"
-    )
+    return page.locator(":focus").evaluate("e => e.getAttribute('aria-label') || e.id || e.textContent")
 
 
 def test_the_keyboard_alone(page: Page, fake: FakeServer) -> None:
@@ -68,8 +66,8 @@ def test_tab_goes_through_the_page_in_reading_order(page: Page, fake: FakeServer
         page.keyboard.press("Tab")
         order.append(focused(page))
     assert order == [
-        "Skip to the message field", "new", "one", "Rename one", "Delete one", "export", "import", "Messages", "Copy message",
-        "Edit message", "Copy message", "Regenerate", "prompt", "send", "As a table", "system", "temperature", "top_p",
+        "Skip to the message field", "new", "one", "Rename one", "Delete one", "export", "import", "Messages",
+        "Copy message", "Edit message", "Copy message", "Regenerate", "prompt", "send", "As a table", "system", "temperature", "top_p",
         "max_tokens", "seed", "vram",
     ]  # fmt: skip
 
@@ -147,19 +145,26 @@ def test_a_reply_is_read_out_once_it_is_whole(page: Page, fake: FakeServer) -> N
     expect(live).to_have_text("Half and whole.")
 
 
+NAMELESS = """
+all => all.filter(e => !(e.textContent.trim() || e.getAttribute("aria-label") || e.labels?.length))
+    .map(e => e.outerHTML)
+"""
+
+
 def test_all_controls_have_names(page: Page, fake: FakeServer) -> None:
     fake.say("```\ncode\n```")
     send(page, "one")
     ended(page)
-    nameless = "() => [...document.querySelectorAll('button, input, textarea, canvas, summary, progress')].filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).map(e => e.outerHTML)"
-    assert page.evaluate(nameless) == []
+    nameless = page.locator("button, input, textarea, canvas, summary, progress").evaluate_all(NAMELESS)
+    assert nameless == []
 
 
 CONTRAST = """
 names => names.map(([front, back]) => {
     const style = getComputedStyle(document.documentElement);
-    const light = name => style.getPropertyValue(name).trim().match(/\\w\\w/g).map(hex => parseInt(hex, 16) / 255)
-        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const channels = name => style.getPropertyValue(name).trim().match(/\\w\\w/g).map(h => parseInt(h, 16) / 255);
+    const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const light = name => channels(name).map(linear).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
     const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);
 })
@@ -169,8 +174,9 @@ names => names.map(([front, back]) => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(browser: Browser, fake: FakeServer, scheme: str) -> None:
     pairs = [
-        ("--ink", "--paper"), ("--soft", "--paper"), ("--soft", "--side"), ("--accent", "--paper"), ("--wrong", "--wrong-back"),
-        ("--on-accent", "--accent"), ("--keyword", "--side"), ("--string", "--side"), ("--number", "--side"), ("--comment", "--side"),
+        ("--ink", "--paper"), ("--soft", "--paper"), ("--soft", "--side"), ("--accent", "--paper"),
+        ("--wrong", "--wrong-back"), ("--on-accent", "--accent"), ("--keyword", "--side"), ("--string", "--side"),
+        ("--number", "--side"), ("--comment", "--side"),
     ]  # fmt: skip
     for page in watched(browser, fake.url, color_scheme=scheme):
         ratios = page.evaluate(CONTRAST, pairs)

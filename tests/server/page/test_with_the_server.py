@@ -61,9 +61,7 @@ def test_stop_frees_the_engine(browser: Browser) -> None:
 
 
 def test_another_split_on_a_simulated_accelerator(browser: Browser) -> None:
-    with running(
-        lambda options: mixq.load(device="sim", sequences=2, **{"vram": 60_000_000, **options})
-    ) as server:
+    with running(lambda options: mixq.load(device="sim", sequences=2, **{"vram": 60_000_000, **options})) as server:
         for page in watched(browser, server.url):
             slider = page.get_by_role("slider", name="GPU memory")
             expect(page.locator("#vram-value")).to_contain_text("60 MB of ")
