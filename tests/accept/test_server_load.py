@@ -116,8 +116,8 @@ def test_under_load(tmp_path: Path) -> None:
         "server",
         "The server under load",
         f"{CLIENTS} clients ask at once, seeded and without prefix reuse, {SEQUENCES} answers at a time and a queue of "
-        f"{QUEUE}: each gets the text of the same request alone, or 503 with Retry-After. Then clients hang up, half of "
-        "them streaming: what is still run for them, and what is left behind (nothing: no request, KV position, thread "
+        f"{QUEUE}: each gets the text of the same request alone, or 503 with Retry-After. Then clients hang up, half "
+        "of them streaming: what is still run for them, and what stays behind (nothing: no request, position, thread "
         "or open file). Then SIGTERM with 12 streams open. `make accept` measures it.",
         markdown(
             ["clients at once", "the serial text", "503", "another text"],
