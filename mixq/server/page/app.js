@@ -194,7 +194,7 @@ document.addEventListener("keydown", (event) => {
 });
 byId("show-sidebar").addEventListener("click", () => toggleDrawer("sidebar"));
 byId("show-panel").addEventListener("click", () => toggleDrawer("panel"));
-byId("scrim").addEventListener("click", closeDrawers);
+for (const each of [byId("scrim"), ...document.querySelectorAll(".close")]) each.addEventListener("click", closeDrawers);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 
 await look();

@@ -67,7 +67,8 @@ def test_tab_goes_through_the_page_in_reading_order(page: Page, fake: FakeServer
         order.append(focused(page))
     assert order == [
         "Skip to the message field", "new", "one", "Rename one", "Delete one", "export", "import", "Messages",
-        "Copy message", "Edit message", "Copy message", "Regenerate", "prompt", "send", "As a table", "system", "temperature", "top_p",
+        "Copy message", "Edit message", "Copy message", "Regenerate", "prompt", "send", "As a table", "system",
+        "temperature", "top_p",
         "max_tokens", "seed", "vram",
     ]  # fmt: skip
 
@@ -208,6 +209,9 @@ def test_a_phone_has_everything_in_drawers(phone: Page, fake: FakeServer) -> Non
     phone.keyboard.press("Escape")
     expect(phone.get_by_label("Temperature")).to_be_hidden()
     expect(opener).to_be_focused()
+    opener.click()
+    phone.get_by_role("button", name="Close").click()
+    expect(phone.get_by_label("Temperature")).to_be_hidden()
     phone.get_by_role("button", name="Conversations").click()
     phone.get_by_role("button", name="New", exact=True).click()
     expect(phone.get_by_role("button", name="New", exact=True)).to_be_hidden()
