@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import mixq
 from mixq import paths
 from mixq.cli.main import app
 from mixq.quantize import quantize
+from tests.server.running import running
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,13 +72,38 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_python_example_runs(mixq_home: Path, tmp_path: Path) -> None:
-    quantize(paths.demo_source(), paths.store() / "mixtral-nl4")
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    environment = {**os.environ, "MIXQ_HOME": str(mixq_home)}
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run_script(code: str, folder: Path, **environment: str) -> str:
+    """Run a script of the README; return what it prints."""
     ran = subprocess.run(
-        [sys.executable, "-c", code[1]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "20" in ran.stdout.split("\n")[0]
+    return ran.stdout
+
+
+def test_python_examples_run(mixq_home: Path, tmp_path: Path) -> None:
+    """All but those that need a server."""
+    quantize(paths.demo_source(), paths.store() / "mixtral-nl4")
+    said = [run_script(code, tmp_path, MIXQ_HOME=str(mixq_home)) for code in python_blocks() if "127.0.0.1" not in code]
+    assert len(said) == 2
+    assert any("= 20" in text for text in said)
+    assert any(text.startswith("Hello my name is") for text in said)
+
+
+def test_scripts_for_a_server_run(tmp_path: Path) -> None:
+    """Mistral's client, with the address changed: a chat, then the same streamed."""
+    [code] = [code for code in python_blocks() if "127.0.0.1" in code]
+    with running(mixq.load()) as server:
+        said = run_script(code.replace("http://127.0.0.1:8080", server.url), tmp_path)
+    first, second = said.rstrip().rsplit("\n", 1) if "\n" in said.rstrip() else ("", said)
+    assert first.strip()
+    assert second.strip()
