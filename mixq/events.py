@@ -21,8 +21,8 @@ class Stats:
     """Times and counts of one answer.
 
     `prompt_tokens` counts what was run, `cached_tokens` what the KV cache held already. Times are in seconds;
-    `time_to_first_token` counts from the call. `experts` says where experts were computed meanwhile, for all answers of a
-    batch together; None on the CPU alone.
+    `time_to_first_token` counts from the call. `experts` says where experts were computed meanwhile, for all answers of
+    a batch together; None on the CPU alone.
     """
 
     prompt_tokens: int
