@@ -14,19 +14,17 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import llguidance
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mixq.errors import MixqError, UsageError, printable
+
+if TYPE_CHECKING:
+    import llguidance
 
 BLANKS = r"[ \n]{1,60}"
 """What may stand between the parts of a document: room for the indentation of pretty-printed text."""
 
 MAX_SCHEMA_BYTES = 64 * 2**10
-
-# Work that a schema may cause; the library's own limits on the states of its parser and lexer hold besides.
-_LIMITS = llguidance.LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +51,21 @@ class GrammarCompiler:
         tokenizer: says which bytes a token stands for.
         vocab_size: tokens that may be drawn.
         eos_token_ids: tokens that end an answer.
+
+    Raises:
+        MixqError: the llguidance library is not installed.
     """
 
     def __init__(self, tokenizer: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        try:
+            import llguidance
+        except ImportError as error:
+            raise MixqError("JSON answers need the llguidance library.", hint="pip install llguidance") from error
+        # Work that a schema may cause; the library's own limits on the states of its parser and lexer hold besides.
+        self._limits = llguidance.LLParserLimits(
+            max_grammar_size=200_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000
+        )
+        self._matcher = llguidance.LLMatcher
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(tokenizer, vocab_size, eos_token_ids[0])),
             n_vocab=vocab_size,
@@ -68,7 +78,8 @@ class GrammarCompiler:
         Raises:
             UsageError: the schema is none, is too large, or uses what the library cannot follow.
         """
-        matcher = llguidance.LLMatcher(self._tokenizer, _lark(spec), log_level=0, limits=_LIMITS)
+        grammar = self._matcher.grammar_from_lark(_lark(spec))
+        matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             reason = printable(matcher.get_error().strip().splitlines()[0], 300)
             raise UsageError(f"The JSON schema cannot be followed: {reason}")
@@ -147,4 +158,4 @@ def _lark(spec: GrammarSpec) -> str:
         raise UsageError(f"The JSON schema is no JSON: {printable(error)}.") from error
     if len(text) > MAX_SCHEMA_BYTES:
         raise UsageError(f"The JSON schema has {len(text)} bytes; at most {MAX_SCHEMA_BYTES} are taken.")
-    return llguidance.LLMatcher.grammar_from_lark(f'start: LEADING? document\nLEADING: " "\ndocument: %json {text}\n')
+    return f'start: LEADING? document\nLEADING: " "\ndocument: %json {text}\n'
