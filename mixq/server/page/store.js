@@ -49,6 +49,7 @@ export class Store {
     return new Promise((resolve, reject) => {
       const transaction = this.database.transaction("conversations", mode);
       const asked = act(transaction.objectStore("conversations"));
+      transaction.commit(); // at once: a page that is closed now keeps it all the same
       transaction.oncomplete = () => resolve(asked.result);
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
     });
