@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,10 @@ import typer
 
 from mixq.cli import options, output
 from mixq.config import RuntimeOptions
-from mixq.errors import StorageError, UsageError, printable
+from mixq.errors import DoesNotFitError, StorageError, UsageError, printable
 
 if TYPE_CHECKING:
+    from mixq.engine import Model
     from mixq.server.engine_host import EngineHost
 
 DEFAULTS = RuntimeOptions()
@@ -108,10 +110,17 @@ def serve(
     from mixq.server.app import create_app
     from mixq.server.engine_host import EngineHost
 
+    def load(chosen: Mapping[str, Any]) -> Model:
+        try:
+            return load_model(model, chosen)
+        except DoesNotFitError as error:
+            hint = f"{error.hint or ''} Each of --sequences has a KV cache of its own: fewer need less."
+            raise DoesNotFitError(error.message, hint=hint.strip()) from error
+
     name = "demo" if model is None else Path(model).name or Path(model).resolve().name
     with run.bind(host, port) as bound:
         engine = EngineHost(
-            lambda chosen: load_model(model, chosen),
+            load,
             {option: value for option, value in runtime.items() if value is not None},
             name=name,
             aliases=alias or (),
