@@ -26,9 +26,8 @@ from mixq.engine import Model
 from mixq.errors import MixqError, QueueFull, UsageError
 from mixq.events import Done, Event, Failed, FinishReason, Notice, Stats, Token
 from mixq.model.attention import Chunk
-from mixq.sampling import SamplingParams
+from mixq.request import BatcherState, Request
 from mixq.session import common_prefix
-from mixq.text.grammar import GrammarSpec
 
 MAX_SEQUENCES = 8
 """Rows up to which a decode pass has the arithmetic of a single row; see DESIGN section 2."""
@@ -38,58 +37,6 @@ RATE_SECONDS = 5.0
 
 Deliver = Callable[[int, Event | Failed], None]
 """Takes the events of a request, given its index in `submit`; it must not block."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One answer that is asked for.
-
-    Attributes:
-        prompt_ids: the whole prompt.
-        params: how to choose and when to stop.
-        continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-        prompt_logprobs: how many of the likeliest to list for each token of the prompt; None for none of it. The prompt
-            is then run whole.
-        grammar: what the text must be.
-        reuse: take over what a kept conversation shares; without it an answer's bits do not depend on earlier ones.
-        experts: let tokens say which experts answered for them.
-    """
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    continues_text: bool = False
-    prompt_logprobs: int | None = None
-    grammar: GrammarSpec | None = None
-    reuse: bool = True
-    experts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BatcherState:
-    """What a batcher is doing and has done since it began.
-
-    Attributes:
-        queued, running: requests.
-        kept: conversations whose KV caches wait for their next turn.
-        busy_positions: positions of KV caches in which answers are running.
-        prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
-        finished: how many requests ended for which reason, "failed" among them.
-        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 where there was none.
-        expert_hit_rate: since the model was loaded; None where there is no cache of experts.
-        broken: why the thread has ended, None while it runs.
-    """
-
-    queued: int
-    running: int
-    kept: int
-    busy_positions: int
-    prompt_tokens: int
-    cached_tokens: int
-    decode_tokens: int
-    finished: dict[str, int]
-    decode_tokens_per_second: float
-    expert_hit_rate: float | None
-    broken: str | None
 
 
 @dataclass(slots=True, eq=False)

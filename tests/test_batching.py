@@ -14,9 +14,10 @@ import torch
 
 import mixq
 from mixq.answer import PREFILL_CHUNK
-from mixq.batching import Batcher, Request
+from mixq.batching import Batcher
 from mixq.errors import MixqError, ModelFileError, PromptTooLong, QueueFull, UsageError
 from mixq.events import Done, Event, Failed, PromptLogprobs, PromptProgress, Token
+from mixq.request import Request
 from mixq.sampling import SamplingParams
 from mixq.text.grammar import GrammarSpec
 from tests.checkpoints import write_tiny_mixtral

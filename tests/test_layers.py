@@ -26,6 +26,7 @@ LAYERS = [
         "mixq.generate",
         "mixq.generation_config",
         "mixq.placement",
+        "mixq.request",
         "mixq.sampling",
         "mixq.session",
         "mixq.diagnosis",

@@ -16,10 +16,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from mixq.batching import Batcher, BatcherState, Request
+from mixq.batching import Batcher
 from mixq.engine import Model
 from mixq.errors import MixqError, printable
 from mixq.generation_config import default_sampling
+from mixq.request import BatcherState, Request
 from mixq.server.errors import RequestError, shown
 from mixq.server.streams import Answers
 

@@ -14,10 +14,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.batching import Request
 from mixq.engine import Model
 from mixq.errors import PromptError, UsageError
 from mixq.events import Done, PromptProgress, Token
+from mixq.request import Request
 from mixq.server import fields
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import RequestError, bad_field, shown

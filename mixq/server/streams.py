@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mixq.batching import Batcher, Request, Ticket
+from mixq.batching import Batcher, Ticket
 from mixq.errors import MixqError
 from mixq.events import Done, Event, Failed, Notice, PromptLogprobs, Token
+from mixq.request import Request
 
 Indexed = tuple[int, Event | Failed]
 Told = tuple[int, Event]

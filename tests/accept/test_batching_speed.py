@@ -9,9 +9,10 @@ import time
 import pytest
 import torch
 
-from mixq.batching import Batcher, Request
+from mixq.batching import Batcher
 from mixq.bench.synthetic import synthetic_model
 from mixq.events import Done, Event, Failed, Token
+from mixq.request import Request
 from mixq.sampling import SamplingParams
 from tests.accept.tables import markdown, write
 
