@@ -6,6 +6,7 @@ take minutes. A child never returns into the test.
 
 from __future__ import annotations
 
+import builtins
 import faulthandler
 import io
 import os
@@ -184,15 +185,22 @@ class ShortWrites(io.FileIO):
 @contextmanager
 def short_writes(folder: Path) -> Iterator[list[Path]]:
     """Let every file below `folder` that is opened for writing take its bytes in pieces; yields those files."""
-    real, opened = Path.open, list[Path]()
+    path_open, builtin_open, opened = Path.open, builtins.open, list[Path]()
 
-    def short_open(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
-        if "w" not in mode or folder not in path.parents:
-            return real(path, mode, *arguments, **options)  # type: ignore[arg-type,call-overload]
+    def short(path: object, mode: str) -> object | None:
+        if "w" not in mode or not isinstance(path, Path) or folder not in path.parents:
+            return None
         opened.append(path)
         raw = ShortWrites(path, mode.replace("b", ""))
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
+    def short_path_open(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> object:
+        return short(path, mode) or path_open(path, mode, *arguments, **options)
+
+    def short_builtin_open(path: object, mode: str = "r", *arguments: Any, **options: Any) -> object:
+        return short(path, mode) or builtin_open(path, mode, *arguments, **options)  # type: ignore[call-overload]
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Path, "open", short_open)
+        patched.setattr(Path, "open", short_path_open)
+        patched.setattr(builtins, "open", short_builtin_open)
         yield opened
