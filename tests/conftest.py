@@ -1,13 +1,16 @@
-"""What all tests share: two threads at most, and a home of their own for everything mixq writes."""
+"""What all tests share: two threads at most, Ctrl-C as in a terminal, and a home of their own for what mixq writes."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

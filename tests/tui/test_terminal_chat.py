@@ -112,7 +112,7 @@ def test_tab_completes_commands_and_names(chat: Open) -> None:
     window.say("Hello")
     window.wait_for("tokens in")
     window.say("/save my-trip")
-    window.wait_for("Saved: ")
+    window.wait_for("Saved:")
     window.wait_for("^> ?$")
     window.type("/lo")
     window.wait_for("go on with a kept one")  # the menu
@@ -165,7 +165,7 @@ def test_sessions_come_back(chat: Open, tmp_path: Path) -> None:
     window.say(EXPRESSION)
     window.wait_for("tokens in")
     window.say(f"/save {tmp_path}/sums.json")
-    window.wait_for("Saved: ")
+    window.wait_for("Saved:")
     window.wait_for("^> ?$")
     saved = json.loads((tmp_path / "sums.json").read_text())
     assert [message["content"] for message in saved["messages"]] == [EXPRESSION, WORKED]
