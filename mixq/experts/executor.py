@@ -32,7 +32,7 @@ from mixq.kernels.reference import DECODE_ROWS, Expert
 class Experts(Protocol):
     """The experts of one layer."""
 
-    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
         """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
 
         Args:
@@ -40,7 +40,7 @@ class Experts(Protocol):
             topk_ids: int64 [T, A]; no expert twice in a row.
             topk_weights: float32 [T, A].
             residual: float32 [T, D], the hidden state that `x` was normed from: what the next layers' routers are
-                asked about.
+                asked about; None asks them nothing.
         """
         ...
 
@@ -101,7 +101,7 @@ class CpuExperts:
         ]
         self.kernels = kernels
 
-    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
         """See `Experts`; rows of an accelerator go to the host and back."""
         if self.tier is not None:
             self._read_ahead(self.tier, topk_ids, residual)
@@ -112,11 +112,11 @@ class CpuExperts:
         """See `Experts`."""
         self.lookahead = None
 
-    def _read_ahead(self, tier: RamTier, topk_ids: Tensor, residual: Tensor) -> None:
+    def _read_ahead(self, tier: RamTier, topk_ids: Tensor, residual: Tensor | None) -> None:
         tier.use(self.layer, distinct(topk_ids))
         if len(topk_ids) > DECODE_ROWS and self.layer + 1 < tier.layers:
             tier.expect(self.layer + 1, range(len(self.experts)))
-        elif self.lookahead is not None:
+        elif self.lookahead is not None and residual is not None:
             for ahead, ids in self.lookahead.predict(residual):
                 tier.expect(self.layer + ahead, distinct(ids))
         tier.wait()
@@ -136,7 +136,7 @@ class LayerExperts:
         self.layer = layer
         self.lookahead = lookahead
 
-    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
         """See `Experts`."""
         table = self.offload.memory.table(self.layer)
         if table is not None and self.offload.trace is None:
@@ -160,11 +160,11 @@ class LayerExperts:
 
     # Decode
 
-    def _decode(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
+    def _decode(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
         off, layer = self.offload, self.layer
         desk = Desk(off, x, topk_ids, topk_weights)
         predicted = {}
-        if self.lookahead is not None and not off.all_resident(layer + 1):
+        if self.lookahead is not None and residual is not None and not off.all_resident(layer + 1):
             predicted = {ahead: desk.bring(f"ahead {ahead}", ids) for ahead, ids in self.lookahead.predict(residual)}
         desk.wait()
         off.settle()

@@ -26,6 +26,7 @@ from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
 from mixq.model.decode_step import Captures, DecodeStep
+from mixq.model.hooks import ExpertsHook, Handle, Hooks, RouterHook
 from mixq.model.kv_cache import KVCache
 from mixq.model.rope import RotaryTable
 
@@ -68,7 +69,10 @@ class Mixtral:
         rotary = RotaryTable(self.config, positions, kernels.device)
         experts = experts or (lambda layer: CpuExperts(folder, layer, kernels))
         self.embed_tokens = folder.tensor("model.embed_tokens.weight")  # [V, D], in host memory
-        self.layers = [DecoderLayer(folder, i, rotary, kernels, experts) for i in range(self.config.num_hidden_layers)]
+        self._hooks = Hooks(self.config.num_local_experts)
+        self.layers = [
+            DecoderLayer(folder, i, rotary, kernels, experts, self._hooks) for i in range(self.config.num_hidden_layers)
+        ]
         blocks = [layer.feed_forward for layer in self.layers]
         self._sparse_blocks = [block for block in blocks if isinstance(block, SparseMoeBlock)]
         self.norm = folder.tensor("model.norm.weight")
@@ -88,12 +92,29 @@ class Mixtral:
             block.override = functools.partial(_rerouted, routing, index)
             block.experts.predict_nothing()
 
+    def hook_router(self, hook: RouterHook) -> Handle:
+        """Call a function with each layer's routing, which it may replace; see `mixq.model.hooks`.
+
+        A layer whose choice is replaced predicts nothing of the layers after it.
+
+        Raises:
+            UsageError: a dense model, which has no routers.
+        """
+        return self._hooks.add_router(hook)
+
+    def hook_experts(self, hook: ExpertsHook) -> Handle:
+        """Call a function with what each layer's experts were given and answer, which it may replace."""
+        return self._hooks.add_experts(hook)
+
     def chosen_experts(self) -> list[list[tuple[int, ...]]]:
         """Return the experts of the last pass: of each of its tokens, layer by layer; of a dense model nothing."""
         chosen = [block.chosen for block in self._sparse_blocks if block.chosen is not None]
         if not chosen:
             return []
-        by_token = torch.stack(chosen, dim=1).tolist()  # [T, L, A]
+        if len({ids.shape for ids in chosen}) > 1:  # a hook chose more experts in some layers than in others
+            by_layer = [ids.tolist() for ids in chosen]
+            return [[tuple(experts) for experts in layers] for layers in zip(*by_layer, strict=True)]
+        by_token = torch.stack(chosen, dim=1).tolist()  # [T, L, A]: one copy from the accelerator
         return [[tuple(experts) for experts in layers] for layers in by_token]
 
     @torch.inference_mode()
@@ -119,7 +140,7 @@ class Mixtral:
         token_ids = torch.cat([chunk.token_ids for chunk in chunks])
         # Indexing with [...] wakes torch's threads for a single row: 4 to 15 ms on busy cores, where this takes 2 µs.
         x = self.embed_tokens.index_select(0, token_ids).float().to(self.kernels.device)  # [T, D]
-        if self._captures is not None and len(token_ids) == len(chunks) == 1:
+        if self._captures is not None and not self._hooks and len(token_ids) == len(chunks) == 1:
             return self._step(self._captures, chunks[0].kv_cache, x)
         for layer in self.layers:
             x = layer(x, chunks)
@@ -165,6 +186,7 @@ class DecoderLayer:
         rotary: RotaryTable,
         kernels: Kernels,
         experts: ExpertsOfLayer,
+        hooks: Hooks,
     ) -> None:
         prefix = f"model.layers.{layer}"
         self.kernels = kernels
@@ -174,9 +196,9 @@ class DecoderLayer:
         self.post_attention_layernorm = folder.tensor(f"{prefix}.post_attention_layernorm.weight")
         self.attention = Attention(folder, layer, rotary, kernels)
         self.feed_forward: SparseMoeBlock | FeedForward = (
-            SparseMoeBlock(folder, layer, kernels, experts(layer))
+            SparseMoeBlock(folder, layer, kernels, experts(layer), hooks)
             if folder.config.is_moe
-            else FeedForward(folder, layer, kernels)
+            else FeedForward(folder, layer, kernels, hooks)
         )
 
     def __call__(self, x: Tensor, chunks: Sequence[Chunk]) -> Tensor:
@@ -216,13 +238,15 @@ class DecoderLayer:
 class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their answers."""
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels, experts: Experts) -> None:
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels, experts: Experts, hooks: Hooks) -> None:
+        self.layer = layer
         self.kernels = kernels
         self.override: Callable[[Tensor], Tensor] | None = None  # of ids [T, A], for benches
         self.chosen: Tensor | None = None  # ids [T, A] of the last pass
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
         self.num_experts_per_tok = folder.config.num_experts_per_tok
         self.experts = experts
+        self.hooks = hooks
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]; residual [T, D] is what x was normed from."""
@@ -237,8 +261,14 @@ class SparseMoeBlock:
         """Return the weighted sum [T, D] of the chosen experts."""
         if self.override is not None:
             topk_ids = self.override(topk_ids)
+        foreseen: Tensor | None = residual
+        if self.hooks.router:
+            other = self.hooks.routed(self.layer, residual, topk_ids, topk_weights)
+            if other is not None:
+                (topk_ids, topk_weights), foreseen = other, None
         self.chosen = topk_ids
-        return self.experts(x, topk_ids, topk_weights, residual)
+        output = self.experts(x, topk_ids, topk_weights, foreseen)
+        return self.hooks.answered(self.layer, x, output) if self.hooks.experts else output
 
 
 def _rerouted(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:
@@ -250,8 +280,10 @@ def _rerouted(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:
 class FeedForward:
     """The SwiGLU block of a dense model (gate_proj, down_proj, up_proj): to the kernels, one expert that all choose."""
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels) -> None:
+    def __init__(self, folder: Weights, layer: int, kernels: Kernels, hooks: Hooks) -> None:
         prefix = f"model.layers.{layer}.mlp"
+        self.layer = layer
+        self.hooks = hooks
         self.kernels = kernels
         self.only = torch.zeros(1, 1, dtype=torch.int64, device=kernels.device)
         self.whole = torch.ones(1, 1, device=kernels.device)
@@ -265,4 +297,5 @@ class FeedForward:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]."""
-        return self.kernels.experts(x, self.block, self.only.expand(len(x), 1), self.whole.expand(len(x), 1))
+        output = self.kernels.experts(x, self.block, self.only.expand(len(x), 1), self.whole.expand(len(x), 1))
+        return self.hooks.answered(self.layer, x, output) if self.hooks.experts else output

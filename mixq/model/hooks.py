@@ -1,0 +1,153 @@
+"""Functions of a user's that look into a pass, layer by layer, and may put something else in place of what they see.
+
+Contract: a hook is called once for each layer of each pass, the first layer first, in the thread that runs the model. A
+pass is as many tokens as are run together: a part of a prompt, or the next token of one or more sequences. A pass that
+the accelerator had no memory left for is run again from layer 0. Several hooks are called in the order in which they
+were set, and each is shown what the last one left. With none set, nothing is different; with one set, an accelerator's
+captured steps are not used.
+
+The tensors are the network's own, where it computes: look at them, return others, and never write into them. They were
+made in torch's inference mode: `clone` outside of it what is to be changed later.
+
+Axes: T tokens of the pass, E experts, A active experts, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.errors import UsageError
+
+RouterHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""(layer, residual [T, D], ids int64 [T, A], weights float32 [T, A]) -> None, or other ids and weights.
+
+`residual` is the hidden state that the router's input was normed from. The ids of a token are distinct, its favourite
+first. Others may be as many as a layer has experts, the same number for each token of a pass.
+"""
+
+ExpertsHook = Callable[[int, Tensor, Tensor], Tensor | None]
+"""(layer, x [T, D], output [T, D]) -> None, or another output.
+
+`x` is what the experts were given, `output` their weighted sum, which is added to the hidden state. In a dense model
+they are those of the feed-forward block.
+"""
+
+
+class Handle:
+    """A hook that is set; `remove` it, or let a `with` block end."""
+
+    def __init__(self, hooks: dict[Handle, Any]) -> None:
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Call the hook no more; a second time changes nothing."""
+        self._hooks.pop(self, None)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+class Hooks:
+    """The hooks of a network.
+
+    Args:
+        experts: of a layer; 0 for a dense model.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self._E = experts
+        self.router: dict[Handle, RouterHook] = {}
+        self.experts: dict[Handle, ExpertsHook] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether any hook is set."""
+        return bool(self.router or self.experts)
+
+    def add_router(self, hook: RouterHook) -> Handle:
+        """Set a hook on the routers' choices.
+
+        Raises:
+            UsageError: a dense model, which has no routers.
+        """
+        if not self._E:
+            raise UsageError(
+                "This model is dense: it has no routers to hook.", hint="hook_experts sees its feed-forward blocks."
+            )
+        handle = Handle(self.router)
+        self.router[handle] = hook
+        return handle
+
+    def add_experts(self, hook: ExpertsHook) -> Handle:
+        """Set a hook on the experts' answers."""
+        handle = Handle(self.experts)
+        self.experts[handle] = hook
+        return handle
+
+    def routed(self, layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Show a router's choice to its hooks; return ids and weights [T, A] if one of them made another.
+
+        Raises:
+            UsageError: a hook returned something that is no choice.
+        """
+        replaced = None
+        for hook in tuple(self.router.values()):
+            answer = hook(layer, residual, ids, weights)
+            if answer is not None:
+                replaced = ids, weights = self._check_choice(answer, layer, ids)
+        return replaced
+
+    def answered(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
+        """Show a layer's answer [T, D] to its hooks; return what they left.
+
+        Raises:
+            UsageError: a hook returned something that is no answer.
+        """
+        for hook in tuple(self.experts.values()):
+            other = hook(layer, x, output)
+            if other is None:
+                continue
+            _check_tensor(other, output.dtype, output.device, f"The experts' hook of layer {layer}: its output")
+            if other.shape != output.shape:
+                raise UsageError(
+                    f"The experts' hook of layer {layer} returned {list(other.shape)}; it must be {list(output.shape)}."
+                )
+            output = other.contiguous()
+        return output
+
+    def _check_choice(self, answer: object, layer: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """What leaves this is an index into memory: every id is looked at."""
+        whose = f"The router's hook of layer {layer}"
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UsageError(f"{whose} returned {type(answer).__name__}; it must be None or a tuple (ids, weights).")
+        ids, weights = answer
+        _check_tensor(ids, torch.int64, chosen.device, f"{whose}: its ids")
+        _check_tensor(weights, torch.float32, chosen.device, f"{whose}: its weights")
+        T = chosen.shape[0]
+        if ids.dim() != 2 or ids.shape != weights.shape or len(ids) != T or not 1 <= ids.shape[1] <= self._E:
+            raise UsageError(
+                f"{whose} returned ids {list(ids.shape)} and weights {list(weights.shape)}; both must be "
+                f"[{T}, A], with A from 1 to {self._E}."
+            )
+        ordered = ids.sort(-1).values  # [T, A]
+        if bool((ordered[:, 0] < 0).any()) or bool((ordered[:, -1] >= self._E).any()):
+            raise UsageError(f"{whose} chose an expert that there is not; they are 0 to {self._E - 1}.")
+        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise UsageError(f"{whose} chose an expert twice for one token.")
+        return ids.contiguous(), weights.contiguous()
+
+
+def _check_tensor(value: object, dtype: torch.dtype, device: torch.device, what: str) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(f"{what} must be a tensor, not {type(value).__name__}.")
+    if value.dtype != dtype or value.device != device:
+        raise UsageError(f"{what} must be {dtype} on {device}, not {value.dtype} on {value.device}.")
