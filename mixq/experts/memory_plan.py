@@ -17,6 +17,13 @@ STAGING_SLOTS = 2
 """Slots outside the cache, for experts on their way through: one is computed while the other is copied to."""
 
 
+HOST_BYTES = 400 << 20
+"""What the process takes of RAM besides the model: Python, torch, tokenizer."""
+
+HOST_BYTES_CUDA = 1200 << 20
+"""The same with CUDA's libraries."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What the promised memory is used for.

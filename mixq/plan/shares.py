@@ -1,0 +1,168 @@
+"""What lies where: GPU memory, RAM and disk, shared out before anything is loaded.
+
+Contract: arithmetic over sizes and budgets. The GPU's part is the engine's own function (`mixq.experts.memory_plan`). The
+engine compares these figures with what it measures after loading, so they count everything that a process takes:
+weights as they are used, the KV cache filled, activations of the largest prompt, Python and its libraries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixq.accelerators.cuda import DRIVER_BYTES
+from mixq.config import RuntimeOptions, format_size
+from mixq.errors import DoesNotFitError
+from mixq.experts.memory_plan import HOST_BYTES, HOST_BYTES_CUDA, MemoryPlan, plan_memory, workspace_bytes
+from mixq.plan.sizes import ModelSizes
+
+PROMPT = 512
+"""Tokens of the largest pass: a prompt goes through in chunks of so many."""
+
+GPU, RAM, DISK = "GPU memory", "RAM", "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something that takes memory.
+
+    Attributes:
+        where: GPU memory, RAM or disk.
+        what: for people.
+        nbytes: what it takes there.
+    """
+
+    where: str
+    what: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who gets how much.
+
+    Attributes:
+        places: everything, by place.
+        memory: the accelerator's memory; None on the CPU alone.
+        experts_in_ram: how many of all experts the RAM has room for; 0 for a dense model.
+        notes: a sentence for each thing that the user should know.
+    """
+
+    places: tuple[Place, ...]
+    memory: MemoryPlan | None
+    experts_in_ram: int
+    notes: tuple[str, ...]
+
+    def total(self, where: str) -> int:
+        """Return the bytes that are taken of GPU memory, RAM or disk."""
+        return sum(place.nbytes for place in self.places if place.where == where)
+
+
+def rows_of(options: RuntimeOptions) -> int:
+    """Return the tokens of the largest pass."""
+    return min(PROMPT, options.context)
+
+
+def share_out(
+    sizes: ModelSizes, options: RuntimeOptions, device: str, ram: int | None, vram: int | None = None
+) -> Shares:
+    """Return who gets how much.
+
+    Args:
+        options: context, sequences and KV type; `options.ram` and `options.vram` are budgets within `ram` and `vram`.
+        device: cpu, cuda or sim.
+        ram: bytes of RAM that are free; None where the system does not say, which is as much as is needed.
+        vram: bytes of the accelerator's memory that are free.
+
+    Raises:
+        DoesNotFitError: not even what every token uses fits.
+    """
+    notes: list[str] = []
+    places: list[Place] = []
+    memory = None
+    kv_cache = options.sequences * options.context * sizes.kv_position(options.kv)
+    trunk = sizes.trunk + sizes.head
+    if device != "cpu":
+        assert vram is not None
+        memory = _on_gpu(sizes, options, device, _budget(options.vram, vram, "GPU memory", notes), kv_cache, trunk)
+        places += _gpu_places(sizes, memory)
+    in_ram = [
+        Place(RAM, "Python and libraries", HOST_BYTES_CUDA if device == "cuda" else HOST_BYTES),
+        Place(RAM, "activations of a prompt", workspace_bytes(sizes.config, rows_of(options))),
+    ]
+    if not (sizes.config.tie_word_embeddings and device == "cpu"):
+        in_ram.insert(1, Place(RAM, "embedding", sizes.embedding))
+    if device == "cpu":
+        in_ram[1:1] = [Place(RAM, "KV cache", kv_cache), Place(RAM, "attention, router, norms and head", trunk)]
+    fixed = sum(place.nbytes for place in in_ram)
+    budget = None if ram is None and options.ram is None else _budget(options.ram, ram, "RAM", notes)
+    fitting = _experts_in_ram(sizes, fixed, budget)
+    experts = _experts(sizes)
+    if experts:
+        in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
+    if fitting < experts:
+        notes.append(f"{experts - fitting} of {experts} experts do not fit into RAM: they are read from the disk each time.")
+    return Shares(
+        (*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes)
+    )
+
+
+def _experts(sizes: ModelSizes) -> int:
+    """Return the experts of all layers."""
+    config = sizes.config
+    return config.num_hidden_layers * config.num_local_experts if config.is_moe else 0
+
+
+def _budget(asked: int | None, free: int | None, what: str, notes: list[str]) -> int:
+    """Return the smaller of what was promised and what is free."""
+    if asked is None:
+        assert free is not None
+        return free
+    if free is not None and asked > free:
+        notes.append(f"{format_size(asked)} of {what} were promised; {format_size(free)} are free.")
+        return free
+    return asked
+
+
+def _on_gpu(
+    sizes: ModelSizes, options: RuntimeOptions, device: str, promised: int, kv_cache: int, trunk: int
+) -> MemoryPlan:
+    return plan_memory(
+        sizes.config,
+        promised,
+        kv_cache=kv_cache,
+        trunk=trunk,
+        workspace=workspace_bytes(sizes.config, rows_of(options)),
+        slot_bytes=sizes.expert,
+        driver=DRIVER_BYTES if device == "cuda" else 0,
+    )
+
+
+def _gpu_places(sizes: ModelSizes, memory: MemoryPlan) -> list[Place]:
+    places = [
+        Place(GPU, "KV cache", memory.kv_cache),
+        Place(GPU, "attention, router, norms and head", memory.trunk),
+        Place(GPU, "driver, activations, copies under way", memory.driver + memory.workspace + memory.staging),
+    ]
+    if sizes.config.is_moe:
+        places.append(
+            Place(GPU, f"slots for {memory.slots} of {_experts(sizes)} experts", memory.slots * memory.slot_bytes)
+        )
+    return places
+
+
+def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
+    """Return how many experts fit beside all the rest.
+
+    Raises:
+        DoesNotFitError: fewer than a token needs at once.
+    """
+    experts = _experts(sizes)
+    if budget is None:
+        return experts
+    least = fixed + (sizes.config.num_experts_per_tok * sizes.expert if experts else 0)
+    if least > budget:
+        raise DoesNotFitError(
+            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are {format_size(budget)}.",
+            hint="Take a smaller --context, --kv int8, or a smaller format (nl4).",
+        )
+    return min((budget - fixed) // sizes.expert, experts) if experts else 0
