@@ -1,0 +1,228 @@
+"""A computer described by figures: measured here, taken from a file, or a preset.
+
+Contract: plain data, no torch. Bytes, bytes per second, floating-point operations per second, seconds. A hardware file is
+JSON, `{"format": "mixq-hardware", "version": 1, "name": ..., "ram": ..., "cpu": {...}, "gpu": {...} or null, ...}` with
+the fields below; every figure is checked, and an unknown key is an error with a suggestion.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mixq.config import did_you_mean
+from mixq.cost import Hardware
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.atomic import atomic_write_json
+
+FORMAT = "mixq-hardware"
+VERSION = 1
+_LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFigures:
+    """What mixq's kernels get out of a processor and its RAM.
+
+    Attributes:
+        cores: physical ones that a model may use.
+        read_bandwidth: of plain reads of RAM, by all threads.
+        kernel_bandwidth: at which the decode kernels read experts of Mixtral's size (nl4 g32) from RAM.
+        cache_bytes: of the last level cache.
+        cache_bandwidth: at which one thread's decode kernels read small matrices that lie in the cache.
+        flops: of a prompt's experts of Mixtral's size with 128 rows each.
+        small_flops: the same at the demo model's sizes, one thread.
+        layer_seconds: what a layer costs besides reading its weights.
+        pass_seconds: what a pass costs besides layers and head.
+    """
+
+    cores: int
+    read_bandwidth: float
+    kernel_bandwidth: float
+    cache_bytes: int
+    cache_bandwidth: float
+    flops: float
+    small_flops: float
+    layer_seconds: float
+    pass_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFigures:
+    """What mixq's kernels get out of a GPU and its link.
+
+    Attributes:
+        memory, free: bytes; free is None where it is not known.
+        bandwidth, flops: of the kernels in its memory, and of prompts.
+        copy_bandwidth, copy_back: from host memory to the GPU, and back.
+        copy_under_load: to the GPU while the CPU's kernels read RAM.
+        copy_latency: seconds that each copy takes besides.
+        handover_seconds: to bring a row and the router's choice to the host and an answer back.
+        launch_seconds: until the GPU begins what it was asked to do.
+        layer_seconds: what a layer costs besides all that.
+        pinned_limit: bytes that can be locked for copies; None where no limit was met.
+    """
+
+    name: str
+    memory: int
+    free: int | None
+    bandwidth: float
+    flops: float
+    copy_bandwidth: float
+    copy_back: float
+    copy_under_load: float
+    copy_latency: float
+    handover_seconds: float
+    launch_seconds: float
+    layer_seconds: float
+    pinned_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Computer:
+    """A computer.
+
+    Attributes:
+        ram, ram_free: bytes; free is None where it is not known.
+        disk_bandwidth: of reads past the page cache; None where it is not known.
+        gpu: None without one that can be used.
+        measured: ISO time; None for a preset.
+        versions: of what measured it.
+    """
+
+    name: str
+    ram: int
+    cpu: CpuFigures
+    ram_free: int | None = None
+    disk_bandwidth: float | None = None
+    gpu: GpuFigures | None = None
+    measured: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def hardware(self) -> Hardware:
+        """Return what scheduler and replay go by.
+
+        Raises:
+            UsageError: there is no GPU.
+        """
+        cpu, gpu = self.cpu, self.gpu
+        if gpu is None:
+            raise UsageError(f"{printable(self.name)} has no GPU.", hint="Use --device cpu.")
+        return Hardware(
+            self.name,
+            cpu.kernel_bandwidth,
+            cpu.flops,
+            gpu.bandwidth,
+            gpu.flops,
+            gpu.copy_bandwidth,
+            copy_latency=gpu.copy_latency,
+            handover_seconds=gpu.handover_seconds,
+            launch_seconds=gpu.launch_seconds,
+            ram_bandwidth=max(cpu.read_bandwidth, cpu.kernel_bandwidth),
+            disk_bandwidth=self.disk_bandwidth,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of a hardware file."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "versions": dict(self.versions)}
+
+    def write(self, path: Path) -> None:
+        """Write a hardware file.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        atomic_write_json(path, self.as_dict())
+
+    @classmethod
+    def read(cls, path: Path) -> Computer:
+        """Read a hardware file.
+
+        Raises:
+            ModelFileError: it is none, or a figure makes no sense.
+            StorageError: it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                text = file.read(_LARGEST_FILE + 1)
+        except OSError as error:
+            raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
+        if len(text) > _LARGEST_FILE:
+            raise ModelFileError(f"{printable(path)} is larger than {_LARGEST_FILE} bytes: it is no hardware file.")
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{printable(path)} is not JSON.") from error
+        return cls.from_dict(content, str(path))
+
+    @classmethod
+    def from_dict(cls, content: object, where: str) -> Computer:
+        """Return the computer that a hardware file's content describes; see `read`."""
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ModelFileError(
+                f"{printable(where)} is no hardware file: its format is not {FORMAT!r}.",
+                hint="Make one with: mixq doctor --save FILE",
+            )
+        if content.get("version") != VERSION:
+            raise ModelFileError(
+                f"{printable(where)} is of version {printable(content.get('version'))}, not {VERSION}."
+            )
+        given = {key: value for key, value in content.items() if key not in ("format", "version")}
+        gpu = given.pop("gpu", None)
+        versions = given.pop("versions", {})
+        cpu = given.pop("cpu", None)
+        if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
+            raise ModelFileError(f"{printable(where)}: versions must be names and texts.")
+        values = {
+            "cpu": _figures(CpuFigures, cpu, f"{where}: cpu"),
+            "gpu": None if gpu is None else _figures(GpuFigures, gpu, f"{where}: gpu"),
+        }
+        _check_keys(cls, {*given, *values, "versions"}, where)
+        for key, value in given.items():
+            values[key] = _checked(key, value, where)
+        return cls(**values, versions=dict(versions))
+
+
+Figures = TypeVar("Figures", CpuFigures, GpuFigures)
+_TEXTS = ("name", "measured")
+_WHOLE = ("cores", "cache_bytes", "memory", "free", "ram", "ram_free", "pinned_limit")
+_MAY_BE_NONE = ("free", "pinned_limit", "ram_free", "disk_bandwidth", "measured")
+_MAY_BE_ZERO = ("free", "ram_free", "pinned_limit", "cache_bytes", "copy_latency", "handover_seconds", "launch_seconds",
+                "layer_seconds", "pass_seconds")  # fmt: skip
+
+
+def _figures(kind: type[Figures], content: object, where: str) -> Figures:
+    if not isinstance(content, Mapping):
+        raise ModelFileError(f"{printable(where)} must be an object with the figures.")
+    _check_keys(kind, set(content), where)
+    return kind(**{key: _checked(key, value, where) for key, value in content.items()})
+
+
+def _check_keys(kind: type[Any], given: set[str], where: str) -> None:
+    known = {f.name: f for f in fields(kind)}
+    for key in given:
+        if key not in known:
+            raise ModelFileError(f"{printable(where)}: {printable(key)!r} is not known." + did_you_mean(key, known))
+    for name, f in known.items():
+        if name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise ModelFileError(f"{printable(where)} lacks {name!r}.")
+
+
+def _checked(key: str, value: object, where: str) -> Any:
+    """Return a figure that makes sense."""
+    if value is None and key in _MAY_BE_NONE:
+        return None
+    if key in _TEXTS:
+        if isinstance(value, str) and 0 < len(value) <= 200:
+            return value
+        raise ModelFileError(f"{printable(where)}: {key} must be a text.")
+    number = isinstance(value, int) if key in _WHOLE else isinstance(value, int | float)
+    least_ok = number and not isinstance(value, bool) and math.isfinite(value) and value >= 0  # type: ignore[operator,arg-type]
+    if not least_ok or value >= 2**62 or (value == 0 and key not in _MAY_BE_ZERO):  # type: ignore[operator]
+        what = "a whole number" if key in _WHOLE else "a number"
+        raise ModelFileError(f"{printable(where)}: {key} is {printable(repr(value), 60)}; it must be {what} above 0.")
+    return value if key in _WHOLE else float(value)  # type: ignore[arg-type]
