@@ -1,12 +1,13 @@
 """Perplexity of a model on a text, and how far it has moved from a reference model.
 
 Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache with the begin token
-in front; every token of a window is predicted from those before it, so each token of the text counts once. Perplexity
-is exp of the mean negative log likelihood. With a reference, at each position: KL(reference || model) in nats, and
-whether both find the same token likeliest. Logits are held for `ROWS` positions at a time, whatever the window.
+in front; every token of a window is predicted from those before it. Where windows overlap (a stride), only what no
+window before has predicted counts, so that each token of the text counts once. Perplexity is exp of the mean negative
+log likelihood. With a reference, at each position: KL(reference || model) in nats, and whether both find the same token
+likeliest. Logits are held for `ROWS` positions at a time, whatever the window.
 
-Windows without overlap give a higher perplexity than a sliding window would, the more so the shorter they are: compare
-only figures with the same window, and only models with the same tokenizer.
+Windows without overlap give a higher perplexity than a sliding window does, the more so the shorter they are: compare
+only figures with the same window and stride, and only models with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mixq.engine import Model
 from mixq.errors import ModelFileError, PromptError, UsageError
+
+if TYPE_CHECKING:
+    from mixq.engine import Model
 
 ROWS = 128
 """Positions whose logits are held at once: 16 MB a model at a vocabulary of 32,000."""
@@ -73,6 +76,7 @@ def perplexity(
     *,
     reference: Model | None = None,
     window: int | None = None,
+    stride: int | None = None,
     max_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityReport:
@@ -83,18 +87,23 @@ def perplexity(
         text: what to predict.
         reference: usually the unquantized model; it must have the same tokenizer.
         window: tokens of a window, the begin token included; None takes the context (the smaller of the two).
+        stride: tokens by which each window lies after the one before; None: no overlap. Half a window takes twice as
+            long, and gives each token at least half a window of what stands before it.
         max_tokens: measure only this many tokens from the start; None measures all.
         progress: called with tokens done and tokens in all.
 
     Raises:
         PromptError: the text is empty, or a model has no tokenizer.
-        UsageError: the tokenizers differ, or a window or number of tokens makes no sense.
+        UsageError: the tokenizers differ, or a window, stride or number of tokens makes no sense.
         ModelFileError: the model's logits are not finite.
     """
     context = model.context if reference is None else min(model.context, reference.context)
     window = context if window is None else window
     if not 2 <= window <= context:
         raise UsageError(f"a window of {window} tokens is not possible; it must be from 2 to the context, {context}.")
+    stride = window - 1 if stride is None else stride
+    if not 1 <= stride < window:
+        raise UsageError(f"a stride of {stride} tokens is not possible; it must be from 1 to {window - 1}.")
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"{max_tokens} tokens cannot be measured; give 1 or more.")
     ids = model.tokenizer.encode(text)
@@ -111,26 +120,27 @@ def perplexity(
         )
     ids = ids[:max_tokens]
     sums = _Sums()
-    windows = range(0, len(ids), window - 1)
+    windows = range(0, max(len(ids) - (window - 1) + stride, 1), stride)  # the last is the first to reach the end
     for start in windows:
-        _measure_window(model, reference, ids[start : start + window - 1], sums)
+        _measure_window(model, reference, ids[start : start + window - 1], sums.tokens - start, sums)
         if progress is not None:
             progress(sums.tokens, len(ids))
     return sums.report(len(windows), window, compared=reference is not None)
 
 
-def _measure_window(model: Model, reference: Model | None, targets: Sequence[int], sums: _Sums) -> None:
+def _measure_window(model: Model, reference: Model | None, targets: Sequence[int], known: int, sums: _Sums) -> None:
+    """Add a window's tokens to the sums, without the first `known`, which have been counted."""
     inputs = [model.tokenizer.bos_id, *targets[:-1]]
     cache = model.new_kv_cache()
     reference_cache = None if reference is None else reference.new_kv_cache()
     for start in range(0, len(inputs), ROWS):
         rows = inputs[start : start + ROWS]
-        wanted = torch.tensor(targets[start : start + ROWS])  # [T]
-        logprobs = model.forward(rows, kv_cache=cache).log_softmax(-1)  # [T, V]
-        if reference is None:
-            sums.add(logprobs, wanted, None)
-        else:
-            sums.add(logprobs, wanted, reference.forward(rows, kv_cache=reference_cache).log_softmax(-1))
+        skip = max(0, known - start)
+        wanted = torch.tensor(targets[start : start + ROWS])[skip:]  # [T]
+        logits = model.forward(rows, kv_cache=cache)  # [ROWS, V]
+        others = None if reference is None else reference.forward(rows, kv_cache=reference_cache)
+        if len(wanted):
+            sums.add(_logprobs(logits, skip), wanted, None if others is None else _logprobs(others, skip))
 
 
 class _Sums:
@@ -174,6 +184,11 @@ class _Sums:
             )
         error = value * math.sqrt(variance / self.tokens)
         return PerplexityReport(self.tokens, windows, window, value, error, comparison)
+
+
+def _logprobs(logits: Tensor, skip: int) -> Tensor:
+    """Return log p [T, V] of all rows but the first `skip`."""
+    return logits[skip:].log_softmax(-1)
 
 
 def _nll(logprobs: Tensor, wanted: Tensor) -> Tensor:
