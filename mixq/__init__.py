@@ -20,16 +20,32 @@ from mixq.errors import MixqError
 if TYPE_CHECKING:
     from mixq.engine import Model, load
     from mixq.events import Done, Notice, PromptProgress, Stats, Token
+    from mixq.experts.policies import Lru, Policy
     from mixq.session import Session
     from mixq.text.chat_template import Message
 
-__all__ = ["Done", "Message", "MixqError", "Model", "Notice", "PromptProgress", "Session", "Stats", "Token", "load"]
+__all__ = [
+    "Done",
+    "Lru",
+    "Message",
+    "MixqError",
+    "Model",
+    "Notice",
+    "Policy",
+    "PromptProgress",
+    "Session",
+    "Stats",
+    "Token",
+    "load",
+]
 
 _HOMES = {
     "Done": "mixq.events",
+    "Lru": "mixq.experts.policies",
     "Message": "mixq.text.chat_template",
     "Model": "mixq.engine",
     "Notice": "mixq.events",
+    "Policy": "mixq.experts.policies",
     "PromptProgress": "mixq.events",
     "Session": "mixq.session",
     "Stats": "mixq.events",

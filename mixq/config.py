@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -209,6 +209,8 @@ class RuntimeOptions:
         kv: storage type of the KV cache.
         miss: what to do with an expert that is not in GPU memory.
         cache_policy: which expert leaves the cache.
+        own_policy: a class of a user's that decides instead, see `mixq.experts.own_policy`; what `from_kwargs` makes of
+            a cache_policy that is no name.
         seed: of the sampler; None draws one.
         exact: compute in float32 throughout (parity tests; slow).
         template: the chat format, one of `TEMPLATES`; None takes the one that the model was made for.
@@ -225,6 +227,7 @@ class RuntimeOptions:
     kv: str = "bf16"
     miss: str = "auto"
     cache_policy: str = "lru"
+    own_policy: Callable[..., Any] | None = None
     seed: int | None = None
     exact: bool = False
     template: str | None = None
@@ -261,6 +264,8 @@ class RuntimeOptions:
                 raise UsageError(
                     f"{field} is {printable(repr(value))}; it must be a whole number from {low} to {high}."
                 )
+        if self.own_policy is not None and not callable(self.own_policy):
+            raise UsageError(f"own_policy is {printable(repr(self.own_policy))}; it must be a class.")
         if not isinstance(self.sim_latency, (int, float)) or not 0 <= self.sim_latency <= 1:
             raise UsageError(f"sim_latency is {printable(repr(self.sim_latency))}; it must be seconds from 0 to 1.")
 
@@ -274,6 +279,8 @@ class RuntimeOptions:
         for budget in ("vram", "ram", "sim_bandwidth"):
             if isinstance(options.get(budget), str):
                 options[budget] = parse_size(options[budget])
+        if callable(options.get("cache_policy")):
+            options["own_policy"] = options.pop("cache_policy")
         return cls(**options)
 
 

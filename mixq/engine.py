@@ -15,17 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mixq import paths
+from mixq import describe, paths
 from mixq.answer import PREFILL_CHUNK, Task, check_prompt
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
 from mixq.events import Done, Event
+from mixq.experiments import Experiments, Prompt
+from mixq.experts.own_policy import own_policy
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
 from mixq.kernels.cores import physical_cores
+from mixq.loading import Progress, choose_progress
 from mixq.memory import total_memory
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
@@ -49,12 +53,17 @@ SMALL_MATRIX = 1 << 20
 """Weights of a feed-forward matrix below which one thread is as fast as two."""
 
 
-def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None, *, progress: bool | Progress | None = None, **options: Any
+) -> Model:
     """Open a model folder, quantized or not.
 
     Args:
         path: a folder, or a name in the model store; None is the shipped demo model in bfloat16.
-        options: fields of `RuntimeOptions`: device, vram ("8GB"), context, threads, kv, exact, ...
+        progress: True says on stderr how far a load is that takes longer than a second; so does None in a notebook,
+            and nothing in a script. A function is called with what is being done and the share of it, 0 to 1.
+        options: fields of `RuntimeOptions`: device, vram ("8GB"), context, threads, kv, exact, cache_policy (a name,
+            or a class of your own: `mixq.experts.own_policy`), ...
 
     Returns:
         A `Model`; its weights are mapped, not read.
@@ -66,10 +75,10 @@ def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Model:
     """
     checked = RuntimeOptions.from_kwargs(**options)
     folder = paths.demo_source() if path is None else paths.resolve_model(os.fspath(path))
-    return Model(folder, checked)
+    return Model(folder, checked, progress=choose_progress(progress, folder.name))
 
 
-class Model:
+class Model(Experiments):
     """A model that answers.
 
     Attributes:
@@ -78,10 +87,17 @@ class Model:
         options: as given to `load`.
         context: positions of a conversation: what was asked for, at most the model's own maximum.
         notes: one line for each option that could not be followed, and why.
+        kv_cache_bytes: that the context takes, of all sequences.
     """
 
-    def __init__(self, folder: Path | Weights, options: RuntimeOptions | None = None) -> None:
-        self.options = options or RuntimeOptions()
+    def __init__(
+        self,
+        folder: Path | Weights,
+        options: RuntimeOptions | None = None,
+        *,
+        progress: Progress = lambda what, share: None,
+    ) -> None:
+        self.options = _with_own_policy(options or RuntimeOptions())
         self.folder: Weights = ModelFolder.open(folder) if isinstance(folder, Path) else folder
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
@@ -90,16 +106,17 @@ class Model:
             torch.float32 if self.options.exact else {"bf16": torch.bfloat16, "int8": torch.int8}[self.options.kv]
         )
         sequence_bytes = self.context * KVCache.bytes_per_position(self.config, self._kv_dtype)
-        self._kv_bytes = self.options.sequences * sequence_bytes
-        _check_memory(self._kv_bytes)
+        self.kv_cache_bytes = self.options.sequences * sequence_bytes
+        _check_memory(self.kv_cache_bytes)
         self._said: deque[str] = deque()
         self.placement = place(
             self.folder,
             self.options,
             threads=self.threads,
-            kv_cache=self._kv_bytes,
+            kv_cache=self.kv_cache_bytes,
             rows=min(PREFILL_CHUNK, self.context),
             say=self._said.append,
+            progress=progress,
         )
         if self.placement.tier is not None:
             weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
@@ -115,8 +132,9 @@ class Model:
             captures=self.placement.captures(),
         )
         if self.placement.offload is not None:
-            self.placement.offload.warm()
+            self.placement.offload.warm(lambda share: progress("experts into slots", share))
         self._last: Done | None = None
+        progress("", 1.0)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -175,6 +193,19 @@ class Model:
     def use_this_thread(self) -> None:
         """Prepare the thread that is going to run the model, where it is not the one that loaded it."""
         torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a text with the begin token in front, or the ids as they are.
+
+        Raises:
+            PromptError: an empty text, or a model without a tokenizer.
+        """
+        if not isinstance(prompt, str):
+            return list(prompt.tolist() if isinstance(prompt, Tensor | np.ndarray) else prompt)
+        text_ids = self.tokenizer.encode(prompt)
+        if not text_ids:
+            raise PromptError("The prompt is empty.", hint="Give some text.")
+        return [*self.tokenizer.begin_ids, *text_ids]
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Return the prompt that asks for the next reply of a conversation; see `chat`."""
@@ -278,12 +309,7 @@ class Model:
             PromptError: empty, too long for the context, or text for a model without a tokenizer.
             UsageError: an unknown parameter or a value out of bounds.
         """
-        if isinstance(prompt, str):
-            text_ids = self.tokenizer.encode(prompt)
-            if not text_ids:
-                raise PromptError("The prompt is empty.", hint="Give some text.")
-            prompt = [*self.tokenizer.begin_ids, *text_ids]
-        events = self.new_session().answer(list(prompt), continues_text=True, **sampling)
+        events = self.new_session().answer(self.encode(prompt), continues_text=True, **sampling)
         return events if stream else last_event(events)
 
     @overload
@@ -309,12 +335,22 @@ class Model:
         self.placement.close()
 
     def stats(self) -> dict[str, Any]:
-        """Return sizes, and the statistics of the last answer, as plain data."""
+        """Return sizes, and the statistics of the last answer, as plain data.
+
+        Returns:
+            A dict of
+            * model, context (positions), weights_bytes, kv_cache_bytes, device, kernels, threads;
+            * on an accelerator vram_promised_bytes, vram_taken_bytes, vram_peak_bytes, what it is taken for
+              (vram_kv_cache_bytes, vram_trunk_bytes, vram_workspace_bytes), expert_slots and miss;
+            * last: None before the first answer, then its fields of `mixq.Stats`: prompt_tokens, decode_tokens,
+              decode_tokens_per_second and so on, and on an accelerator experts: requests, hits, hit_rate, waits,
+              fetches, on_cpu, bytes and seconds of each place, recall, as `mixq.experts.stats` explains.
+        """
         return {
             "model": str(self.folder.path),
             "context": self.context,
             "weights_bytes": self.folder.nbytes,
-            "kv_cache_bytes": self._kv_bytes,
+            "kv_cache_bytes": self.kv_cache_bytes,
             **self.placement.as_dict(),
             "kernels": self.kernels.name,
             "threads": self.threads,
@@ -322,11 +358,10 @@ class Model:
         }
 
     def __repr__(self) -> str:
-        kind = f"{self.config.num_local_experts} experts" if self.config.is_moe else "dense"
-        return (
-            f"<mixq.Model {self.folder.path.name}: {self.config.num_hidden_layers} layers, {kind}, "
-            f"{format_size(self.folder.nbytes)}, context {self.context}, on {self.placement.device}>"
-        )
+        return describe.as_line(self)
+
+    def _repr_html_(self) -> str:
+        return describe.as_html(self)
 
 
 def last_event(events: Iterator[Event]) -> Done:
@@ -335,6 +370,11 @@ def last_event(events: Iterator[Event]) -> Done:
         if isinstance(event, Done):
             return event
     raise AssertionError("generate ends with Done")
+
+
+def _with_own_policy(options: RuntimeOptions) -> RuntimeOptions:
+    """Look at a user's cache policy before anything is opened."""
+    return options if options.own_policy is None else replace(options, own_policy=own_policy(options.own_policy))
 
 
 def _check_memory(kv_bytes: int) -> None:

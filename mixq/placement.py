@@ -30,6 +30,7 @@ from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.kernels.native import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
+from mixq.loading import Progress
 from mixq.memory import available_memory
 from mixq.model.decode_step import Captures
 
@@ -193,6 +194,7 @@ def place(
     kv_cache: int,
     rows: int,
     say: Callable[[str], None],
+    progress: Progress = lambda what, share: None,
 ) -> Placement:
     """Return where a model runs.
 
@@ -202,6 +204,7 @@ def place(
         kv_cache: bytes that the context takes.
         rows: tokens of the largest pass.
         say: takes a line that the user should see while the model runs.
+        progress: is told how far the weights have come.
 
     Raises:
         UsageError: a device that this machine does not have.
@@ -212,7 +215,9 @@ def place(
     if accelerator is None:
         return _on_cpu(folder, options, threads, kv_cache, [*notes, *_unused(options)])
     try:
-        placement = on_accelerator(folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say)
+        placement = on_accelerator(
+            folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say, progress=progress
+        )
     except DoesNotFitError as error:
         accelerator.close()
         if options.device != "auto" or options.vram is not None:
@@ -239,6 +244,7 @@ def on_accelerator(
     kv_cache: int,
     rows: int,
     say: Callable[[str], None],
+    progress: Progress = lambda what, share: None,
 ) -> Placement:
     """Return a model with its trunk on an accelerator; see `place`."""
     config = folder.config
@@ -259,11 +265,13 @@ def on_accelerator(
     )
     moved = 0
     if store is not None and accelerator.registers:
-        moved = store.move_to_registered(accelerator.register, _room_in_memory(options))
+        moved = store.move_to_registered(
+            accelerator.register, _room_in_memory(options), lambda share: progress("experts into locked memory", share)
+        )
     accelerator.reserve(workspace)
     weights = Trunk(folder, accelerator)
     try:
-        weights.load()
+        weights.load(lambda share: progress("trunk", share))
     except OutOfMemory as error:
         raise DoesNotFitError(
             f"The GPU has no memory left for the weights that every token uses ({format_size(plan.trunk)}).",
@@ -285,7 +293,7 @@ def on_accelerator(
             plan,
             ModelCost.of(config, expert_bytes=store.slot_bytes),
             miss=options.miss,
-            policy=options.cache_policy,
+            policy=options.own_policy or options.cache_policy,
             seed=options.seed or 0,
             tier=placement.tier,
             say=say,
@@ -314,5 +322,5 @@ def _unused(options: RuntimeOptions) -> list[str]:
     return [
         f"{name.replace('_', '-')} has no effect: the model runs on the CPU."
         for name in ("vram", "miss", "cache_policy")
-        if getattr(options, name) != getattr(default, name)
+        if getattr(options, name) != getattr(default, name) or (name == "cache_policy" and options.own_policy)
     ]

@@ -6,7 +6,7 @@ the embedding stays in host memory (a token needs one row of it), and experts ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,22 @@ class Trunk:
         self._linears: dict[str, Tensor | PackedLinear] = {}
         self._tensors: dict[str, Tensor] = {}
 
-    def load(self) -> None:
+    def load(self, progress: Callable[[float], None] = lambda share: None) -> None:
         """Copy everything now.
+
+        Args:
+            progress: is told which share of the tensors is done.
 
         Raises:
             OutOfMemory: it does not fit.
         """
-        for parameter in _trunk(self.config):
+        wanted = list(_trunk(self.config))
+        for done, parameter in enumerate(wanted, 1):
             if parameter.quantizable:
                 self.linear(parameter.module)
             else:
                 self.tensor(parameter.name)
+            progress(done / len(wanted))
 
     @property
     def path(self) -> Path:

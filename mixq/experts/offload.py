@@ -22,6 +22,7 @@ from mixq.cost import CostModel, ModelCost
 from mixq.experts.cache import ExpertCache, SlotState
 from mixq.experts.calibration import measure
 from mixq.experts.memory_plan import MemoryPlan
+from mixq.experts.policies import PolicyOfLayer
 from mixq.experts.predictor import Recall
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import LayerPlan, Scheduler
@@ -73,7 +74,7 @@ class ExpertOffload:
         cost: ModelCost,
         *,
         miss: str = "auto",
-        policy: str = "lru",
+        policy: str | PolicyOfLayer = "lru",
         seed: int = 0,
         popular: Sequence[Sequence[int]] | None = None,
         tier: RamTier | None = None,
@@ -279,9 +280,14 @@ class ExpertOffload:
         if rows <= DECODE_ROWS and self._observes:
             self.scheduler.observe_cpu(experts, rows, ended - begun)
 
-    def warm(self) -> None:
-        """Fill every slot before the first token, with the popular experts where they are known, else the first."""
+    def warm(self, progress: Callable[[float], None] = lambda share: None) -> None:
+        """Fill every slot before the first token, with the popular experts where they are known, else the first.
+
+        Args:
+            progress: is told which share of the layers has been asked for.
+        """
         for layer in range(self.store.layers):
+            progress(layer / self.store.layers)
             for expert in self.cache.warm_up(layer):
                 slot = self.cache.begin_load(layer, expert)
                 if slot is not None:

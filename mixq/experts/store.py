@@ -111,7 +111,9 @@ class ExpertStore:
         )
         return w1, w2, w3
 
-    def move_to_registered(self, register: Callable[[Tensor], bool], limit: int) -> int:
+    def move_to_registered(
+        self, register: Callable[[Tensor], bool], limit: int, progress: Callable[[float], None] = lambda share: None
+    ) -> int:
         """Move experts into memory that the accelerator copies from directly, layer by layer, and return the bytes.
 
         A file's mapping is not registered: its pages come and go. The first refusal ends it, and so does the limit;
@@ -120,6 +122,7 @@ class ExpertStore:
         Args:
             register: makes memory known to the accelerator, or refuses.
             limit: bytes to register at most.
+            progress: is told which share of the layers is done.
         """
         moved = 0
         for layer in range(self.layers):
@@ -136,6 +139,7 @@ class ExpertStore:
             parts = [arena[expert * stride : (expert + 1) * stride] for expert in range(self.experts)]
             self._experts[layer] = [self.view(layer, part) for part in parts]
             moved += len(arena)
+            progress((layer + 1) / self.layers)
         return moved
 
     def _why_not(self) -> str | None:

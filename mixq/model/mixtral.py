@@ -220,6 +220,12 @@ class DecoderLayer:
         if isinstance(self.feed_forward, SparseMoeBlock):
             self.feed_forward.chosen = ids
 
+    def router_logits(self, residual: Tensor) -> Tensor:
+        """Return the router's float32 scores [T, E] for what is added to, [T, D]."""
+        assert isinstance(self.feed_forward, SparseMoeBlock)
+        normed = self.kernels.rms_norm(residual, self.post_attention_layernorm, self.eps)
+        return self.kernels.router_logits(normed, self.feed_forward.gate)
+
     # The parts of feed_forward for a step that is captured up to the router's choice
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
