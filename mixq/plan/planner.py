@@ -1,0 +1,307 @@
+"""How fast a model will be on a computer, and what it takes of it, before anything is loaded or downloaded.
+
+Contract: arithmetic over sizes (`mixq.plan.sizes`) and a computer's figures (`mixq.plan.computer`). Memory is shared
+out by `mixq.plan.shares`; the hits of the expert cache come from its own policy code, played on made-up routing
+(`mixq.plan.replay`). Nothing is measured here, and no weight is touched.
+
+The figure expected is that of routing as Mixtral is reported to have it, with the context half full. The range goes
+from routing without any pattern on a machine that gives a tenth less, to Mixtral's on one that gives a tenth more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixq.config import RuntimeOptions
+from mixq.errors import DoesNotFitError, UsageError
+from mixq.experts.memory_plan import MemoryPlan
+from mixq.experts.quota import even
+from mixq.experts.routing import draw_trace, parse_routing
+from mixq.plan.computer import Computer
+from mixq.plan.replay import Trace, replay, replay_hits
+from mixq.plan.shares import GPU, RAM, Shares, rows_of, share_out
+from mixq.plan.sizes import ModelSizes
+
+SLACK = 0.1
+AROUND = "work around the kernels"
+
+_TOKENS = 160  # of made-up routing
+_SMALL = 1 << 20  # weights of a matrix below which one thread computes, as the engine chooses
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens per second.
+
+    Attributes:
+        low, expected, high: the range and what is likeliest.
+        bottleneck: what takes most of the time.
+        parts: seconds of a token, by what takes them; parts of a GPU's step overlap.
+    """
+
+    low: float
+    expected: float
+    high: float
+    bottleneck: str
+    parts: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "tokens_per_second": self.expected,
+            "low": self.low,
+            "high": self.high,
+            "bottleneck": self.bottleneck,
+            "seconds": dict(self.parts),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a model will do on a computer.
+
+    Attributes:
+        device: cpu, cuda or sim.
+        hit_rate: expected share of a token's experts that lie in GPU memory; None without slots.
+        prompt: tokens of the prompt that `prefill` is about.
+        notes: a sentence for each thing that the user should know.
+    """
+
+    sizes: ModelSizes
+    computer: Computer
+    options: RuntimeOptions
+    device: str
+    shares: Shares
+    hit_rate: float | None
+    decode: Speed
+    prefill: Speed
+    prompt: int
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        config, memory, options = self.sizes.config, self.shares.memory, self.options
+        return {
+            "model": self.sizes.name,
+            "format": self.sizes.format,
+            "weights_bytes": self.sizes.total,
+            "token_bytes": self.sizes.token,
+            "computer": self.computer.name,
+            "device": self.device,
+            "context": options.context,
+            "kv": options.kv,
+            "sequences": options.sequences,
+            "places": [{"where": p.where, "what": p.what, "bytes": p.nbytes} for p in self.shares.places],
+            "vram_bytes": self.shares.total(GPU),
+            "vram_promised_bytes": None if memory is None else memory.promised,
+            "ram_bytes": self.shares.total(RAM),
+            "expert_slots": 0 if memory is None else memory.slots,
+            "slots_by_layer": [] if memory is None else list(memory.quotas),
+            "experts": config.num_hidden_layers * config.num_local_experts if config.is_moe else 0,
+            "experts_in_ram": self.shares.experts_in_ram,
+            "hit_rate": self.hit_rate,
+            "decode": self.decode.as_dict(),
+            "prefill": {**self.prefill.as_dict(), "prompt_tokens": self.prompt},
+            "notes": list(self.notes),
+        }
+
+
+def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, routing: str = "mixtral") -> Plan:
+    """Return what a model will do.
+
+    Args:
+        sizes: of the model in its format.
+        computer: for `--device sim`, its `gpu` has the figures of the simulated accelerator.
+        options: context, budgets and so on; what is larger than the model allows is cut as the engine does.
+        routing: which experts are expected, see `mixq.experts.routing`.
+
+    Raises:
+        UsageError: a device that the computer does not have.
+        DoesNotFitError: not even the weights that every token uses fit.
+    """
+    options = replace(options, context=min(options.context, sizes.config.max_position_embeddings))
+    gpu = computer.gpu
+    if options.device in ("cuda", "sim") and gpu is None:
+        raise UsageError(f"{computer.name} has no GPU.", hint="Use --device cpu.")
+    ram = computer.ram if computer.ram_free is None else computer.ram_free
+    notes: tuple[str, ...] = ()
+    device = "cpu" if options.device == "cpu" or gpu is None else "sim" if options.device == "sim" else "cuda"
+    if gpu is not None and device != "cpu":
+        try:
+            shares = share_out(sizes, options, device, ram, gpu.memory if gpu.free is None else gpu.free)
+        except DoesNotFitError as error:
+            if options.device != "auto" or options.vram is not None:
+                raise
+            device, notes = "cpu", (f"The model runs on the CPU: {error.message}",)
+    if device == "cpu":
+        shares = share_out(sizes, options, device, ram)
+    maker = _Estimates(sizes, computer, options, shares, device, routing)
+    decode, prefill = maker.decode(), maker.prefill()
+    maker.add_disk(decode, prefill)
+    rows = rows_of(options)
+    return Plan(
+        sizes,
+        computer,
+        options,
+        device,
+        shares,
+        maker.hit_rate(),
+        decode.speed(1),
+        prefill.speed(rows),
+        rows,
+        (*notes, *shares.notes),
+    )
+
+
+@dataclass(slots=True)
+class _Estimate:
+    """Seconds of a pass: as expected, at worst, and of its parts."""
+
+    seconds: float
+    slowest: float
+    parts: dict[str, float]
+
+    @classmethod
+    def of(cls, parts: Mapping[str, float]) -> _Estimate:
+        """Return what takes place one after the other."""
+        return cls(sum(parts.values()), sum(parts.values()), dict(parts))
+
+    def add(self, what: str, seconds: float) -> None:
+        """Add something that everything else waits for."""
+        self.seconds += seconds
+        self.slowest += seconds
+        self.parts[what] = seconds
+
+    def speed(self, tokens: int) -> Speed:
+        """Return the tokens per second of a pass of so many."""
+        return Speed(
+            tokens / self.slowest * (1 - SLACK),
+            tokens / self.seconds,
+            tokens / self.seconds * (1 + SLACK),
+            max(self.parts, key=lambda part: self.parts[part]),
+            {what: seconds / tokens for what, seconds in self.parts.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimates:
+    sizes: ModelSizes
+    computer: Computer
+    options: RuntimeOptions
+    shares: Shares
+    device: str
+    routing: str
+
+    def decode(self) -> _Estimate:
+        """Return a decode step with the context half full."""
+        memory = self.shares.memory
+        if self.device == "cuda" and memory is not None:
+            return self._on_gpu(memory)
+        parts = self._on_cpu()
+        gpu = self.computer.gpu
+        if self.device == "sim" and gpu is not None:  # the same cores compute, beside what goes to and fro
+            parts[AROUND] += self._layers * gpu.layer_seconds
+        return _Estimate.of(parts)
+
+    def prefill(self) -> _Estimate:
+        """Return a prompt in one pass."""
+        cpu, rows = self.computer.cpu, rows_of(self.options)
+        gpu, memory = self.computer.gpu, self.shares.memory
+        if self.device != "cuda" or gpu is None or memory is None:
+            rate = cpu.small_flops if self._is_small else cpu.flops
+            around = cpu.pass_seconds + self._layers * cpu.layer_seconds
+            return _Estimate.of({"arithmetic": self._operations(rows) / rate, AROUND: around})
+        arithmetic = self._operations(rows) / gpu.flops
+        copies = (self._experts - memory.slots) * self.sizes.expert / self.computer.hardware().copy_alone
+        around = cpu.pass_seconds + self._layers * gpu.layer_seconds
+        seconds = max(arithmetic, copies) + around  # experts stream to the GPU while it computes others
+        return _Estimate(seconds, seconds, {"arithmetic": arithmetic, "copies to the GPU": copies, AROUND: around})
+
+    def hit_rate(self) -> float | None:
+        """Return the share of a token's experts that lie in slots."""
+        memory = self.shares.memory
+        return self._hits(memory.quotas, self.options.cache_policy) if memory is not None and memory.slots else None
+
+    def add_disk(self, decode: _Estimate, prefill: _Estimate) -> None:
+        """Add what experts cost that are read from the disk: whoever needs one waits for it."""
+        config, fitting = self.sizes.config, self.shares.experts_in_ram
+        if fitting >= self._experts:
+            return
+        rate = self.computer.disk_bandwidth
+        if rate is None:
+            raise UsageError(
+                f"The experts do not fit into RAM, and how fast the disk of {self.computer.name} reads is not known.",
+                hint="Give disk_bandwidth in the hardware file, or more RAM.",
+            )
+        missed = 1 - self._hits(even(fitting, config.num_hidden_layers, config.num_local_experts), "lru")
+        used = config.num_hidden_layers * config.num_experts_per_tok
+        decode.add("reading experts from the disk", missed * used * self.sizes.expert / rate)
+        prefill.add("reading experts from the disk", (self._experts - fitting) * self.sizes.expert / rate)
+
+    @property
+    def _layers(self) -> int:
+        return self.sizes.config.num_hidden_layers
+
+    @property
+    def _experts(self) -> int:
+        return self._layers * self.sizes.config.num_local_experts if self.sizes.config.is_moe else 0
+
+    @property
+    def _is_small(self) -> bool:
+        return self.sizes.config.hidden_size * self.sizes.config.intermediate_size < _SMALL
+
+    def _on_cpu(self) -> dict[str, float]:
+        cpu = self.computer.cpu
+        in_cache = self.sizes.total <= cpu.cache_bytes or self._is_small
+        rate, where = (cpu.cache_bandwidth, "the cache") if in_cache else (cpu.kernel_bandwidth, "RAM")
+        seen = self.options.context // 2 * self.sizes.kv_position(self.options.kv)
+        return {
+            f"reading weights from {where}": self.sizes.token / rate,
+            "reading the KV cache": seen / cpu.read_bandwidth,
+            AROUND: cpu.pass_seconds + self._layers * cpu.layer_seconds,
+        }
+
+    def _on_gpu(self, memory: MemoryPlan) -> _Estimate:
+        gpu, cost = self.computer.gpu, self.sizes.cost(self.options.kv)
+        assert gpu is not None
+        seen = self.options.context // 2
+        around = self.computer.cpu.pass_seconds + self._layers * gpu.layer_seconds
+        if not self._experts:
+            read = self.sizes.token + seen * self.sizes.kv_position(self.options.kv)
+            return _Estimate.of({"reading weights on the GPU": read / gpu.bandwidth, AROUND: around})
+        hardware, policy, miss = self.computer.hardware(), self.options.cache_policy, self.options.miss
+        likely, worst = (
+            replay(self._made_up(routing), hardware, cost, memory.quotas, policy, miss, context=seen)
+            for routing in (self.routing, "uniform")
+        )
+        parts = {
+            "experts on the CPU": likely.cpu_seconds / likely.tokens,
+            "copies to the GPU": likely.copy_seconds / likely.tokens,
+            "reading weights on the GPU": likely.gpu_seconds / likely.tokens,
+            AROUND: around,
+        }
+        seconds, slowest = (result.seconds / result.tokens + around for result in (likely, worst))
+        return _Estimate(seconds, max(seconds, slowest), parts)
+
+    def _operations(self, tokens: int) -> float:
+        """Return those of a prompt: two for each weight used and token, the head once, and attention."""
+        config = self.sizes.config
+        D, F = config.hidden_size, config.intermediate_size
+        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        active = config.num_experts_per_tok if config.is_moe else 1
+        weights = 2 * D * (queries + keys) + 3 * D * F * active
+        attention = 2 * queries * (tokens + 1)  # scores and values, over half of the prompt on average
+        return self._layers * tokens * (2.0 * weights + attention) + 2.0 * config.vocab_size * D
+
+    def _made_up(self, routing: str) -> Trace:
+        config = self.sizes.config
+        layers, experts, active = config.num_hidden_layers, config.num_local_experts, config.num_experts_per_tok
+        drawn = parse_routing(routing, layers=layers, experts=experts, active=active)
+        return draw_trace(drawn, _TOKENS, layers=layers, experts=experts, active=active).tokens
+
+    def _hits(self, quotas: Sequence[int], policy: str) -> float:
+        """Return the share of a token's experts that so many places of each layer hold."""
+        layers = replay_hits(self._made_up(self.routing), quotas, policy, experts=self.sizes.config.num_local_experts)
+        return sum(layer.hits for layer in layers) / max(1, sum(layer.hits + layer.misses for layer in layers))
