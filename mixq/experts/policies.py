@@ -1,13 +1,15 @@
 """Which expert leaves a layer's slots when another is to come in.
 
 Contract: one object for each layer, told of every use, load and eviction; `victim` chooses among experts that may go.
-Experts are numbers; where they lie and whether a copy pays is not known here.
+Experts are numbers; where they lie and whether a copy pays is not known here. `mixq.experts.own_policy` shows how to
+write one.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Protocol
 
 
@@ -57,7 +59,11 @@ class Lru:
         return True
 
     def victim(self, candidates: Collection[int]) -> int:
-        return min(candidates, key=lambda expert: self._last.get(expert, 0))
+        return min(candidates, key=self.last_use)
+
+    def last_use(self, expert: int) -> int:
+        """Return when it was used or loaded last: a number that grows, 0 for never."""
+        return self._last.get(expert, 0)
 
 
 class Lfu(Lru):
@@ -75,7 +81,7 @@ class Lfu(Lru):
         super().used(expert)
 
     def victim(self, candidates: Collection[int]) -> int:
-        return min(candidates, key=lambda expert: (self._count.get(expert, 0), self._last.get(expert, 0)))
+        return min(candidates, key=lambda expert: (self._count.get(expert, 0), self.last_use(expert)))
 
 
 class Static:
@@ -137,9 +143,8 @@ class Belady:
 
     def __init__(self, future: Sequence[Sequence[int]]) -> None:
         self._uses: dict[int, list[int]] = {}
-        for moment, experts in enumerate(future):
-            for expert in experts:
-                self._uses.setdefault(expert, []).append(moment)
+        for moment, expert in enumerate(chain.from_iterable(future)):  # uses, not passes: no two are wanted at once
+            self._uses.setdefault(expert, []).append(moment)
         for moments in self._uses.values():
             moments.reverse()
 
