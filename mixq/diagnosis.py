@@ -126,6 +126,11 @@ def diagnose() -> Diagnosis:
     )
 
 
+def cpu_name() -> str:
+    """Return the processor's name as the system has it."""
+    return _cpu()[0]
+
+
 def _cpu() -> tuple[str, tuple[str, ...]]:
     """Return the CPU's name and those of its features that matter, as Linux lists them."""
     name = platform.processor() or platform.machine()

@@ -24,6 +24,7 @@ from mixq.cli import (
     evaluate,
     export,
     list_models,
+    plan,
     pull,
     quantize,
     rm,
@@ -61,6 +62,7 @@ app.command("list")(list_models.list_models)
 app.command("show")(show.show)
 app.command("rm")(rm.rm)
 app.command("verify")(verify.verify)
+app.command("plan", cls=ModelCommand)(plan.plan)
 app.command("bench", cls=ModelCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)

@@ -1,8 +1,8 @@
 """A computer described by figures: measured here, taken from a file, or a preset.
 
-Contract: plain data, no torch. Bytes, bytes per second, floating-point operations per second, seconds. A hardware file is
-JSON, `{"format": "mixq-hardware", "version": 1, "name": ..., "ram": ..., "cpu": {...}, "gpu": {...} or null, ...}` with
-the fields below; every figure is checked, and an unknown key is an error with a suggestion.
+Contract: plain data, no torch. Bytes, bytes per second, floating-point operations per second, seconds. A hardware file
+is JSON, `{"format": "mixq-hardware", "version": 1, "name": ..., "ram": ..., "cpu": {...}, "gpu": {...} or null, ...}`
+with the fields below; every figure is checked, and an unknown key is an error with a suggestion.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class CpuFigures:
         read_bandwidth: of plain reads of RAM, by all threads.
         kernel_bandwidth: at which the decode kernels read experts of Mixtral's size (nl4 g32) from RAM.
         cache_bytes: of the last level cache.
-        cache_bandwidth: at which one thread's decode kernels read small matrices that lie in the cache.
+        cache_bandwidth, cache_bandwidth_plain: at which one thread's decode kernels read small matrices that lie in the
+            cache, quantized and in bfloat16.
         flops: of a prompt's experts of Mixtral's size with 128 rows each.
-        small_flops: the same at the demo model's sizes, one thread.
+        small_flops, small_flops_plain: of a prompt at the demo model's sizes, one thread, quantized and in bfloat16.
         layer_seconds: what a layer costs besides reading its weights.
         pass_seconds: what a pass costs besides layers and head.
     """
@@ -45,8 +46,10 @@ class CpuFigures:
     kernel_bandwidth: float
     cache_bytes: int
     cache_bandwidth: float
+    cache_bandwidth_plain: float
     flops: float
     small_flops: float
+    small_flops_plain: float
     layer_seconds: float
     pass_seconds: float
 

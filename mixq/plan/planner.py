@@ -210,7 +210,8 @@ class _Estimates:
         cpu, rows = self.computer.cpu, rows_of(self.options)
         gpu, memory = self.computer.gpu, self.shares.memory
         if self.device != "cuda" or gpu is None or memory is None:
-            rate = cpu.small_flops if self._is_small else cpu.flops
+            small = cpu.small_flops_plain if self._is_plain else cpu.small_flops
+            rate = small if self._is_small else cpu.flops
             around = cpu.pass_seconds + self._layers * cpu.layer_seconds
             return _Estimate.of({"arithmetic": self._operations(rows) / rate, AROUND: around})
         arithmetic = self._operations(rows) / gpu.flops
@@ -252,10 +253,15 @@ class _Estimates:
     def _is_small(self) -> bool:
         return self.sizes.config.hidden_size * self.sizes.config.intermediate_size < _SMALL
 
+    @property
+    def _is_plain(self) -> bool:
+        return self.sizes.format == "bf16"
+
     def _on_cpu(self) -> dict[str, float]:
         cpu = self.computer.cpu
         in_cache = self.sizes.total <= cpu.cache_bytes or self._is_small
-        rate, where = (cpu.cache_bandwidth, "the cache") if in_cache else (cpu.kernel_bandwidth, "RAM")
+        cached = cpu.cache_bandwidth_plain if self._is_plain else cpu.cache_bandwidth
+        rate, where = (cached, "the cache") if in_cache else (cpu.kernel_bandwidth, "RAM")
         seen = self.options.context // 2 * self.sizes.kv_position(self.options.kv)
         return {
             f"reading weights from {where}": self.sizes.token / rate,

@@ -1,67 +1,103 @@
-"""Computers described by figures: what a plan or a simulation is made for where no such machine is at hand.
+"""Computers that are not at hand, described by figures.
 
-Contract: achieved, not printed, figures: GPU memory at 85 % of its printed bandwidth, links and RAM as copies and plain
-reads get them. Slots are what is left of the card's memory; the planner knows better (`mixq.experts.memory_plan`).
+Contract: achieved, not printed, figures. A GPU's memory at 85 % of its printed bandwidth; its prompts at about a third
+of its printed bfloat16 rate; links as long copies get them (PCIe 4.0 x8 12 of 16 GB/s, x16 25 of 32 GB/s); RAM at 85 %
+of two channels' printed bandwidth (DDR4-3200 51, DDR5-5600 90 GB/s), of which decode kernels get nine tenths. Free
+memory is what a desktop leaves: 0.8 GB of a card, 4 GB of RAM. The small figures (launch, handover, work around the
+kernels) are those of a current core under Python.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
-from mixq.cost import Hardware, ModelCost
+from mixq.config import did_you_mean
+from mixq.errors import UsageError, printable
+from mixq.plan.computer import Computer, CpuFigures, GpuFigures
 
-GB = 1e9
+GB = 10**9
 TFLOPS = 1e12
 
-RESERVED = 2.0 * GB
-"""Of a card, beside the weights: driver and desktop, 8192 positions of KV cache in bfloat16, room to work in."""
+
+def _cpu(cores: int, ram_bandwidth: float, flops: float, cache: int) -> CpuFigures:
+    return CpuFigures(
+        cores=cores,
+        read_bandwidth=ram_bandwidth,
+        kernel_bandwidth=0.9 * ram_bandwidth,
+        cache_bytes=cache,
+        cache_bandwidth=7e9,
+        cache_bandwidth_plain=25e9,
+        flops=flops,
+        small_flops=0.15 * TFLOPS,
+        small_flops_plain=0.15 * TFLOPS,
+        layer_seconds=60e-6,
+        pass_seconds=50e-6,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Computer:
-    """A GPU with `vram` bytes of its own in a computer of some speed."""
+def _gpu(name: str, memory: int, bandwidth: float, flops: float, link: float) -> GpuFigures:
+    return GpuFigures(
+        name=name,
+        memory=memory,
+        free=memory - 8 * GB // 10,
+        bandwidth=bandwidth,
+        flops=flops,
+        copy_bandwidth=link,
+        copy_back=link,
+        copy_under_load=0.9 * link,
+        copy_latency=20e-6,
+        handover_seconds=60e-6,
+        launch_seconds=15e-6,
+        layer_seconds=150e-6,
+    )
 
-    hardware: Hardware
-    vram: float
 
-    def slots(self, model: ModelCost) -> int:
-        """Return how many experts fit beside all that every token needs."""
-        trunk = model.layers * model.trunk_bytes + 3 * model.head_bytes  # with the embedding in bfloat16
-        free = self.vram - RESERVED - trunk
-        return min(max(int(free // model.expert_bytes), 0), model.layers * model.experts)
+def _computer(name: str, ram: int, cpu: CpuFigures, disk: float, gpu: GpuFigures | None) -> Computer:
+    return Computer(name, ram * GB, cpu, ram_free=(ram - 4) * GB, disk_bandwidth=disk, gpu=gpu)
 
 
 COMPUTERS: dict[str, Computer] = {
-    "laptop-8gb": Computer(
-        Hardware("8 GB laptop, PCIe x8, DDR5", 80 * GB, 0.8 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB), 8 * GB
+    "laptop-8gb": _computer(
+        "a laptop: 8 GB GPU, PCIe 4.0 x8, 32 GB DDR5, 8 cores",
+        32,
+        _cpu(8, 76e9, 0.8 * TFLOPS, 24 << 20),
+        3.0e9,
+        _gpu("8 GB laptop GPU", 8 * GB, 218e9, 25 * TFLOPS, 12e9),
     ),
-    "laptop-8gb-ddr4": Computer(
-        Hardware("8 GB laptop, PCIe x8, DDR4", 40 * GB, 0.4 * TFLOPS, 218 * GB, 25 * TFLOPS, 12 * GB), 8 * GB
+    "rtx-3060-12gb": _computer(
+        "a desktop: RTX 3060 12 GB, PCIe 4.0 x16, 32 GB DDR4, 6 cores",
+        32,
+        _cpu(6, 43e9, 0.5 * TFLOPS, 32 << 20),
+        2.5e9,
+        _gpu("RTX 3060 12 GB", 12 * GB, 306e9, 17 * TFLOPS, 22e9),
     ),
-    "desktop-12gb": Computer(
-        Hardware("12 GB desktop", 60 * GB, 0.6 * TFLOPS, 306 * GB, 25 * TFLOPS, 20 * GB, ram_bandwidth=70 * GB), 12 * GB
+    "rtx-4090": _computer(
+        "a desktop: RTX 4090 24 GB, PCIe 4.0 x16, 64 GB DDR5, 16 cores",
+        64,
+        _cpu(16, 76e9, 1.2 * TFLOPS, 36 << 20),
+        5.0e9,
+        _gpu("RTX 4090", 24 * GB, 857e9, 100 * TFLOPS, 25e9),
     ),
-    "desktop-16gb": Computer(
-        Hardware("16 GB desktop", 70 * GB, 0.8 * TFLOPS, 610 * GB, 60 * TFLOPS, 25 * GB, ram_bandwidth=80 * GB), 16 * GB
-    ),
-    "desktop-24gb": Computer(Hardware("24 GB desktop", 80 * GB, 1.0 * TFLOPS, 850 * GB, 80 * TFLOPS, 25 * GB), 24 * GB),
-    "four-old-cores": Computer(
-        Hardware("24 GB, four old cores", 22 * GB, 0.2 * TFLOPS, 800 * GB, 70 * TFLOPS, 25 * GB, ram_bandwidth=40 * GB),
-        24 * GB,
-    ),
-    "fast-link": Computer(
-        Hardware(
-            "16 GB, 60 GB/s link, slow CPU",
-            20 * GB,
-            0.2 * TFLOPS,
-            800 * GB,
-            90 * TFLOPS,
-            60 * GB,
-            ram_bandwidth=90 * GB,
-        ),
-        16 * GB,
-    ),
-    "fast-link-slow-ram": Computer(
-        Hardware("16 GB, 60 GB/s link, slow RAM", 20 * GB, 0.2 * TFLOPS, 800 * GB, 90 * TFLOPS, 60 * GB), 16 * GB
+    "cpu-laptop": _computer(
+        "a laptop without a GPU: 32 GB DDR5, 8 cores", 32, _cpu(8, 76e9, 0.8 * TFLOPS, 24 << 20), 3.0e9, None
     ),
 }
+
+
+def find_computer(name: str) -> Computer:
+    """Return a preset, or the computer of a hardware file.
+
+    Raises:
+        UsageError: neither a preset nor a file.
+        ModelFileError: a file that is no hardware file, or figures that make no sense.
+    """
+    if name in COMPUTERS:
+        return COMPUTERS[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return Computer.read(path)
+    raise UsageError(
+        f"{printable(repr(name))} is no hardware file and no preset; there are {', '.join(COMPUTERS)}."
+        + did_you_mean(name.lower(), COMPUTERS),
+        hint="Make a file of a computer with: mixq doctor --save FILE",
+    )

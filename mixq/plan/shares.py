@@ -1,7 +1,7 @@
 """What lies where: GPU memory, RAM and disk, shared out before anything is loaded.
 
-Contract: arithmetic over sizes and budgets. The GPU's part is the engine's own function (`mixq.experts.memory_plan`). The
-engine compares these figures with what it measures after loading, so they count everything that a process takes:
+Contract: arithmetic over sizes and budgets. The GPU's part is the engine's own function (`mixq.experts.memory_plan`).
+The engine compares these figures with what it measures after loading, so they count everything that a process takes:
 weights as they are used, the KV cache filled, activations of the largest prompt, Python and its libraries.
 """
 
@@ -100,10 +100,10 @@ def share_out(
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
     if fitting < experts:
-        notes.append(f"{experts - fitting} of {experts} experts do not fit into RAM: they are read from the disk each time.")
-    return Shares(
-        (*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes)
-    )
+        notes.append(
+            f"{experts - fitting} of {experts} experts do not fit into RAM: they are read from the disk each time."
+        )
+    return Shares((*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes))
 
 
 def _experts(sizes: ModelSizes) -> int:
@@ -162,7 +162,8 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
     least = fixed + (sizes.config.num_experts_per_tok * sizes.expert if experts else 0)
     if least > budget:
         raise DoesNotFitError(
-            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are {format_size(budget)}.",
+            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are "
+            f"{format_size(budget)}.",
             hint="Take a smaller --context, --kv int8, or a smaller format (nl4).",
         )
     return min((budget - fixed) // sizes.expert, experts) if experts else 0

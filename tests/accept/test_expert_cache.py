@@ -20,7 +20,7 @@ from mixq.experts.routing import draw_trace, parse_routing
 from mixq.experts.trace import Trace
 from mixq.models.presets import PRESETS
 from mixq.models.world import FAMILIES, questions
-from mixq.plan.presets import COMPUTERS
+from tests.plan.computers import COMPUTERS
 from mixq.plan.replay import belady, replay, replay_hits
 from mixq.quantize import quantize
 from tests.accept.tables import markdown, write

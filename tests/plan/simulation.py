@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from mixq.cost import ModelCost
 from mixq.experts import quota
 from mixq.experts.routing import draw_trace, parse_routing
-from mixq.plan.presets import COMPUTERS, Computer
 from mixq.plan.replay import ReplayResult, Trace, replay
+from tests.plan.computers import COMPUTERS, Computer
 
 MIXTRAL = ModelCost(
     layers=32,

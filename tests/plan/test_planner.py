@@ -21,8 +21,10 @@ CPU = CpuFigures(
     kernel_bandwidth=65e9,
     cache_bytes=16 << 20,
     cache_bandwidth=20e9,
+    cache_bandwidth_plain=40e9,
     flops=0.8e12,
     small_flops=0.1e12,
+    small_flops_plain=0.1e12,
     layer_seconds=2e-4,
     pass_seconds=1e-3,
 )

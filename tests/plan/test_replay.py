@@ -8,8 +8,8 @@ import pytest
 
 from mixq.cost import CostModel, Hardware
 from mixq.experts.scheduler import Scheduler
-from mixq.plan.presets import COMPUTERS
 from mixq.plan.replay import CHUNK, ReplayResult, Trace, belady, replay, replay_hits
+from tests.plan.computers import COMPUTERS
 from tests.plan.simulation import LAYERS, MIXTRAL, Case, cases, routing, run, table
 
 TOKENS = 200

@@ -1,0 +1,151 @@
+"""The figures of the computer at hand, measured once in a few seconds and kept.
+
+Contract: `probe` measures or reads what was measured before; `cached` only reads. The file (`hardware.json` in the
+cache) holds as long as mixq, torch, the processor, its instruction set, the number of cores and the GPU are the same;
+what cannot be read is measured anew. What is free changes, so memory is asked for each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from mixq import paths
+from mixq.bench.probe_cpu import SmallSteps, measure_cpu
+from mixq.bench.probe_gpu import measure_gpu, with_simulated_gpu
+from mixq.diagnosis import cpu_name
+from mixq.errors import MixqError
+from mixq.kernels import native, triton
+from mixq.kernels.cores import physical_cores
+from mixq.memory import available_memory, total_memory
+from mixq.plan.computer import Computer
+
+FILE_NAME = "hardware.json"
+_READ, _PIECE, _LEAST = 256 << 20, 8 << 20, 32 << 20
+_LONGEST = 1.0
+
+
+def probe(*, refresh: bool = False) -> Computer:
+    """Return this computer's figures, measured now if they are not known or `refresh` is set.
+
+    Raises:
+        DoesNotFitError: no memory for half a gigabyte of made-up weights.
+    """
+    known = None if refresh else cached()
+    if known is not None:
+        return known
+    cpu = measure_cpu()
+    gpu = None
+    if triton.unavailable_reason() is None and torch.cuda.is_available():
+        gpu = measure_gpu("cuda", 0.0)
+    found = Computer(
+        name=_name(),
+        ram=total_memory() or available_memory() or 0,
+        cpu=cpu,
+        disk_bandwidth=disk_bandwidth(),
+        gpu=gpu,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+    )
+    with contextlib.suppress(MixqError, OSError):  # a cache that cannot be written is measured anew each time
+        paths.cache().mkdir(parents=True, exist_ok=True)
+        found.write(_file())
+    return _now(found)
+
+
+def cached() -> Computer | None:
+    """Return what was measured before on this computer as it is; None where there is nothing of that kind."""
+    try:
+        found = Computer.read(_file())
+    except MixqError:
+        return None
+    return _now(found) if dict(found.versions) == _versions() else None
+
+
+def simulated(computer: Computer, vram: int | None = None) -> Computer:
+    """Return the computer with the GPU that `--device sim` plays, of so much memory."""
+    return with_simulated_gpu(computer, SmallSteps.measure("cpu", "nl4").wall_seconds, vram)
+
+
+def _file() -> Path:
+    return paths.cache() / FILE_NAME
+
+
+def _now(computer: Computer) -> Computer:
+    """Return it with the memory that is free now."""
+    gpu = computer.gpu
+    if gpu is not None and torch.cuda.is_available():
+        gpu = replace(gpu, free=torch.cuda.mem_get_info(0)[0])
+    return replace(computer, ram_free=available_memory(), gpu=gpu)
+
+
+def _name() -> str:
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"this computer: {cpu_name()}, {physical_cores()} cores{gpu}"
+
+
+def _versions() -> dict[str, str]:
+    """Return what the figures depend on."""
+    return {
+        "mixq": importlib.metadata.version("mixq"),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "cores": str(physical_cores()),
+        "isa": "reference" if native.library() is None else native.isa_name(native.isa()),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+    }
+
+
+def disk_bandwidth() -> float | None:
+    """Return the bytes per second at which a large file is read past the page cache; None where that cannot be known.
+
+    A shard of the model store is read where there is one, else the largest library of torch: writing a file to read it
+    would take longer than all the rest.
+    """
+    path = _large_file()
+    if path is None or not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:  # a file system that does not know it
+        return None
+    buffer = mmap.mmap(-1, _PIECE)  # aligned to pages, as direct reads must be
+    try:
+        size = min(os.fstat(handle).st_size // _PIECE * _PIECE, _READ)
+        done, begun = 0, time.perf_counter()
+        while done < size and time.perf_counter() - begun < _LONGEST:
+            count = os.preadv(handle, [buffer], done)
+            if count <= 0:
+                break
+            done += count
+        return done / (time.perf_counter() - begun) if done else None
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+        buffer.close()
+
+
+def _large_file() -> Path | None:
+    for candidates in (_shards(), _libraries()):
+        sized = [(path.stat().st_size, path) for path in candidates]
+        if sized and max(sized)[0] >= _LEAST:
+            return max(sized)[1]
+    return None
+
+
+def _shards() -> Iterator[Path]:
+    return paths.store().glob("*/*.safetensors")
+
+
+def _libraries() -> Iterator[Path]:
+    return (Path(torch.__file__).parent / "lib").glob("*.so")

@@ -1,0 +1,297 @@
+"""`mixq plan`: what a model will take of a computer and how fast it will be, before the download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import RuntimeOptions, did_you_mean, format_size, parse_size
+from mixq.errors import DoesNotFitError, UsageError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mixq.config import ModelConfig
+    from mixq.plan.computer import Computer
+    from mixq.plan.planner import Plan
+    from mixq.plan.sizes import ModelSizes
+
+DEFAULTS = RuntimeOptions()
+DEFAULT_MODEL = "mixtral-8x7b"
+FORMATS = ("nl4", "all-nl4", "w4", "w8", "bf16")
+"""What a model that is not quantized yet is planned in; the first unless asked."""
+
+REPOSITORIES = {
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    "mixtral-8x22b": "mistralai/Mixtral-8x22B-Instruct-v0.1",
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
+    "llama-2-70b": "meta-llama/Llama-2-70b-chat-hf",
+}
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, a name in the model store, or mixtral-8x7b, mixtral-8x22b, mistral-7b, llama-2-70b.",
+            autocompletion=options.complete_model,
+        ),
+    ] = DEFAULT_MODEL,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            "--hardware",
+            metavar="FILE|PRESET",
+            help="Another computer: a hardware file (mixq doctor --save), or laptop-8gb, rtx-3060-12gb, rtx-4090, "
+            "cpu-laptop.  [default: this one]",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="|".join(FORMATS), help="Of a model that is not quantized yet.  [default: nl4]"
+        ),
+    ] = None,
+    device: options.Device = DEFAULTS.device,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    disk: Annotated[
+        str | None, typer.Option("--disk", metavar="SIZE", help="Disk space to use.  [default: what is free]")
+    ] = None,
+    context: options.Context = DEFAULTS.context,
+    kv: options.Kv = DEFAULTS.kv,
+    miss: options.Miss = DEFAULTS.miss,
+    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure this computer again.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Say what goes where, how fast it will be and what limits it.
+
+    Nothing is downloaded or loaded. Example: mixq plan mixtral-8x7b --hardware laptop-8gb --context 32768
+    """
+    from mixq.plan.planner import plan as make_plan
+
+    asked = RuntimeOptions.from_kwargs(
+        device=device, vram=vram, ram=ram, context=context, kv=kv, miss=miss, cache_policy=cache_policy
+    )
+    computer = _computer(hardware, asked, refresh=refresh)
+    candidates = _candidates(model, format)
+    space = parse_size(disk) if disk is not None else _free_disk() if hardware is None else None
+    made = make_plan(candidates[0], computer, asked)
+    others = [_compared(sizes, computer, asked) for sizes in candidates] if len(candidates) > 1 else []
+    command = _command(model, made, asked)
+    lack = _disk_note(made, space)
+    if json:
+        notes = [*made.notes, *([lack] if lack else [])]
+        output.print_json({**made.as_dict(), "notes": notes, "command": command, "formats": others})
+        return
+    _print(made, others, command)
+    for line in (*made.notes, *([lack] if lack else [])):
+        output.warn(line)
+
+
+def _computer(hardware: str | None, asked: RuntimeOptions, *, refresh: bool) -> Computer:
+    """Return the computer that is planned for."""
+    from mixq.plan.presets import find_computer
+
+    if hardware is not None:
+        if refresh:
+            raise UsageError("--refresh measures this computer, and --hardware names another.", hint="Leave one out.")
+        if asked.device == "sim":
+            raise UsageError("--device sim is a GPU that this computer plays.", hint="Leave --hardware out.")
+        return find_computer(hardware)
+    from mixq.bench.probe import probe, simulated
+
+    found = probe(refresh=refresh)
+    return simulated(found, asked.vram) if asked.device == "sim" else found
+
+
+def _candidates(model: str, format: str | None) -> list[ModelSizes]:
+    """Return the sizes of a model in each of the formats that it could have, the one that is planned first.
+
+    Raises:
+        UsageError: an unknown format, or one for a folder that has its own.
+        ModelFileError: no such model.
+    """
+    from mixq.models.presets import PRESETS
+
+    if format is not None and format not in FORMATS:
+        raise UsageError(
+            f"--format is {printable(repr(format))}; it must be one of {', '.join(FORMATS)}."
+            + did_you_mean(format, FORMATS)
+        )
+    if model in PRESETS:
+        from mixq.config import ModelConfig
+
+        return _in_formats(model, ModelConfig.from_dict(PRESETS[model]), format or FORMATS[0])
+    from mixq.formats.folder import ModelFolder
+    from mixq.paths import resolve_model
+    from mixq.plan.sizes import ModelSizes
+
+    try:
+        opened = ModelFolder.open(resolve_model(model))
+    except Exception:
+        suggestion = did_you_mean(model.lower(), PRESETS)
+        if suggestion:
+            raise UsageError(f"{printable(model)} is no model folder and no preset.{suggestion}") from None
+        raise
+    if opened.quantization is None:
+        return _in_formats(opened.path.name, opened.config, format or "bf16")
+    if format is not None:
+        raise UsageError(
+            f"{printable(model)} is quantized already, so --format has no meaning.", hint="Leave --format out."
+        )
+    return [ModelSizes.of_weights(opened, str(opened.quantization.method))]
+
+
+def _in_formats(name: str, config: ModelConfig, first: str) -> list[ModelSizes]:
+    from mixq.formats.mix import Mix
+    from mixq.plan.sizes import ModelSizes
+
+    sizes = []
+    for format in (first, *(other for other in FORMATS if other != first)):
+        mix = None
+        if format == "all-nl4":
+            mix = Mix.resolve(config, mix=format)
+        elif format != "bf16":
+            mix = Mix.resolve(config, format=format)
+        sizes.append(ModelSizes.of_mix(name, format, config, mix))
+    return sizes
+
+
+def _compared(sizes: ModelSizes, computer: Computer, asked: RuntimeOptions) -> dict[str, Any]:
+    """Return what is said of a format beside the others."""
+    from mixq.plan.planner import plan as make_plan
+
+    row: dict[str, Any] = {"format": sizes.format, "weights_bytes": sizes.total}
+    try:
+        made = make_plan(sizes, computer, asked)
+    except DoesNotFitError as error:
+        return {**row, "fits": False, "why_not": error.message}
+    config = sizes.config
+    experts = config.num_hidden_layers * config.num_local_experts if config.is_moe else 0
+    return {
+        **row,
+        "fits": made.shares.experts_in_ram == experts,
+        "expert_slots": 0 if made.shares.memory is None else made.shares.memory.slots,
+        "tokens_per_second": made.decode.expected,
+        "prompt_tokens_per_second": made.prefill.expected,
+    }
+
+
+def _free_disk() -> int | None:
+    """Return the bytes that are free where models are kept."""
+    import shutil
+
+    from mixq import paths
+
+    folder: Path | None = paths.store()
+    while folder is not None and not folder.exists():
+        folder = folder.parent if folder.parent != folder else None
+    return None if folder is None else shutil.disk_usage(folder).free
+
+
+def _disk_note(made: Plan, space: int | None) -> str | None:
+    needed = made.sizes.total
+    if space is None or needed <= space:
+        return None
+    return f"The folder takes {format_size(needed)} of disk; {format_size(space)} are free."
+
+
+def _command(model: str, made: Plan, asked: RuntimeOptions) -> str:
+    """Return the command that does what was planned."""
+    flags = []
+    for name in ("device", "context", "kv", "miss", "cache_policy"):
+        if (value := getattr(asked, name)) != getattr(DEFAULTS, name):
+            flags.append(f"--{name.replace('_', '-')} {value}")
+    for name in ("vram", "ram"):
+        if (value := getattr(asked, name)) is not None:
+            flags.append(f"--{name} {value}")
+    if model not in REPOSITORIES:
+        return " ".join(["mixq chat", printable(model), *flags])
+    repository = REPOSITORIES[model]
+    format = made.sizes.format
+    how = {"nl4": "", "all-nl4": " --mix all-nl4"}.get(format, f" --format {format}")
+    if format == "bf16":
+        return " ".join(["mixq chat", "FOLDER", *flags])
+    name = repository.split("/")[1].lower() + (f"-{format}" if format not in ("nl4", "all-nl4") else "")
+    return f"mixq pull {repository}{how} && " + " ".join(["mixq chat", name, *flags])
+
+
+def _print(made: Plan, others: list[dict[str, Any]], command: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    sizes = made.sizes
+    console.print(
+        f"{printable(sizes.name)} in {sizes.format}: {format_size(sizes.total)}, of which a token reads "
+        f"{format_size(sizes.token)}",
+        style="bold",
+        soft_wrap=True,
+    )
+    console.print(f"on {printable(made.computer.name)}", soft_wrap=True)
+    console.print()
+    console.print(_places(made))
+    console.print()
+    if made.hit_rate is not None:
+        console.print(f"experts  {made.hit_rate:.0%} of a token's are found in GPU memory")
+    for name, speed in (("decode", made.decode), (f"prompt of {made.prompt}", made.prefill)):
+        console.print(
+            f"{name}  {_rate(speed.expected)} tokens/s ({_rate(speed.low)} to {_rate(speed.high)}), limited by "
+            f"{speed.bottleneck}",
+            soft_wrap=True,
+        )
+    if others:
+        console.print()
+        console.print(_formats(others, made))
+    console.print()
+    console.print(command, style="bold", soft_wrap=True)
+
+
+def _places(made: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("where", "what"):
+        table.add_column(name)
+    table.add_column("size", justify="right")
+    last = ""
+    for place in made.shares.places:
+        table.add_row(place.where if place.where != last else "", place.what, format_size(place.nbytes))
+        last = place.where
+    return table
+
+
+def _formats(others: list[dict[str, Any]], made: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("format")
+    for name in ("size", "experts in GPU memory", "decode", "prompt"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in others:
+        known = "tokens_per_second" in row
+        table.add_row(
+            row["format"],
+            format_size(row["weights_bytes"]),
+            str(row["expert_slots"]) if known and made.shares.memory is not None else "",
+            f"{_rate(row['tokens_per_second'])}/s" if known else "",
+            f"{_rate(row['prompt_tokens_per_second'])}/s" if known else "",
+            "" if row["fits"] else "with the disk" if known else "does not fit",
+        )
+    return table
+
+
+def _rate(tokens_per_second: float) -> str:
+    return (
+        f"{tokens_per_second:.0f}"
+        if tokens_per_second >= 100
+        else f"{tokens_per_second:.2g}"
+        if (tokens_per_second < 10)
+        else f"{tokens_per_second:.0f}"
+    )
