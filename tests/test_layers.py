@@ -29,6 +29,7 @@ LAYERS = [
         "mixq.generation_config",
         "mixq.loading",
         "mixq.placement",
+        "mixq.problems",
         "mixq.request",
         "mixq.sampling",
         "mixq.session",

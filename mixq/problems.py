@@ -1,0 +1,166 @@
+"""What is wrong with a machine, and what to do about it: the last lines of `mixq doctor`.
+
+Contract: facts in, sentences out. The system's own files are read where `diagnose` and the probe do not say; what
+cannot be known is not complained about. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mixq.config import ModelConfig, format_size
+from mixq.diagnosis import Diagnosis
+from mixq.formats.mix import Mix
+from mixq.models.presets import PRESETS
+from mixq.plan.computer import Computer
+from mixq.plan.sizes import ModelSizes
+
+SLOW_DISK = 1e9
+SLOW_RAM = 15e9
+SWAPPED = 1 << 30
+_LOCKED = 8 << 30
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_GROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that makes models slow, or impossible.
+
+    Attributes:
+        what: is wrong.
+        remedy: what to do.
+    """
+
+    what: str
+    remedy: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def problems(found: Diagnosis, computer: Computer) -> list[Problem]:
+    """Return everything that is worth a user's time, the gravest first."""
+    return [*_of_kernels(found), *_of_memory(computer), *_of_gpu(found), *_of_system(computer)]
+
+
+def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
+    if not found.kernels_right:
+        yield Problem(
+            f"The {found.isa} kernels do not compute what the reference computes.",
+            "Set MIXQ_CPU_ISA=reference to use torch's, and report this page.",
+        )
+    if found.native_reason is not None and not found.isa_forced:
+        yield Problem(
+            "The native kernels are missing, so models run slowly.", "Install a compiler (gcc), then mixq again."
+        )
+    elif found.isa_forced and found.isas and found.isa != found.isas[-1]:
+        yield Problem(
+            f"MIXQ_CPU_ISA asks for {found.isa}; this processor and the library can do {found.isas[-1]}.",
+            "Unset MIXQ_CPU_ISA.",
+        )
+    elif found.features and "avx2" not in found.features and "asimd" not in found.features:
+        yield Problem(
+            "The processor has no AVX2, so the portable kernels run: a tenth of the speed.", "Use another one."
+        )
+
+
+def _of_memory(computer: Computer) -> Iterator[Problem]:
+    config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
+    needed = ModelSizes.of_mix("mixtral-8x7b", "nl4", config, Mix.resolve(config)).total
+    free = computer.ram if computer.ram_free is None else computer.ram_free
+    if free < needed:
+        yield Problem(
+            f"Mixtral 8x7B ({format_size(needed)}) does not fit into the {format_size(free)} of RAM that are free, so "
+            "some experts are read from the disk for every token.",
+            "`mixq plan mixtral-8x7b` says how fast that is. Close other programs, or add RAM.",
+        )
+        disk = computer.disk_bandwidth
+        if disk is not None and disk < SLOW_DISK:
+            yield Problem(
+                f"The disk reads {format_size(disk)} in a second, too slow to read experts from.",
+                "Put the model store ($MIXQ_HOME) on an NVMe disk.",
+            )
+    if computer.cpu.read_bandwidth < SLOW_RAM:
+        yield Problem(
+            f"RAM is read at {format_size(computer.cpu.read_bandwidth)}/s; two channels give 40 GB/s and more.",
+            "Close other programs and run `mixq doctor --refresh`; see that memory modules stand in pairs.",
+        )
+
+
+def _of_gpu(found: Diagnosis) -> Iterator[Problem]:
+    if found.gpu is None:
+        return
+    if found.gpu_use is not None:
+        yield Problem(
+            f"{found.gpu} is not used: {found.gpu_use}", "Mend that, or use --device cpu to hear no more of it."
+        )
+    limit = _locked_limit()
+    if limit is not None and limit < _LOCKED:
+        yield Problem(
+            f"This user may lock {format_size(limit)} of memory; copies to the GPU are fastest from locked memory.",
+            "Raise `memlock` in /etc/security/limits.conf, or `ulimit -l unlimited`.",
+        )
+
+
+def _of_system(computer: Computer) -> Iterator[Problem]:
+    limit = _number(_GROUP / "memory.max")
+    if limit is not None and limit < computer.ram:
+        yield Problem(
+            f"This container may use {format_size(limit)} of the machine's {format_size(computer.ram)} of RAM.",
+            "Start it with a larger limit (docker run --memory).",
+        )
+    quota = _text(_GROUP / "cpu.max").split()
+    if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[0]) < computer.cpu.cores * int(quota[1]):
+        yield Problem(
+            f"This container may use {int(quota[0]) / int(quota[1]):.1f} of {computer.cpu.cores} cores.",
+            "Start it with more (docker run --cpus), or give --threads.",
+        )
+    if "[never]" in _text(_HUGE_PAGES):
+        yield Problem(
+            "Transparent huge pages are off; the CPU's kernels read large pages faster.",
+            f"echo madvise | sudo tee {_HUGE_PAGES}",
+        )
+    swap = _swapped()
+    if swap >= SWAPPED:
+        yield Problem(
+            f"{format_size(swap)} of memory are swapped out: the machine has too little for what runs on it.",
+            "Close other programs before a model is loaded.",
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _swapped() -> int:
+    """Return the bytes of swap that are in use."""
+    fields = dict(line.split(":", 1) for line in _text(_MEMINFO).splitlines() if ":" in line)
+    try:
+        total, free = (int(fields[name].split()[0]) for name in ("SwapTotal", "SwapFree"))
+    except (KeyError, ValueError, IndexError):
+        return 0
+    return 1024 * (total - free)
+
+
+def _locked_limit() -> int | None:
+    """Return the bytes that this user may lock; None for no limit, or where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft
