@@ -164,6 +164,7 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
         raise DoesNotFitError(
             f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are "
             f"{format_size(budget)}.",
-            hint="Take a smaller --context, --kv int8, or a smaller format (nl4).",
+            hint="Take a smaller --context, or --kv int8"
+            + ("." if "nl4" in sizes.format else ", or a smaller format (nl4)."),
         )
     return min((budget - fixed) // sizes.expert, experts) if experts else 0
