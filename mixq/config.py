@@ -8,6 +8,7 @@ shared flags of every command that loads a model. This module imports neither to
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -211,6 +212,7 @@ class RuntimeOptions:
         cache_policy: which expert leaves the cache.
         own_policy: a class of a user's that decides instead, see `mixq.experts.own_policy`; what `from_kwargs` makes of
             a cache_policy that is no name.
+        quota: a file that says how the layers share the expert slots (`mixq.experts.quota`); None shares them evenly.
         seed: of the sampler; None draws one.
         exact: compute in float32 throughout (parity tests; slow).
         template: the chat format, one of `TEMPLATES`; None takes the one that the model was made for.
@@ -228,6 +230,7 @@ class RuntimeOptions:
     miss: str = "auto"
     cache_policy: str = "lru"
     own_policy: Callable[..., Any] | None = None
+    quota: str | None = None
     seed: int | None = None
     exact: bool = False
     template: str | None = None
@@ -266,6 +269,8 @@ class RuntimeOptions:
                 )
         if self.own_policy is not None and not callable(self.own_policy):
             raise UsageError(f"own_policy is {printable(repr(self.own_policy))}; it must be a class.")
+        if self.quota is not None and (not isinstance(self.quota, str) or not self.quota):
+            raise UsageError(f"quota is {printable(repr(self.quota))}; it must be the name of a file.")
         if not isinstance(self.sim_latency, (int, float)) or not 0 <= self.sim_latency <= 1:
             raise UsageError(f"sim_latency is {printable(repr(self.sim_latency))}; it must be seconds from 0 to 1.")
 
@@ -279,6 +284,8 @@ class RuntimeOptions:
         for budget in ("vram", "ram", "sim_bandwidth"):
             if isinstance(options.get(budget), str):
                 options[budget] = parse_size(options[budget])
+        if isinstance(options.get("quota"), os.PathLike):
+            options["quota"] = os.fspath(options["quota"])
         if callable(options.get("cache_policy")):
             options["own_policy"] = options.pop("cache_policy")
         return cls(**options)

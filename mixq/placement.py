@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from mixq.errors import DoesNotFitError
 from mixq.experts.executor import CpuExperts, Experts, LayerExperts, Lookahead
 from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
+from mixq.experts.quota import Quotas
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.store import ExpertStore
 from mixq.formats.architecture import parameters
@@ -253,6 +255,7 @@ def on_accelerator(
     if store is not None and store.reason is not None:
         notes.append(f"{store.reason}: they are computed on the CPU.")
         store = None
+    quotas = None if store is None else _quotas(options, store)
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
@@ -262,6 +265,7 @@ def on_accelerator(
         workspace=workspace,
         slot_bytes=0 if store is None else accelerator.rounded(store.slot_bytes),
         driver=accelerator.memory.taken,
+        quotas=quotas,
     )
     moved = 0
     if store is not None and accelerator.registers:
@@ -295,10 +299,25 @@ def on_accelerator(
             miss=options.miss,
             policy=options.own_policy or options.cache_policy,
             seed=options.seed or 0,
+            popular=None if quotas is None else quotas.popular,
             tier=placement.tier,
             say=say,
         )
     return placement
+
+
+def _quotas(options: RuntimeOptions, store: ExpertStore) -> Quotas | None:
+    """Return how the layers share the slots, as a file says.
+
+    Raises:
+        UsageError: the file is for a model of another shape.
+        ModelFileError: it is no file of quotas.
+    """
+    if options.quota is None:
+        return None
+    quotas = Quotas.read(Path(options.quota).expanduser())
+    quotas.check_model(store.layers, store.experts, options.quota)
+    return quotas
 
 
 def _without_reads(folder: Weights) -> bool:
@@ -321,6 +340,6 @@ def _unused(options: RuntimeOptions) -> list[str]:
     default = RuntimeOptions()
     return [
         f"{name.replace('_', '-')} has no effect: the model runs on the CPU."
-        for name in ("vram", "miss", "cache_policy")
+        for name in ("vram", "miss", "cache_policy", "quota")
         if getattr(options, name) != getattr(default, name) or (name == "cache_policy" and options.own_policy)
     ]

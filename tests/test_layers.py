@@ -29,6 +29,8 @@ LAYERS = [
         "mixq.generation_config",
         "mixq.loading",
         "mixq.placement",
+        "mixq.prompt_file",
+        "mixq.recorder",
         "mixq.problems",
         "mixq.request",
         "mixq.sampling",

@@ -68,6 +68,7 @@ def bench(
     ram: options.Ram = None,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    quota: options.Quota = None,
     routing: Annotated[
         str,
         typer.Option(
@@ -130,6 +131,7 @@ def bench(
         "ram": ram,
         "miss": miss,
         "cache_policy": cache_policy,
+        "quota": quota,
         "sim_bandwidth": sim_bandwidth,
     }
     begun = time.perf_counter()

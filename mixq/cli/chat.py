@@ -57,6 +57,7 @@ def chat(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    quota: options.Quota = None,
     template: options.Template = None,
     seed: options.Seed = None,
 ) -> None:
@@ -77,6 +78,7 @@ def chat(
             "kv": kv,
             "miss": miss,
             "cache_policy": cache_policy,
+            "quota": quota,
             "template": template,
             "seed": seed,
         },

@@ -27,11 +27,13 @@ from mixq.cli import (
     plan,
     pull,
     quantize,
+    replay,
     rm,
     run,
     serve,
     show,
     suite,
+    trace,
     verify,
 )
 from mixq.cli.settings import ModelCommand
@@ -63,6 +65,8 @@ app.command("show")(show.show)
 app.command("rm")(rm.rm)
 app.command("verify")(verify.verify)
 app.command("plan", cls=ModelCommand)(plan.plan)
+app.command("trace", cls=ModelCommand)(trace.trace)
+app.command("replay")(replay.replay)
 app.command("bench", cls=ModelCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)

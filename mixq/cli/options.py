@@ -57,6 +57,9 @@ Miss = Annotated[
     str, flag("--miss", "An expert that is not in GPU memory: compute it on the CPU, or copy it.", "|".join(MISS_MODES))
 ]
 CachePolicy = Annotated[str, flag("--cache-policy", "Which expert leaves GPU memory.", "|".join(CACHE_POLICIES))]
+Quota = Annotated[
+    str | None, flag("--quota", "Share the layers' places in GPU memory as a file of mixq replay says.", "FILE")
+]
 Template = Annotated[
     str | None,
     flag("--template", "Chat format; none completes texts.  [default: the model's own]", "|".join(TEMPLATES)),

@@ -43,6 +43,7 @@ def run(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    quota: options.Quota = None,
     template: options.Template = None,
     seed: options.Seed = None,
 ) -> None:
@@ -65,6 +66,7 @@ def run(
             "kv": kv,
             "miss": miss,
             "cache_policy": cache_policy,
+            "quota": quota,
             "template": template,
             "seed": seed,
         },

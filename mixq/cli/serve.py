@@ -73,6 +73,7 @@ def serve(
     kv: options.Kv = DEFAULTS.kv,
     miss: options.Miss = DEFAULTS.miss,
     cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    quota: options.Quota = None,
     template: options.Template = None,
     seed: options.Seed = None,
 ) -> None:
@@ -101,6 +102,7 @@ def serve(
         "kv": kv,
         "miss": miss,
         "cache_policy": cache_policy,
+        "quota": quota,
         "template": template,
         "seed": seed,
         "sequences": sequences,

@@ -29,6 +29,7 @@ KINDS: dict[str, type] = {
     "kv": str,
     "miss": str,
     "cache_policy": str,
+    "quota": str,
     "template": str,
     "history": bool,
     "plain": bool,

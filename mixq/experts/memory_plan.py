@@ -66,6 +66,7 @@ def plan_memory(
     slot_bytes: int,
     driver: int = 0,
     curves: Sequence[Sequence[float]] | None = None,
+    quotas: quota.Quotas | None = None,
 ) -> MemoryPlan:
     """Return how `promised` bytes are used.
 
@@ -73,6 +74,7 @@ def plan_memory(
         driver: bytes that are taken already, before anything is loaded.
         slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
         curves: hits by layer and number of slots (`mixq.experts.quota.hit_curve`); None shares the slots evenly.
+        quotas: how the layers share them instead; they are scaled to the slots that there are.
 
     Raises:
         DoesNotFitError: not even the trunk fits; the message has the smallest setting that would do.
@@ -89,11 +91,13 @@ def plan_memory(
     slots = (
         min((promised - fixed) // slot_bytes, config.num_hidden_layers * config.num_local_experts) if slot_bytes else 0
     )
-    if curves is None:
-        quotas = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
+    if quotas is not None:
+        shares = quotas.scaled(slots)
+    elif curves is not None:
+        shares = quota.fit(curves, slots)
     else:
-        quotas = quota.fit(curves, slots)
-    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(quotas), driver)
+        shares = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
+    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(shares), driver)
 
 
 def workspace_bytes(config: ModelConfig, rows: int) -> int:

@@ -1,17 +1,29 @@
-"""How many slots each layer gets: the same number, or as recorded hit curves say.
+"""How many slots each layer gets: the same number, or as recorded hit curves say; and the file that says so.
 
 Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots; `hit_curve` makes one of what was
-recorded. What a slot costs, and how many there are, is not known here.
+recorded. What a slot costs, and how many there are, is not known here: a file's quotas are scaled to what there is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
+from pathlib import Path
 
+from mixq.config import did_you_mean
+from mixq.errors import ModelFileError, UsageError, printable
 from mixq.experts.cache import ExpertCache
 from mixq.experts.policies import PolicyOfLayer
+from mixq.formats.atomic import atomic_write_json
+from mixq.formats.json_file import read_json_object
+
+FORMAT = "mixq-quota"
+VERSION = 1
+_KEYS = ("layers", "experts", "quotas", "from", "popular")
+_LARGEST_FILE = 4 << 20
+_MOST = 1024  # layers, experts: what a config.json may have
 
 
 def even(total: int, layers: int, experts: int) -> list[int]:
@@ -30,21 +42,130 @@ def fit(curves: Sequence[Sequence[float]], total: int) -> list[int]:
         curves: by layer, the hits with 0, 1, ... E slots; more slots have no fewer hits.
         total: slots to share.
     """
-    best: list[float] = [0.0] * (total + 1)  # with t slots for the layers so far
+    return fits(curves, [total])[0]
+
+
+def fits(curves: Sequence[Sequence[float]], totals: Sequence[int]) -> list[list[int]]:
+    """Return the same for each of several totals, for the price of the largest."""
+    most_slots = max(totals, default=0)
+    best: list[float] = [0.0] * (most_slots + 1)  # with t slots for the layers so far
     choices: list[list[int]] = []
     for curve in curves:
         most = len(curve) - 1
         chosen = [
             max(range(min(most, t) + 1), key=lambda k, t=t: (best[t - k] + curve[k], k))  # type: ignore[misc]
-            for t in range(total + 1)
+            for t in range(most_slots + 1)
         ]
         best = [best[t - k] + curve[k] for t, k in enumerate(chosen)]
         choices.append(chosen)
+    return [_shares(choices, total) for total in totals]
+
+
+def _shares(choices: Sequence[Sequence[int]], total: int) -> list[int]:
     quotas, left = [], total
     for chosen in reversed(choices):
         quotas.append(chosen[left])
         left -= quotas[-1]
     return quotas[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Slots by layer, as a file has them.
+
+    Attributes:
+        layers, experts: of the model that they are for.
+        quotas: slots of each layer.
+        source: where they come from, for people.
+        popular: by layer, all experts, those first that are used most; slots begin with them, and the policy `static`
+            keeps them. None takes them by number.
+    """
+
+    layers: int
+    experts: int
+    quotas: tuple[int, ...]
+    source: str = ""
+    popular: tuple[tuple[int, ...], ...] | None = None
+
+    def scaled(self, total: int) -> list[int]:
+        """Share `total` slots in proportion, each layer the next smaller number, the largest remainders one more."""
+        total = min(total, self.layers * self.experts)
+        given = sum(self.quotas)
+        wanted = [quota * total / given if given else total / self.layers for quota in self.quotas]
+        shares = [min(int(want), self.experts) for want in wanted]
+        while (left := total - sum(shares)) > 0:  # once, and again where layers are full
+            open_layers = [layer for layer in range(self.layers) if shares[layer] < self.experts]
+            open_layers.sort(key=lambda layer: shares[layer] - wanted[layer])
+            for layer in open_layers[:left]:
+                shares[layer] += 1
+        return shares
+
+    def check_model(self, layers: int, experts: int, name: str) -> None:
+        """Refuse another model's quotas.
+
+        Args:
+            name: of the file, for the message.
+
+        Raises:
+            UsageError: they are for a model of another shape.
+        """
+        if (self.layers, self.experts) != (layers, experts):
+            raise UsageError(
+                f"The quotas of {printable(name)} are for a model of {self.layers} layers with {self.experts} experts "
+                f"each; this one has {layers} with {experts}.",
+                hint="Make them from a recording of this model: mixq trace, then mixq replay --save-quota FILE.",
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        popular = {} if self.popular is None else {"popular": [list(order) for order in self.popular]}
+        content = {"layers": self.layers, "experts": self.experts, "quotas": list(self.quotas), "from": self.source}
+        atomic_write_json(path, {"format": FORMAT, "version": VERSION, **content, **popular})
+
+    @classmethod
+    def read(cls, path: Path) -> Quotas:
+        """Read a file.
+
+        Raises:
+            ModelFileError: it is none, or its numbers make no sense.
+            StorageError: it cannot be read.
+        """
+        content = read_json_object(path, _LARGEST_FILE)
+        name = printable(path)
+        if content.pop("format", None) != FORMAT:
+            raise ModelFileError(f"{name} is no file of quotas: it does not say {FORMAT!r}.")
+        if (version := content.pop("version", None)) != VERSION:
+            raise ModelFileError(f"{name} is of version {printable(version)}, not {VERSION}.")
+        for key in content:
+            if key not in _KEYS:
+                raise ModelFileError(f"{name}: {printable(repr(key))} is not known." + did_you_mean(key, _KEYS))
+        layers, experts = (content.get(key) for key in ("layers", "experts"))
+        if not (_whole(layers, 1, _MOST) and _whole(experts, 1, _MOST)):
+            raise ModelFileError(f"{name}: layers and experts must be whole numbers from 1 to {_MOST}.")
+        quotas, popular = content.get("quotas"), content.get("popular")
+        if not (isinstance(quotas, list) and len(quotas) == layers and all(_whole(q, 0, experts) for q in quotas)):
+            raise ModelFileError(f"{name}: quotas must be {layers} whole numbers from 0 to {experts}.")
+        if popular is not None and not (
+            isinstance(popular, list) and len(popular) == layers and all(_is_order(order, experts) for order in popular)
+        ):
+            raise ModelFileError(f"{name}: popular must be {layers} lists of all experts from 0 to {experts - 1}.")
+        source = content.get("from", "")
+        if not isinstance(source, str):
+            raise ModelFileError(f"{name}: from must be a text.")
+        orders = None if popular is None else tuple(tuple(order) for order in popular)
+        return cls(layers, experts, tuple(quotas), source, orders)
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_order(order: object, experts: int) -> bool:
+    return isinstance(order, list) and all(type(e) is int for e in order) and sorted(order) == list(range(experts))
 
 
 def hit_curve(trace: Sequence[Sequence[int]], experts: int, policy: str | PolicyOfLayer = "lru") -> list[int]:

@@ -270,9 +270,9 @@ def _check(recording: Recording) -> None:
     L, A, H = facts.layers, facts.active, facts.lookahead
     if not T:
         raise _Bad("it has no token")
-    if A > facts.experts or facts.experts > NOTHING or L > MOST_LAYERS:
+    if facts.experts < A or facts.experts > NOTHING or L > MOST_LAYERS:
         raise _Bad(f"{L} layers of {facts.experts} experts, {A} of them used, are not possible")
-    shapes: dict[str, tuple[int, ...]] = {name: (T,) for name in ("tokens", "prompt", "is_prompt", "seconds")}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("tokens", "prompt", "is_prompt", "seconds"), (T,))
     shapes |= {"experts": (T, L, A), "weights": (T, L, A), "predicted": (T, H, L, A)}
     for name, shape in shapes.items():
         if getattr(recording, name).shape != shape:

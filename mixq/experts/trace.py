@@ -1,6 +1,7 @@
 """Recorded routing: which experts each token used in each layer, and its file.
 
-Contract: a trace is plain numbers. Its file is JSON lines: first an object that says what it is and how large, then for
+Contract: a trace is plain numbers. What `mixq trace` records has more (`mixq.experts.recording`), and is read here too.
+A trace's own file is JSON lines: first an object that says what it is and how large, then for
 each token a list of its layers' lists of experts, the router's favourite first. Reading checks every number; what is
 not as it should be is an error that names the line.
 """
@@ -64,13 +65,19 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """Read a file.
+        """Read a file; of a recording (`mixq.experts.recording`), its routing.
 
         Raises:
             ModelFileError: it is no trace, or a line is damaged.
             StorageError: it cannot be read.
         """
         try:
+            with path.open("rb") as begin:
+                zipped = begin.read(2) == b"PK"
+            if zipped:
+                from mixq.experts.recording import Recording  # which is made of this module
+
+                return Recording.read(path).routing()
             with path.open(encoding="utf-8") as file:
                 lines = _parsed(file, path)
                 layers, experts, active = _sizes(next(lines, (0, None))[1], path)

@@ -136,24 +136,26 @@ def replay(
     context: int = 0,
     seed: int = 0,
     popular: Sequence[Sequence[int]] | None = None,
-    predicted: Trace | None = None,
+    predicted: Sequence[Trace] = (),
 ) -> ReplayResult:
     """Return what a trace would cost on a computer, token after token.
 
     Args:
         quotas: slots of each layer; they begin filled, as in the engine.
         context: positions that attention reads.
-        predicted: experts that the layer before expects of each layer, as a trace.
+        predicted: experts that the layer before expects of each layer, as a trace; then those that the layer before
+            that expected, and so on.
     """
     cache = ExpertCache(quotas, model.experts, policy, seed=seed, popular=popular)
     _warm_up(cache)
     run = _Run(CostModel(hardware, model), cache, miss)
     for number, token in enumerate(trace):
         for layer, needed in enumerate(token):
-            run.trunk(context)
+            run.trunk(layer, context)
             run.experts(layer, needed)
-            if predicted is not None and layer + 1 < len(token):
-                run.prefetch(layer + 1, predicted[number][layer + 1])
+            for ahead, guesses in enumerate(predicted, layer + 1):
+                if ahead < len(token):
+                    run.prefetch(ahead, guesses[number][ahead])
         run.head()
     return run.result(len(trace), context)
 
@@ -276,10 +278,11 @@ class _Run:
         self.machine = _Machine(cost)
         self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
 
-    def trunk(self, context: int) -> None:
+    def trunk(self, layer: int, context: int) -> None:
         self.machine.on_gpu(self.cost.trunk_seconds(context))
         self._pass_until(self.machine.gpu_until)
-        self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
+        if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and nobody on the host waits
+            self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
 
     def head(self) -> None:
         self.machine.on_gpu(self.cost.head_seconds())

@@ -168,7 +168,7 @@ def test_demand_passes_the_background() -> None:
     guesses = [[(7,)] * LAYERS for _ in trace]
     quotas = [0, 1] * (LAYERS // 2)
     plain = replay(trace, STILL, MODEL, quotas, miss="fetch")
-    wrong = replay(trace, STILL, MODEL, quotas, miss="fetch", predicted=guesses)
+    wrong = replay(trace, STILL, MODEL, quotas, miss="fetch", predicted=[guesses])
     assert plain.hits == wrong.hits == 0
     assert wrong.copied_bytes > plain.copied_bytes
     chunks = 30 * LAYERS * CHUNK / STILL.copy_bandwidth
@@ -180,7 +180,7 @@ def test_prefetching_what_will_be_needed_helps_who_waits_for_copies() -> None:
     model = replace(MODEL, trunk_bytes=1_000_000_000)  # 2 ms a layer, and a copy takes 1.6
     hardware = replace(STILL, copy_bandwidth=60e9, ram_bandwidth=200e9)
     plain = replay(trace, hardware, model, [4] * LAYERS, miss="fetch")
-    ahead = replay(trace, hardware, model, [4] * LAYERS, miss="fetch", predicted=trace)
+    ahead = replay(trace, hardware, model, [4] * LAYERS, miss="fetch", predicted=[trace])
     assert ahead.seconds < 0.95 * plain.seconds
 
 

@@ -1,0 +1,292 @@
+"""`mixq replay`: a recording, played with other budgets, cache policies and shares of the slots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import CACHE_POLICIES, MISS_MODES, RuntimeOptions, did_you_mean, format_size, parse_size
+from mixq.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from mixq.experts.recording import Recording
+    from mixq.plan.computer import Computer
+    from mixq.plan.sweep import Combination, Machine, Sweep, Weights
+
+DEFAULTS = RuntimeOptions()
+POLICIES = ("lru", "lfu", "static", "belady")
+QUOTAS = ("even", "fitted")
+POINTS = 6
+MOST_POINTS = 64
+MOST_EXCERPT = 100_000
+
+
+def replay(
+    recording: Annotated[
+        Path, typer.Argument(metavar="RECORDING", help="A .mqt file of mixq trace, or a trace in JSON lines.")
+    ],
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram",
+            metavar="SIZE,...",
+            help=f"GPU memory: 8GB, a list, a range of {POINTS} such as 4..24GB, or one with a step, 4..24GB:2GB.  "
+            "[default: from no expert to all of them]",
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="|".join(POLICIES), help="Which expert leaves; a list. Belady: the best.")
+    ] = ",".join(POLICIES),
+    quota: Annotated[
+        str, typer.Option("--quota", metavar="|".join(QUOTAS), help="How layers share the slots; a list.")
+    ] = ",".join(QUOTAS),
+    miss: Annotated[
+        str, typer.Option("--miss", metavar="|".join(MISS_MODES), help="What a miss is answered with; a list.")
+    ] = DEFAULTS.miss,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            "--hardware",
+            metavar="FILE|PRESET|sim",
+            help="A hardware file (mixq doctor --save), laptop-8gb, rtx-3060-12gb, rtx-4090, or sim for the GPU that "
+            "this computer plays.  [default: this computer]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PRESET|DIR",
+            help="Whose sizes in bytes: mixtral-8x7b, mixtral-8x22b, or a model folder.  [default: the recorded one's]",
+        ),
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", help="Tokens that the KV cache has room for.")
+    ] = DEFAULTS.context,
+    excerpt: Annotated[
+        int | None,
+        typer.Option("--excerpt", metavar="N", help="Tokens that are played against the clock.  [default: 64 to 256]"),
+    ] = None,
+    save_quota: Annotated[
+        Path | None,
+        typer.Option("--save-quota", metavar="FILE", help="Write the slots by layer of the fastest, for --quota."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Play a recording with other budgets, policies and quotas: hits, tokens per second, distance to the best possible.
+
+    Hits are counted over the whole recording by the cache's own rules; tokens per second come from the scheduler on a
+    virtual clock, over an excerpt. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
+    """
+    policies = _names(policy, "--policy", POLICIES, CACHE_POLICIES)
+    quotas = _names(quota, "--quota", QUOTAS)
+    misses = _names(miss, "--miss", MISS_MODES)
+    budgets = None if vram is None else parse_budgets(vram)
+    for flag, value, most in (("--context", context, 2**31 - 1), ("--excerpt", excerpt, MOST_EXCERPT)):
+        if value is not None and not 1 <= value <= most:
+            raise UsageError(f"{flag} is {value}; it must be a whole number from 1 to {most}.")
+    if save_quota is not None and (budgets is None or len(budgets) != 1):
+        raise UsageError("--save-quota saves the quotas of one budget.", hint="Give one --vram, such as --vram 8GB.")
+    from mixq.cli.progress import run_progress
+    from mixq.experts.recording import read_any
+    from mixq.plan.sweep import default_budgets, sweep
+
+    played = read_any(recording)
+    weights = _weights(played, model)
+    machine = _machine(hardware, budgets)
+    with run_progress("replaying") as update:
+        found = sweep(
+            played,
+            weights,
+            machine,
+            budgets or default_budgets(weights, context, machine.driver, POINTS),
+            policies=policies,
+            quotas=quotas,
+            misses=misses,
+            context=context,
+            excerpt=excerpt,
+            progress=update,
+        )
+    if save_quota is not None:
+        _save(found, played, recording, save_quota)
+    for line in found.notes:
+        output.warn(line)
+    if json:
+        output.print_json({"recording": str(recording), **found.as_dict()})
+    else:
+        _print(found)
+        if save_quota is not None:
+            best = found.best
+            cache = "" if best.policy == DEFAULTS.cache_policy else f" --cache-policy {best.policy}"
+            typer.echo(f"\nmixq chat --quota {printable(save_quota)} --vram {best.vram}{cache}")
+
+
+def parse_budgets(text: str) -> list[int]:
+    """Return the bytes of sizes, lists and ranges: 8GB,12GB or 4..24GB or 4..24GB:2GB.
+
+    Raises:
+        UsageError: something else, or a range that makes no sense.
+    """
+    found: set[int] = set()
+    for item in text.split(","):
+        low, dots, rest = item.strip().partition("..")
+        if not dots:
+            found.add(parse_size(low))
+            continue
+        high, colon, step = rest.partition(":")
+        unit = high.strip().lstrip("0123456789.")
+        first = parse_size(low if low.strip().lstrip("0123456789.") else f"{low}{unit}")
+        last = parse_size(high)
+        if first >= last:
+            raise UsageError(f"--vram: the range {printable(item)} ends before it begins.", hint="Such as 4..24GB.")
+        if not colon:
+            found |= {first + (last - first) * i // (POINTS - 1) for i in range(POINTS)}
+            continue
+        stride = parse_size(step)
+        if not 0 < stride <= last - first or (last - first) // stride >= MOST_POINTS:
+            raise UsageError(
+                f"--vram: a step of {printable(step)} makes no sense in {printable(item)}.",
+                hint=f"A range has at most {MOST_POINTS} budgets; such as 4..24GB:4GB.",
+            )
+        found |= set(range(first, last + 1, stride))
+    if not found or min(found) < 1 or len(found) > MOST_POINTS:
+        raise UsageError(f"--vram is {printable(repr(text))}; it must be 1 to {MOST_POINTS} sizes above 0.")
+    return sorted(found)
+
+
+def _names(text: str, flag: str, known: tuple[str, ...], elsewhere: tuple[str, ...] = ()) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            why = ": it cannot be played again" if name in elsewhere else ""
+            raise UsageError(
+                f"{flag} {printable(repr(name))} is not one of {', '.join(known)}{why}." + did_you_mean(name, known)
+            )
+    return list(dict.fromkeys(names))
+
+
+def _weights(recording: Recording, model: str | None) -> Weights:
+    """Return whose bytes things cost."""
+    from mixq.plan.sweep import Weights
+
+    if model is None:
+        facts = recording.facts
+        if facts.cost is None:
+            raise UsageError(
+                "The recording does not say how large its model is.", hint="Say whose sizes: --model mixtral-8x7b."
+            )
+        workspace = facts.settings.get("workspace_bytes", 0)
+        return Weights(facts.model, facts.cost, workspace if type(workspace) is int and 0 <= workspace < 2**50 else 0)
+    from mixq.answer import PREFILL_CHUNK
+    from mixq.config import ModelConfig
+    from mixq.experts.memory_plan import workspace_bytes
+    from mixq.formats.mix import Mix
+    from mixq.models.presets import PRESETS
+    from mixq.plan.sizes import ModelSizes
+
+    if model in PRESETS:
+        config = ModelConfig.from_dict(PRESETS[model])
+        sizes = ModelSizes.of_mix(model, "nl4", config, Mix.resolve(config, format="nl4"))
+    else:
+        from mixq.formats.folder import ModelFolder
+        from mixq.paths import resolve_model
+
+        sizes = ModelSizes.of_weights(ModelFolder.open(resolve_model(model)), "")
+    if not sizes.config.is_moe:
+        raise UsageError(
+            f"{printable(model)} has no experts.", hint="A recording is of experts: name a model with some."
+        )
+    return Weights(sizes.name, sizes.cost(), workspace_bytes(sizes.config, PREFILL_CHUNK))
+
+
+def _machine(name: str | None, budgets: list[int] | None) -> Machine:
+    """Return what it is played on."""
+    from mixq.plan.presets import COMPUTERS, find_computer
+    from mixq.plan.sweep import Machine
+
+    if name is not None and name != "sim":
+        computer = find_computer(name)
+    else:
+        computer = _this_computer(max(budgets) if budgets else None, simulated=name == "sim")
+    if computer.gpu is None:
+        with_gpu = ", ".join(key for key, preset in COMPUTERS.items() if preset.gpu is not None)
+        raise UsageError(
+            f"{printable(computer.name)} has no GPU to keep experts on.",
+            hint=f"Name another computer: --hardware FILE, or one of {with_gpu}; or sim.",
+        )
+    from mixq.accelerators.cuda import DRIVER_BYTES
+
+    pass_seconds, layer_seconds = computer.cpu.pass_seconds, computer.gpu.layer_seconds
+    if name == "sim":  # the same cores do what the CPU alone would
+        return Machine(computer.hardware(), pass_seconds, layer_seconds + computer.cpu.layer_seconds)
+    return Machine(computer.hardware(), pass_seconds, layer_seconds, DRIVER_BYTES)
+
+
+def _this_computer(vram: int | None, *, simulated: bool) -> Computer:
+    from mixq.bench import probe
+
+    found = probe.probe()
+    return probe.simulated(found, vram) if simulated else found
+
+
+def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:
+    from mixq.experts.quota import Quotas
+
+    best = found.best
+    if found.layers != recording.facts.layers:
+        raise UsageError(
+            f"The quotas would be for {found.layers} layers, and {recording.facts.layers} were recorded.",
+            hint="Leave --model out, or record the model that is to run.",
+        )
+    why = f"{source.name}: {best.policy}, {best.quotas}, {best.slots} slots, {best.hit_rate:.1%} hits"
+    Quotas(found.layers, found.experts, best.slots_by_layer, why, found.popular).write(path)
+
+
+def _print(found: Sweep) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{printable(found.model)}: {found.layers} layers, {found.active} of {found.experts} experts a token",
+        style="bold",
+        soft_wrap=True,
+    )
+    console.print(f"on {printable(found.hardware.name)}, KV cache of {found.context} tokens", soft_wrap=True)
+    console.print(
+        f"hits of {found.tokens:,} tokens; tokens/s from {found.excerpt:,} of them, spread evenly, and those hits",
+        soft_wrap=True,
+        style="dim",
+    )
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    several = len({c.miss for c in found.combinations}) > 1
+    for name in ("memory", "slots", "policy", "quota", *(["miss"] if several else [])):
+        table.add_column(name, justify="right" if name == "slots" else "left", no_wrap=True)
+    for name in ("hits", "to best", "tokens/s", "of limit", "on GPU"):
+        table.add_column(name, justify="right", no_wrap=True)
+    before = None
+    best = found.best
+    for row in found.combinations:
+        table.add_row(*_cells(row, before, several=several), style="bold" if row is best else "")
+        before = row
+    console.print(table)
+
+
+def _cells(row: Combination, before: Combination | None, *, several: bool) -> list[str]:
+    first = before is None or before.vram != row.vram
+    return [
+        format_size(row.vram) if first else "",
+        str(row.slots) if first else "",
+        row.policy,
+        row.quotas,
+        *([row.miss] if several else []),
+        f"{row.hit_rate:.1%}",
+        f"{100 * row.to_best:.1f}",
+        f"{row.tokens_per_second:.1f}",
+        f"{row.share_of_limit:.0%}",
+        f"{row.on_gpu:.0%}",
+    ]

@@ -1,0 +1,218 @@
+"""`mixq trace`: run prompts and record which experts answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixq.cli import options, output
+from mixq.config import RuntimeOptions, format_size
+from mixq.errors import PromptError, StorageError, UsageError, printable
+
+if TYPE_CHECKING:
+    from mixq.experts.recording import Recording
+    from mixq.prompt_file import Prompt
+    from mixq.recorder import Recorder
+
+DEFAULTS = RuntimeOptions()
+MAX_TOKENS = 64
+LARGEST_FILE = 64 << 20
+
+
+def trace(
+    path: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The recording to write, such as run.mqt.")
+    ],
+    model: options.ModelArgument = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help='One prompt a line, or JSON lines with "prompt" or "messages", and "name"; - reads standard input.  '
+            "[default: a few in several languages and code]",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, options.flag("--max-tokens", "End each reply after N tokens.", "N")] = MAX_TOKENS,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    json: options.Json = False,
+    device: options.Device = DEFAULTS.device,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    context: options.Context = DEFAULTS.context,
+    threads: options.Threads = None,
+    kv: options.Kv = DEFAULTS.kv,
+    miss: options.Miss = DEFAULTS.miss,
+    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
+    quota: options.Quota = None,
+    template: options.Template = None,
+    seed: options.Seed = None,
+) -> None:
+    """Run prompts and record the routers: choices, weights, guesses of the layers ahead, times.
+
+    The file is read by mixq replay, mixq plot and numpy (np.load). Ctrl-C ends it and keeps what has been recorded.
+    Example: mixq trace --prompts prompts.txt -o run.mqt
+    """
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="Replies are what is recorded.")
+    _check_place(path)
+    wanted = _read(prompts)
+    from mixq.cli.loading import load_model
+    from mixq.generation_config import default_sampling
+    from mixq.recorder import Recorder
+
+    loaded = load_model(
+        model,
+        {
+            "device": device,
+            "vram": vram,
+            "ram": ram,
+            "context": context,
+            "threads": threads,
+            "kv": kv,
+            "miss": miss,
+            "cache_policy": cache_policy,
+            "quota": quota,
+            "template": template,
+            "seed": seed,
+        },
+    )
+    recorder = Recorder(loaded, "the demo model" if model is None else None)
+    sampling = default_sampling(loaded.folder.generation_config) | options.given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    begun = time.perf_counter()
+    whole = _record(recorder, wanted, sampling)
+    recording = recorder.recording()
+    if recording is not None:
+        recording.write(path)
+        _report(recording, path, time.perf_counter() - begun, whole=whole, json=json)
+    if not whole:
+        raise KeyboardInterrupt
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place that cannot be written to before anything is run."""
+    if path.is_dir():
+        raise UsageError(f"{printable(path)} is a folder.", hint="Name a file, such as run.mqt.")
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StorageError(f"{printable(folder)} is no folder that can be written to.")
+
+
+def _read(path: Path | None) -> list[Prompt]:
+    from mixq.cli.reading import utf8
+    from mixq.formats.json_file import regular_file_size
+    from mixq.prompt_file import built_in, parse_prompts
+
+    if path is None:
+        return built_in()
+    if str(path) == "-":
+        return parse_prompts(utf8(sys.stdin.buffer.read(LARGEST_FILE), "standard input"), "standard input")
+    if regular_file_size(path) > LARGEST_FILE:
+        raise PromptError(f"{printable(path)} has more than {format_size(LARGEST_FILE)}.")
+    return parse_prompts(utf8(path.read_bytes(), str(path)), str(path))
+
+
+def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any]) -> bool:
+    """Run every prompt; return False where it was broken off."""
+    from mixq.cli.interrupt import first_interrupt_cancels
+    from mixq.cli.progress import token_progress
+
+    tasks = recorder.tasks(prompts, **sampling)
+    room = [
+        len(task.prompt_ids) + min(sampling["max_tokens"], recorder.model.context - len(task.prompt_ids))
+        for task in tasks
+    ]
+    passed = 0
+    with first_interrupt_cancels() as cancel, token_progress("recording") as update:
+        for number, (prompt, task) in enumerate(zip(prompts, tasks, strict=True)):
+            before = passed = sum(room[:number])  # a reply may end early
+
+            def count(tokens: int) -> None:
+                nonlocal passed
+                passed += tokens
+                update(min(passed, sum(room)), sum(room))
+
+            try:
+                done = recorder.run(prompt.name, task, cancel=cancel, on_token=count)
+            except KeyboardInterrupt:  # the second one, in the middle of a pass
+                return False
+            for line in recorder.model.notices():
+                output.warn(line)
+            if done.reason == "cancelled":
+                return False
+            assert passed >= before
+        update(sum(room), sum(room))
+    return True
+
+
+def _report(recording: Recording, path: Path, seconds: float, *, whole: bool, json: bool) -> None:
+    replies = ~recording.is_prompt
+    decoded = float(recording.seconds[replies].sum())
+    recall = _recall(recording)
+    speed = int(replies.sum()) / decoded if decoded > 0 else 0.0
+    if json:
+        facts = recording.facts
+        output.print_json(
+            {
+                "recording": str(path),
+                "bytes": path.stat().st_size,
+                "model": facts.model,
+                "device": facts.device,
+                "layers": facts.layers,
+                "experts": facts.experts,
+                "active": facts.active,
+                "prompts": [
+                    {"name": p.name, "prompt_tokens": p.prompt_tokens, "tokens": p.tokens} for p in facts.prompts
+                ],
+                "tokens": len(recording),
+                "reply_tokens": int(replies.sum()),
+                "decode_tokens_per_second": speed,
+                "recall": {str(ahead): value for ahead, value in recall.items()},
+                "seconds": seconds,
+                "interrupted": not whole,
+            }
+        )
+        return
+    from rich.console import Console
+
+    from mixq.cli.tables import fact_grid
+
+    prompts = len(recording.facts.prompts)
+    facts_shown = [
+        ("prompts", f"{prompts}, {int(recording.is_prompt.sum()):,} tokens" + ("" if whole else ", broken off")),
+        ("replies", f"{int(replies.sum()):,} tokens, {speed:.1f}/s"),
+        ("foreseen", " · ".join(f"{value:.0%} {ahead} ahead" for ahead, value in recall.items()) or "nothing"),
+        ("file", f"{printable(path)}, {format_size(path.stat().st_size)}"),
+    ]
+    Console(highlight=False, markup=False).print(fact_grid(facts_shown))
+
+
+def _recall(recording: Recording) -> dict[int, float]:
+    """Return the share of the experts used that the routers named, by how many layers ahead."""
+    from mixq.experts.recording import NOTHING
+
+    found = {}
+    for ahead in range(recording.facts.lookahead):
+        named = recording.predicted[:, ahead]  # [T, L, A]
+        asked = (named != NOTHING).all(axis=-1)  # [T, L]
+        if asked.any():
+            hits = (recording.experts[..., :, None] == named[..., None, :]).any(axis=-1)  # [T, L, A]
+            found[ahead + 1] = float(hits[asked].mean())
+    return found

@@ -1,0 +1,110 @@
+"""Prompts from a file, and a small set of them for who has none.
+
+Contract: a file has one prompt a line, or JSON lines: {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}
+as OpenAI's interface has them, each with a "name" if it likes. Blank lines are passed over; what cannot be read as
+either is an error that names the line. No model is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mixq.config import did_you_mean
+from mixq.errors import ModelFileError, PromptError, UsageError, printable
+from mixq.formats.json_file import parse_json_object
+from mixq.text.chat_template import Message
+
+MOST = 100_000
+LONGEST_NAME = 60
+_KEYS = ("prompt", "messages", "name")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to go on from or to answer, or a conversation to go on with: one of the two."""
+
+    name: str
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+
+
+def parse_prompts(text: str, where: str) -> list[Prompt]:
+    """Return the prompts of a file's text.
+
+    Args:
+        where: the file's name, for messages.
+
+    Raises:
+        PromptError: there is none, or a line is no prompt.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise PromptError(f"{printable(where)} has no prompt.", hint="Give one prompt a line.")
+    if len(lines) > MOST:
+        raise PromptError(f"{printable(where)} has {len(lines):,} prompts; at most {MOST:,} are run.")
+    if lines[0][1].startswith("{"):
+        return [_parsed(line, number, f"{where}, line {number}") for number, line in lines]
+    return [Prompt(_short(line), line) for _, line in lines]
+
+
+def _parsed(line: str, number: int, where: str) -> Prompt:
+    try:
+        entry = parse_json_object(line.encode(), where)
+        for key in entry:
+            if key not in _KEYS:
+                raise PromptError(
+                    f"{printable(where)}: the key {printable(repr(key))} is not known." + did_you_mean(key, _KEYS)
+                )
+        name = entry.get("name")
+        if name is not None and not isinstance(name, str):
+            raise PromptError(f"{printable(where)}: name must be a text.")
+        if ("prompt" in entry) == ("messages" in entry):
+            raise PromptError(f"{printable(where)} must have either prompt or messages.")
+        if "prompt" in entry:
+            text = entry["prompt"]
+            if not isinstance(text, str) or not text.strip():
+                raise PromptError(f"{printable(where)}: prompt must be a text.")
+            return Prompt(_short(name or text), text)
+        messages = entry["messages"]
+        if not isinstance(messages, list) or not messages:
+            raise PromptError(f"{printable(where)}: messages must be a list of them.")
+        turns = tuple(Message.of(message) for message in messages)
+        return Prompt(_short(name or turns[-1].content or f"line {number}"), messages=turns)
+    except ModelFileError as error:
+        raise PromptError(error.message, hint="Either every line is a JSON object, or none.") from error
+    except PromptError:
+        raise
+    except UsageError as error:
+        raise PromptError(f"{printable(where)}: {error.message}", hint=error.hint) from error
+
+
+def _short(text: str) -> str:
+    return printable(" ".join(text.split()), LONGEST_NAME)
+
+
+def built_in() -> list[Prompt]:
+    """Return a small set: several languages, and code."""
+    return list(_built_in())
+
+
+def _built_in() -> Iterator[Prompt]:
+    for name, text in (
+        ("English: story", "Write the first paragraph of a story about a lighthouse keeper who finds a letter."),
+        ("English: science", "Explain in a few sentences why the sky is blue and the sunset is red."),
+        ("English: advice", "How do I get better at sleeping when I travel across time zones?"),
+        ("English: arithmetic", "What is 25 - (4 * 2) + 3? Show each step."),
+        ("French: histoire", "Raconte en quelques phrases l'histoire d'un boulanger qui perd la recette de son pain."),
+        ("French: question", "Pourquoi les feuilles des arbres changent-elles de couleur en automne ?"),
+        ("German: Erklärung", "Erkläre in einfachen Worten, wie ein Kühlschrank funktioniert."),
+        ("German: Brief", "Schreibe einen kurzen Brief an die Nachbarn: am Samstag gibt es ein Fest im Hof."),
+        ("Spanish: receta", "Dame una receta sencilla de tortilla de patatas para cuatro personas."),
+        ("Italian: viaggio", "Descrivi una passeggiata di un giorno a Roma, dal mattino alla sera."),
+        ("Chinese", "请用几句话介绍一下长城的历史。"),
+        ("Code: Python", "Write a Python function that returns the longest palindrome in a string, with a test."),
+        ("Code: C", "Write a C function that reverses a singly linked list in place."),
+        ("Code: SQL", "Write a SQL query for the three best paid employees of each department."),
+        ("Code: bug", "What is wrong here?\n\nfor i in range(len(items)):\n    if not items[i]:\n        del items[i]"),
+        ("Table", "List five European rivers as a Markdown table with their length in kilometres."),
+    ):
+        yield Prompt(name, text)
