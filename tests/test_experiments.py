@@ -1,11 +1,8 @@
-"""What `mixq.Model` offers for experiments: routing, logits, perplexity, forced experts, a cache policy of one's."""
+"""What `mixq.Model` offers for experiments: routing, logits, perplexity, forced experts."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import sys
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 import mixq
-from mixq import evaluate, loading, paths
+from mixq import evaluate, paths
 from mixq.errors import PromptError, UsageError
 from mixq.experts.offload import ExpertOffload
-from mixq.loading import TextProgress
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
 
@@ -213,17 +209,6 @@ def by_hand(
     return torch.stack(rows), ids
 
 
-def test_a_dropped_expert_is_never_asked_for(tiny: Path) -> None:
-    model = on_sim(tiny, cache_policy=Noted)
-    Noted.log.clear()
-    with model.force(drop={1}):
-        model.generate(IDS, temperature=0, max_tokens=10, ignore_eos=True, stream=False)
-        assert not (model.route(IDS) == 1).any()
-    used = {expert for what, expert in Noted.log if what == "used"}
-    assert used == {0, 2, 3}
-    assert (model.route(IDS) == 1).any()
-
-
 def test_route_and_generation_see_what_is_forced(demo: mixq.Model) -> None:
     with demo.force(top_k=1):
         assert demo.route(TEXT).shape[-1] == 1
@@ -268,201 +253,3 @@ def test_forcing_ends_with_its_block_whatever_happens(demo: mixq.Model) -> None:
 def test_forcing_that_makes_no_sense_is_refused_at_once(demo: mixq.Model, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         demo.force(**asked)
-
-
-# A cache policy of one's own
-
-
-class Noted(mixq.Lru):
-    """LRU that writes down what it is told."""
-
-    log: list[tuple[str, int]] = []  # noqa: RUF012
-
-    def used(self, expert: int) -> None:
-        self.log.append(("used", expert))
-        super().used(expert)
-
-    def victim(self, candidates: Collection[int]) -> int:
-        self.log.append(("victim", len(candidates)))
-        return super().victim(candidates)
-
-
-class Largest:
-    """The highest number goes: nothing of LRU in it."""
-
-    made: list[tuple[int, int]] = []  # noqa: RUF012
-
-    def __init__(self, layer: int, slots: int) -> None:
-        self.made.append((layer, slots))
-
-    def used(self, expert: int) -> None: ...
-
-    def loaded(self, expert: int) -> None: ...
-
-    def evicted(self, expert: int) -> None: ...
-
-    def admits(self, expert: int) -> bool:
-        return True
-
-    def victim(self, candidates: Collection[int]) -> int:
-        return max(candidates)
-
-
-def decode(model: mixq.Model) -> Tensor:
-    cache = model.new_kv_cache()
-    return torch.cat([model.forward([token], kv_cache=cache) for token in IDS])
-
-
-def test_a_policy_of_ones_own_decides(tiny: Path) -> None:
-    expected = decode(mixq.load(tiny, device="cpu", context=64, threads=1))
-    Noted.log.clear()
-    Largest.made.clear()
-    hits: dict[Any, list[int]] = {}
-    for policy in ("lru", Noted, Largest):
-        model = on_sim(tiny, cache_policy=policy)
-        offload = offload_of(model)
-        offload.lockstep = True
-        offload.resize([3] * 3)
-        for layer in model.network.layers:
-            layer.feed_forward.experts.predict_nothing()
-        assert torch.equal(decode(model), expected)  # placement never changes the answer
-        offload.quiesce()
-        hits[policy] = [counted.hits for counted in offload.cache.counters]
-        if policy is Noted:
-            assert sum(what == "used" for what, _ in Noted.log) >= offload.counters.requests
-            assert sum(what == "victim" for what, _ in Noted.log) > 0
-    assert hits[Noted] == hits["lru"] != hits[Largest]
-    assert Largest.made[1:] == [(0, 4), (1, 4), (2, 4)]  # after the one that was looked at
-
-
-class NoVictim:
-    def used(self, expert: int) -> None: ...
-
-    def loaded(self, expert: int) -> None: ...
-
-
-class WrongVictim(mixq.Lru):
-    def victim(self, candidates: Collection[int], why: str) -> int:  # type: ignore[override]
-        return 0
-
-
-class Demanding(mixq.Lru):
-    def __init__(self, layer: int, slots: int, more: int) -> None:
-        super().__init__()
-
-
-@pytest.mark.parametrize("device", ["cpu", "sim"])
-@pytest.mark.parametrize(
-    ("policy", "said"),
-    [
-        (NoVictim, "NoVictim has no evicted, admits, victim"),
-        (WrongVictim, "WrongVictim: victim must take one argument, the candidates"),
-        (Demanding, r"Demanding must take \(layer, slots\), or nothing"),
-        (lambda: 5, "has no used, loaded, evicted, admits, victim"),
-        (mixq.Lru(), "cache_policy is"),
-        ("lruu", "Did you mean 'lru'"),
-    ],
-)
-def test_policies_that_are_none_are_refused_on_load(tiny: Path, policy: Any, said: str, device: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        mixq.load(tiny, device=device, cache_policy=policy)
-
-
-def test_a_victim_that_is_no_candidate_is_refused(tiny: Path) -> None:
-    class Stubborn(mixq.Lru):
-        def victim(self, candidates: Collection[int]) -> int:
-            return 99
-
-    model = on_sim(tiny, cache_policy=Stubborn)
-    with pytest.raises(UsageError, match="Stubborn: victim returned 99; it must be one of"):
-        decode(model)
-
-
-def test_a_policy_without_a_cache_is_said(tiny: Path) -> None:
-    model = mixq.load(tiny, device="cpu", cache_policy=Noted)
-    assert model.notes == ("cache-policy has no effect: the model runs on the CPU.",)
-
-
-# In a notebook
-
-
-def test_a_model_shows_its_plan(demo: mixq.Model, tiny: Path) -> None:
-    assert "5 layers, 8 experts" in repr(demo)
-    assert "on cpu>" in repr(demo)
-    page = demo._repr_html_()
-    assert "mapped from the disk" in page
-    model = on_sim(tiny, cache_policy=Noted)
-    assert "on sim, 12 expert slots>" in repr(model)
-    page = model._repr_html_()
-    assert "6 of 12 in slots on sim (2 in 3 layers; Noted)" in page
-    assert "8.0 MB" in page
-    for name in ("trunk", "KV cache", "room to work"):
-        assert name in page
-
-
-def test_what_a_notebook_shows_is_escaped(tmp_path: Path) -> None:
-    folder = tmp_path / "<img src=x onerror=alert(1)>&\x1b[31m"
-    write_tiny_mixtral(folder)
-    page = mixq.load(folder, device="cpu")._repr_html_()
-    assert "<img" not in page
-    assert "\x1b" not in page
-    assert "&lt;img src=x" in page
-
-
-def test_loading_says_how_far_it_is_to_those_who_ask(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[str, float]] = []
-    mixq.load(tiny, device="sim", vram="8MB", context=64, progress=lambda what, share: told.append((what, share)))
-    assert list(dict.fromkeys(what for what, _ in told)) == ["trunk", "experts into slots", ""]
-    assert [share for what, share in told if what == "trunk"][-1] == 1.0
-    assert all(0 <= share <= 1 for _, share in told)
-    mixq.load(tiny, device="sim", vram="8MB", context=64)
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(loading, "PATIENCE", 0.0)
-    monkeypatch.setattr(loading, "EVERY", 0.0)
-    return
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_notebook_is_told_and_a_script_is_not(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def said(**options: Any) -> str:
-        mixq.load(tiny, device="sim", vram="8MB", context=64, **options)
-        out, err = capsys.readouterr()
-        assert out == ""
-        return err
-
-    assert said() == ""
-    assert "nl4: trunk 100%" in said(progress=True)
-    monkeypatch.setitem(sys.modules, "ipykernel", io)
-    assert said().rstrip(" \n").endswith("\rnl4: loaded")
-    assert said(progress=False) == ""
-
-
-def test_quick_loads_say_nothing_and_long_ones_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(loading.time, "monotonic", lambda: clock[0])
-    out = io.StringIO()
-    progress = TextProgress("mixtral\x1b", patience=1.0, out=out)
-    for clock[0], share in ((0.5, 0.1), (1.1, 0.3), (1.15, 0.4), (1.9, 0.9)):
-        progress("experts", share)
-    progress("", 1.0)
-    written = out.getvalue()
-    assert written.split("\r") == [
-        "",
-        "mixtral\\x1b: experts 30%",
-        "mixtral\\x1b: experts 90%",
-        "mixtral\\x1b: loaded     \n",
-    ]
-    silent = io.StringIO()
-    TextProgress("m", patience=9.0, out=silent)("", 1.0)
-    assert silent.getvalue() == ""
-
-
-def test_progress_must_be_something_to_call(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="progress is 'yes'"):
-        mixq.load(tiny, progress="yes")  # type: ignore[arg-type]
