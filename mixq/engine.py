@@ -30,7 +30,7 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
 from mixq.kernels.cores import physical_cores
 from mixq.loading import Progress, choose_progress
-from mixq.memory import total_memory
+from mixq.memory import resident_memory, total_memory
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
@@ -134,6 +134,7 @@ class Model(Experiments):
         if self.placement.offload is not None:
             self.placement.offload.warm(lambda share: progress("experts into slots", share))
         self._last: Done | None = None
+        self._gap_said = False
         progress("", 1.0)
 
     @functools.cached_property
@@ -267,6 +268,9 @@ class Model(Experiments):
 
     def notices(self) -> Iterator[str]:
         """Yield the lines that have come up since the last call, for the user to see."""
+        if not self._gap_said and (gap := self.placement.gap(resident_memory())) is not None:
+            self._gap_said = True
+            self._said.append(gap)
         while self._said:
             yield self._said.popleft()
 

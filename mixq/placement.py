@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from mixq.kernels.reference import DECODE_ROWS
 from mixq.loading import Progress
 from mixq.memory import available_memory
 from mixq.model.decode_step import Captures
+from mixq.plan.shares import GPU, RAM, Shares, share_out
+from mixq.plan.sizes import ModelSizes
 
 LOOKAHEAD = 2
 """Layers ahead whose routers are asked on today's hidden state."""
@@ -42,6 +44,9 @@ LOOKAHEAD = 2
 DISK_LOOKAHEAD = 0
 """The same for reading from the disk. A guess that is wrong costs a read, and the disk is what everybody waits for:
 with guesses that are right in 80 % of cases a token read 3.7 GB, without any 2.8 (tests/bench/ram_tier.py)."""
+
+GAP = 0.05
+"""Beyond what was foretold, how much more is worth a word."""
 
 LOCKED_SHARE = 0.9
 """Of the free memory, what may be locked for copies; the rest is for the system and other programs."""
@@ -59,6 +64,7 @@ class Placement:
         accelerator, plan: None on the CPU alone.
         offload: None where there are no experts to cache.
         tier: reads experts from the disk where they do not all fit into memory; None where they do.
+        shares: what this takes of RAM and of the accelerator's memory, foretold.
         notes: one line for each thing that is not as it was asked for.
     """
 
@@ -70,6 +76,7 @@ class Placement:
     plan: MemoryPlan | None = None
     offload: ExpertOffload | None = None
     tier: RamTier | None = None
+    shares: Shares | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -132,13 +139,33 @@ class Placement:
         weakref.finalize(view, self.accelerator.release, memory)
         return view
 
+    def planned(self) -> dict[str, int]:
+        """Return the bytes of RAM, and of an accelerator's memory, that were foretold."""
+        if self.shares is None:
+            return {}
+        planned = {"ram_planned_bytes": self.shares.total(RAM)}
+        if self.accelerator is not None:
+            planned["vram_planned_bytes"] = self.shares.total(GPU)
+        return planned
+
+    def gap(self, resident: int | None) -> str | None:
+        """Return what to say where more is taken than was foretold, `resident` bytes of RAM; None where not."""
+        planned = self.planned()
+        ram = planned.get("ram_planned_bytes", 0)
+        if self.device == "sim":  # whose memory is RAM too
+            ram += planned.get("vram_planned_bytes", 0)
+        if resident is None or not ram or resident <= ram * (1 + GAP):
+            return None
+        return f"mixq has taken {format_size(resident)} of RAM; {format_size(ram)} were planned."
+
     def as_dict(self) -> dict[str, Any]:
         """Return the device, and what an accelerator's memory is used for, as plain data."""
         if self.accelerator is None or self.plan is None:
-            return {"device": self.device}
+            return {"device": self.device, **self.planned()}
         memory = self.accelerator.memory
         return {
             "device": self.device,
+            **self.planned(),
             "vram_promised_bytes": memory.promised,
             "vram_taken_bytes": memory.taken,
             "vram_peak_bytes": memory.peak,
@@ -231,10 +258,11 @@ def place(
 
 def _on_cpu(folder: Weights, options: RuntimeOptions, threads: int, kv_cache: int, notes: list[str]) -> Placement:
     kernels = choose(threads=threads, exact=options.exact)
-    tier = RamTier.open(folder, options.ram, reserved=kv_cache)
+    shares = _shares(folder, options, "cpu")
+    tier = RamTier.open(folder, _budget(folder, options, shares, trunk_in_ram=True), reserved=kv_cache)
     if tier is not None:
         notes = [*notes, str(tier)]
-    return Placement(folder, folder, kernels, kernels, tier=tier, notes=notes)
+    return Placement(folder, folder, kernels, kernels, tier=tier, shares=shares, notes=notes)
 
 
 def on_accelerator(
@@ -267,6 +295,7 @@ def on_accelerator(
         driver=accelerator.memory.taken,
         quotas=quotas,
     )
+    shares = _shares(folder, options, accelerator.name, accelerator.memory.promised)
     moved = 0
     if store is not None and accelerator.registers:
         moved = store.move_to_registered(
@@ -284,9 +313,12 @@ def on_accelerator(
     host_kernels = choose(threads=threads, exact=options.exact)
     if isinstance(host_kernels, NativeKernels) and not isinstance(accelerator.kernels, NativeKernels):
         host_kernels.integer_rows = DECODE_ROWS  # as the GPU's, so that it does not matter who computes an expert
-    placement = Placement(folder, weights, accelerator.kernels, host_kernels, accelerator, plan, notes=notes)
+    placement = Placement(
+        folder, weights, accelerator.kernels, host_kernels, accelerator, plan, shares=shares, notes=notes
+    )
     if config.is_moe and not moved:
-        placement.tier = RamTier.open(folder, options.ram, trunk_in_ram=False)
+        budget = _budget(folder, options, shares, trunk_in_ram=False)
+        placement.tier = RamTier.open(folder, budget, trunk_in_ram=False)
         if placement.tier is not None:
             notes.append(str(placement.tier))
     if store is not None:
@@ -318,6 +350,26 @@ def _quotas(options: RuntimeOptions, store: ExpertStore) -> Quotas | None:
     quotas = Quotas.read(Path(options.quota).expanduser())
     quotas.check_model(store.layers, store.experts, options.quota)
     return quotas
+
+
+def _shares(folder: Weights, options: RuntimeOptions, device: str, vram: int | None = None) -> Shares:
+    """Return what the model is going to take.
+
+    Raises:
+        DoesNotFitError: more than --ram promises, whatever lies on the disk.
+    """
+    context = min(options.context, folder.config.max_position_embeddings)
+    asked = replace(options, context=context, vram=None)
+    return share_out(ModelSizes.of_weights(folder), asked, device, None, vram)
+
+
+def _budget(folder: Weights, options: RuntimeOptions, shares: Shares, *, trunk_in_ram: bool) -> int | None:
+    """Return what of --ram is left for weights when everything else has been taken from it; None without --ram."""
+    if options.ram is None:
+        return None
+    sizes = ModelSizes.of_weights(folder)
+    rest = folder.nbytes - sizes.experts if trunk_in_ram else 0
+    return shares.experts_in_ram * sizes.expert + rest
 
 
 def _without_reads(folder: Weights) -> bool:

@@ -104,9 +104,12 @@ def _computer(hardware: str | None, asked: RuntimeOptions, *, refresh: bool) -> 
         if asked.device == "sim":
             raise UsageError("--device sim is a GPU that this computer plays.", hint="Leave --hardware out.")
         return find_computer(hardware)
-    from mixq.bench.probe import probe, simulated
+    from mixq.bench import probe
+    from mixq.bench.probe_gpu import simulated
 
-    found = probe(refresh=refresh)
+    if refresh or probe.cached() is None or asked.device == "sim":
+        output.note("Measuring this computer: some seconds.")
+    found = probe.probe(refresh=refresh)
     return simulated(found, asked.vram) if asked.device == "sim" else found
 
 

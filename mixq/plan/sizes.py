@@ -56,13 +56,13 @@ class ModelSizes:
         return cls._sum(name, format, config, {p: stored(p) for p in parameters(config)})
 
     @classmethod
-    def of_weights(cls, weights: Weights, format: str, name: str | None = None) -> ModelSizes:
+    def of_weights(cls, weights: Weights, format: str = "its format") -> ModelSizes:
         """Return the sizes of an open folder, or of made-up weights."""
         stored = {
             p: (weights.linear(p.module) if p.quantizable else weights.tensor(p.name)).nbytes
             for p in parameters(weights.config)
         }
-        return cls._sum(name or weights.path.name, format, weights.config, stored)
+        return cls._sum(weights.path.name, format, weights.config, stored)
 
     @classmethod
     def _sum(cls, name: str, format: str, config: ModelConfig, stored: dict[Parameter, int]) -> ModelSizes:

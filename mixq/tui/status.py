@@ -106,7 +106,9 @@ def memory_parts(model_stats: Mapping[str, Any], resident: int | None) -> list[P
         taken, promised = (format_size(model_stats[f"vram_{name}_bytes"]) for name in ("taken", "promised"))
         parts.append(Part(f"GPU {taken} of {promised}", f"GPU {taken}", 2))
     if resident is not None:
-        parts.append(Part(f"RAM {format_size(resident)}", f"RAM {format_size(resident)}", 1))
+        planned = model_stats.get("ram_planned_bytes")
+        beside = "" if planned is None else f" of {format_size(planned)} planned"
+        parts.append(Part(f"RAM {format_size(resident)}{beside}", f"RAM {format_size(resident)}", 1))
     return parts
 
 

@@ -82,3 +82,21 @@ def test_context_sequences_and_kv_count() -> None:
     assert ram(context=32768) - ram() == (32768 - 8192) * (128 << 10)
     assert ram(sequences=4) - ram() == 3 * 8192 * (128 << 10)
     assert ram(kv="int8") < ram()
+
+
+def test_a_loaded_model_has_what_was_planned_beside_what_it_takes() -> None:
+    model = mixq.load(device="sim", vram="32MB", context=512)
+    stats = model.stats()
+    assert stats["vram_planned_bytes"] <= 32_000_000
+    assert stats["vram_peak_bytes"] <= stats["vram_planned_bytes"]
+    assert model.placement.gap(stats["ram_planned_bytes"]) is None
+    much = 2 * (stats["ram_planned_bytes"] + stats["vram_planned_bytes"])
+    said = model.placement.gap(much)
+    assert said is not None
+    assert "were planned" in said
+    model.close()
+
+
+def test_a_budget_of_ram_that_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(DoesNotFitError, match="needs at least"):
+        mixq.load(device="cpu", ram="300MB")

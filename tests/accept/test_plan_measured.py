@@ -1,0 +1,98 @@
+"""What the planner foretells against what the bench measures, on the machine at hand, the two in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+import mixq
+from mixq.bench.measure import Bench
+from mixq.bench.probe import probe
+from mixq.bench.probe_gpu import simulated
+from mixq.bench.synthetic import synthetic_model
+from mixq.bench.workload import workloads
+from mixq.config import RuntimeOptions
+from mixq.engine import Model
+from mixq.plan.planner import plan
+from mixq.plan.sizes import ModelSizes
+from tests.accept.tables import markdown, write
+
+pytestmark = pytest.mark.accept
+TURNS = 5
+PROMPT, TOKENS, CONTEXT = 512, 64, 640
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a device."""
+
+    name: str
+    device: str
+    vram: str | None
+    format: str
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"device": self.device, "context": CONTEXT, **({"vram": self.vram} if self.vram else {})}
+
+    def load(self) -> Model:
+        if self.name == "the demo model":
+            return mixq.load(**self.options)
+        return synthetic_model("mixtral-8x7b", layers=4, seed=0, **self.options)
+
+
+CASES = [
+    Case("the demo model", "cpu", None, "bf16"),
+    Case("the demo model", "sim", "32MB", "bf16"),
+    Case("Mixtral's sizes, 4 layers", "cpu", None, "nl4"),
+    Case("Mixtral's sizes, 4 layers", "sim", "2.5GB", "nl4"),
+]
+
+
+def turns(case: Case) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """Yield what is foretold and what is measured, each (prompt, decode) tokens per second."""
+    model = case.load()
+    sizes = ModelSizes.of_weights(model.folder, case.format)
+    options = RuntimeOptions.from_kwargs(**case.options)
+    tests = workloads([PROMPT], [TOKENS], [0])
+    bench = Bench(model, tests, repeats=1)
+    for _ in range(TURNS):
+        computer = probe(refresh=True)
+        if case.device == "sim":
+            computer = simulated(computer, options.vram)
+        foretold = plan(sizes, computer, options, routing="uniform" if "sizes" in case.name else "mixtral")
+        measured = [sample.tokens_per_second for sample in bench.samples()]
+        yield (foretold.prefill.expected, foretold.decode.expected), (measured[0], measured[1])
+    model.close()
+
+
+def test_plans_come_true() -> None:
+    rows, worst = [], []
+    for case in CASES:
+        found = list(turns(case))
+        for index, what in enumerate((f"prompt of {PROMPT}", f"{TOKENS} tokens")):
+            ratios = [foretold[index] / measured[index] for foretold, measured in found]
+            ratio = statistics.median(ratios)
+            worst.append(max(ratio, 1 / ratio))
+            rows.append(
+                [
+                    case.name,
+                    case.device,
+                    what,
+                    f"{statistics.median(foretold[index] for foretold, _ in found):.1f}",
+                    f"{statistics.median(measured[index] for _, measured in found):.1f}",
+                    f"{ratio:.2f}",
+                    f"{min(ratios):.2f} to {max(ratios):.2f}",
+                ]
+            )
+    write(
+        "plan",
+        "Plans and what came of them",
+        "Tokens per second that `mixq plan` foretells, from figures probed just before, and that `mixq bench` "
+        f"measures; medians of {TURNS} turns, the ratio taken turn by turn. `make accept` measures it.",
+        markdown(["model", "device", "test", "foretold", "measured", "ratio", "turns"], rows),
+    )
+    assert max(worst) <= 1.25, rows
