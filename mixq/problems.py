@@ -20,10 +20,13 @@ from mixq.plan.sizes import ModelSizes
 SLOW_DISK = 1e9
 SLOW_RAM = 15e9
 SWAPPED = 1 << 30
-_LOCKED = 8 << 30
+NOT_MEASURED = "gpu, not measured"
+"""Among a computer's versions: why a GPU that could be used has no figures."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _GROUP = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_NVIDIA = Path("/proc/driver/nvidia/version")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -44,9 +47,18 @@ class Problem:
         return asdict(self)
 
 
-def problems(found: Diagnosis, computer: Computer) -> list[Problem]:
-    """Return everything that is worth a user's time, the gravest first."""
-    return [*_of_kernels(found), *_of_memory(computer), *_of_gpu(found), *_of_system(computer)]
+def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:
+    """Return everything that is worth a user's time, the gravest first.
+
+    Args:
+        computer: None where there was no memory to measure it with.
+    """
+    wrong = list(_of_kernels(found))
+    if computer is None:
+        wrong.append(Problem("There is too little free memory to measure anything.", "Close other programs."))
+    else:
+        wrong += _of_memory(computer)
+    return [*wrong, *_of_gpu(found, computer), *_of_system(found)]
 
 
 def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
@@ -93,33 +105,42 @@ def _of_memory(computer: Computer) -> Iterator[Problem]:
         )
 
 
-def _of_gpu(found: Diagnosis) -> Iterator[Problem]:
-    if found.gpu is None:
-        return
-    if found.gpu_use is not None:
+def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
+    if found.gpu is None and _NVIDIA.exists():
+        yield Problem(
+            f"There is an NVIDIA GPU that is not used: {found.gpu_use}",
+            "See that `nvidia-smi` shows it, and install a torch that was built with CUDA (pytorch.org).",
+        )
+    if found.gpu is not None and found.gpu_use is not None:
         yield Problem(
             f"{found.gpu} is not used: {found.gpu_use}", "Mend that, or use --device cpu to hear no more of it."
         )
-    limit = _locked_limit()
-    if limit is not None and limit < _LOCKED:
+    if computer is None:
+        return
+    if (reason := computer.versions.get(NOT_MEASURED)) is not None:
+        yield Problem(f"{found.gpu} could not be measured: {reason}", "Close the other programs that use it.")
+    limit = None if computer.gpu is None else computer.gpu.pinned_limit
+    if limit is not None:
         yield Problem(
-            f"This user may lock {format_size(limit)} of memory; copies to the GPU are fastest from locked memory.",
-            "Raise `memlock` in /etc/security/limits.conf, or `ulimit -l unlimited`.",
+            f"The system locks no more than {format_size(limit)} of memory for copies to the GPU; experts beyond that "
+            "are copied more slowly, through a small buffer.",
+            "Under WSL, raise `memory` in .wslconfig, and run mixq outside of Docker Desktop.",
         )
 
 
-def _of_system(computer: Computer) -> Iterator[Problem]:
-    limit = _number(_GROUP / "memory.max")
-    if limit is not None and limit < computer.ram:
+def _of_system(found: Diagnosis) -> Iterator[Problem]:
+    limits = [limit for group in _groups() if (limit := _number(group / "memory.max")) is not None]
+    if limits and found.memory_bytes is not None and min(limits) < found.memory_bytes:
         yield Problem(
-            f"This container may use {format_size(limit)} of the machine's {format_size(computer.ram)} of RAM.",
+            f"This container may use {format_size(min(limits))} of the machine's {format_size(found.memory_bytes)} "
+            "of RAM.",
             "Start it with a larger limit (docker run --memory).",
         )
-    quota = _text(_GROUP / "cpu.max").split()
-    if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[0]) < computer.cpu.cores * int(quota[1]):
+    shares = [share for group in _groups() if (share := _cpus(group)) is not None]
+    if shares and min(shares) < found.logical_cpus:
         yield Problem(
-            f"This container may use {int(quota[0]) / int(quota[1]):.1f} of {computer.cpu.cores} cores.",
-            "Start it with more (docker run --cpus), or give --threads.",
+            f"This container may use {min(shares):.1f} of the machine's {found.logical_cpus} CPUs.",
+            "Start it with more (docker run --cpus).",
         )
     if "[never]" in _text(_HUGE_PAGES):
         yield Problem(
@@ -146,6 +167,19 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def _groups() -> list[Path]:
+    """Return the folders of this process's control group (v2) and of those around it, each of which may set a limit."""
+    inside = next((line[3:] for line in _text(_OWN_GROUP).splitlines() if line.startswith("0::/")), "/")
+    group = _GROUP / inside.strip("/")
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(_GROUP))]
+
+
+def _cpus(group: Path) -> float | None:
+    """Return how many CPUs' time a control group may use."""
+    quota, _, period = _text(group / "cpu.max").strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
 def _swapped() -> int:
     """Return the bytes of swap that are in use."""
     fields = dict(line.split(":", 1) for line in _text(_MEMINFO).splitlines() if ":" in line)
@@ -154,13 +188,3 @@ def _swapped() -> int:
     except (KeyError, ValueError, IndexError):
         return 0
     return 1024 * (total - free)
-
-
-def _locked_limit() -> int | None:
-    """Return the bytes that this user may lock; None for no limit, or where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return None if soft == resource.RLIM_INFINITY else soft

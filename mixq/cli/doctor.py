@@ -10,7 +10,7 @@ import typer
 
 from mixq.cli import options, output
 from mixq.config import format_size
-from mixq.errors import MixqError, printable
+from mixq.errors import DoesNotFitError, MixqError, printable
 
 if TYPE_CHECKING:
     from mixq.diagnosis import Diagnosis
@@ -40,13 +40,19 @@ def doctor(
     found = diagnose()
     if refresh or probe.cached() is None:
         output.note("Measuring this computer: some seconds.")
-    computer = probe.probe(refresh=refresh)
+    computer: Computer | None = None
+    try:
+        computer = probe.probe(refresh=refresh)
+    except DoesNotFitError:  # the rest of the page is still worth reading, now more than ever
+        if save is not None:
+            raise
     wrong = problems(found, computer)
-    if save is not None:
+    if save is not None and computer is not None:
         computer.write(save)
         output.note(f"{printable(save)}: figures for mixq plan --hardware.")
     if json:
-        document = {"hardware": computer.as_dict(), "problems": [problem.as_dict() for problem in wrong]}
+        hardware = None if computer is None else computer.as_dict()
+        document = {"hardware": hardware, "problems": [problem.as_dict() for problem in wrong]}
         output.print_json({**found.as_dict(), **document})
     else:
         _print(found, computer, wrong)
@@ -54,72 +60,83 @@ def doctor(
         raise typer.Exit(MixqError.exit_code)
 
 
-def _print(found: Diagnosis, computer: Computer, wrong: Sequence[Problem]) -> None:
+def _print(found: Diagnosis, computer: Computer | None, wrong: Sequence[Problem]) -> None:
     from rich.console import Console
 
     from mixq.cli.tables import fact_grid
 
     console = Console(highlight=False, markup=False)
     console.print(f"mixq {found.mixq}", style="bold")
-    facts = (*_facts(found), *_speeds(computer))
-    console.print(fact_grid((label, printable(value, 400)) for label, value in facts))
+    console.print(fact_grid((label, printable(value, 400)) for label, value in _facts(found, computer)))
     if found.build_log is not None:
         console.print()
         console.print("the compiler said", style="dim")
         for line in found.build_log.splitlines()[-LOG_LINES:]:
             console.print(printable(line, 400), soft_wrap=True)
-    console.print()
     if not wrong:
         console.print("nothing is wrong", style="green")
     for problem in wrong:
-        console.print(f"! {printable(problem.what, 400)}", style="yellow", soft_wrap=True)
-        console.print(f"  {printable(problem.remedy, 400)}", soft_wrap=True)
+        console.print(f"! {printable(problem.what, 400)}", style="yellow")
+        console.print(f"  {printable(problem.remedy, 400)}")
 
 
-def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
-    cpu, gpu = computer.cpu, computer.gpu
-    read, kernels = format_size(cpu.read_bandwidth), format_size(cpu.kernel_bandwidth)
-    yield "RAM gives", f"{read}/s; the decode kernels read experts at {kernels}/s, prompts {cpu.flops / 1e9:.0f} GFLOPS"
-    yield "a layer", f"costs {1e6 * cpu.layer_seconds:.0f} µs of Python besides"
-    yield "disk gives", "not known" if computer.disk_bandwidth is None else f"{format_size(computer.disk_bandwidth)}/s"
-    if gpu is not None:
-        yield from _gpu_speeds(gpu)
-    yield "measured", computer.measured or "never"
-
-
-def _gpu_speeds(gpu: GpuFigures) -> Iterator[tuple[str, str]]:
-    free = "" if gpu.free is None else f", {format_size(gpu.free)} free"
-    yield "GPU gives", f"{format_size(gpu.memory)}{free}, read at {format_size(gpu.bandwidth)}/s"
-    up, back, loaded = (format_size(rate) for rate in (gpu.copy_bandwidth, gpu.copy_back, gpu.copy_under_load))
-    yield "link gives", f"{up}/s to the GPU, {back}/s back, {loaded}/s while the CPU computes"
-    if gpu.pinned_limit is not None:
-        yield "locked", f"at most {format_size(gpu.pinned_limit)} for copies"
-
-
-def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, str]]:
+    """Yield label and text of each line; together with a problem or two they fill a terminal of 24 lines."""
+    threads = f"{found.torch_threads} {'thread' if found.torch_threads == 1 else 'threads'}"
     yield "system", f"{found.system}, Python {found.python}"
+    yield "torch", f"{found.torch}, {threads}; bitsandbytes {found.bitsandbytes or 'not installed'}"
     yield "CPU", f"{found.cpu}: {_cores(found)}"
     yield "features", " ".join(found.features) or "not known"
     yield "kernels", _kernels(found)
     if found.isas:
         yield "can run", " ".join(found.isas)
     yield "check", "equal to the reference on a small product" if found.kernels_right else "WRONG results"
-    if found.native_library is not None:
-        yield "library", f"{found.native_library}, built with {found.compiler}"
-    yield "torch", f"{found.torch}, {found.torch_threads} threads"
-    yield "GPU", _gpu(found)
-    yield "bitsandbytes", found.bitsandbytes or "not installed; only nf4 on a GPU would use it"
     if found.memory_bytes is not None:
         free = "" if found.memory_free_bytes is None else f", {format_size(found.memory_free_bytes)} free"
         yield "memory", f"{format_size(found.memory_bytes)}{free}"
+    if computer is not None:
+        yield from _speeds(computer)
+    yield "GPU", _gpu(found)
+    if computer is not None and computer.gpu is not None:
+        yield from _gpu_speeds(computer.gpu)
+    if found.native_library is not None:
+        yield "library", f"{found.native_library}, built with {found.compiler}"
     yield "model store", f"{found.store}: {', '.join(found.models) or 'empty'}"
     yield "cache", found.cache
     yield "settings", found.config_file or "no config.toml"
+    if computer is not None:
+        yield "measured", f"{computer.measured or 'never'}; --refresh measures again"
+
+
+def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
+    cpu = computer.cpu
+    yield "RAM", f"read at {_rate(cpu.read_bandwidth)}, by the decode kernels at {_rate(cpu.kernel_bandwidth)}"
+    yield "prompts", f"{_flops(cpu.flops)}; small models {_flops(cpu.small_flops)}, from {_rate(cpu.cache_bandwidth)}"
+    yield "Python", f"{1e6 * cpu.layer_seconds:.0f} µs a layer besides, {1e6 * cpu.pass_seconds:.0f} µs a token"
+    disk = computer.disk_bandwidth
+    yield "disk", "not known" if disk is None else f"read at {_rate(disk)}, past the page cache"
+
+
+def _gpu_speeds(gpu: GpuFigures) -> Iterator[tuple[str, str]]:
+    free = "" if gpu.free is None else f", {format_size(gpu.free)} free"
+    yield "GPU memory", f"{format_size(gpu.memory)}{free}, read at {_rate(gpu.bandwidth)}; prompts {_flops(gpu.flops)}"
+    up, back, loaded = (_rate(rate) for rate in (gpu.copy_bandwidth, gpu.copy_back, gpu.copy_under_load))
+    yield "link", f"{up} to the GPU, {back} back, {loaded} while the CPU computes"
+    limit = "no limit" if gpu.pinned_limit is None else f"at most {format_size(gpu.pinned_limit)}"
+    yield "locked RAM", f"{limit}; a row is handed over in {1e6 * gpu.handover_seconds:.0f} µs"
+
+
+def _rate(rate: float) -> str:
+    return f"{format_size(rate)}/s"
+
+
+def _flops(rate: float) -> str:
+    return f"{rate / 1e12:.2f} TFLOPS" if rate >= 1e12 else f"{rate / 1e9:.0f} GFLOPS"
 
 
 def _cores(found: Diagnosis) -> str:
     cores = f"{found.cores} physical {'core' if found.cores == 1 else 'cores'}"
-    return f"{cores}, so {found.cores} {'thread' if found.cores == 1 else 'threads'}; {found.logical_cpus} logical CPUs"
+    return f"{cores}, {found.logical_cpus} logical CPUs"
 
 
 def _gpu(found: Diagnosis) -> str:

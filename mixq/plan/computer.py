@@ -2,13 +2,13 @@
 
 Contract: plain data, no torch. Bytes, bytes per second, floating-point operations per second, seconds. A hardware file
 is JSON, `{"format": "mixq-hardware", "version": 1, "name": ..., "ram": ..., "cpu": {...}, "gpu": {...} or null, ...}`
-with the fields below; every figure is checked, and an unknown key is an error with a suggestion.
+with the fields below. Every figure is checked, also for its unit (51 where 51e9 is meant), and an unknown key is an
+error with a suggestion.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from mixq.config import did_you_mean
 from mixq.cost import Hardware
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.atomic import atomic_write_json
+from mixq.formats.json_file import regular_file_size
 
 FORMAT = "mixq-hardware"
 VERSION = 1
@@ -149,6 +150,7 @@ class Computer:
             ModelFileError: it is none, or a figure makes no sense.
             StorageError: it cannot be read.
         """
+        regular_file_size(path)  # no pipe, which would be waited for
         try:
             with path.open("rb") as file:
                 text = file.read(_LARGEST_FILE + 1)
@@ -187,15 +189,50 @@ class Computer:
         _check_keys(cls, {*given, *values, "versions"}, where)
         for key, value in given.items():
             values[key] = _checked(key, value, where)
-        return cls(**values, versions=dict(versions))
+        found = cls(**values, versions=dict(versions))
+        _check_free("ram_free", found.ram_free, "ram", found.ram, where)
+        if found.gpu is not None:
+            _check_free("free", found.gpu.free, "memory", found.gpu.memory, f"{where}: gpu")
+        return found
 
 
 Figures = TypeVar("Figures", CpuFigures, GpuFigures)
 _TEXTS = ("name", "measured")
-_WHOLE = ("cores", "cache_bytes", "memory", "free", "ram", "ram_free", "pinned_limit")
 _MAY_BE_NONE = ("free", "pinned_limit", "ram_free", "disk_bandwidth", "measured")
-_MAY_BE_ZERO = ("free", "ram_free", "pinned_limit", "cache_bytes", "copy_latency", "handover_seconds", "launch_seconds",
-                "layer_seconds", "pass_seconds")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What a figure counts.
+
+    Attributes:
+        least, most: what makes sense, so that a slip of the unit (GB for bytes, microseconds for seconds) is found.
+        example: how such a figure is written.
+    """
+
+    least: float
+    most: float
+    example: str
+    whole: bool = False
+
+
+_RATE = _Unit(1e6, 1e15, "bytes per second, so 51 GB/s are 51e9")
+_FLOPS = _Unit(1e6, 1e18, "operations per second, so 1.5 TFLOPS are 1.5e12")
+_SECONDS = _Unit(0, 1, "seconds, so 60 microseconds are 60e-6")
+_SIZE = _Unit(64 << 20, 10**15, "bytes, so 32 GB are 32000000000", whole=True)
+_PART = _Unit(0, 10**15, _SIZE.example, whole=True)
+_UNITS = {"cores": _Unit(1, 4096, "cores", whole=True), "ram": _SIZE, "memory": _SIZE} | dict.fromkeys(
+    ("ram_free", "free", "pinned_limit", "cache_bytes"), _PART
+)
+
+
+def _unit(key: str) -> _Unit:
+    """Return the unit of a figure, which its name tells."""
+    if key in _UNITS:
+        return _UNITS[key]
+    if key == "copy_latency" or key.endswith("_seconds"):
+        return _SECONDS
+    return _FLOPS if "flops" in key else _RATE
 
 
 def _figures(kind: type[Figures], content: object, where: str) -> Figures:
@@ -223,9 +260,16 @@ def _checked(key: str, value: object, where: str) -> Any:
         if isinstance(value, str) and 0 < len(value) <= 200:
             return value
         raise ModelFileError(f"{printable(where)}: {key} must be a text.")
-    number = isinstance(value, int) if key in _WHOLE else isinstance(value, int | float)
-    least_ok = number and not isinstance(value, bool) and math.isfinite(value) and value >= 0  # type: ignore[operator,arg-type]
-    if not least_ok or value >= 2**62 or (value == 0 and key not in _MAY_BE_ZERO):  # type: ignore[operator]
-        what = "a whole number" if key in _WHOLE else "a number"
-        raise ModelFileError(f"{printable(where)}: {key} is {printable(repr(value), 60)}; it must be {what} above 0.")
-    return value if key in _WHOLE else float(value)  # type: ignore[arg-type]
+    unit = _unit(key)
+    number = isinstance(value, int) if unit.whole else isinstance(value, int | float)
+    if not number or isinstance(value, bool) or not unit.least <= value <= unit.most:  # type: ignore[operator]
+        what = "a whole number" if unit.whole else "a number"
+        what += " above 0" if unit.least else ", 0 or above"
+        given = printable(repr(value), 60)
+        raise ModelFileError(f"{printable(where)}: {key} is {given}; it must be {what}: {unit.example}.")
+    return value if unit.whole else float(value)  # type: ignore[arg-type]
+
+
+def _check_free(part: str, free: int | None, whole: str, there: int, where: str) -> None:
+    if free is not None and free > there:
+        raise ModelFileError(f"{printable(where)}: {part} is {free}, more than {whole}, {there}.")

@@ -9,8 +9,9 @@ kernels) are those of a current core under Python.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
+from mixq import paths
 from mixq.config import did_you_mean
 from mixq.errors import UsageError, printable
 from mixq.plan.computer import Computer, CpuFigures, GpuFigures
@@ -93,8 +94,8 @@ def find_computer(name: str) -> Computer:
     """
     if name in COMPUTERS:
         return COMPUTERS[name]
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = paths.expand(name)
+    if os.path.isfile(path):  # unlike Path's, it takes a name of any length
         return Computer.read(path)
     raise UsageError(
         f"{printable(repr(name))} is no hardware file and no preset; there are {', '.join(COMPUTERS)}."
