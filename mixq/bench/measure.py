@@ -18,6 +18,7 @@ import torch
 
 from mixq.answer import PREFILL_CHUNK
 from mixq.bench.bandwidth import Bandwidth
+from mixq.bench.record import facts_of_run
 from mixq.bench.workload import Workload, check_positions, decode_bytes, prompt_operations, weight_bytes, weight_count
 from mixq.config import format_size
 from mixq.engine import Model
@@ -107,6 +108,7 @@ class Bench:
         name: what to call the model; None takes its folder's name.
         load_seconds: how long loading took; reported.
         bandwidth: the probe; None makes one where the kernels are native.
+        routing: what chooses the experts; reported.
 
     Raises:
         UsageError: a test needs more positions than the model or its context has.
@@ -123,6 +125,7 @@ class Bench:
         name: str | None = None,
         load_seconds: float = 0.0,
         bandwidth: Bandwidth | None = None,
+        routing: str = "model",
     ) -> None:
         check_positions(tests, model.context, model.config.max_position_embeddings)
         self.model = model
@@ -136,6 +139,7 @@ class Bench:
         longest = max(test.positions for test in tests)
         self._ids = torch.randint(model.config.vocab_size, (longest,), generator=torch.Generator().manual_seed(seed))
         self._samples: list[Sample] = []
+        self._about = facts_of_run(model, routing)
         self.facts = Facts(
             model=name or model.folder.path.name,
             nbytes=model.folder.nbytes,
@@ -185,6 +189,7 @@ class Bench:
             "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
             "bandwidth_buffer_bytes": self.bandwidth.nbytes if self.bandwidth is not None else None,
             "peak_memory_bytes": peak_memory(),
+            **self._about,
         }
 
     def _go_to(self, depth: int) -> None:

@@ -62,6 +62,24 @@ def bench(
         str,
         typer.Option("--format", metavar="|".join(FORMATS), help="markdown, csv and jsonl name things as llama-bench."),
     ] = "table",
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Add the results to FILE, a line of JSON for each test."),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--compare",
+            metavar="OLD NEW",
+            help="Compare two such files and measure nothing; the same twice: its last two runs.",
+        ),
+    ] = None,
+    fail_below: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-below", metavar="X", help="With --compare: exit code 1 where a speed fell below X times the old."
+        ),
+    ] = None,
     json: options.Json = False,
     device: options.Device = DEFAULTS.device,
     vram: options.Vram = None,
@@ -93,8 +111,16 @@ def bench(
 
     pp512 is a prompt of 512 tokens, tg128 are 128 tokens one by one, @ d4096 after 4096 others. A decode step is
     bounded by what it reads: "of limit" is its share of the read bandwidth, measured in the same run with the same
-    threads. Only the network is timed; token ids are random.
+    threads. Only the network is timed; token ids are random. Results name commit, machine, kernels and plan.
+    Example: mixq bench --save new.jsonl && mixq bench --compare old.jsonl new.jsonl
     """
+    if compare is not None:
+        from mixq.cli.bench_compare import compare_files
+
+        compare_files(*compare, fail_below, json=json)
+        return
+    if fail_below is not None:
+        raise UsageError("--fail-below is about a comparison.", hint="Add --compare OLD NEW.")
     if format not in FORMATS:
         raise UsageError(
             f"--format is {printable(repr(format))}; it must be one of {', '.join(FORMATS)}."
@@ -139,7 +165,7 @@ def bench(
     _route(loaded, routing, seed)
     seconds = time.perf_counter() - begun
     name = "the demo model" if synthetic is None and model is None else loaded.folder.path.name
-    bench = Bench(loaded, tests, repeats=repeats, seed=seed, name=name, load_seconds=seconds)
+    bench = Bench(loaded, tests, repeats=repeats, seed=seed, name=name, load_seconds=seconds, routing=routing)
     try:
         _run(bench, tests, repeats)
     except KeyboardInterrupt:
@@ -147,6 +173,11 @@ def bench(
         _print(bench, format, json=json)
         raise
     _print(bench, format, json=json)
+    if save is not None:
+        from mixq.bench import record, table
+
+        record.append(save, table.records(bench))
+        output.note(f"Added to {printable(save)}.")
 
 
 def _check_routing(text: str) -> None:
@@ -208,7 +239,7 @@ def _make_up(
 
 def _refuse_tests(ctx: typer.Context) -> None:
     """Refuse flags of a measurement beside --write, which makes none."""
-    for name in ("prompt", "gen", "depth", "repeats", "format", "device", "context", "threads", "kv"):
+    for name in ("prompt", "gen", "depth", "repeats", "format", "save", "device", "context", "threads", "kv"):
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"--{name} has no meaning with --write: nothing is measured.", hint="Leave one out.")

@@ -1,0 +1,200 @@
+"""Two benches side by side: test by test the ratio of their speeds, and whether it is more than noise.
+
+Contract: files of JSON lines, mixq's own or llama-bench's (`-o jsonl`), whose names are the same. The interval of a
+ratio is Welch's at 95 %, of the samples' means, carried over to the ratio by the delta method. What differs between two
+runs besides their speed (machine, kernels, plan) is named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+
+LONGEST_LINE = 1 << 20
+MOST_LINES = 100_000
+
+_STUDENT = (
+    12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""0.975 quantiles of Student's distribution with 1, 2, ... 30 degrees of freedom."""
+_NORMAL = 1.96
+
+_CONTEXT = ("cpu_info", "gpu_info", "machine", "kernels", "plan", "n_threads", "type_k", "backends", "torch")
+"""What must be the same for two speeds to be about the code alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A test's line of a file.
+
+    Attributes:
+        model, test: what was measured.
+        samples: tokens per second.
+        facts: everything else that the line has.
+    """
+
+    model: str
+    test: str
+    samples: tuple[float, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A test, before and after.
+
+    Attributes:
+        low, high: where the ratio lies with 95 %; None where a side has a single sample.
+        differences: what differs besides, a few words each.
+    """
+
+    old: Measured
+    new: Measured
+    ratio: float
+    low: float | None
+    high: float | None
+    differences: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Faster, slower, or no difference seen."""
+        if self.low is None or self.high is None:
+            return "one sample: no telling"
+        if self.low <= 1 <= self.high:
+            return "no difference seen"
+        return "faster" if self.ratio > 1 else "slower"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "model": self.old.model,
+            "test": self.old.test,
+            "old_ts": self.old.mean,
+            "new_ts": self.new.mean,
+            "old_commit": self.old.facts.get("build_commit"),
+            "new_commit": self.new.facts.get("build_commit"),
+            "ratio": self.ratio,
+            "low": self.low,
+            "high": self.high,
+            "verdict": self.verdict,
+            "differences": list(self.differences),
+        }
+
+
+def read(path: Path) -> list[Measured]:
+    """Return the lines of a file, in their order.
+
+    Raises:
+        ModelFileError: a line that is no result of a bench.
+        StorageError: it cannot be read.
+    """
+    found = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE or number > MOST_LINES:
+                    raise ModelFileError(f"{printable(path)}, line {number}: too long for results of a bench.")
+                if line.strip():
+                    found.append(_measured(line, f"{path}, line {number}"))
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
+    if not found:
+        raise ModelFileError(f"{printable(path)} has no results.", hint="Make some with: mixq bench --save FILE")
+    return found
+
+
+def _measured(line: bytes, where: str) -> Measured:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{printable(where)} is not JSON.") from error
+    if not isinstance(record, dict):
+        raise ModelFileError(f"{printable(where)} is no result of a bench.")
+    samples = record.get("samples_ts")
+    if not isinstance(samples, list) or not samples or not all(_is_speed(sample) for sample in samples):
+        raise ModelFileError(f"{printable(where)}: samples_ts must be tokens per second above 0.")
+    lengths = [record.get(name, 0) for name in ("n_prompt", "n_gen", "n_depth")]
+    if not all(type(length) is int and 0 <= length < 2**31 for length in lengths):
+        raise ModelFileError(f"{printable(where)}: n_prompt, n_gen and n_depth must be whole numbers.")
+    prompt, gen, depth = lengths
+    name = "+".join(part for part in (f"pp{prompt}" if prompt else "", f"tg{gen}" if gen else "") if part)
+    if not name:
+        raise ModelFileError(f"{printable(where)}: neither n_prompt nor n_gen.")
+    model = record.get("model_filename")
+    if not isinstance(model, str) or len(model) > 4096:
+        raise ModelFileError(f"{printable(where)}: model_filename must be a text.")
+    test = f"{name} @ d{depth}" if depth else name
+    return Measured(model, test, tuple(float(sample) for sample in samples), record)
+
+
+def _is_speed(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
+def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:
+    """Return the tests that both have, the last line of each counting.
+
+    Args:
+        same_file: both are the same lines; the last but one is the old then.
+
+    Raises:
+        UsageError: no test is in both.
+    """
+    before = _by_test(old, 1 if same_file else 0)
+    after = _by_test(new, 0)
+    both = [_compared(before[key], after[key]) for key in before if key in after]
+    if not both:
+        raise UsageError(
+            "There is no test that was run before and after." if same_file else "The files have no test in common.",
+            hint="Compare runs of the same model with the same lengths (-p, -n, -d).",
+        )
+    return both
+
+
+def _by_test(lines: Sequence[Measured], back: int) -> dict[tuple[str, str], Measured]:
+    """Return of each model and test the last line, or the one so many before it."""
+    of_test: dict[tuple[str, str], list[Measured]] = {}
+    for line in lines:
+        of_test.setdefault((line.model, line.test), []).append(line)
+    return {key: found[-1 - back] for key, found in of_test.items() if len(found) > back}
+
+
+def _compared(old: Measured, new: Measured) -> Comparison:
+    ratio = new.mean / old.mean
+    differences = tuple(_differences(old.facts, new.facts))
+    if len(old.samples) < 2 or len(new.samples) < 2:
+        return Comparison(old, new, ratio, None, None, differences)
+    parts = [(statistics.variance(side.samples) / len(side.samples) / side.mean**2) for side in (old, new)]
+    spread = math.sqrt(sum(parts))
+    freedom = sum(part**2 / (len(side.samples) - 1) for part, side in zip(parts, (old, new), strict=True))
+    degrees = max(1, int(sum(parts) ** 2 / freedom)) if freedom else len(_STUDENT) + 1
+    reach = (_STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _NORMAL) * spread
+    return Comparison(old, new, ratio, ratio * math.exp(-reach), ratio * math.exp(reach), differences)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what else is not the same, as `plan.threads: 2, then 4`."""
+    found = []
+    for name in _CONTEXT:
+        before, after = old.get(name), new.get(name)
+        if name not in old or name not in new or before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            for key in before:
+                if before[key] != after.get(key):
+                    found.append(f"{name}.{key}: {before[key]}, then {after.get(key)}")
+        else:
+            found.append(f"{name}: {before}, then {after}")
+    return found

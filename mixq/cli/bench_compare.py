@@ -1,0 +1,65 @@
+"""`mixq bench --compare`: two files of results, test by test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mixq.cli import output
+from mixq.errors import MixqError, UsageError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mixq.bench.compare import Comparison
+
+
+def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool) -> None:
+    """Print the comparison; exit with 1 where a speed has fallen below a share of what it was.
+
+    Raises:
+        UsageError: a share that makes no sense, or nothing to compare.
+    """
+    from mixq.bench.compare import compare, read
+
+    if fail_below is not None and not 0 < fail_below <= 1:
+        raise UsageError(f"--fail-below is {fail_below}; it must be above 0 and at most 1, such as 0.95.")
+    same = old.resolve() == new.resolve()
+    found = compare(read(old), read(new), same_file=same)
+    fallen = [row for row in found if fail_below is not None and row.high is not None and row.high < fail_below]
+    if json:
+        output.print_json({"tests": [row.as_dict() for row in found], "fallen": [row.old.test for row in fallen]})
+    else:
+        _print(found)
+    for line in dict.fromkeys(line for row in found for line in row.differences):
+        output.warn(f"not the code alone: {printable(line, 200)}")
+    if fallen:
+        for row in fallen:
+            output.warn(f"{row.old.test} has fallen to {row.ratio:.2f} of what it was.")
+        raise typer.Exit(MixqError.exit_code)
+
+
+def _print(found: Sequence[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "test"):
+        table.add_column(name)
+    for name in ("old t/s", "new t/s", "ratio", "95 %"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in found:
+        between = "" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
+        table.add_row(
+            printable(row.old.model, 40),
+            row.old.test,
+            f"{row.old.mean:.2f}",
+            f"{row.new.mean:.2f}",
+            f"{row.ratio:.3f}",
+            between,
+            row.verdict,
+        )
+    Console(highlight=False, markup=False).print(table)

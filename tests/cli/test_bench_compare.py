@@ -1,0 +1,201 @@
+"""`mixq bench --save` and `--compare`: what a line carries, what a difference is, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixq.bench import bandwidth, record
+from mixq.bench.compare import compare, read
+from mixq.models.presets import PRESETS
+from tests.bench.test_synthetic import TINY
+from tests.cli.conftest import RunCli
+
+SHORT = ("bench", "--synthetic", "tiny", "-p", "8", "-n", "4", "-r", "2", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny preset, and a buffer that is quick to read."""
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    monkeypatch.setattr(bandwidth.Bandwidth.__init__, "__kwdefaults__", {"largest": 8 << 20})
+
+
+def line(*samples: float, **facts: Any) -> str:
+    content = {"model_filename": "m", "n_prompt": 0, "n_gen": 128, "n_depth": 0, "samples_ts": list(samples)}
+    return json.dumps({**content, **facts}) + "\n"
+
+
+def files(folder: Path, old: str, new: str) -> tuple[Path, Path]:
+    (folder / "old.jsonl").write_text(old)
+    (folder / "new.jsonl").write_text(new)
+    return folder / "old.jsonl", folder / "new.jsonl"
+
+
+def test_a_saved_line_says_what_it_depends_on(cli: RunCli, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "bench.jsonl"
+    for _ in range(2):
+        outcome = cli(*SHORT, "--save", path)
+        assert outcome.code == 0, outcome.err
+        assert "Added to" in outcome.err
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [found["test"] for found in lines] == ["pp8", "tg4", "pp8", "tg4"]
+    first = lines[0]
+    assert first["build_commit"] == record.commit()
+    assert first["test_time"].startswith("20")
+    assert first["cpu_info"]
+    assert first["kernels"]["cpu"]
+    assert first["plan"] == {
+        "device": "cpu",
+        "vram_bytes": None,
+        "ram_bytes": None,
+        "slots": None,
+        "threads": 1,
+        "kv": "bf16",
+        "miss": None,
+        "cache_policy": None,
+        "context": 8,
+        "routing": "model",
+    }
+    compared = cli("bench", "--compare", path, path, "--json")
+    assert compared.code == 0, compared.err
+    assert [row["test"] for row in json.loads(compared.out)["tests"]] == ["pp8", "tg4"]
+
+
+def test_a_line_that_was_cut_off_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    path.write_bytes(b'{"cut')
+    record.append(path, [{"a": 1}])
+    assert path.read_bytes() == b'{"cut\n{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        ((100, 101, 99, 100), (121, 120, 119, 120), "faster"),
+        ((100, 101, 99, 100), (81, 80, 79, 80), "slower"),
+        ((100, 80, 120, 95), (104, 90, 120, 100), "no difference seen"),
+        ((100,), (120,), "one sample: no telling"),
+        ((100, 100), (100, 100), "no difference seen"),
+    ],
+)
+def test_verdicts(tmp_path: Path, old: tuple[float, ...], new: tuple[float, ...], verdict: str) -> None:
+    before, after = files(tmp_path, line(*old), line(*new))
+    (found,) = compare(read(before), read(after))
+    assert found.verdict == verdict
+    assert found.ratio == pytest.approx((sum(new) / len(new)) / (sum(old) / len(old)))
+    if found.low is not None and found.high is not None:
+        assert found.low <= found.ratio <= found.high
+
+
+def test_the_interval_is_welchs(tmp_path: Path) -> None:
+    # means 100 and 110, variances 4 and 16 of 5 samples each: standard error of the ratio's logarithm 0.018..., 5.9 dof
+    before, after = files(tmp_path, line(98, 99, 100, 101, 102), line(104, 107, 110, 113, 116))
+    (found,) = compare(read(before), read(after))
+    spread = (2.5 / 5 / 100**2 + 22.5 / 5 / 110**2) ** 0.5
+    assert found.high is not None
+    assert found.high / found.ratio == pytest.approx(2.718281828 ** (2.571 * spread), rel=1e-3)
+
+
+def test_what_else_differs_is_named(cli: RunCli, tmp_path: Path) -> None:
+    before, after = files(
+        tmp_path,
+        line(100, 101, cpu_info="A", plan={"threads": 2, "vram_bytes": None}),
+        line(130, 131, cpu_info="B", plan={"threads": 4, "vram_bytes": None}),
+    )
+    outcome = cli("bench", "--compare", before, after)
+    assert outcome.code == 0
+    assert "faster" in outcome.out
+    assert "cpu_info: A, then B" in outcome.err
+    assert "plan.threads: 2, then 4" in outcome.err
+
+
+def test_a_fall_ends_with_1(cli: RunCli, tmp_path: Path) -> None:
+    before, after = files(tmp_path, line(100, 101, 99), line(80, 81, 79))
+    assert cli("bench", "--compare", before, after).code == 0
+    outcome = cli("bench", "--compare", before, after, "--fail-below", "0.95")
+    assert outcome.code == 1
+    assert "tg128 has fallen to 0.80" in outcome.err
+    assert cli("bench", "--compare", after, before, "--fail-below", "0.95").code == 0
+
+
+def test_llama_bench_lines_are_read(tmp_path: Path) -> None:
+    theirs = {
+        "build_commit": "abc",
+        "cpu_info": "A",
+        "model_filename": "m",
+        "n_prompt": 512,
+        "n_gen": 0,
+        "n_depth": 0,
+        "avg_ns": 5,
+        "samples_ns": [1, 2],
+        "samples_ts": [99.5, 100.5],
+    }
+    before, _ = files(tmp_path, json.dumps(theirs), "")
+    (found,) = read(before)
+    assert (found.test, found.mean) == ("pp512", 100)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        ("", 3, "has no results"),
+        ("{\n", 3, "line 1 is not JSON"),
+        ("[]\n", 3, "line 1 is no result"),
+        (line(100) + line(), 3, "line 2: samples_ts"),
+        (line(0), 3, "samples_ts"),
+        (line(-1.0), 3, "samples_ts"),
+        (line(float("nan")), 3, "samples_ts"),
+        (line(float("inf")), 3, "samples_ts"),
+        (line(1e300), 3, "samples_ts"),
+        (line(100, n_gen=-1), 3, "whole numbers"),
+        (line(100, n_gen=0), 3, "neither n_prompt nor n_gen"),
+        (line(100, model_filename=3), 3, "model_filename"),
+        ("x" * ((1 << 20) + 2), 3, "too long"),
+        (line(100, model_filename="another"), 2, "no test in common"),
+    ],
+)
+def test_files_that_cannot_be_compared(cli: RunCli, tmp_path: Path, content: str, code: int, words: str) -> None:
+    before, after = files(tmp_path, line(100, 101), content)
+    outcome = cli("bench", "--compare", before, after)
+    assert outcome.code == code, outcome.err
+    assert words in " ".join(outcome.err.split())
+
+
+def test_settings_that_make_no_sense(cli: RunCli, tmp_path: Path) -> None:
+    before, after = files(tmp_path, line(100, 101), line(100, 101))
+    assert cli("bench", "--compare", before, after, "--fail-below", "2").code == 2
+    assert cli("bench", "--fail-below", "0.9").code == 2
+    assert cli("bench", "--compare", before, tmp_path / "none").code == 5
+    assert cli("bench", "--compare", before, before).code == 2
+
+
+def test_names_of_a_file_do_no_harm(cli: RunCli, tmp_path: Path) -> None:
+    evil = line(100, 101, model_filename="\x1b[2J[red]x", cpu_info="\x1b]0;a")
+    before, after = files(tmp_path, evil, evil.replace("]0;a", "]0;b"))
+    outcome = cli("bench", "--compare", before, after)
+    assert outcome.code == 0
+    assert "\x1b[2J" not in outcome.out + outcome.err
+    assert "\x1b]0" not in outcome.err
+
+
+def test_the_commit_is_found_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mixq").mkdir()
+    (tmp_path / "mixq" / "engine.py").touch()
+    git = tmp_path / ".git"
+    git.mkdir()
+    monkeypatch.setattr(record.mixq, "__file__", str(tmp_path / "mixq" / "__init__.py"))
+    assert record.commit() is None
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text("# pack-refs\n" + "b" * 40 + " refs/heads/main\n")
+    assert record.commit() == "b" * 12
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "refs" / "heads" / "main").write_text("a" * 40 + "\n")
+    assert record.commit() == "a" * 12
+    (git / "HEAD").write_text("c" * 40 + "\n")
+    assert record.commit() == "c" * 12
+    (git / "HEAD").write_text("ref: refs/../../secret\n")
+    assert record.commit() is None
