@@ -20,6 +20,7 @@ from mixq.plan.sizes import ModelSizes
 SLOW_DISK = 1e9
 SLOW_RAM = 15e9
 SWAPPED = 1 << 30
+DISTURBED = 0.1
 NOT_MEASURED = "gpu, not measured"
 """Among a computer's versions: why a GPU that could be used has no figures."""
 
@@ -57,7 +58,7 @@ def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:
     if computer is None:
         wrong.append(Problem("There is too little free memory to measure anything.", "Close other programs."))
     else:
-        wrong += _of_memory(computer)
+        wrong += [*_of_measuring(computer), *_of_memory(computer)]
     return [*wrong, *_of_gpu(found, computer), *_of_system(found)]
 
 
@@ -79,6 +80,14 @@ def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
     elif found.features and "avx2" not in found.features and "asimd" not in found.features:
         yield Problem(
             "The processor has no AVX2, so the portable kernels run: a tenth of the speed.", "Use another one."
+        )
+
+
+def _of_measuring(computer: Computer) -> Iterator[Problem]:
+    if computer.load is not None and computer.load >= DISTURBED:
+        yield Problem(
+            f"Other programs took {computer.load:.0%} of the processor while this was measured: it can do more.",
+            "Close them, then `mixq doctor --refresh`.",
         )
 
 

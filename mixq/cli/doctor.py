@@ -102,17 +102,21 @@ def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, s
     if found.native_library is not None:
         yield "library", f"{found.native_library}, built with {found.compiler}"
     yield "model store", f"{found.store}: {', '.join(found.models) or 'empty'}"
-    yield "cache", found.cache
+    yield "cached in", found.cache
     yield "settings", found.config_file or "no config.toml"
     if computer is not None:
-        yield "measured", f"{computer.measured or 'never'}; --refresh measures again"
+        yield "measured", f"{computer.measured or 'never'}; --refresh does it again"
 
 
 def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
     cpu = computer.cpu
     yield "RAM", f"read at {_rate(cpu.read_bandwidth)}, by the decode kernels at {_rate(cpu.kernel_bandwidth)}"
-    yield "prompts", f"{_flops(cpu.flops)}; small models {_flops(cpu.small_flops)}, from {_rate(cpu.cache_bandwidth)}"
-    yield "Python", f"{1e6 * cpu.layer_seconds:.0f} µs a layer besides, {1e6 * cpu.pass_seconds:.0f} µs a token"
+    yield "cache", f"{format_size(cpu.cache_bytes)}; a thread reads small matrices at {_rate(cpu.cache_bandwidth)}"
+    yield "prompts", f"{_flops(cpu.flops)} with Mixtral's experts, {_flops(cpu.small_flops)} with small ones"
+    yield (
+        "Python",
+        f"{1e6 * cpu.layer_seconds:.0f} µs a layer beside the kernels, {1e6 * cpu.pass_seconds:.0f} µs a token",
+    )
     disk = computer.disk_bandwidth
     yield "disk", "not known" if disk is None else f"read at {_rate(disk)}, past the page cache"
 

@@ -96,6 +96,7 @@ class Computer:
         gpu: None without one that can be used.
         measured: ISO time; None for a preset.
         versions: of what measured it.
+        load: share of the processor that other programs took meanwhile; None where it is not known.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Computer:
     gpu: GpuFigures | None = None
     measured: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    load: float | None = None
 
     def hardware(self) -> Hardware:
         """Return what scheduler and replay go by.
@@ -182,7 +184,7 @@ class Computer:
         cpu = given.pop("cpu", None)
         if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
             raise ModelFileError(f"{printable(where)}: versions must be names and texts.")
-        values = {
+        values: dict[str, Any] = {
             "cpu": _figures(CpuFigures, cpu, f"{where}: cpu"),
             "gpu": None if gpu is None else _figures(GpuFigures, gpu, f"{where}: gpu"),
         }
@@ -198,7 +200,7 @@ class Computer:
 
 Figures = TypeVar("Figures", CpuFigures, GpuFigures)
 _TEXTS = ("name", "measured")
-_MAY_BE_NONE = ("free", "pinned_limit", "ram_free", "disk_bandwidth", "measured")
+_MAY_BE_NONE = ("free", "pinned_limit", "ram_free", "disk_bandwidth", "measured", "load")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +223,12 @@ _FLOPS = _Unit(1e6, 1e18, "operations per second, so 1.5 TFLOPS are 1.5e12")
 _SECONDS = _Unit(0, 1, "seconds, so 60 microseconds are 60e-6")
 _SIZE = _Unit(64 << 20, 10**15, "bytes, so 32 GB are 32000000000", whole=True)
 _PART = _Unit(0, 10**15, _SIZE.example, whole=True)
-_UNITS = {"cores": _Unit(1, 4096, "cores", whole=True), "ram": _SIZE, "memory": _SIZE} | dict.fromkeys(
-    ("ram_free", "free", "pinned_limit", "cache_bytes"), _PART
-)
+_UNITS = {
+    "cores": _Unit(1, 4096, "cores", whole=True),
+    "load": _Unit(0, 1, "a share, so 20 % are 0.2"),
+    "ram": _SIZE,
+    "memory": _SIZE,
+} | dict.fromkeys(("ram_free", "free", "pinned_limit", "cache_bytes"), _PART)
 
 
 def _unit(key: str) -> _Unit:

@@ -113,6 +113,7 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
         cpu=replace(laptop.cpu, read_bandwidth=9e9),
         gpu=replace(laptop.gpu, pinned_limit=1 << 30),
         versions={problems.NOT_MEASURED: "it is full."},
+        load=0.25,
     )
     monkeypatch.setattr(probe, "probe", lambda *, refresh=False: slow)
     pretend(
@@ -142,6 +143,7 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
     said = " ".join(problem["what"] for problem in found)
     for words in (
         "The processor has no AVX2",
+        "Other programs took 25% of the processor while this was measured",
         "Some GPU is not used: no compiler.",
         "Some GPU could not be measured: it is full.",
         "does not fit into the 16.0 GB of RAM",

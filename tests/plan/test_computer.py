@@ -18,7 +18,7 @@ from mixq.plan.computer import Computer
 from mixq.plan.presets import COMPUTERS, find_computer
 
 LAPTOP = COMPUTERS["laptop-8gb"]
-PATHS = ["name", "ram", "ram_free", "disk_bandwidth", "measured", "versions", "cpu", "gpu"]
+PATHS = ["name", "ram", "ram_free", "disk_bandwidth", "measured", "versions", "load", "cpu", "gpu"]
 PATHS += [f"cpu.{key}" for key in LAPTOP.as_dict()["cpu"]] + [f"gpu.{key}" for key in LAPTOP.as_dict()["gpu"]]
 
 
@@ -62,6 +62,7 @@ def test_what_may_be_left_out() -> None:
         ("cpu.cores", 0, "cores is 0"),
         ("cpu.cores", 10**6, "cores is 1000000"),
         ("cpu.cores", True, "cores is True"),
+        ("load", 20, "a share, so 20 % are 0.2"),
         ("ram_free", LAPTOP.ram + 1, "more than ram"),
         ("gpu.free", 9 * 10**9, "gpu: free is 9000000000, more than memory"),
         ("disk_bandwidth", "fast", "disk_bandwidth is 'fast'"),
