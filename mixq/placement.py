@@ -18,7 +18,7 @@ from torch import Tensor
 from mixq.accelerators.choose import choose_accelerator
 from mixq.accelerators.interface import Accelerator, OutOfMemory, Piece
 from mixq.accelerators.trunk import Trunk, trunk_bytes
-from mixq.config import RuntimeOptions, format_size
+from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.cost import ModelCost
 from mixq.errors import DoesNotFitError
 from mixq.experts.executor import CpuExperts, Experts, LayerExperts, Lookahead
@@ -240,12 +240,21 @@ def place(
         DoesNotFitError: the trunk does not fit into the memory promised.
     """
     notes: list[str] = []
+    quotas = _quotas(options, folder.config)
     accelerator = choose_accelerator(options, threads, notes)
     if accelerator is None:
         return _on_cpu(folder, options, threads, kv_cache, [*notes, *_unused(options)])
     try:
         placement = on_accelerator(
-            folder, options, accelerator, threads=threads, kv_cache=kv_cache, rows=rows, say=say, progress=progress
+            folder,
+            options,
+            accelerator,
+            threads=threads,
+            kv_cache=kv_cache,
+            rows=rows,
+            say=say,
+            quotas=quotas,
+            progress=progress,
         )
     except DoesNotFitError as error:
         accelerator.close()
@@ -274,6 +283,7 @@ def on_accelerator(
     kv_cache: int,
     rows: int,
     say: Callable[[str], None],
+    quotas: Quotas | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Placement:
     """Return a model with its trunk on an accelerator; see `place`."""
@@ -283,7 +293,6 @@ def on_accelerator(
     if store is not None and store.reason is not None:
         notes.append(f"{store.reason}: they are computed on the CPU.")
         store = None
-    quotas = None if store is None else _quotas(options, store)
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
@@ -338,7 +347,7 @@ def on_accelerator(
     return placement
 
 
-def _quotas(options: RuntimeOptions, store: ExpertStore) -> Quotas | None:
+def _quotas(options: RuntimeOptions, config: ModelConfig) -> Quotas | None:
     """Return how the layers share the slots, as a file says.
 
     Raises:
@@ -348,7 +357,7 @@ def _quotas(options: RuntimeOptions, store: ExpertStore) -> Quotas | None:
     if options.quota is None:
         return None
     quotas = Quotas.read(Path(options.quota).expanduser())
-    quotas.check_model(store.layers, store.experts, options.quota)
+    quotas.check_model(config.num_hidden_layers, config.num_local_experts, options.quota)
     return quotas
 
 

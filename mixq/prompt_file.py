@@ -51,32 +51,28 @@ def parse_prompts(text: str, where: str) -> list[Prompt]:
 def _parsed(line: str, number: int, where: str) -> Prompt:
     try:
         entry = parse_json_object(line.encode(), where)
-        for key in entry:
-            if key not in _KEYS:
-                raise PromptError(
-                    f"{printable(where)}: the key {printable(repr(key))} is not known." + did_you_mean(key, _KEYS)
-                )
-        name = entry.get("name")
-        if name is not None and not isinstance(name, str):
-            raise PromptError(f"{printable(where)}: name must be a text.")
-        if ("prompt" in entry) == ("messages" in entry):
-            raise PromptError(f"{printable(where)} must have either prompt or messages.")
-        if "prompt" in entry:
-            text = entry["prompt"]
-            if not isinstance(text, str) or not text.strip():
-                raise PromptError(f"{printable(where)}: prompt must be a text.")
-            return Prompt(_short(name or text), text)
-        messages = entry["messages"]
-        if not isinstance(messages, list) or not messages:
-            raise PromptError(f"{printable(where)}: messages must be a list of them.")
-        turns = tuple(Message.of(message) for message in messages)
-        return Prompt(_short(name or turns[-1].content or f"line {number}"), messages=turns)
     except ModelFileError as error:
         raise PromptError(error.message, hint="Either every line is a JSON object, or none.") from error
-    except PromptError:
-        raise
+    for key in entry:
+        if key not in _KEYS:
+            known = did_you_mean(key, _KEYS)
+            raise PromptError(f"{printable(where)}: the key {printable(repr(key))} is not known.{known}")
+    name, text, messages = (entry.get(key) for key in ("name", "prompt", "messages"))
+    if name is not None and not isinstance(name, str):
+        raise PromptError(f"{printable(where)}: name must be a text.")
+    if ("prompt" in entry) == ("messages" in entry):
+        raise PromptError(f"{printable(where)} must have either prompt or messages.")
+    if "prompt" in entry:
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(f"{printable(where)}: prompt must be a text.")
+        return Prompt(_short(name or text), text)
+    if not isinstance(messages, list) or not messages:
+        raise PromptError(f"{printable(where)}: messages must be a list of them.")
+    try:
+        turns = tuple(Message.of(message) for message in messages)
     except UsageError as error:
         raise PromptError(f"{printable(where)}: {error.message}", hint=error.hint) from error
+    return Prompt(_short(name or turns[-1].content or f"line {number}"), messages=turns)
 
 
 def _short(text: str) -> str:

@@ -226,10 +226,14 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
 
 
 def _this_computer(vram: int | None, *, simulated: bool) -> Computer:
-    from mixq.bench import probe
+    from mixq.bench.probe import probe
 
-    found = probe.probe()
-    return probe.simulated(found, vram) if simulated else found
+    found = probe()
+    if not simulated:
+        return found
+    from mixq.bench.probe_gpu import simulated as with_simulated
+
+    return with_simulated(found, vram)
 
 
 def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:

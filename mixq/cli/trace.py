@@ -135,19 +135,20 @@ def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any])
     from mixq.cli.progress import token_progress
 
     tasks = recorder.tasks(prompts, **sampling)
+    passed = 0
     room = [
         len(task.prompt_ids) + min(sampling["max_tokens"], recorder.model.context - len(task.prompt_ids))
         for task in tasks
     ]
-    passed = 0
+    total = sum(room)
     with first_interrupt_cancels() as cancel, token_progress("recording") as update:
         for number, (prompt, task) in enumerate(zip(prompts, tasks, strict=True)):
-            before = passed = sum(room[:number])  # a reply may end early
+            passed = sum(room[:number])  # a reply may have ended early
 
             def count(tokens: int) -> None:
                 nonlocal passed
                 passed += tokens
-                update(min(passed, sum(room)), sum(room))
+                update(min(passed, total), total)
 
             try:
                 done = recorder.run(prompt.name, task, cancel=cancel, on_token=count)
@@ -157,8 +158,7 @@ def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any])
                 output.warn(line)
             if done.reason == "cancelled":
                 return False
-            assert passed >= before
-        update(sum(room), sum(room))
+        update(total, total)
     return True
 
 

@@ -143,7 +143,7 @@ class Quotas:
         for key in content:
             if key not in _KEYS:
                 raise ModelFileError(f"{name}: {printable(repr(key))} is not known." + did_you_mean(key, _KEYS))
-        layers, experts = (content.get(key) for key in ("layers", "experts"))
+        layers, experts = (content.get(key, 0) for key in ("layers", "experts"))
         if not (_whole(layers, 1, _MOST) and _whole(experts, 1, _MOST)):
             raise ModelFileError(f"{name}: layers and experts must be whole numbers from 1 to {_MOST}.")
         quotas, popular = content.get("quotas"), content.get("popular")

@@ -76,10 +76,10 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
 def packed(arrays: Mapping[str, NDArray[Any]], kinds: Kinds) -> bytes:
     """Return the bytes of a compressed .npz of arrays, each turned into its type."""
     content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        **{name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, (dtype, _) in kinds.items()},
-    )
+    typed: dict[str, Any] = {
+        name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, (dtype, _) in kinds.items()
+    }
+    np.savez_compressed(content, **typed)
     return content.getvalue()
 
 

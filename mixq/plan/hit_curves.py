@@ -55,7 +55,8 @@ def hit_curves(choices: Choices, experts: int, policy: str, *, parts: int | None
 
 def most_used(choices: Choices, experts: int) -> list[list[int]]:
     """Return each layer's experts, those that are used most first, of equals the lower number."""
-    return np.argsort(-_uses(choices, experts), axis=1, kind="stable").tolist()
+    order: list[list[int]] = np.argsort(-_uses(choices, experts), axis=1, kind="stable").tolist()
+    return order
 
 
 def _uses(choices: Choices, experts: int) -> Ints:
@@ -113,7 +114,8 @@ class _Player:
         last = np.arange((parts - 1) * L, parts * L)
         _, rest = self._advance(end[:, last], layers[last], begins[last] + length, T - parts * length)
         hits[last] += rest
-        return hits.reshape(parts, L, -1).sum(axis=0)
+        summed: Ints = hits.reshape(parts, L, -1).sum(axis=0)
+        return summed
 
     def _guess(self, moments: Ints) -> Ints:
         """Return states of all parts' layers in which those of most worth are there, had their last use been a hit.

@@ -137,6 +137,7 @@ def replay(
     seed: int = 0,
     popular: Sequence[Sequence[int]] | None = None,
     predicted: Sequence[Trace] = (),
+    lead: int = 0,
 ) -> ReplayResult:
     """Return what a trace would cost on a computer, token after token.
 
@@ -145,11 +146,14 @@ def replay(
         context: positions that attention reads.
         predicted: experts that the layer before expects of each layer, as a trace; then those that the layer before
             that expected, and so on.
+        lead: tokens at the beginning that are played and not counted, fewer than there are.
     """
     cache = ExpertCache(quotas, model.experts, policy, seed=seed, popular=popular)
     _warm_up(cache)
     run = _Run(CostModel(hardware, model), cache, miss)
     for number, token in enumerate(trace):
+        if number == lead:
+            run.begin_to_count()
         for layer, needed in enumerate(token):
             run.trunk(layer, context)
             run.experts(layer, needed)
@@ -157,7 +161,7 @@ def replay(
                 if ahead < len(token):
                     run.prefetch(ahead, guesses[number][ahead])
         run.head()
-    return run.result(len(trace), context)
+    return run.result(len(trace) - lead, context)
 
 
 def _warm_up(cache: ExpertCache) -> None:
@@ -277,6 +281,16 @@ class _Run:
         self.scheduler = Scheduler(cost, miss, adapt=False)
         self.machine = _Machine(cost)
         self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
+        self._begun_at: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def begin_to_count(self) -> None:
+        """What has been so far is no part of the result."""
+        self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
+        self._begun_at = self._times()
+
+    def _times(self) -> tuple[float, ...]:
+        machine = self.machine
+        return machine.now, machine.cpu_busy, machine.gpu_busy, machine.copy_busy, machine.overlap
 
     def trunk(self, layer: int, context: int) -> None:
         self.machine.on_gpu(self.cost.trunk_seconds(context))
@@ -315,12 +329,14 @@ class _Run:
             self.machine.copy(layer, expert, slot, demanded=False)
 
     def result(self, tokens: int, context: int) -> ReplayResult:
-        size, machine, cost = self.cost.model.expert_bytes, self.machine, self.cost
+        size, cost = self.cost.model.expert_bytes, self.cost
+        times = zip(self._times(), self._begun_at, strict=True)
+        seconds, cpu_seconds, gpu_seconds, copy_seconds, overlap = (now - begun for now, begun in times)
         hit, cpu, fetched = size * self.hits, size * self.on_cpu, size * (self.waits + self.fetches)
         trunk = tokens * (cost.model.layers * cost.trunk_seconds(context) + cost.head_seconds())
         return ReplayResult(
             tokens=tokens,
-            seconds=machine.now,
+            seconds=seconds,
             requests=self.hits + self.waits + self.fetches + self.on_cpu,
             hits=self.hits,
             waits=self.waits,
@@ -330,10 +346,10 @@ class _Run:
             cpu_bytes=cpu,
             fetched_bytes=fetched,
             copied_bytes=size * self.copied,
-            cpu_seconds=machine.cpu_busy,
-            gpu_seconds=machine.gpu_busy,
-            copy_seconds=machine.copy_busy,
-            overlap_seconds=machine.overlap,
+            cpu_seconds=cpu_seconds,
+            gpu_seconds=gpu_seconds,
+            copy_seconds=copy_seconds,
+            overlap_seconds=overlap,
             limit_seconds=cost.limit_seconds(hit, cpu, fetched) + trunk,
         )
 

@@ -31,14 +31,20 @@ from mixq.plan.replay import ReplayResult, Trace, belady, replay, replay_hits
 
 BEST = "belady"
 QUOTAS = ("even", "fitted")
-WINDOW = 32
+WINDOW = 64
+LEAD = 32
+"""Tokens before each window that are played and not counted: the scheduler has to learn what admissions are worth."""
+
+BEFORE = 128
+"""Tokens before those, whose most used experts the slots begin with: about what a long run has there."""
+
 MOST_TOKENS = 400_000
 """Of a recording that are played: more take more memory, and say nothing new."""
 
 _SIMULATED = 6000
-"""Tokens that the event simulation plays in all, about: some seconds."""
+"""Tokens that the event simulation counts in all, about: some seconds."""
 
-_EXCERPT = (64, 256)
+_EXCERPT = (128, 256)
 """Tokens of an excerpt, at least and at most."""
 
 
@@ -342,6 +348,33 @@ class _Timed:
     on_gpu: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A piece of the excerpt: `lead` tokens that only bring cache and scheduler into their stride, then those counted.
+
+    Attributes:
+        popular: what the slots begin with: experts by how often they were used shortly before; None where the recording
+            begins.
+    """
+
+    trace: Trace
+    predicted: list[Trace]
+    lead: int
+    popular: list[list[int]] | None
+
+    @classmethod
+    def of(cls, played: _Played, begin: int, end: int, experts: int) -> _Window:
+        first = max(0, begin - LEAD)
+        before = played.choices[max(0, first - BEFORE) : first]
+        guesses = played.predicted[first:end]  # [T, H, L, A]
+        predicted: list[Trace] = [
+            [[[e for e in layer if e != NOTHING] for layer in token] for token in guesses[:, ahead].tolist()]
+            for ahead in range(guesses.shape[1])
+        ]
+        popular = most_used(before, experts) if first else None
+        return cls(played.choices[first:end].tolist(), predicted, begin - first, popular)
+
+
 class _Timer:
     """Plays an excerpt on a virtual clock, each setting once."""
 
@@ -355,69 +388,68 @@ class _Timer:
     ) -> None:
         self._played, self._cost, self._machine, self._curves = played, cost, machine, curves
         T = len(played.choices)
-        windows = max(1, tokens // WINDOW)
-        length = min(tokens, WINDOW)
-        begins = np.linspace(0, T - length, windows).astype(int)
-        rows = np.unique((begins[:, None] + np.arange(length)).ravel())
-        self.tokens = len(rows)
-        self._trace: Trace = played.choices[rows].tolist()
-        guesses = played.predicted[rows]  # [T, H, L, A]
-        self._predicted: list[Trace] = [
-            [[[e for e in layer if e != NOTHING] for layer in token] for token in guesses[:, ahead].tolist()]
-            for ahead in range(guesses.shape[1])
-        ]
+        count = max(1, tokens // WINDOW)
+        length = T if tokens >= T else min(tokens, WINDOW)
+        begins = {(2 * i + 1) * (T - length) // (2 * count) for i in range(count)} if length < T else {0}
+        self._windows = [_Window.of(played, begin, begin + length, cost.experts) for begin in sorted(begins)]
+        self.tokens = sum(len(window.trace) - window.lead for window in self._windows)
         self._known: dict[tuple[str, tuple[int, ...], str], _Timed] = {}
-        self._hits: dict[tuple[str, tuple[int, ...]], float] = {}
-        full = self._replay("lru", [cost.experts] * cost.layers, "auto")
+        full = self._replay(self._windows[0], "lru", [cost.experts] * cost.layers, "auto")
         self._all_there = full.seconds / full.tokens
 
     def time(self, policy: str, quotas: tuple[int, ...], miss: str) -> _Timed:
         """Return what the whole recording would take."""
+        if len({*quotas, 0}) == 1 or len({*quotas, self._cost.experts}) == 1:
+            policy = "lru"  # nothing ever comes or goes
         key = (policy, quotas, miss)
         if key not in self._known:
-            result = self._replay(policy, quotas, miss)
-            seconds, around = result.seconds / result.tokens, self._machine.around(self._cost.layers)
+            results = [self._replay(window, policy, quotas, miss) for window in self._windows]
+            seconds = sum(result.seconds for result in results) / self.tokens
+            limit = sum(result.limit_seconds for result in results) / self.tokens
+            hits = sum(result.hits for result in results) / sum(result.requests for result in results)
+            around = self._machine.around(self._cost.layers)
             more = self._more_misses(policy, quotas)
             whole = self._all_there + (seconds - self._all_there) * more + around
-            self._known[key] = _Timed(
-                1 / whole,
-                result.limit_seconds / result.tokens / (seconds + around),
-                min(max(1 - (1 - result.hit_rate) * more, 0.0), 1.0),
-            )
+            on_gpu = min(max(1 - (1 - hits) * more, 0.0), 1.0)
+            self._known[key] = _Timed(1 / whole, limit / (seconds + around), on_gpu)
         return self._known[key]
 
     def _more_misses(self, policy: str, quotas: tuple[int, ...]) -> float:
         """Return how many times the excerpt's share of misses the whole recording has."""
-        if (policy, quotas) not in self._hits:
-            counts = replay_hits(
-                self._trace,
-                quotas,
-                self._policy(policy),
-                "fetch",
-                experts=self._cost.experts,
-                popular=self._popular(policy),
-            )
-            misses = sum(count.misses for count in counts) / len(self._trace)
-            asked = self._cost.layers * self._cost.active
-            whole = asked - _hits(self._curves[policy], quotas) / len(self._played.choices)
-            self._hits[policy, quotas] = min(max(whole / misses, 0.5), 2.0) if misses else 1.0
-        return self._hits[policy, quotas]
+        misses = 0
+        for window in self._windows:
+            for sign, trace in ((1, window.trace), (-1, window.trace[: window.lead])):
+                counts = replay_hits(
+                    trace,
+                    quotas,
+                    self._policy(policy, window),
+                    "fetch",
+                    experts=self._cost.experts,
+                    popular=self._popular(policy, window),
+                )
+                misses += sign * sum(count.misses for count in counts)
+        asked = self._cost.layers * self._cost.active
+        name = policy if policy in self._curves else BEST
+        whole = asked - _hits(self._curves[name], quotas) / len(self._played.choices)
+        return min(max(whole * self.tokens / misses, 0.5), 2.0) if misses > 0 else 1.0
 
-    def _replay(self, policy: str, quotas: Sequence[int], miss: str) -> ReplayResult:
+    def _replay(self, window: _Window, policy: str, quotas: Sequence[int], miss: str) -> ReplayResult:
         return replay(
-            self._trace,
+            window.trace,
             self._machine.hardware,
             self._cost,
             quotas,
-            self._policy(policy),
+            self._policy(policy, window),
             miss,
             context=self._played.positions,
-            popular=self._popular(policy),
-            predicted=self._predicted,
+            popular=self._popular(policy, window),
+            predicted=window.predicted,
+            lead=window.lead,
         )
 
-    def _policy(self, name: str) -> str | PolicyOfLayer:
-        return belady(self._trace) if name == BEST else name
+    @staticmethod
+    def _policy(name: str, window: _Window) -> str | PolicyOfLayer:
+        return belady(window.trace) if name == BEST else name
 
-    def _popular(self, policy: str) -> list[list[int]] | None:
-        return self._played.popular if policy == "static" else None
+    def _popular(self, policy: str, window: _Window) -> list[list[int]] | None:
+        return self._played.popular if policy == "static" else window.popular
