@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the top of the house to the ground. Modules on one line may import each other.
 LAYERS = [
     ["mixq.cli", "mixq.__main__"],
-    ["mixq.server", "mixq.suite", "mixq.tui"],
+    ["mixq.plots", "mixq.server", "mixq.suite", "mixq.tui"],
     ["mixq.quantize"],
     ["mixq.bench"],
     [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,15 @@ import torch
 from mixq.answer import PREFILL_CHUNK
 from mixq.bench.bandwidth import Bandwidth
 from mixq.bench.record import facts_of_run
-from mixq.bench.workload import Workload, check_positions, decode_bytes, prompt_operations, weight_bytes, weight_count
+from mixq.bench.workload import (
+    Workload,
+    check_positions,
+    decode_bytes,
+    operations_per_token,
+    prompt_operations,
+    weight_bytes,
+    weight_count,
+)
 from mixq.config import format_size
 from mixq.engine import Model
 from mixq.experts.stats import ExpertStats
@@ -64,6 +72,8 @@ class Row:
             shortest time in which its memory, the RAM and the link could have served the same experts at once, and its
             memory the rest, over the time that was taken.
         gflops: operations of a prompt per second; None for decode.
+        operations_per_token, read_per_token: what a token takes of arithmetic and, a prompt's weights being read once
+            for each of its chunks, of memory.
         overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
         experts: where experts were computed, over all samples; None on the CPU alone.
     """
@@ -78,6 +88,8 @@ class Row:
     gflops: float | None = None
     overhead_us: float | None = None
     experts: ExpertStats | None = None
+    operations_per_token: float = 0.0
+    read_per_token: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +220,12 @@ class Bench:
                 self.model.network.forward([Chunk(ids, self._kv_cache)])
 
     def _row(self, test: Workload, samples: Sequence[Sample]) -> Row:
+        row = self._figures_of(test, samples)
+        chunk = min(test.prompt, PREFILL_CHUNK)
+        read = self.facts.nbytes / chunk if chunk else row.bytes_per_token or 0.0
+        return replace(row, operations_per_token=operations_per_token(self.model.config, test), read_per_token=read)
+
+    def _figures_of(self, test: Workload, samples: Sequence[Sample]) -> Row:
         speeds = tuple(sample.tokens_per_second for sample in samples)
         mean = statistics.fmean(speeds)
         deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0

@@ -114,5 +114,7 @@ def _figures(row: Row) -> dict[str, Any]:
         "share_of_limit": row.share_of_limit,
         "gflops": row.gflops,
         "overhead_us_per_layer": row.overhead_us,
+        "operations_per_token": row.operations_per_token,
+        "read_per_token": row.read_per_token,
         **({"experts": row.experts.as_dict()} if row.experts is not None else {}),
     }

@@ -114,6 +114,12 @@ def prompt_operations(config: ModelConfig, test: Workload) -> float:
     return 2.0 * (used * test.tokens + head) + attention
 
 
+def operations_per_token(config: ModelConfig, test: Workload) -> float:
+    """Return the floating point operations of a token: of a prompt its share, of a reply with the head each time."""
+    heads = 2.0 * config.vocab_size * config.hidden_size * (0 if test.prompt else test.tokens - 1)
+    return (prompt_operations(config, test) + heads) / test.tokens
+
+
 def _seen(config: ModelConfig, test: Workload) -> int:
     """Return the positions that the test's tokens see, themselves included, summed over the tokens."""
     window = config.sliding_window

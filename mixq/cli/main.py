@@ -25,6 +25,7 @@ from mixq.cli import (
     export,
     list_models,
     plan,
+    plot,
     pull,
     quantize,
     replay,
@@ -67,6 +68,7 @@ app.command("verify")(verify.verify)
 app.command("plan", cls=ModelCommand)(plan.plan)
 app.command("trace", cls=ModelCommand)(trace.trace)
 app.command("replay")(replay.replay)
+app.command("plot")(plot.plot)
 app.command("bench", cls=ModelCommand)(bench.bench)
 app.command("doctor")(doctor.doctor)
 evaluations.command("ppl", cls=ModelCommand)(evaluate.ppl)
