@@ -1,7 +1,8 @@
 """Computers that are not at hand, described by figures.
 
-Contract: achieved, not printed, figures. A GPU's memory at 85 % of its printed bandwidth; its prompts at about a third
-of its printed bfloat16 rate; links as long copies get them (PCIe 4.0 x8 12 of 16 GB/s, x16 25 of 32 GB/s); RAM at 85 %
+Contract: achieved, not printed, figures. A GPU's memory at 85 % of its printed bandwidth (256 GB/s of an RTX 4060
+laptop GPU, 360 of an RTX 3060 12 GB, 1008 of an RTX 4090); its prompts at about a third of its printed bfloat16 rate;
+links as long copies get them (PCIe 4.0 x8 12 of 16 GB/s, x16 25 of 32 GB/s); RAM at 85 %
 of two channels' printed bandwidth (DDR4-3200 51, DDR5-5600 90 GB/s), of which decode kernels get nine tenths. Free
 memory is what a desktop leaves: 0.8 GB of a card, 4 GB of RAM. The small figures (launch, handover, work around the
 kernels) are those of a current core under Python.
