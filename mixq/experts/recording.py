@@ -36,10 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixq.cost import ModelCost
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.experts.trace import FORMAT, Trace
 from mixq.formats.atomic import atomic_write_bytes
-from mixq.formats.json_file import parse_json_object
+from mixq.formats.json_file import parse_json_object, regular_file_size
 from mixq.formats.npz import is_zip, packed, read_arrays
 
 VERSION = 2
@@ -201,7 +201,13 @@ def read_any(path: Path) -> Recording:
         ModelFileError: it is neither.
         StorageError: it cannot be read.
     """
-    return Recording.read(path) if is_zip(path) else Recording.of_trace(Trace.read(path), path.stem)
+    regular_file_size(path)
+    try:
+        with path.open("rb") as file:
+            zipped = is_zip(file.read(2))
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
+    return Recording.read(path) if zipped else Recording.of_trace(Trace.read(path), path.stem)
 
 
 def count_prompts(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mixq.errors import ModelFileError, StorageError, printable
+from mixq.formats.npz import is_zip
 
 FORMAT = "mixq-trace"
 VERSION = 1
@@ -73,7 +74,7 @@ class Trace:
         """
         try:
             with path.open("rb") as begin:
-                zipped = begin.read(2) == b"PK"
+                zipped = is_zip(begin.read(2))
             if zipped:
                 from mixq.experts.recording import Recording  # which is made of this module
 
