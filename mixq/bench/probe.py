@@ -2,7 +2,8 @@
 
 Contract: `probe` measures or reads what was measured before; `cached` only reads. The file (`hardware.json` in the
 cache) holds as long as mixq, torch, the processor, its instruction set, the number of cores and the GPU are the same;
-what cannot be read is measured anew. What is free changes, so memory is asked for each time.
+what cannot be read is measured anew, and all of it where others had filled the GPU. What is free changes, so memory is
+asked for each time.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from mixq import paths
-from mixq.bench.probe_cpu import SmallSteps, measure_cpu
-from mixq.bench.probe_gpu import measure_gpu, with_simulated_gpu
+from mixq.bench.probe_cpu import measure_cpu
+from mixq.bench.probe_gpu import measure_gpu
 from mixq.diagnosis import cpu_name
-from mixq.errors import MixqError
+from mixq.errors import DoesNotFitError, MixqError, printable
 from mixq.kernels import native, triton
 from mixq.kernels.cores import physical_cores
 from mixq.memory import available_memory, total_memory
 from mixq.plan.computer import Computer
+from mixq.problems import NOT_MEASURED
 
 FILE_NAME = "hardware.json"
 _READ, _PIECE, _LEAST = 256 << 20, 8 << 20, 32 << 20
 _LONGEST = 1.0
+_STAT = Path("/proc/stat")
 
 
 def probe(*, refresh: bool = False) -> Computer:
@@ -43,10 +46,15 @@ def probe(*, refresh: bool = False) -> Computer:
     known = None if refresh else cached()
     if known is not None:
         return known
+    before, versions = _Work.now(), _versions()
     cpu = measure_cpu()
     gpu = None
-    if triton.unavailable_reason() is None and torch.cuda.is_available():
-        gpu = measure_gpu("cuda", 0.0)
+    if triton.unavailable_reason() is None:
+        try:
+            gpu = measure_gpu()
+        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # others may have all of its memory
+            versions[NOT_MEASURED] = printable(error)
+    load = _Work.now().of_others(before)
     found = Computer(
         name=_name(),
         ram=total_memory() or available_memory() or 0,
@@ -54,7 +62,8 @@ def probe(*, refresh: bool = False) -> Computer:
         disk_bandwidth=disk_bandwidth(),
         gpu=gpu,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
+        versions=versions,
+        load=load,
     )
     with contextlib.suppress(MixqError, OSError):  # a cache that cannot be written is measured anew each time
         paths.cache().mkdir(parents=True, exist_ok=True)
@@ -71,9 +80,33 @@ def cached() -> Computer | None:
     return _now(found) if dict(found.versions) == _versions() else None
 
 
-def simulated(computer: Computer, vram: int | None = None) -> Computer:
-    """Return the computer with the GPU that `--device sim` plays, of so much memory."""
-    return with_simulated_gpu(computer, SmallSteps.measure("cpu", "nl4").wall_seconds, vram)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Seconds up to now: of the clock, and that all processors were busy (None where that is not known), and we."""
+
+    wall: float
+    busy: float | None
+    own: float
+
+    @classmethod
+    def now(cls) -> _Work:
+        return cls(time.perf_counter(), _busy(), time.process_time())
+
+    def of_others(self, earlier: _Work) -> float | None:
+        """Return the share of the processors that others took since then."""
+        if self.busy is None or earlier.busy is None:
+            return None
+        others = self.busy - earlier.busy - (self.own - earlier.own)
+        return min(max(others / max((self.wall - earlier.wall) * (os.cpu_count() or 1), 1e-9), 0.0), 1.0)
+
+
+def _busy() -> float | None:
+    try:
+        name, *spent = _STAT.read_text().split("\n", 1)[0].split()
+        user, nice, system, _, _, *more = (int(ticks) for ticks in spent)
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK") if name == "cpu" else None
 
 
 def _file() -> Path:
@@ -90,7 +123,8 @@ def _now(computer: Computer) -> Computer:
 
 def _name() -> str:
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return f"this computer: {cpu_name()}, {physical_cores()} cores{gpu}"
+    cores = physical_cores()
+    return f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'}{gpu}"
 
 
 def _versions() -> dict[str, str]:
@@ -101,8 +135,16 @@ def _versions() -> dict[str, str]:
         "cpu": cpu_name(),
         "cores": str(physical_cores()),
         "isa": "reference" if native.library() is None else native.isa_name(native.isa()),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "gpu": _gpu(),
     }
+
+
+def _gpu() -> str:
+    """Return the GPU that is used; a compiler or driver that comes later changes it."""
+    if not torch.cuda.is_available():
+        return "none"
+    used = "" if triton.unavailable_reason() is None else ", not used"
+    return torch.cuda.get_device_name(0) + used
 
 
 def disk_bandwidth() -> float | None:

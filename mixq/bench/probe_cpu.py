@@ -35,6 +35,7 @@ _BUFFER = 512 << 20
 _EXPERTS = 4
 _DEPTHS = (2, 8)
 _STEPS = 48
+SMALL_CONTEXT = PROMPT + _STEPS + 8
 _FAST = 0.25
 """The share of runs that are faster than the one that counts."""
 
@@ -162,7 +163,7 @@ class SmallSteps:
         layer_seconds, pass_seconds: what a decode step spends outside of the kernels, for a layer and besides.
         wall_seconds: what a layer of a decode step takes in all.
         bandwidth: bytes per second of a step's weights while the kernels run.
-        flops: of a prompt, without what layers cost besides.
+        flops, prompt_flops: of a prompt, without and with what layers cost besides.
     """
 
     layer_seconds: float
@@ -170,11 +171,12 @@ class SmallSteps:
     wall_seconds: float
     bandwidth: float
     flops: float
+    prompt_flops: float
 
     @classmethod
-    def measure(cls, device: str, mix: str, options: Mapping[str, Any] | None = None) -> SmallSteps:
-        """Run them on a device."""
-        found = [_small(device, mix, layers, options or {}) for layers in _DEPTHS]
+    def measure(cls, device: str, mix: str, vram: Callable[[int], int] | None = None) -> SmallSteps:
+        """Run them on a device; `vram` is the memory that a model of so many layers gets there."""
+        found = [_small(device, mix, layers, {} if vram is None else {"vram": vram(layers)}) for layers in _DEPTHS]
         few, many = found
         between = _DEPTHS[1] - _DEPTHS[0]
         layer = max((many.outside - few.outside) / between, 0.0)
@@ -186,6 +188,7 @@ class SmallSteps:
             wall_seconds=max((many.wall - few.wall) / between, 0.0),
             bandwidth=many.nbytes / max(many.busy, 1e-9),
             flops=many.operations / max(many.prompt - around, many.prompt / 10),
+            prompt_flops=many.operations / many.prompt,
         )
 
 
@@ -204,7 +207,7 @@ class _Small:
 
 def _small(device: str, mix: str, layers: int, options: Mapping[str, Any]) -> _Small:
     weights = SyntheticWeights.make({**SMALL, "num_hidden_layers": layers}, mix=mix)
-    model = Model(weights, RuntimeOptions.from_kwargs(device=device, context=PROMPT + _STEPS + 8, **options))
+    model = Model(weights, RuntimeOptions.from_kwargs(device=device, context=SMALL_CONTEXT, **options))
     try:
         cache = model.new_kv_cache()
         ids = torch.randint(3, 1500, (PROMPT,), generator=torch.Generator().manual_seed(0))
