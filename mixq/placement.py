@@ -26,8 +26,11 @@ from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.quota import Quotas
 from mixq.experts.ram_tier import RamTier
+from mixq.experts.spans import expert_spans
 from mixq.experts.store import ExpertStore
 from mixq.formats.architecture import parameters
+from mixq.formats.folder import ModelFolder
+from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.kernels.native import NativeKernels
@@ -319,6 +322,8 @@ def on_accelerator(
             f"The GPU has no memory left for the weights that every token uses ({format_size(plan.trunk)}).",
             hint="Close other programs, or use --device cpu.",
         ) from error
+    if options.ram is not None:
+        _give_back_trunk(folder)
     host_kernels = choose(threads=threads, exact=options.exact)
     if isinstance(host_kernels, NativeKernels) and not isinstance(accelerator.kernels, NativeKernels):
         host_kernels.integer_rows = DECODE_ROWS  # as the GPU's, so that it does not matter who computes an expert
@@ -344,6 +349,8 @@ def on_accelerator(
             tier=placement.tier,
             say=say,
         )
+        if placement.tier is not None:
+            placement.tier.give_back_others()  # calibration has read some
     return placement
 
 
@@ -379,6 +386,21 @@ def _budget(folder: Weights, options: RuntimeOptions, shares: Shares, *, trunk_i
     sizes = ModelSizes.of_weights(folder)
     rest = folder.nbytes - sizes.experts if trunk_in_ram else 0
     return shares.experts_in_ram * sizes.expert + rest
+
+
+def _give_back_trunk(folder: Weights) -> None:
+    """Give back the pages of weights that have been copied: all that are no experts'."""
+    if not isinstance(folder, ModelFolder) or why_no_advice() is not None:
+        return
+    taken = (
+        [span for layer in expert_spans(folder) for spans in layer for span in spans] if folder.config.is_moe else []
+    )
+    for shard in folder.mapped:
+        begin = 0
+        for span in sorted((span for span in taken if span.shard is shard), key=lambda span: span.start):
+            shard.advise_away(begin, span.start)
+            begin = span.end
+        shard.advise_away(begin, shard.header.file_size)
 
 
 def _without_reads(folder: Weights) -> bool:

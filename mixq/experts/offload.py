@@ -96,6 +96,8 @@ class ExpertOffload:
         self._observes = plan.slot_bytes / hardware.cpu_bandwidth >= OBSERVED
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
         self.tier = tier
+        if tier is not None:
+            self.uploader.tell(tier.copied)
         self.stream_tokens = stream_tokens
         self.counters = ExpertCounters()
         self._counts = True

@@ -171,6 +171,20 @@ class RamTier:
         with self._change:
             self._change.wait_for(lambda: self._closed or not self._missing)
 
+    def copied(self, layer: int, expert: int) -> None:
+        """An expert has been read by somebody who keeps a copy: its pages go unless it belongs here."""
+        key = layer, expert
+        with self._change:
+            belongs = key in self._residents or key in self._left or key in self._demanded
+        if not belongs:
+            self._advise_away(key)
+
+    def give_back_others(self) -> None:
+        """Give back the pages of experts that do not belong here, whoever has read them."""
+        for layer, experts in enumerate(self._spans):
+            for expert in range(len(experts)):
+                self.copied(layer, expert)
+
     def drain(self) -> None:
         """Wait until everything has been read that was asked for."""
         with self._change:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
@@ -97,6 +97,7 @@ class _State:
         self.measured = False
         self.nbytes = 0
         self.busy: deque[tuple[float, float]] = deque(maxlen=4096)
+        self.copied: Callable[[int, int], None] | None = None
 
     def next_chunk(self) -> tuple[Upload, Tensor, Tensor] | None:
         """Take the chunk that goes next; call with the lock held."""
@@ -201,6 +202,10 @@ class Uploader:
         """End the thread; what has not begun is not copied."""
         self._end()
         self._thread.join()
+
+    def tell(self, copied: Callable[[int, int], None]) -> None:
+        """Have somebody told, by the thread, of each layer and expert whose host memory has been read in full."""
+        self._state.copied = copied
 
     def expect(self, rate: float) -> None:
         """Take another rate to begin with, in bytes per second."""
@@ -310,6 +315,8 @@ def _note(state: _State, upload: Upload, nbytes: int, begun: float) -> None:
     with state.changed:
         upload.left -= nbytes
     if upload.left == 0:
+        if state.copied is not None:
+            state.copied(*upload.key)
         if upload.slot is not None:
             state.finished.append(upload)
         upload._over.set()

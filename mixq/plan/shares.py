@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from mixq.accelerators.cuda import DRIVER_BYTES
 from mixq.config import RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError
-from mixq.experts.memory_plan import HOST_BYTES, HOST_BYTES_CUDA, MemoryPlan, plan_memory, workspace_bytes
+from mixq.experts.memory_plan import (
+    HOST_BYTES,
+    HOST_BYTES_CUDA,
+    STAGING_SLOTS,
+    MemoryPlan,
+    plan_memory,
+    workspace_bytes,
+)
 from mixq.plan.sizes import ModelSizes
 
 PROMPT = 512
@@ -95,7 +102,7 @@ def share_out(
         in_ram[1:1] = [Place(RAM, "KV cache", kv_cache), Place(RAM, "attention, router, norms and head", trunk)]
     fixed = sum(place.nbytes for place in in_ram)
     budget = None if ram is None and options.ram is None else _budget(options.ram, ram, "RAM", notes)
-    fitting = _experts_in_ram(sizes, fixed, budget)
+    fitting = _experts_in_ram(sizes, fixed, budget, passing=0 if device == "cpu" else STAGING_SLOTS)
     experts = _experts(sizes)
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
@@ -150,8 +157,8 @@ def _gpu_places(sizes: ModelSizes, memory: MemoryPlan) -> list[Place]:
     return places
 
 
-def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
-    """Return how many experts fit beside all the rest.
+def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passing: int) -> int:
+    """Return how many experts fit beside all the rest; where not all do, `passing` are on their way to the GPU.
 
     Raises:
         DoesNotFitError: fewer than a token needs at once.
@@ -159,7 +166,7 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
     experts = _experts(sizes)
     if budget is None:
         return experts
-    least = fixed + (sizes.config.num_experts_per_tok * sizes.expert if experts else 0)
+    least = fixed + ((sizes.config.num_experts_per_tok + passing) * sizes.expert if experts else 0)
     if least > budget:
         raise DoesNotFitError(
             f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are "
@@ -167,4 +174,5 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None) -> int:
             hint="Take a smaller --context, or --kv int8"
             + ("." if "nl4" in sizes.format else ", or a smaller format (nl4)."),
         )
-    return min((budget - fixed) // sizes.expert, experts) if experts else 0
+    fitting = (budget - fixed) // sizes.expert if experts else 0
+    return experts if fitting >= experts else max(fitting - passing, sizes.config.num_experts_per_tok)

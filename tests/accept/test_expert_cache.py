@@ -20,11 +20,11 @@ from mixq.experts.routing import draw_trace, parse_routing
 from mixq.experts.trace import Trace
 from mixq.models.presets import PRESETS
 from mixq.models.world import FAMILIES, questions
-from tests.plan.computers import COMPUTERS
 from mixq.plan.replay import belady, replay, replay_hits
 from mixq.quantize import quantize
 from tests.accept.tables import markdown, write
 from tests.experts.test_routing import MIXTRAL_CURVE, simulated_lru
+from tests.plan.computers import COMPUTERS
 
 pytestmark = pytest.mark.accept
 SEED = 20_261_123
