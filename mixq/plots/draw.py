@@ -139,6 +139,8 @@ def _draw_chart(figure: Chart, axes: Axes) -> None:
     if figure.logarithmic:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain_ticks(axis)
     else:
         low = min((factor * y for series in figure.series for _, y in series.points), default=0.0)
         axes.set_ylim(bottom=0 if low >= 0 else None, top=102 if figure.percent else None)
@@ -155,6 +157,15 @@ def _draw_chart(figure: Chart, axes: Axes) -> None:
             axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         else:
             axes.legend(fontsize=8, frameon=False)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Write 20 and 50 on a logarithmic axis, no powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _whole_ticks(axis: Any) -> None:
