@@ -111,7 +111,7 @@ def _draw_heat_map(figure: HeatMap, axes: Axes) -> None:
             for x, value in enumerate(row):
                 colour = "white" if value < 0.55 * top else "black"
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)  # type: ignore[union-attr]
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label(figure.unit, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     if figure.middle is not None:
