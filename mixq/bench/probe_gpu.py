@@ -115,7 +115,7 @@ def simulated(computer: Computer, vram: int | None = None) -> Computer:
             model.network.forward([Chunk(ids[number : number + 1], cache)])
 
         flops = prompt_operations(model.config, Workload(PROMPT, 0, 0)) / fastest(prompt, 2)
-        bandwidth = weight_bytes(model.folder) / fastest(step, 24)
+        bandwidth = weight_bytes(model.folder) / fastest(step, 24, 0.5)
     finally:
         model.close()
     alone = SmallSteps.measure("cpu", "nl4")

@@ -123,7 +123,7 @@ def ended(page: Page) -> None:
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def blank(browser: Browser, listening: FakeServer) -> Iterator[Page]:
     """A page for tests of single modules."""
     yield from watched(browser, listening.url)
