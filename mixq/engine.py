@@ -268,11 +268,17 @@ class Model(Experiments):
 
     def notices(self) -> Iterator[str]:
         """Yield the lines that have come up since the last call, for the user to see."""
-        if not self._gap_said and (gap := self.placement.gap(resident_memory())) is not None:
-            self._gap_said = True
-            self._said.append(gap)
         while self._said:
             yield self._said.popleft()
+
+    def memory_gap(self) -> str | None:
+        """Return what to say, once, where the process has taken more RAM than was planned for it; else None.
+
+        For programs that hold one model and little else: what a notebook has in memory besides is not told apart.
+        """
+        gap = None if self._gap_said else self.placement.gap(resident_memory())
+        self._gap_said = self._gap_said or gap is not None
+        return gap
 
     def note_answer(self, done: Done) -> None:
         """Keep the statistics of the last answer for `stats`."""

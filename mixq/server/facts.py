@@ -86,7 +86,7 @@ def status(host: EngineHost) -> dict[str, Any]:
     about: dict[str, Any] = dict.fromkeys(
         ("path", "layers", "experts", "experts_per_token", "context", "is_chat", "template", "device", "vram")
     )
-    about |= {"vram_total": None, "vram_used": None}
+    about |= {"ram_planned": None, "vram_total": None, "vram_used": None}
     if model is not None:
         about |= _about(model)
     return {
@@ -116,6 +116,7 @@ def _about(model: Model) -> dict[str, Any]:
         "is_chat": has_text and model.is_chat,
         "template": model.template.name,
         "device": model.placement.device,
+        "ram_planned": placed.get("ram_planned_bytes"),
         "vram": placed.get("vram_promised_bytes"),
         "vram_total": _device_memory(model.placement.device),
         "vram_used": placed.get("vram_taken_bytes"),

@@ -174,9 +174,13 @@ class Chat:
     def welcome(self) -> None:
         model, talk = self.loaded.model, self.terminal
         template = model.template
-        parts = [part.text for part in status.memory_parts(model.stats(), resident_memory())]
-        size = format_size(model.folder.nbytes)
-        talk.say(f"{self.loaded.title} · {size} on {_device(model)} · {' · '.join(parts)} · context {model.context}")
+        what = f"{self.loaded.title} · {format_size(model.folder.nbytes)} on {_device(model)}"
+        parts = [
+            status.Part(what, what, 9),
+            *status.memory_parts(model.stats(), resident_memory()),
+            status.Part(f"context {model.context}", f"ctx {model.context}", 8),
+        ]
+        talk.say(status.fitted(parts, talk.size()[0]))
         for line in model.notices():
             talk.warn(harmless(line))
         if model.is_chat:
@@ -225,8 +229,9 @@ class Chat:
             self.terminal.note(ending)
         self.terminal.note(status.fitted(status.reply_parts(done), self.terminal.size()[0] - 1))
         advice = status.context_advice(done.stats, self.loaded.model.config.max_position_embeddings)
-        if advice is not None:
-            self.terminal.warn(advice)
+        for line in (advice, self.loaded.model.memory_gap()):
+            if line is not None:
+                self.terminal.warn(line)
         self.terminal.say()
 
     def _regenerate(self, argument: str) -> None:

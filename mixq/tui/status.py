@@ -28,7 +28,7 @@ class Part:
     Attributes:
         text: as it is said where there is room.
         short: where there is less.
-        weight: what is left out first is lightest.
+        weight: what is shortened or left out first is lightest.
     """
 
     text: str
@@ -37,18 +37,22 @@ class Part:
 
 
 def fitted(parts: list[Part], width: int) -> str:
-    """Return the parts in one line of at most `width` cells."""
-    for shortened in (False, True):
-        line = JOINT.join(part.short if shortened else part.text for part in parts)
-        if cell_len(line) <= width:
-            return line
-    kept = list(parts)
-    while len(kept) > 1:
-        kept.remove(min(kept, key=lambda part: part.weight))
-        line = JOINT.join(part.short for part in kept)
-        if cell_len(line) <= width:
-            return line
-    return kept[0].short if kept and cell_len(kept[0].short) <= width else ""
+    """Return the parts in one line of at most `width` cells: the lightest are shortened first, then left out."""
+    lightest_first = sorted(parts, key=lambda part: part.weight)
+    shown = {id(part): part.text for part in parts}
+
+    def line() -> str:
+        return JOINT.join(shown[id(part)] for part in parts if id(part) in shown)
+
+    for part in lightest_first:
+        if cell_len(line()) <= width:
+            return line()
+        shown[id(part)] = part.short
+    for part in lightest_first:
+        if cell_len(line()) <= width:
+            break
+        del shown[id(part)]
+    return line()
 
 
 def reply_parts(done: Done) -> list[Part]:

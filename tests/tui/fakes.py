@@ -106,6 +106,9 @@ class EchoModel:
     def notices(self) -> Iterator[str]:
         return iter(())
 
+    def memory_gap(self) -> None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

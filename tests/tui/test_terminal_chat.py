@@ -65,7 +65,7 @@ def test_a_conversation(chat: Open) -> None:
     assert first[1].startswith("template mistral-v1: ")
     assert first[2] == "/help for commands · Alt-Enter for a new line · Ctrl-C stops · Ctrl-D leaves"
     assert first[4] == ">"
-    assert re.fullmatch(r"RAM [\d.]+ MB · context 0/2048 · /help", first[-1])
+    assert re.fullmatch(r"RAM [\d.]+ MB of [\d.]+ MB planned · context 0/2048 · /help", first[-1])
     window.say(EXPRESSION)
     window.wait_for("tokens in")
     screen = window.wait_for("^> ?$").splitlines()

@@ -153,6 +153,13 @@ function problem(text, { label, low, high, whole, above }) {
   return `${label} must be ${whole ? "a whole number" : "a number"} ${most}.`;
 }
 
+/** What is taken of GPU memory and RAM, and what was planned of the latter. */
+function memory(status) {
+  const planned = status.ram_planned ? ` of ${gigabytes(status.ram_planned)} planned` : "";
+  const parts = [status.vram_used && `GPU ${gigabytes(status.vram_used)}`, status.ram_used && `RAM ${gigabytes(status.ram_used)}${planned}`];
+  return parts.filter(Boolean).join(", ") || "–";
+}
+
 /** Show facts of the model, for whoever wants to know what answers. */
 export function showFacts(status) {
   const facts = [
@@ -161,7 +168,7 @@ export function showFacts(status) {
     ["Format", status.is_chat ? status.template : "base model, completes text"],
     ["Shape", status.experts ? `${status.layers} layers, ${status.experts_per_token} of ${status.experts} experts` : `${status.layers} layers, dense`],
     ["Context", `${status.context.toLocaleString("en")} tokens`],
-    ["Memory", [status.vram_used ? `GPU ${gigabytes(status.vram_used)}` : "", status.ram_used ? `RAM ${gigabytes(status.ram_used)}` : ""].filter(Boolean).join(", ") || "–"],
+    ["Memory", memory(status)],
     ["Queue", `${status.running} running, ${status.queued} waiting`],
     ["Version", status.version],
   ];

@@ -103,6 +103,7 @@ class FakeServer:
             "is_chat": True,
             "template": "mistral-v1",
             "device": "cuda",
+            "ram_planned": 27_000_000_000,
             "vram": 8_000_000_000,
             "vram_total": 24_000_000_000,
             "vram_used": 7_900_000_000,
