@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mixq.config import ModelConfig, format_size
+from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.diagnosis import Diagnosis
+from mixq.experts.memory_plan import RAM_MARGIN
 from mixq.formats.mix import Mix
 from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer
+from mixq.plan.shares import RAM, share_out
 from mixq.plan.sizes import ModelSizes
 
 SLOW_DISK = 1e9
@@ -93,12 +95,15 @@ def _of_measuring(computer: Computer) -> Iterator[Problem]:
 
 def _of_memory(computer: Computer) -> Iterator[Problem]:
     config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
-    needed = ModelSizes.of_mix("mixtral-8x7b", "nl4", config, Mix.resolve(config)).total
+    sizes = ModelSizes.of_mix("mixtral-8x7b", "nl4", config, Mix.resolve(config))
+    needed = share_out(sizes, RuntimeOptions(), "cpu", None).total(RAM)
     free = computer.ram if computer.ram_free is None else computer.ram_free
-    if free < needed:
+    gpu = computer.gpu
+    on_gpu = 0 if gpu is None else gpu.memory if gpu.free is None else gpu.free
+    if free * (1 - RAM_MARGIN) + on_gpu < needed:
         yield Problem(
-            f"Mixtral 8x7B ({format_size(needed)}) does not fit into the {format_size(free)} of RAM that are free, so "
-            "some experts are read from the disk for every token.",
+            f"Mixtral 8x7B needs {format_size(needed)} of RAM with its context; {format_size(free)} are free, of which "
+            f"{RAM_MARGIN:.0%} stay so. Some experts will be read from the disk.",
             "`mixq plan mixtral-8x7b` says how fast that is. Close other programs, or add RAM.",
         )
         disk = computer.disk_bandwidth

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.formats.json_file import regular_file_size
 
 LONGEST_LINE = 1 << 20
 MOST_LINES = 100_000
@@ -24,8 +25,7 @@ _STUDENT = (
     12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""0.975 quantiles of Student's distribution with 1, 2, ... 30 degrees of freedom."""
-_NORMAL = 1.96
+"""0.975 quantiles of Student's distribution with 1, 2, ... 30 degrees of freedom; beyond, 1.96 + 2.4 / degrees."""
 
 _CONTEXT = ("cpu_info", "gpu_info", "machine", "kernels", "plan", "n_threads", "type_k", "backends", "torch")
 """What must be the same for two speeds to be about the code alone."""
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Faster, slower, or no difference seen."""
+        """Faster, slower, no difference seen, or no telling."""
         if self.low is None or self.high is None:
             return "one sample: no telling"
         if self.low <= 1 <= self.high:
@@ -97,9 +97,10 @@ def read(path: Path) -> list[Measured]:
     """Return the lines of a file, in their order.
 
     Raises:
-        ModelFileError: a line that is no result of a bench.
+        ModelFileError: no such file, or a line that is no result of a bench.
         StorageError: it cannot be read.
     """
+    regular_file_size(path)
     found = []
     try:
         with path.open("rb") as file:
@@ -117,7 +118,7 @@ def read(path: Path) -> list[Measured]:
 
 def _measured(line: bytes, where: str) -> Measured:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{printable(where)} is not JSON.") from error
     if not isinstance(record, dict):
@@ -140,7 +141,11 @@ def _measured(line: bytes, where: str) -> Measured:
 
 
 def _is_speed(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-9 < value < 1e12
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:
@@ -180,7 +185,7 @@ def _compared(old: Measured, new: Measured) -> Comparison:
     spread = math.sqrt(sum(parts))
     freedom = sum(part**2 / (len(side.samples) - 1) for part, side in zip(parts, (old, new), strict=True))
     degrees = max(1, int(sum(parts) ** 2 / freedom)) if freedom else len(_STUDENT) + 1
-    reach = (_STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _NORMAL) * spread
+    reach = (_STUDENT[degrees - 1] if degrees <= len(_STUDENT) else 1.96 + 2.4 / degrees) * spread
     return Comparison(old, new, ratio, ratio * math.exp(-reach), ratio * math.exp(reach), differences)
 
 

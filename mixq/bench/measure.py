@@ -221,8 +221,8 @@ class Bench:
 
     def _row(self, test: Workload, samples: Sequence[Sample]) -> Row:
         row = self._figures_of(test, samples)
-        chunk = min(test.prompt, PREFILL_CHUNK)
-        read = self.facts.nbytes / chunk if chunk else row.bytes_per_token or 0.0
+        passes = -(-test.prompt // PREFILL_CHUNK)
+        read = self.facts.nbytes * passes / test.prompt if passes else row.bytes_per_token or 0.0
         return replace(row, operations_per_token=operations_per_token(self.model.config, test), read_per_token=read)
 
     def _figures_of(self, test: Workload, samples: Sequence[Sample]) -> Row:

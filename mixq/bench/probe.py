@@ -179,10 +179,18 @@ def disk_bandwidth() -> float | None:
 
 def _large_file() -> Path | None:
     for candidates in (_shards(), _libraries()):
-        sized = [(path.stat().st_size, path) for path in candidates]
+        sized = [(_size(path), path) for path in candidates]
         if sized and max(sized)[0] >= _LEAST:
             return max(sized)[1]
     return None
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, 0 of what cannot be looked at, such as a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _shards() -> Iterator[Path]:

@@ -26,9 +26,9 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
 
     if fail_below is not None and not 0 < fail_below <= 1:
         raise UsageError(f"--fail-below is {fail_below}; it must be above 0 and at most 1, such as 0.95.")
-    same = old.resolve() == new.resolve()
-    found = compare(read(old), read(new), same_file=same)
-    fallen = [row for row in found if fail_below is not None and row.high is not None and row.high < fail_below]
+    before, after = read(old), read(new)
+    found = compare(before, after, same_file=old.samefile(new))
+    fallen = [row for row in found if fail_below is not None and _upper_end(row) < fail_below]
     if json:
         output.print_json({"tests": [row.as_dict() for row in found], "fallen": [row.old.test for row in fallen]})
     else:
@@ -39,6 +39,11 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
         for row in fallen:
             output.warn(f"{row.old.test} has fallen to {row.ratio:.2f} of what it was.")
         raise typer.Exit(MixqError.exit_code)
+
+
+def _upper_end(row: Comparison) -> float:
+    """Return the end of a ratio's interval; the ratio itself where one sample says nothing of its noise."""
+    return row.ratio if row.high is None else row.high
 
 
 def _print(found: Sequence[Comparison]) -> None:

@@ -26,6 +26,19 @@ def first_interrupt_cancels() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let what is inside end, such as the writing of a file; a Ctrl-C meanwhile is a KeyboardInterrupt after it."""
+    came = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda _signal, _frame: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if came.is_set():
+        raise KeyboardInterrupt
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as service managers and batch systems send it before they kill."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,8 +84,8 @@ def plan(
     space = parse_size(disk) if disk is not None else _free_disk() if hardware is None else None
     made = make_plan(candidates[0], computer, asked)
     others = [_compared(sizes, computer, asked) for sizes in candidates] if len(candidates) > 1 else []
-    command = _command(model, made, asked)
-    lack = _disk_note(made, space)
+    command = _command(model, made, asked, lies_here=len(candidates) == 1)
+    lack = None if len(candidates) == 1 else _disk_note(made, space)
     if json:
         notes = [*made.notes, *([lack] if lack else [])]
         output.print_json({**made.as_dict(), "notes": notes, "command": command, "formats": others})
@@ -173,7 +174,7 @@ def _compared(sizes: ModelSizes, computer: Computer, asked: RuntimeOptions) -> d
     row: dict[str, Any] = {"format": sizes.format, "weights_bytes": sizes.total}
     try:
         made = make_plan(sizes, computer, asked)
-    except DoesNotFitError as error:
+    except (DoesNotFitError, UsageError) as error:  # the latter: how fast the disk reads is not known
         return {**row, "fits": False, "why_not": error.message}
     config = sizes.config
     experts = config.num_hidden_layers * config.num_local_experts if config.is_moe else 0
@@ -205,8 +206,12 @@ def _disk_note(made: Plan, space: int | None) -> str | None:
     return f"The folder takes {format_size(needed)} of disk; {format_size(space)} are free."
 
 
-def _command(model: str, made: Plan, asked: RuntimeOptions) -> str:
-    """Return the command that does what was planned."""
+def _command(model: str, made: Plan, asked: RuntimeOptions, *, lies_here: bool) -> str:
+    """Return the command that does what was planned.
+
+    Args:
+        lies_here: the folder is in the format that was planned.
+    """
     flags = []
     for name in ("device", "context", "kv", "miss", "cache_policy"):
         if (value := getattr(asked, name)) != getattr(DEFAULTS, name):
@@ -214,11 +219,15 @@ def _command(model: str, made: Plan, asked: RuntimeOptions) -> str:
     for name in ("vram", "ram"):
         if (value := getattr(asked, name)) is not None:
             flags.append(f"--{name} {value}")
-    if model not in REPOSITORIES:
-        return " ".join(["mixq chat", printable(model), *flags])
-    repository = REPOSITORIES[model]
     format = made.sizes.format
     how = {"nl4": "", "all-nl4": " --mix all-nl4"}.get(format, f" --format {format}")
+    if model not in REPOSITORIES:
+        folder = shlex.quote(printable(model))
+        if lies_here or format == "bf16":
+            return " ".join(["mixq chat", folder, *flags])
+        made_of_it = shlex.quote(printable(f"{model.rstrip('/')}-{format}"))
+        return f"mixq quantize {folder} {made_of_it}{how} && " + " ".join(["mixq chat", made_of_it, *flags])
+    repository = REPOSITORIES[model]
     if format == "bf16":
         return " ".join(["mixq chat", "FOLDER", *flags])
     name = repository.split("/")[1].lower() + (f"-{format}" if format not in ("nl4", "all-nl4") else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,9 +120,7 @@ def replay(
     else:
         _print(found)
         if save_quota is not None:
-            best = found.best
-            cache = "" if best.policy == DEFAULTS.cache_policy else f" --cache-policy {best.policy}"
-            typer.echo(f"\nmixq chat --quota {printable(save_quota)} --vram {best.vram}{cache}")
+            typer.echo("\n" + _command(found, save_quota, context))
 
 
 def parse_budgets(text: str) -> list[int]:
@@ -234,6 +233,19 @@ def _this_computer(vram: int | None, *, simulated: bool) -> Computer:
     from mixq.bench.probe_gpu import simulated as with_simulated
 
     return with_simulated(found, vram)
+
+
+def _command(found: Sweep, quota: Path, context: int) -> str:
+    """Return the command that runs a model with the best of what was played."""
+    best = found.best
+    flags = [f"--quota {shlex.quote(printable(quota))}", f"--vram {best.vram}"]
+    if best.policy != DEFAULTS.cache_policy and best.policy in CACHE_POLICIES:  # Belady's cannot be had
+        flags.append(f"--cache-policy {best.policy}")
+    if best.miss != DEFAULTS.miss:
+        flags.append(f"--miss {best.miss}")
+    if context != DEFAULTS.context:
+        flags.append(f"--context {context}")
+    return " ".join(["mixq chat", *flags])
 
 
 def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:

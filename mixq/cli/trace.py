@@ -96,12 +96,18 @@ def trace(
         max_tokens=max_tokens,
         seed=seed,
     )
+    from mixq.cli.interrupt import interrupts_wait
+
     begun = time.perf_counter()
-    whole = _record(recorder, wanted, sampling)
-    recording = recorder.recording()
-    if recording is not None:
-        recording.write(path)
-        _report(recording, path, time.perf_counter() - begun, whole=whole, json=json)
+    try:
+        whole = _record(recorder, wanted, sampling)
+    except KeyboardInterrupt:  # the second one
+        whole = False
+    with interrupts_wait():
+        recording = recorder.recording()
+        if recording is not None:
+            recording.write(path)
+            _report(recording, path, time.perf_counter() - begun, whole=whole, json=json)
     if not whole:
         raise KeyboardInterrupt
 
@@ -130,7 +136,11 @@ def _read(path: Path | None) -> list[Prompt]:
 
 
 def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any]) -> bool:
-    """Run every prompt; return False where it was broken off."""
+    """Run every prompt; return False where it was broken off.
+
+    Raises:
+        KeyboardInterrupt: a second one, in the middle of a pass.
+    """
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.progress import token_progress
 
@@ -150,10 +160,7 @@ def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any])
                 passed += tokens
                 update(min(passed, total), total)
 
-            try:
-                done = recorder.run(prompt.name, task, cancel=cancel, on_token=count)
-            except KeyboardInterrupt:  # the second one, in the middle of a pass
-                return False
+            done = recorder.run(prompt.name, task, cancel=cancel, on_token=count)
             for line in recorder.model.notices():
                 output.warn(line)
             if done.reason == "cancelled":

@@ -17,6 +17,9 @@ STAGING_SLOTS = 2
 """Slots outside the cache, for experts on their way through: one is computed while the other is copied to."""
 
 
+RAM_MARGIN = 0.05
+"""The share of free RAM that is left free where nobody says how much may be taken: other programs grow."""
+
 HOST_BYTES = 400 << 20
 """What the process takes of RAM besides the model: Python, torch, tokenizer."""
 

@@ -15,15 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mixq.config import format_size
+from mixq.experts.memory_plan import RAM_MARGIN
 from mixq.experts.residents import Key, Residents
 from mixq.experts.spans import Span, expert_spans
 from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
 from mixq.memory import available_memory
-
-MARGIN = 0.1
-"""Of the memory that is free, what is left to the system where no budget is given."""
 
 CHUNK = 8 << 20
 """Bytes that are waited for at once."""
@@ -353,7 +351,7 @@ def _experts_share(
         free = available_memory()
         if free is None:
             return _nbytes(spans)
-        budget = int(free * (1 - MARGIN)) - reserved
+        budget = int(free * (1 - RAM_MARGIN)) - reserved
     share = budget - (folder.nbytes - _nbytes(spans) if trunk_in_ram else 0)
     active = folder.config.num_experts_per_tok
     least = max(active * max(sum(span.nbytes for span in expert) for expert in layer) for layer in spans)

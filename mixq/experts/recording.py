@@ -50,6 +50,9 @@ MOST_BYTES = 1 << 30
 """Of a file, and of its arrays: three million tokens of Mixtral. What is larger is not read."""
 
 MOST_LAYERS = 1024
+LARGEST = 2**45
+"""Bytes or operations of a part of a model: what is more is no model's, and would be played for hours."""
+
 SIZES = ("expert_bytes", "trunk_bytes", "head_bytes", "kv_bytes", "expert_flops")
 KINDS = {
     "header": ("|u1", 1),
@@ -228,7 +231,7 @@ def _facts(header: Mapping[str, Any]) -> Facts:
         raise _Bad(f"its header does not say {FORMAT!r}")
     if header.get("version") != VERSION:
         raise _Bad(f"it is of version {printable(header.get('version'))}, not {VERSION}")
-    sizes = {name: None if header.get(name) is None else _whole(header, name, 1, 2**60) for name in SIZES}
+    sizes = {name: None if header.get(name) is None else _whole(header, name, 1, LARGEST) for name in SIZES}
     settings = header.get("settings", {})
     if not isinstance(settings, dict):
         raise _Bad("settings is no object")

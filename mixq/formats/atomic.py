@@ -1,7 +1,8 @@
 """Files that appear under their name only when whole.
 
 Contract: content is written beside the target (`NAME.partial`), synced, renamed over it, and the folder is synced;
-after a crash at any moment the old file or the new one is there, never a half. Failures are `StorageError`.
+after a crash at any moment the old file or the new one is there, never a half. A device or a pipe (/dev/stdout) is
+written to as it is. Failures are `StorageError`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,10 @@ def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> 
     """Write a file, whole or not at all; a private one can be read by its owner alone."""
     partial = partial_path(path)
     try:
+        if _is_stream(path):
+            with open(path, "wb") as file:
+                file.write(content)
+            return
         if private:
             partial.unlink(missing_ok=True)  # what is there may be open to others
         with open(partial, "wb", opener=_open_private if private else None) as file:
@@ -69,6 +75,15 @@ def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> 
         if isinstance(error, OSError):
             raise storage_error(path, error, len(content)) from error
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether it is a device, a pipe or a socket, which a file renamed over it would destroy."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -26,6 +26,9 @@ from mixq.formats.json_file import regular_file_size
 Kinds = Mapping[str, tuple[str, int]]
 """Of each array its type as numpy writes it (`|u1`, `<f4`) and how many axes it has."""
 
+MOST_TEXT = 8 << 20
+"""Bytes of an array `header`: as JSON it takes many times as much."""
+
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
     r"\{'descr': '([<|][a-z]\d)', 'fortran_order': False, 'shape': \(((?:\d{1,10}, ?)*\d{0,10})\), \} *\n"
@@ -114,6 +117,8 @@ def _members(archive: zipfile.ZipFile, kinds: Kinds, most_bytes: int) -> dict[st
             raise _Bad(f"{name} is compressed in a way that numpy does not write")
         if info.file_size > info.compress_size * _SHRINKS + _LONGEST_HEADER:
             raise _Bad(f"{name} declares {info.file_size:,} bytes, more than its {info.compress_size:,} can hold")
+    if "header" in found and found["header"].file_size > MOST_TEXT:
+        raise _Bad(f"its header has {found['header'].file_size:,} bytes, more than {MOST_TEXT:,}")
     declared = sum(info.file_size for info in found.values())
     if declared > most_bytes:
         raise _Bad(f"its arrays have {declared:,} bytes, more than {most_bytes:,}")

@@ -10,12 +10,13 @@ from routing without any pattern on a machine that gives a tenth less, to Mixtra
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mixq.config import RuntimeOptions
-from mixq.errors import DoesNotFitError, UsageError
+from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.quota import even
 from mixq.experts.routing import draw_trace, parse_routing
@@ -124,7 +125,7 @@ def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, rout
     options = replace(options, context=min(options.context, sizes.config.max_position_embeddings))
     gpu = computer.gpu
     if options.device in ("cuda", "sim") and gpu is None:
-        raise UsageError(f"{computer.name} has no GPU.", hint="Use --device cpu.")
+        raise UsageError(f"{printable(computer.name)} has no GPU.", hint="Use --device cpu.")
     ram = computer.ram if computer.ram_free is None else computer.ram_free
     notes: tuple[str, ...] = ()
     device = "cpu" if options.device == "cpu" or gpu is None else "sim" if options.device == "sim" else "cuda"
@@ -230,16 +231,21 @@ class _Estimates:
         config, fitting = self.sizes.config, self.shares.experts_in_ram
         if fitting >= self._experts:
             return
+        memory = self.shares.memory
+        slots = [0] * self._layers if memory is None else list(memory.quotas)
         rate = self.computer.disk_bandwidth
         if rate is None:
             raise UsageError(
-                f"The experts do not fit into RAM, and how fast the disk of {self.computer.name} reads is not known.",
+                f"The experts do not fit into RAM, and nobody knows how fast the disk of "
+                f"{printable(self.computer.name)} reads.",
                 hint="Give disk_bandwidth in the hardware file, or more RAM.",
             )
-        missed = 1 - self._hits(even(fitting, config.num_hidden_layers, config.num_local_experts), "lru")
-        used = config.num_hidden_layers * config.num_experts_per_tok
-        decode.add("reading experts from the disk", missed * used * self.sizes.expert / rate)
-        prefill.add("reading experts from the disk", (self._experts - fitting) * self.sizes.expert / rate)
+        read = _read_from_disk(
+            self._made_up(self.routing), slots, even(fitting, self._layers, config.num_local_experts)
+        )
+        decode.add("reading experts from the disk", read * self.sizes.expert / rate)
+        elsewhere = max(0, self._experts - fitting - sum(slots))
+        prefill.add("reading experts from the disk", elsewhere * self.sizes.expert / rate)
 
     @property
     def _layers(self) -> int:
@@ -311,3 +317,31 @@ class _Estimates:
         """Return the share of a token's experts that so many places of each layer hold."""
         layers = replay_hits(self._made_up(self.routing), quotas, policy, experts=self.sizes.config.num_local_experts)
         return sum(layer.hits for layer in layers) / max(1, sum(layer.hits + layer.misses for layer in layers))
+
+
+def _read_from_disk(trace: Trace, slots: Sequence[int], in_ram: Sequence[int]) -> float:
+    """Return how many experts a token waits for that are neither in slots nor in RAM.
+
+    Both keep what was used last; what is found in a slot is no use of RAM, and what leaves a slot is not put back there
+    (`mixq.experts.ram_tier`).
+
+    Args:
+        slots, in_ram: experts of each layer that there is room for.
+    """
+    held = [(OrderedDict[int, None](), OrderedDict[int, None]()) for _ in slots]
+    read, counted = 0, 0
+    for number, token in enumerate(trace):
+        counts = number >= len(trace) // 4  # by then both are full
+        counted += counts
+        for (on_gpu, waiting), few, more, needed in zip(held, slots, in_ram, token, strict=True):
+            for expert in needed:
+                if expert in on_gpu:
+                    on_gpu.move_to_end(expert)
+                    continue
+                read += counts and expert not in waiting
+                for place, room in ((on_gpu, few), (waiting, more)):
+                    place[expert] = None
+                    place.move_to_end(expert)
+                    if len(place) > room:
+                        place.popitem(last=False)
+    return read / max(1, counted)

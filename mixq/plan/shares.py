@@ -15,6 +15,7 @@ from mixq.errors import DoesNotFitError
 from mixq.experts.memory_plan import (
     HOST_BYTES,
     HOST_BYTES_CUDA,
+    RAM_MARGIN,
     STAGING_SLOTS,
     MemoryPlan,
     plan_memory,
@@ -77,7 +78,8 @@ def share_out(
     Args:
         options: context, sequences and KV type; `options.ram` and `options.vram` are budgets within `ram` and `vram`.
         device: cpu, cuda or sim.
-        ram: bytes of RAM that are free; None where the system does not say, which is as much as is needed.
+        ram: bytes of RAM that are free, of which a margin stays so unless `options.ram` says otherwise; None where the
+            system does not say, which is as much as is needed.
         vram: bytes of the accelerator's memory that are free.
 
     Raises:
@@ -101,14 +103,17 @@ def share_out(
     if device == "cpu":
         in_ram[1:1] = [Place(RAM, "KV cache", kv_cache), Place(RAM, "attention, router, norms and head", trunk)]
     fixed = sum(place.nbytes for place in in_ram)
+    if ram is not None and options.ram is None:
+        ram = int(ram * (1 - RAM_MARGIN))
     budget = None if ram is None and options.ram is None else _budget(options.ram, ram, "RAM", notes)
     fitting = _experts_in_ram(sizes, fixed, budget, passing=0 if device == "cpu" else STAGING_SLOTS)
     experts = _experts(sizes)
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
     if fitting < experts:
+        those = "they" if memory is None or not memory.slots else "those that have no slot in GPU memory either"
         notes.append(
-            f"{experts - fitting} of {experts} experts do not fit into RAM: they are read from the disk each time."
+            f"{experts - fitting} of {experts} experts do not fit into RAM: {those} are read from the disk each time."
         )
     return Shares((*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes))
 
@@ -169,7 +174,7 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passin
     least = fixed + ((sizes.config.num_experts_per_tok + passing) * sizes.expert if experts else 0)
     if least > budget:
         raise DoesNotFitError(
-            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; there are "
+            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; it may take "
             f"{format_size(budget)}.",
             hint="Take a smaller --context, or --kv int8"
             + ("." if "nl4" in sizes.format else ", or a smaller format (nl4)."),

@@ -34,7 +34,12 @@ def _roofline(lines: Sequence[Line]) -> Chart | None:
     bandwidth = 0.0
     for model, test, speed, facts in lines:
         operations, nbytes = _number(facts, "operations_per_token"), _number(facts, "read_per_token")
-        if not operations or not nbytes or _plan(facts).get("device") not in (None, "cpu"):
+        if (
+            not operations
+            or not nbytes
+            or operations / nbytes > 1e12
+            or _plan(facts).get("device") not in (None, "cpu")
+        ):
             continue
         points[f"{printable(model, 30)} {test}"] = operations / nbytes, operations * speed / 1e9
         bandwidth = max(bandwidth, _number(facts, "bandwidth_bytes_per_second") or 0.0)
@@ -82,5 +87,5 @@ def _plan(facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(facts: Mapping[str, Any], name: str) -> float | None:
     value = facts.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e18
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 < value < 1e18
     return float(value) if is_number else None  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def test_a_fall_ends_with_1(cli: RunCli, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "tg128 has fallen to 0.80" in outcome.err
     assert cli("bench", "--compare", after, before, "--fail-below", "0.95").code == 0
+    before, after = files(tmp_path, line(10.5), line(5))
+    assert cli("bench", "--compare", before, after, "--fail-below", "0.9").code == 1
 
 
 def test_llama_bench_lines_are_read(tmp_path: Path) -> None:
@@ -148,9 +151,11 @@ def test_llama_bench_lines_are_read(tmp_path: Path) -> None:
         (line(100) + line(), 3, "line 2: samples_ts"),
         (line(0), 3, "samples_ts"),
         (line(-1.0), 3, "samples_ts"),
-        (line(float("nan")), 3, "samples_ts"),
-        (line(float("inf")), 3, "samples_ts"),
+        (line(float("nan")), 3, "is not JSON"),
+        (line(float("inf")), 3, "is not JSON"),
         (line(1e300), 3, "samples_ts"),
+        (line(1e-200, 1e-200), 3, "samples_ts"),
+        (line(100, build_commit=float("nan")), 3, "is not JSON"),
         (line(100, n_gen=-1), 3, "whole numbers"),
         (line(100, n_gen=0), 3, "neither n_prompt nor n_gen"),
         (line(100, model_filename=3), 3, "model_filename"),
@@ -169,7 +174,13 @@ def test_settings_that_make_no_sense(cli: RunCli, tmp_path: Path) -> None:
     before, after = files(tmp_path, line(100, 101), line(100, 101))
     assert cli("bench", "--compare", before, after, "--fail-below", "2").code == 2
     assert cli("bench", "--fail-below", "0.9").code == 2
-    assert cli("bench", "--compare", before, tmp_path / "none").code == 5
+    assert cli("bench", "--compare", before, tmp_path / "none").code == 3
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert cli("bench", "--compare", before, pipe).code == 3
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert cli("bench", "--compare", before, loop).code == 3
     assert cli("bench", "--compare", before, before).code == 2
 
 

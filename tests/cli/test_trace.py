@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -203,6 +205,42 @@ def test_ctrl_c_keeps_what_there_is(
     recording = Recording.read(tmp_path / "r.mqt")
     assert len(recording) == sum(seen)
     assert recording.facts.prompts[1].tokens == 2
+
+
+def test_two_interrupts_lose_nothing(
+    cli: RunCli, quantized: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in the middle of a pass, another while the file is written."""
+    run, write, seen = Recorder.run, Recording.write, []
+
+    def broken_off(self: Recorder, name: str, task: object, *, cancel: threading.Event, on_token: object) -> object:
+        def count(tokens: int) -> None:
+            seen.append(tokens)
+            if len(seen) == 8:
+                raise KeyboardInterrupt
+
+        return run(self, name, task, cancel=cancel, on_token=count)  # type: ignore[arg-type]
+
+    def interrupted(self: Recording, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(self, path)
+
+    monkeypatch.setattr(Recorder, "run", broken_off)
+    monkeypatch.setattr(Recording, "write", interrupted)
+    assert cli("trace", quantized, "--prompts", prompts, "-o", tmp_path / "r.mqt", *SHORT).code == 130
+    assert len(Recording.read(tmp_path / "r.mqt")) == sum(seen)
+
+
+def test_a_pipe_stays_a_pipe(cli: RunCli, quantized: Path, prompts: Path, tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    assert cli("trace", quantized, "--prompts", prompts, "-o", pipe, *SHORT).code == 0
+    reader.join(60)
+    assert pipe.is_fifo()
+    (tmp_path / "r.mqt").write_bytes(found[0])
+    assert len(Recording.read(tmp_path / "r.mqt"))
 
 
 def test_ctrl_c_before_the_first_token_writes_nothing(

@@ -209,6 +209,8 @@ def at(index: Any, value: Any) -> Callable[[np.ndarray], None]:
         (header_with(expert_bytes=-5), "expert_bytes"),
         (header_with(expert_bytes=1.5), "expert_bytes"),
         (header_with(settings=[]), "settings"),
+        (header_with(expert_bytes=2**50), "expert_bytes"),
+        (header_with(x="y" * (8 << 20)), "its header has"),
     ],
 )
 def test_what_is_not_as_it_should_be_is_refused(

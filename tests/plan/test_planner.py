@@ -8,10 +8,11 @@ import pytest
 
 from mixq.config import ModelConfig, RuntimeOptions
 from mixq.errors import DoesNotFitError, UsageError
+from mixq.experts.memory_plan import RAM_MARGIN
 from mixq.formats.mix import Mix
 from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer, CpuFigures, GpuFigures
-from mixq.plan.planner import plan
+from mixq.plan.planner import _read_from_disk, plan
 from mixq.plan.sizes import ModelSizes
 
 GB = 10**9
@@ -87,8 +88,35 @@ def test_what_does_not_fit_into_ram_comes_from_the_disk() -> None:
     assert made.decode.bottleneck == "reading experts from the disk"
     assert "reading experts from the disk" in made.prefill.parts
     assert made.decode.expected < plan(sizes(), LAPTOP, replace(OPTIONS, device="cpu")).decode.expected / 2
-    with pytest.raises(UsageError, match="how fast the disk of a laptop reads is not known"):
+    with pytest.raises(UsageError, match="nobody knows how fast the disk of a laptop reads"):
         plan(sizes(), replace(little, disk_bandwidth=None), OPTIONS)
+
+
+def test_an_expert_in_a_slot_is_not_read_from_the_disk() -> None:
+    large = replace(CARD, memory=24 * GB, free=24 * GB)
+    made = plan(sizes(), replace(LAPTOP, gpu=large), replace(OPTIONS, ram=8 * GB))
+    assert made.hit_rate is not None
+    assert made.shares.experts_in_ram < 128
+    read = made.decode.parts["reading experts from the disk"] * 3e9 / sizes().expert
+    assert 0 < read <= (1 - made.hit_rate) * 64
+    assert made.prefill.parts["reading experts from the disk"] == 0
+
+
+def test_reads_of_a_trace_are_those_that_neither_place_holds() -> None:
+    back_and_forth = [[(0, 1)], [(2, 3)]] * 8
+    for slots, in_ram, expected in ((0, 2, 2), (0, 4, 0), (2, 2, 2), (2, 4, 0), (4, 2, 0)):
+        assert _read_from_disk(back_and_forth, [slots], [in_ram]) == expected
+    assert _read_from_disk([[(0, 1)], [(0, 2)]] * 8, [1], [1]) == 2
+
+
+def test_as_much_ram_stays_free_as_the_engine_leaves() -> None:
+    free = LAPTOP.ram_free
+    assert free is not None
+    on_cpu = replace(OPTIONS, device="cpu")
+    assert plan(sizes(), LAPTOP, on_cpu).shares.total("RAM") <= free * (1 - RAM_MARGIN)
+    little = replace(LAPTOP, ram_free=20 * GB)
+    experts = [plan(sizes(), little, replace(on_cpu, ram=ram)).shares.experts_in_ram for ram in (None, 20 * GB)]
+    assert experts[0] < experts[1]
 
 
 def test_a_dense_model_lies_in_gpu_memory_as_a_whole() -> None:

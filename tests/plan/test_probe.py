@@ -169,6 +169,7 @@ def test_the_largest_shard_is_what_the_disk_is_asked_for(tmp_path: Path, monkeyp
     model.mkdir(parents=True)
     for name, size in (("a", 1 << 10), ("b", 2 << 20), ("c", 3 << 20)):
         (model / f"{name}.safetensors").write_bytes(b"1" * size)
+    (model / "d.safetensors").symlink_to(tmp_path / "nowhere")
     assert probe._large_file() == model / "c.safetensors"
     (model / "b.safetensors").unlink()
     (model / "c.safetensors").unlink()
