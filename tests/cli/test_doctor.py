@@ -146,7 +146,7 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
         "Other programs took 25% of the processor while this was measured",
         "Some GPU is not used: no compiler.",
         "Some GPU could not be measured: it is full.",
-        "does not fit into the 16.0 GB of RAM",
+        "16.0 GB are free, of which 5% stay so",
         "The disk reads 500.0 MB in a second",
         "RAM is read at 9.0 GB/s",
         "locks no more than 1.1 GB of memory",
