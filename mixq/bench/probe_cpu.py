@@ -1,8 +1,7 @@
 """What mixq's kernels get out of this processor and its RAM, in a second or two.
 
-Contract: made-up weights of Mixtral's shapes for the figures of large models, of the demo model's for small ones. Noise
-only ever slows, so of several short runs one of the fastest counts; a large model reads for so long that it gets what
-the machine gives on the whole, so there it is the median.
+Contract: made-up weights of Mixtral's shapes for the figures of large models, of the demo model's for small ones. What
+counts is the median of several runs: a model gets what the machine gives on the whole, neighbours and all.
 
 Axes: T tokens, D hidden, A active experts.
 """
@@ -38,11 +37,6 @@ _EXPERTS = 4
 _DEPTHS = (2, 8)
 _STEPS = 48
 SMALL_CONTEXT = PROMPT + _STEPS + 8
-_FAST = 0.25
-"""The share of runs that are faster than the one that counts."""
-
-_TYPICAL = 0.5
-
 LARGE: dict[str, Any] = {
     **PRESETS["mixtral-8x7b"],
     "num_hidden_layers": 1,
@@ -101,19 +95,15 @@ def last_level_cache() -> int:
     return max(sizes, default=0)
 
 
-def fastest(run: Callable[[int], object], times: int, share: float = _FAST) -> float:
-    """Return the seconds of one of the fastest runs; the first, which maps pages and wakes threads, does not count.
-
-    Args:
-        share: of the runs that are faster; 0.5 for the median.
-    """
+def typical(run: Callable[[int], object], times: int) -> float:
+    """Return the seconds of the median run; the first, which maps pages and wakes threads, does not count."""
     run(0)
     seconds = []
     for number in range(1, times + 1):
         begun = time.perf_counter()
         run(number)
         seconds.append(time.perf_counter() - begun)
-    return max(sorted(seconds)[int(share * times)], 1e-9)
+    return max(statistics.median(seconds), 1e-9)
 
 
 class _Large:
@@ -133,14 +123,14 @@ class _Large:
             first = 2 * (number % 2)
             self._kernels.experts(x, self._experts, torch.tensor([[first, first + 1]]), shares)
 
-        return 2 * self._nbytes / fastest(run, 6, _TYPICAL)
+        return 2 * self._nbytes / typical(run, 16)
 
     def flops(self) -> float:
         """Return the operations per second with 128 rows an expert."""
         rows = 64 * _EXPERTS
         x, shares = _rows(rows)
         ids = torch.tensor([[row % _EXPERTS, (row + 1) % _EXPERTS] for row in range(rows)])
-        seconds = fastest(lambda _: self._kernels.experts(x, self._experts, ids, shares), 2)
+        seconds = typical(lambda _: self._kernels.experts(x, self._experts, ids, shares), 3)
         config = self._weights.config
         return 2 * rows * 6 * config.hidden_size * config.intermediate_size / seconds
 
@@ -231,10 +221,10 @@ def _small(device: str, mix: str, layers: int, options: Mapping[str, Any]) -> _S
             cache.truncate(0)
             model.network.forward([Chunk(ids, cache)])
 
-        prompt_seconds = fastest(prompt, 3)
+        prompt_seconds = typical(prompt, 5)
         cache.truncate(8)
-        wall = fastest(step, _STEPS)
+        wall = typical(step, _STEPS)
         operations = prompt_operations(model.config, Workload(PROMPT, 0, 0))
-        return _Small(wall, sorted(busy)[int(_FAST * len(busy))], prompt_seconds, weight_bytes(weights), operations)
+        return _Small(wall, statistics.median(busy), prompt_seconds, weight_bytes(weights), operations)
     finally:
         model.close()

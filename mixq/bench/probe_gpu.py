@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.bench.probe_cpu import LARGE, PROMPT, SMALL, SMALL_CONTEXT, SmallSteps, fastest
+from mixq.bench.probe_cpu import LARGE, PROMPT, SMALL, SMALL_CONTEXT, SmallSteps, typical
 from mixq.bench.synthetic import SyntheticWeights, resolve_mix
 from mixq.bench.workload import Workload, prompt_operations, weight_bytes
 from mixq.config import ModelConfig, RuntimeOptions
@@ -51,7 +51,7 @@ def measure_gpu(device: str = "cuda", **options: Any) -> GpuFigures:
             accelerator.to_host(on_device, in_host)
             accelerator.hand_over().wait()
 
-        copy_back = _BACK / fastest(back, 3)
+        copy_back = _BACK / typical(back, 3)
         accelerator.release(on_device)
         limit = locked_limit(accelerator.register) if accelerator.registers else None
     finally:
@@ -114,8 +114,8 @@ def simulated(computer: Computer, vram: int | None = None) -> Computer:
         def step(number: int) -> None:
             model.network.forward([Chunk(ids[number : number + 1], cache)])
 
-        flops = prompt_operations(model.config, Workload(PROMPT, 0, 0)) / fastest(prompt, 2)
-        bandwidth = weight_bytes(model.folder) / fastest(step, 24, 0.5)
+        flops = prompt_operations(model.config, Workload(PROMPT, 0, 0)) / typical(prompt, 3)
+        bandwidth = weight_bytes(model.folder) / typical(step, 24)
     finally:
         model.close()
     alone = SmallSteps.measure("cpu", "nl4")

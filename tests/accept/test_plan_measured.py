@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from mixq.plan.sizes import ModelSizes
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept
-TURNS = 5
+TURNS, SECONDS = 7, 3.0
 PROMPT, TOKENS, CONTEXT = 512, 64, 640
 
 
@@ -64,9 +65,18 @@ def turns(case: Case) -> Iterator[tuple[tuple[float, float], tuple[float, float]
         if case.device == "sim":
             computer = simulated(computer, options.vram)
         foretold = plan(sizes, computer, options, routing="uniform" if "sizes" in case.name else "mixtral")
-        measured = [sample.tokens_per_second for sample in bench.samples()]
+        measured = _measured(bench)
         yield (foretold.prefill.expected, foretold.decode.expected), (measured[0], measured[1])
     model.close()
+
+
+def _measured(bench: Bench) -> list[float]:
+    """Return tokens per second of each test over some seconds: a step of the demo model is over within one."""
+    runs: list[list[float]] = []
+    begun = time.perf_counter()
+    while not runs or time.perf_counter() - begun < SECONDS:
+        runs.append([sample.tokens_per_second for sample in bench.samples()])
+    return [statistics.harmonic_mean(speeds) for speeds in zip(*runs, strict=True)]
 
 
 def test_plans_come_true() -> None:
@@ -95,4 +105,4 @@ def test_plans_come_true() -> None:
         f"measures; medians of {TURNS} turns, the ratio taken turn by turn. `make accept` measures it.",
         markdown(["model", "device", "test", "foretold", "measured", "ratio", "turns"], rows),
     )
-    assert max(worst) <= 1.25, rows
+    assert max(worst) <= 1.2, rows
