@@ -35,7 +35,10 @@ class Hardware:
         copy_latency: seconds that each expert's copy takes besides.
         handover_seconds: to bring a hidden row and the router's choice to the host and an answer back, and to join.
         launch_seconds: until the accelerator begins what it was asked to do.
+        begin_seconds: that the host spends to begin a copy in the background, before it computes what it has to.
         ram_bandwidth: what CPU and copies read together at most; 0: the CPU alone takes all there is.
+        gpu_in_ram: whether the accelerator's memory is a part of the RAM, read at the cost of CPU and copies: a GPU on
+            the processor's chip, or one that the CPU plays.
         disk_bandwidth: of reads; None where the experts are in RAM.
     """
 
@@ -48,14 +51,16 @@ class Hardware:
     copy_latency: float = 20e-6
     handover_seconds: float = 60e-6
     launch_seconds: float = 15e-6
+    begin_seconds: float = 0.0
     ram_bandwidth: float = 0.0
+    gpu_in_ram: bool = False
     disk_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("cpu_bandwidth", "cpu_flops", "gpu_bandwidth", "gpu_flops", "copy_bandwidth"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UsageError(f"{field} is {getattr(self, field)!r}; it must be above 0.")
-        for field in ("copy_latency", "handover_seconds", "launch_seconds", "ram_bandwidth"):
+        for field in ("copy_latency", "handover_seconds", "launch_seconds", "begin_seconds", "ram_bandwidth"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise UsageError(f"{field} is {getattr(self, field)!r}; it must not be negative.")
 

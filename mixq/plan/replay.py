@@ -2,7 +2,7 @@
 
 Contract: `replay_hits` runs the cache alone, every copy complete before the layer is asked again. `replay` adds time:
 the scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM
-shared by the CPU and the copies. Figures come from `mixq.cost`; no weight is touched, no torch imported, and a thousand
+shared by those that read it. Figures come from `mixq.cost`; no weight is touched, no torch imported, and a thousand
 tokens of 32 layers take a second.
 
 A trace is, token by token and layer by layer, the experts that the router chose: trace[token][layer] = (5, 2).
@@ -23,6 +23,9 @@ Trace = Sequence[Sequence[Sequence[int]]]
 
 CHUNK = 4 << 20
 """Bytes after which a background copy lets a demanded one pass, as in `mixq.experts.transfer`."""
+
+_INSTANT = 1e-12
+"""Seconds that are rounding."""
 
 BACKGROUND = 2
 """Background copies that may be under way at once, as there."""
@@ -191,14 +194,14 @@ class _Machine:
     def __init__(self, cost: CostModel) -> None:
         self.now = 0.0
         self.cpu_left = 0.0  # bytes
-        self.gpu_until = 0.0
+        self.gpu_left = 0.0  # seconds, if nobody else reads its memory
         self.demand: deque[_Copy] = deque()
         self.background: deque[_Copy] = deque()
         self.cpu_busy = self.gpu_busy = self.copy_busy = self.overlap = 0.0
         # Latency stands in the queue as bytes that the link could have copied meanwhile.
         self._copy_bytes = cost.copy_seconds() * cost.hardware.copy_alone
-        self._cpu_alone, self._copy_alone = cost.hardware.cpu_bandwidth, cost.hardware.copy_alone
-        self._cpu_shared, self._copy_shared = cost.hardware.shared()
+        self._hardware = cost.hardware
+        self._copy_alone = cost.hardware.copy_alone
 
     def copy(self, layer: int, expert: int, slot: int | None, *, demanded: bool) -> _Copy:
         copy = _Copy(layer, expert, slot, self._copy_bytes)
@@ -216,7 +219,15 @@ class _Machine:
         return copy
 
     def on_gpu(self, seconds: float) -> None:
-        self.gpu_until = max(self.now, self.gpu_until) + seconds
+        self.gpu_left += seconds
+
+    def _share(self, computing: bool, copying: bool, on_gpu: bool) -> float:
+        """Return the share that each reader of RAM gets of what it would take alone."""
+        hardware = self._hardware
+        wanted = computing * hardware.cpu_bandwidth + copying * self._copy_alone
+        if hardware.gpu_in_ram:
+            wanted += on_gpu * hardware.gpu_bandwidth
+        return min(1.0, hardware.ram / wanted) if wanted else 1.0
 
     def step(self, limit: float = float("inf")) -> list[_Copy]:
         """Let time pass until something is done, at most until `limit`; return the copy that has arrived."""
@@ -224,21 +235,24 @@ class _Machine:
         nbytes = queue[0].left if queue else 0.0
         if self.demand and self.background and (rest := self.background[0].left % CHUNK) >= 1:
             queue, nbytes = self.background, rest  # a chunk that has begun ends first
-        computing, copying, busy_gpu = self.cpu_left > 0, bool(queue), self.gpu_until > self.now
-        both = computing and copying
-        cpu_rate = self._cpu_shared if both else self._cpu_alone
-        copy_rate = self._copy_shared if both else self._copy_alone
+        computing, copying, busy_gpu = self.cpu_left > 0, bool(queue), self.gpu_left > 0
+        share = self._share(computing, copying, busy_gpu)
+        cpu_rate, copy_rate = share * self._hardware.cpu_bandwidth, share * self._copy_alone
+        gpu_rate = share if self._hardware.gpu_in_ram else 1.0
         until = limit
         if computing:
             until = min(until, self.now + self.cpu_left / cpu_rate)
         if copying:
             until = min(until, self.now + nbytes / copy_rate)
         if busy_gpu:
-            until = min(until, self.gpu_until)
+            until = min(until, self.now + self.gpu_left / gpu_rate)
         passed = until - self.now
         self.now = until
         self.gpu_busy += passed * busy_gpu
         self.overlap += passed * (computing + copying + busy_gpu >= 2)
+        if busy_gpu:
+            left = self.gpu_left - passed * gpu_rate
+            self.gpu_left = left if left > _INSTANT else 0.0
         if computing:
             self.cpu_busy += passed
             self.cpu_left = _less(self.cpu_left, passed * cpu_rate)
@@ -294,29 +308,32 @@ class _Run:
 
     def trunk(self, layer: int, context: int) -> None:
         self.machine.on_gpu(self.cost.trunk_seconds(context))
-        self._pass_until(self.machine.gpu_until)
+        self._finish_on_gpu()
         if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and nobody on the host waits
             self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
 
     def head(self) -> None:
         self.machine.on_gpu(self.cost.head_seconds())
-        self._pass_until(self.machine.gpu_until)
+        self._finish_on_gpu()
 
     def experts(self, layer: int, needed: Sequence[int]) -> None:
         machine, cache, cost = self.machine, self.cache, self.cost
         plan = self.scheduler.plan_layer(cache, layer, needed, 1, machine)
-        machine.cpu_left = cost.cpu_seconds(len(plan.cpu)) * cost.hardware.cpu_bandwidth
         machine.on_gpu(cost.gpu_seconds(len(plan.hits)))
         awaited = [machine.promote(layer, expert) for expert in plan.waits]
         awaited += [machine.copy(layer, expert, slot, demanded=True) for expert, slot in plan.fetches.items()]
         for expert, slot in plan.admissions.items():
             machine.copy(layer, expert, slot, demanded=False)
-        while machine.cpu_left > 0 or awaited:
-            for copy in self._step():
+        ready = machine.now + len(plan.admissions) * cost.hardware.begin_seconds
+        to_compute = cost.cpu_seconds(len(plan.cpu)) * cost.hardware.cpu_bandwidth
+        while machine.now < ready or to_compute or machine.cpu_left > 0 or awaited:
+            if machine.now >= ready:
+                machine.cpu_left, to_compute = machine.cpu_left + to_compute, 0.0
+            for copy in self._step(ready if machine.now < ready else float("inf")):
                 if copy in awaited:
                     awaited.remove(copy)
                     machine.on_gpu(cost.gpu_seconds(1))
-        self._pass_until(machine.gpu_until)
+        self._finish_on_gpu()
         for slot in plan.hits.values():
             cache.release(layer, slot)
         self.hits += len(plan.hits)
@@ -352,6 +369,10 @@ class _Run:
             overlap_seconds=overlap,
             limit_seconds=cost.limit_seconds(hit, cpu, fetched) + trunk,
         )
+
+    def _finish_on_gpu(self) -> None:
+        while self.machine.gpu_left > 0:
+            self._step()
 
     def _pass_until(self, moment: float) -> None:
         while self.machine.now < moment:
