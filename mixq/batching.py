@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,15 +69,16 @@ class _Totals:
 
 
 class Ticket:
-    """Requests that were submitted together."""
+    """Requests that were submitted together. Who keeps one keeps no model in memory."""
 
     def __init__(self, batcher: Batcher, items: Sequence[_Item]) -> None:
-        self._batcher = batcher
+        self._batcher = weakref.ref(batcher)
         self._items = items
 
     def cancel(self, index: int | None = None) -> None:
         """End one of them, or all, within a token or a chunk of a prompt; from any thread, at any time."""
-        self._batcher._cancel(self._items if index is None else [self._items[index]])
+        if (batcher := self._batcher()) is not None:
+            batcher._cancel(self._items if index is None else [self._items[index]])
 
 
 class Batcher:
@@ -315,6 +317,7 @@ class Batcher:
         """Forget a request that has ended; its conversation is kept."""
         if item.conversation is not None:
             self._pool.release(item.conversation)
+        item.answer = item.conversation = None
         with self._changed:
             if item in self._running:
                 self._running.remove(item)

@@ -8,6 +8,7 @@ runs with an error; if the new split does not work, the former comes back. The e
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ T = TypeVar("T")
 PREPARING_THREADS = 2
 CLOSE_SECONDS = 30.0
 """How long a reload waits for the pass that is running: a chunk of a prompt on a slow machine."""
+LEAVE_SECONDS = 5.0
+"""How long a reload waits for clients to read that their answers have ended: they hold the former model in memory."""
 LOADING_RETRY = 5
 NOTES = 20
 
@@ -83,7 +86,7 @@ class EngineHost:
         self._reuse = reuse
         self._print = say
         self._engine: Engine | None = None
-        self._live: set[Answers] = set()
+        self._live: dict[Answers, asyncio.Task[Any] | None] = {}  # and who reads them
         self._pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="mixq-prepare")
         self._reloading: asyncio.Task[None] | None = None
 
@@ -159,12 +162,12 @@ class EngineHost:
         """
         engine = self.engine
         answers = Answers(asyncio.get_running_loop(), self.say)
-        self._live.add(answers)
+        self._live[answers] = asyncio.current_task()
         try:
             await self.aside(lambda: answers.submit(engine.batcher, make(engine.model)))
             yield answers
         finally:
-            self._live.discard(answers)
+            del self._live[answers]
             answers.cancel()
 
     async def aside(self, work: Callable[[], T]) -> T:
@@ -198,7 +201,9 @@ class EngineHost:
         try:
             if former is not None:
                 await asyncio.to_thread(_close, former)
+                await self._readers_leave()
                 former = None  # its memory is free before the next is loaded
+                gc.collect()
             self._engine = await self._start_or_note(wanted)
             if self._engine is not None:
                 self.options = wanted
@@ -208,6 +213,14 @@ class EngineHost:
             if self.state == "loading":
                 self.state = "ready" if self._engine is not None else "failed"
                 self.loaded_at = time.time()
+
+    async def _readers_leave(self) -> None:
+        readers = {task for task in self._live.values() if task is not None}
+        for patience in (LEAVE_SECONDS, CLOSE_SECONDS):
+            if readers:
+                _, readers = await asyncio.wait(readers, timeout=patience)
+            for task in readers:
+                task.cancel()
 
     async def _start_or_note(self, options: Mapping[str, Any]) -> Engine | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import mixq
 from mixq.errors import DoesNotFitError
-from mixq.server import run
+from mixq.server import engine_host, run
 from mixq.server.guard import Settings
 from mixq.server.protocol import WatchedProtocol
 from tests.server.hang_ups import take_in
@@ -190,6 +191,36 @@ def test_a_model_is_loaded_anew_while_the_server_says_so(tiny: Path) -> None:
         wait_until(lambda: bool(server.get("/mixq/status").json()["ready"]))
         assert server.get("/mixq/status").json()["vram"] == 14_000_000
         assert told(server.post(PATH, document())) == before
+
+
+def test_the_former_model_is_gone_before_the_next_is_loaded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads slowly would keep it in memory."""
+    monkeypatch.setattr(engine_host, "LEAVE_SECONDS", 0.2)
+    former: list[weakref.ref[mixq.Model]] = []
+    left: list[int] = []
+
+    class Counts(Loader):
+        def __call__(self, options: Mapping[str, Any]) -> mixq.Model:
+            left.append(sum(reference() is not None for reference in former))
+            model = super().__call__(options)
+            former.append(weakref.ref(model))
+            return model
+
+    with running(Counts(tiny)) as server:
+        assert server.post(PATH, document()).status_code == 200
+        body = json.dumps({**ENDLESS, "prompt": [5, 6, 7], "stream": True, "logprobs": 20, "n": 4}).encode()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", server.port))
+            head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+            client.sendall(head % (PATH.encode(), len(body)) + body)
+            wait_until(lambda: server.state().running > 0)
+            wait_until(lambda: server.state().running == 0)  # written to the end, and not read
+            assert server.host._live
+            for size in ("14MB", "13MB"):
+                assert server.post("/mixq/reload", {"vram": size}).status_code == 202
+                wait_until(lambda: bool(server.get("/mixq/status").json()["ready"]))
+    assert left == [0, 0, 0]
 
 
 def test_a_split_that_fails_brings_the_former_back(tiny: Path) -> None:
