@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mixq.config import ModelConfig
+    from mixq.formats.folder import ModelFolder
     from mixq.plan.computer import Computer
     from mixq.plan.planner import Plan
     from mixq.plan.sizes import ModelSizes
@@ -149,7 +151,20 @@ def _candidates(model: str, format: str | None) -> list[ModelSizes]:
         raise UsageError(
             f"{printable(model)} is quantized already, so --format has no meaning.", hint="Leave --format out."
         )
-    return [ModelSizes.of_weights(opened, str(opened.quantization.method))]
+    return [ModelSizes.of_weights(opened, _scheme(opened))]
+
+
+def _scheme(folder: ModelFolder) -> str:
+    """Return the scheme that most weights of a folder's layers have."""
+    from mixq.formats.architecture import parameters
+    from mixq.formats.packed import PackedLinear
+
+    weights: Counter[str] = Counter()
+    for parameter in parameters(folder.config):
+        if parameter.quantizable and parameter.role != "lm_head":
+            weight = folder.linear(parameter.module)
+            weights[weight.scheme.name if isinstance(weight, PackedLinear) else "bf16"] += parameter.numel
+    return weights.most_common(1)[0][0]
 
 
 def _in_formats(name: str, config: ModelConfig, first: str) -> list[ModelSizes]:

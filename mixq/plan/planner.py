@@ -216,7 +216,8 @@ class _Estimates:
             around = cpu.pass_seconds + self._layers * cpu.layer_seconds
             return _Estimate.of({"arithmetic": self._operations(rows) / rate, AROUND: around})
         arithmetic = self._operations(rows) / gpu.flops
-        copies = (self._experts - memory.slots) * self.sizes.expert / self.computer.hardware().copy_alone
+        copied = (self._experts - memory.slots) * self._used_by(rows)
+        copies = copied * self.sizes.expert / self.computer.hardware().copy_alone
         around = cpu.pass_seconds + self._layers * gpu.layer_seconds
         seconds = max(arithmetic, copies) + around  # experts stream to the GPU while it computes others
         return _Estimate(seconds, seconds, {"arithmetic": arithmetic, "copies to the GPU": copies, AROUND: around})
@@ -244,7 +245,7 @@ class _Estimates:
             self._made_up(self.routing), slots, even(fitting, self._layers, config.num_local_experts)
         )
         decode.add("reading experts from the disk", read * self.sizes.expert / rate)
-        elsewhere = max(0, self._experts - fitting - sum(slots))
+        elsewhere = max(0, self._experts - fitting - sum(slots)) * self._used_by(rows_of(self.options))
         prefill.add("reading experts from the disk", elsewhere * self.sizes.expert / rate)
 
     @property
@@ -254,6 +255,11 @@ class _Estimates:
     @property
     def _experts(self) -> int:
         return self._layers * self.sizes.config.num_local_experts if self.sizes.config.is_moe else 0
+
+    def _used_by(self, tokens: int) -> float:
+        """Return the share of the experts that so many tokens use, routed without any pattern."""
+        config = self.sizes.config
+        return 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens if self._experts else 0.0
 
     @property
     def _is_small(self) -> bool:

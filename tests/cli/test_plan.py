@@ -71,7 +71,7 @@ def test_a_folder_is_planned_as_it_is(cli: RunCli, tmp_path: Path) -> None:
     source = Path(__file__).parents[2] / "models" / "demo"
     assert cli("quantize", str(source), str(tmp_path / "demo")).code == 0
     found = document(cli, str(tmp_path / "demo"))
-    assert found["format"] == "mixq"
+    assert found["format"] == "nl4"
     assert found["formats"] == []
     assert found["command"] == f"mixq chat {tmp_path / 'demo'}"
     assert cli("plan", str(tmp_path / "demo"), "--format", "w4").code == 2
