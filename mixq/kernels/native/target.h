@@ -47,6 +47,7 @@
 #define MIXQ_BEGIN_NEON MIXQ_BEGIN(MIXQ_FEATURES_NEON)
 
 #define MIXQ_INLINE inline __attribute__((always_inline))
+#define MIXQ_APART __attribute__((noinline))
 #if defined(__clang__)
 #define MIXQ_UNROLL MIXQ_PRAGMA(clang loop unroll(full))
 #else
