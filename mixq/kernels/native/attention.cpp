@@ -25,8 +25,8 @@ namespace avx2 {
 namespace {
 MIXQ_BEGIN_AVX2
 #define MIXQ_VNNI 0
-#include "simd_avx2.inc"
 #include "math.inc"
+#include "simd_avx2.inc"
 #include "attention_avx2.inc"
 #include "attention.inc"
 #undef MIXQ_VNNI
@@ -37,8 +37,8 @@ MIXQ_END
 namespace avx512 {
 namespace {
 MIXQ_BEGIN_AVX512
-#include "simd_avx512.inc"
 #include "math.inc"
+#include "simd_avx512.inc"
 #include "attention_avx512.inc"
 #include "attention.inc"
 MIXQ_END

@@ -11,8 +11,8 @@ namespace mixq {
 
 namespace portable {
 namespace {
-#include "simd_portable.inc"
 #include "math.inc"
+#include "simd_portable.inc"
 #include "decode.inc"
 }  // namespace
 }  // namespace portable
@@ -22,8 +22,8 @@ namespace avx2 {
 namespace {
 MIXQ_BEGIN_AVX2
 #define MIXQ_VNNI 0
-#include "simd_avx2.inc"
 #include "math.inc"
+#include "simd_avx2.inc"
 #include "decode.inc"
 #undef MIXQ_VNNI
 MIXQ_END
@@ -34,8 +34,8 @@ namespace avx_vnni {
 namespace {
 MIXQ_BEGIN_AVX_VNNI
 #define MIXQ_VNNI 1
-#include "simd_avx2.inc"
 #include "math.inc"
+#include "simd_avx2.inc"
 #include "decode.inc"
 #undef MIXQ_VNNI
 MIXQ_END
@@ -45,8 +45,8 @@ MIXQ_END
 namespace avx512 {
 namespace {
 MIXQ_BEGIN_AVX512
-#include "simd_avx512.inc"
 #include "math.inc"
+#include "simd_avx512.inc"
 #include "decode.inc"
 MIXQ_END
 }  // namespace
@@ -55,8 +55,8 @@ MIXQ_END
 namespace neon {
 namespace {
 MIXQ_BEGIN_NEON
-#include "simd_neon.inc"
 #include "math.inc"
+#include "simd_neon.inc"
 #include "decode.inc"
 MIXQ_END
 }  // namespace
