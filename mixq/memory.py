@@ -10,9 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+from mixq import control_group
+
 _MEMINFO = Path("/proc/meminfo")
 _STATM = Path("/proc/self/statm")
-_GROUP = Path("/sys/fs/cgroup")
 
 
 def total_memory() -> int | None:
@@ -23,17 +24,14 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return what can be taken without swapping: free and reclaimable, within the control group (v2) of a container."""
+    """Return what can be taken without swapping: free and reclaimable, within the control group of a container."""
     try:
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return total_memory()
-    try:
-        limit = int((_GROUP / "memory.max").read_text())
-        return max(0, min(available, limit - int((_GROUP / "memory.current").read_text())))
-    except (OSError, ValueError):  # no such group, or "max"
-        return available
+    left = control_group.memory_left()
+    return available if left is None else min(available, left)
 
 
 def resident_memory() -> int | None:

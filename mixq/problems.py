@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mixq import control_group
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.diagnosis import Diagnosis
 from mixq.experts.memory_plan import RAM_MARGIN
@@ -27,8 +28,6 @@ NOT_MEASURED = "gpu, not measured"
 """Among a computer's versions: why a GPU that could be used has no figures."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_GROUP = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
 _NVIDIA = Path("/proc/driver/nvidia/version")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -143,18 +142,16 @@ def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
 
 
 def _of_system(found: Diagnosis) -> Iterator[Problem]:
-    limits = [limit for group in _groups() if (limit := _number(group / "memory.max")) is not None]
-    if limits and found.memory_bytes is not None and min(limits) < found.memory_bytes:
+    memory, cpus = control_group.memory_limit(), control_group.cpu_limit()
+    if memory is not None and found.memory_bytes is not None and memory < found.memory_bytes:
         yield Problem(
-            f"This container may use {format_size(min(limits))} of the machine's {format_size(found.memory_bytes)} "
-            "of RAM.",
-            "Start it with a larger limit (docker run --memory).",
+            f"This process may use {format_size(memory)} of the machine's {format_size(found.memory_bytes)} of RAM.",
+            "Start its container or unit with a larger limit (docker run --memory, systemd's MemoryMax).",
         )
-    shares = [share for group in _groups() if (share := _cpus(group)) is not None]
-    if shares and min(shares) < found.logical_cpus:
+    if cpus is not None and cpus < found.logical_cpus:
         yield Problem(
-            f"This container may use {min(shares):.1f} of the machine's {found.logical_cpus} CPUs.",
-            "Start it with more (docker run --cpus).",
+            f"This process may use {cpus:.1f} of the machine's {found.logical_cpus} CPUs.",
+            "Start its container or unit with more (docker run --cpus, systemd's CPUQuota).",
         )
     if "[never]" in _text(_HUGE_PAGES):
         yield Problem(
@@ -174,24 +171,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _groups() -> list[Path]:
-    """Return the folders of this process's control group (v2) and of those around it, each of which may set a limit."""
-    inside = next((line[3:] for line in _text(_OWN_GROUP).splitlines() if line.startswith("0::/")), "/")
-    group = _GROUP / inside.strip("/")
-    return [group, *(parent for parent in group.parents if parent.is_relative_to(_GROUP))]
-
-
-def _cpus(group: Path) -> float | None:
-    """Return how many CPUs' time a control group may use."""
-    quota, _, period = _text(group / "cpu.max").strip().partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def _swapped() -> int:

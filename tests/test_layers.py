@@ -47,7 +47,15 @@ LAYERS = [
     ["mixq.kernels"],
     ["mixq.store"],
     ["mixq.formats"],
-    ["mixq.errors", "mixq.config", "mixq.memory", "mixq.huge_pages", "mixq.paths", "mixq.models"],
+    [
+        "mixq.errors",
+        "mixq.config",
+        "mixq.control_group",
+        "mixq.memory",
+        "mixq.huge_pages",
+        "mixq.paths",
+        "mixq.models",
+    ],
 ]
 ONLY_THE_CLI_MAY_IMPORT = ("typer", "rich")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mixq import control_group
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def physical_cores() -> int:
@@ -22,7 +23,8 @@ def physical_cores() -> int:
         return max(1, os.cpu_count() or 1)
     cpus = os.sched_getaffinity(0)
     cores = {_core(cpu) for cpu in cpus}
-    return max(1, min(len(cores), _quota(len(cpus))))
+    quota = control_group.cpu_limit()
+    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
 
 
 def _core(cpu: int) -> tuple[str, str]:
@@ -32,12 +34,3 @@ def _core(cpu: int) -> tuple[str, str]:
         return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
     except OSError:
         return "unknown", str(cpu)
-
-
-def _quota(cpus: int) -> int:
-    """Return the CPUs' worth of time that the control group allows (cgroup v2, cpu.max: quota and period)."""
-    try:
-        quota, period = _QUOTA.read_text().split()
-        return cpus if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cpus

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixq import diagnosis, problems
+from mixq import control_group, diagnosis, problems
 from mixq.bench import probe
 from mixq.diagnosis import Diagnosis, diagnose
 from mixq.errors import DoesNotFitError
@@ -135,8 +135,8 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
     (tmp_path / "own").write_text("0::/user/session\n")
     (tmp_path / "huge").write_text("always madvise [never]\n")
     (tmp_path / "meminfo").write_text("SwapTotal: 8000000 kB\nSwapFree: 1000000 kB\n")
-    monkeypatch.setattr(problems, "_GROUP", tmp_path / "group")
-    monkeypatch.setattr(problems, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(control_group, "_ROOT", tmp_path / "group")
+    monkeypatch.setattr(control_group, "_OWN", tmp_path / "own")
     monkeypatch.setattr(problems, "_HUGE_PAGES", tmp_path / "huge")
     monkeypatch.setattr(problems, "_MEMINFO", tmp_path / "meminfo")
     found = json.loads(cli("doctor", "--json").out)["problems"]
@@ -164,8 +164,9 @@ def test_a_healthy_machine_has_no_problems(cli: RunCli, monkeypatch: pytest.Monk
     features = ("avx2", "avx512_vnni")
     healthy = {"gpu": "Some GPU", "gpu_use": None, "native_reason": None, "isa_forced": False, "features": features}
     pretend(monkeypatch, kernels_right=True, build_log=None, **healthy)
-    for name in ("_GROUP", "_OWN_GROUP", "_HUGE_PAGES", "_MEMINFO", "_NVIDIA"):
-        monkeypatch.setattr(problems, name, tmp_path / "not there")
+    for module, names in {problems: ("_HUGE_PAGES", "_MEMINFO", "_NVIDIA"), control_group: ("_ROOT", "_OWN")}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, tmp_path / "not there")
     assert json.loads(cli("doctor", "--json").out)["problems"] == []
     assert "nothing is wrong" in cli("doctor").out
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mixq import control_group
 from mixq.kernels import cores
 from mixq.kernels.cores import physical_cores
 
@@ -15,7 +16,7 @@ from mixq.kernels.cores import physical_cores
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a word about its topology and without a quota."""
     monkeypatch.setattr(cores, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(control_group, "_ROOT", tmp_path)
     return tmp_path
 
 
