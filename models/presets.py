@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 65536,
         "vocab_size": 32000,
     },
-    "mistral-7b": {
+    "mistral-7b": {  # v0.3; v0.1 had 32000 words, a window of 4096 and a base of 1e4
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
         "hidden_act": "silu",
@@ -53,11 +53,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 1e4,
-        "sliding_window": 4096,
+        "rope_theta": 1e6,
+        "sliding_window": None,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
-        "vocab_size": 32000,
+        "vocab_size": 32768,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },

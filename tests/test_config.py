@@ -44,7 +44,7 @@ def test_rope_theta_missing_is_the_architectures_own() -> None:
 
 def test_mixtrals_stray_sliding_window_is_none_but_a_dense_models_counts() -> None:
     assert ModelConfig.from_dict({**MIXTRAL, "sliding_window": 4096}).sliding_window is None
-    assert ModelConfig.from_dict(PRESETS["mistral-7b"]).sliding_window == 4096
+    assert ModelConfig.from_dict({**PRESETS["mistral-7b"], "sliding_window": 4096}).sliding_window == 4096
 
 
 def test_several_end_tokens_and_either_name_of_dtype() -> None:

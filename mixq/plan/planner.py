@@ -262,6 +262,12 @@ class _Estimates:
         return 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens if self._experts else 0.0
 
     @property
+    def _seen(self) -> int:
+        """Return the positions that a token attends to when half of the context is taken."""
+        half, window = self.options.context // 2, self.sizes.config.sliding_window
+        return half if window is None else min(half, window)
+
+    @property
     def _is_small(self) -> bool:
         return self.sizes.config.hidden_size * self.sizes.config.intermediate_size < _SMALL
 
@@ -274,7 +280,7 @@ class _Estimates:
         in_cache = self.sizes.total <= cpu.cache_bytes or self._is_small
         cached = cpu.cache_bandwidth_plain if self._is_plain else cpu.cache_bandwidth
         rate, where = (cached, "the cache") if in_cache else (cpu.kernel_bandwidth, "RAM")
-        seen = self.options.context // 2 * self.sizes.kv_position(self.options.kv)
+        seen = self._seen * self.sizes.kv_position(self.options.kv)
         return {
             f"reading weights from {where}": self.sizes.token / rate,
             "reading the KV cache": seen / cpu.read_bandwidth,
@@ -284,14 +290,13 @@ class _Estimates:
     def _on_gpu(self, memory: MemoryPlan) -> _Estimate:
         gpu, cost = self.computer.gpu, self.sizes.cost(self.options.kv)
         assert gpu is not None
-        seen = self.options.context // 2
         around = self.computer.cpu.pass_seconds + self._layers * gpu.layer_seconds
         if not self._experts:
-            read = self.sizes.token + seen * self.sizes.kv_position(self.options.kv)
+            read = self.sizes.token + self._seen * self.sizes.kv_position(self.options.kv)
             return _Estimate.of({"reading weights on the GPU": read / gpu.bandwidth, AROUND: around})
         hardware, policy, miss = self.computer.hardware(), self.options.cache_policy, self.options.miss
         likely, worst = (
-            replay(self._made_up(routing), hardware, cost, memory.quotas, policy, miss, context=seen)
+            replay(self._made_up(routing), hardware, cost, memory.quotas, policy, miss, context=self._seen)
             for routing in (self.routing, "uniform")
         )
         parts = {

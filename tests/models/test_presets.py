@@ -14,7 +14,7 @@ from mixq.models.presets import PRESETS
     [
         ("mixtral-8x7b", 46_702_792_704),
         ("mixtral-8x22b", 140_620_634_112),
-        ("mistral-7b", 7_241_732_096),
+        ("mistral-7b", 7_248_023_552),
         ("llama-2-70b", 68_976_648_192),
     ],
 )

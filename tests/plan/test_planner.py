@@ -62,6 +62,19 @@ def test_the_cpu_alone_takes_what_its_bytes_take() -> None:
     assert made.hit_rate is None
 
 
+def test_a_sliding_window_is_all_that_is_read_of_the_kv_cache() -> None:
+    dense, card = sizes("mistral-7b"), replace(CARD, memory=24 * GB, free=24 * GB)
+    windowed = replace(dense, config=replace(dense.config, sliding_window=4096))
+    for device in ("cpu", "cuda"):
+        options = replace(OPTIONS, device=device, context=32768)
+        full, seen, short = (
+            plan(model, replace(LAPTOP, gpu=card), replace(options, context=context)).decode.expected
+            for model, context in ((dense, 32768), (windowed, 32768), (dense, 8192))
+        )
+        assert seen > 1.05 * full
+        assert seen == short
+
+
 def test_a_gpu_helps_and_more_of_its_memory_helps_more() -> None:
     speeds = [plan(sizes(), LAPTOP, replace(OPTIONS, device="cpu")).decode.expected]
     for vram in (6, 8, 12, 16, 24):
