@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mixq.errors import MixqError
 
 if TYPE_CHECKING:
-    from mixq.engine import Model, load
-    from mixq.events import Done, Notice, PromptProgress, Stats, Token
+    from mixq.engine.events import Done, Notice, PromptProgress, Stats, Token
+    from mixq.engine.model import Model, load
+    from mixq.engine.session import Session
     from mixq.experts.policies import Lru, Policy
-    from mixq.session import Session
     from mixq.text.chat_template import Message
 
 __all__ = [
@@ -40,17 +40,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Done": "mixq.events",
+    "Done": "mixq.engine.events",
     "Lru": "mixq.experts.policies",
     "Message": "mixq.text.chat_template",
-    "Model": "mixq.engine",
-    "Notice": "mixq.events",
+    "Model": "mixq.engine.model",
+    "Notice": "mixq.engine.events",
     "Policy": "mixq.experts.policies",
-    "PromptProgress": "mixq.events",
-    "Session": "mixq.session",
-    "Stats": "mixq.events",
-    "Token": "mixq.events",
-    "load": "mixq.engine",
+    "PromptProgress": "mixq.engine.events",
+    "Session": "mixq.engine.session",
+    "Stats": "mixq.engine.events",
+    "Token": "mixq.engine.events",
+    "load": "mixq.engine.model",
 }
 
 

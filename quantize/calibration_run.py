@@ -24,7 +24,7 @@ from mixq.formats.architecture import Parameter
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.shard_writer import ShardWriter, shard_size
-from mixq.kernels import dispatch, native
+from mixq.kernels import dispatch, native_library
 from mixq.quantize.calibrate import Calibration, Importance, windows_of
 from mixq.quantize.layout import Item
 from mixq.text.tokenizer import Tokenizer
@@ -105,7 +105,7 @@ class CalibrationRun:
     def as_dict(self) -> dict[str, str]:
         """Return what else decides the bytes, for a job's settings: the token ids, and how this CPU multiplies."""
         ids = torch.cat(self._calibration.windows).numpy().astype("<i8").tobytes()
-        kernels = "reference" if native.library() is None else native.isa_name(native.isa())
+        kernels = "reference" if native_library.library() is None else native_library.isa_name(native_library.isa())
         return {"ids": hashlib.sha256(ids).hexdigest(), "kernels": kernels}
 
     @property

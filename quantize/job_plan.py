@@ -19,7 +19,6 @@ from mixq.formats.folder import SENTENCEPIECE, TOKENIZERS
 from mixq.formats.mix import AS_IT_IS, Mix, kind_of
 from mixq.formats.nl4 import DEFAULT_TABLE, is_table
 from mixq.formats.scheme import Scheme
-from mixq.memory import available_memory
 from mixq.quantize.calibration_run import CalibrationRun, CalibrationText, blocks
 from mixq.quantize.journal import Journal
 from mixq.quantize.keep import kept_dtype, kept_kinds
@@ -28,6 +27,7 @@ from mixq.quantize.report import SizeTable, sizes_of_items
 from mixq.quantize.sources.open import open_source
 from mixq.quantize.sources.source import Source
 from mixq.quantize.target import Target
+from mixq.system.memory import available_memory
 from mixq.text.open import tokenizer_of
 
 SEARCH_VERSION = 1

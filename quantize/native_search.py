@@ -18,7 +18,7 @@ from mixq.errors import DoesNotFitError
 from mixq.formats import int_groups, nl4
 from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native
+from mixq.kernels import native_library
 from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
 
@@ -56,9 +56,9 @@ class NativeSearch:
 
     @classmethod
     def find(cls) -> NativeSearch | None:
-        """Return the search for this CPU, or None without a library; see `mixq.kernels.native`."""
-        library = native.library()
-        return None if library is None else cls(library, native.isa())
+        """Return the search for this CPU, or None without a library; see `mixq.kernels.native_library`."""
+        library = native_library.library()
+        return None if library is None else cls(library, native_library.isa())
 
     def search(
         self,

@@ -154,6 +154,6 @@ def _subclasses(cls: type) -> list[type]:
 
 
 def test_importing_mixq_imports_neither_torch_nor_numpy() -> None:
-    probe = "import mixq, mixq.config, mixq.paths, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    probe = "import mixq, mixq.config, mixq.system.paths, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
     assert ran.stdout == "False False\n"

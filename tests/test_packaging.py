@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROBE = "import mixq.quantize.job, mixq.models, mixq.paths, mixq; print(mixq.__file__); print(mixq.paths.demo_source())"
+PROBE = (
+    "import mixq.quantize.job, mixq.models, mixq.system.paths, mixq; "
+    "print(mixq.__file__); print(mixq.system.paths.demo_source())"
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import typer.main
 
 import mixq
-from mixq import paths
 from mixq.cli.main import app
 from mixq.quantize import quantize
+from mixq.system import paths
 from tests.server.running import running
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,9 @@ from mixq.config import RuntimeOptions, did_you_mean, format_size
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.bench.measure import Bench
-    from mixq.bench.workload import Workload
-    from mixq.engine import Model
+    from mixq.engine.model import Model
+    from mixq.measure.speed.measure import Bench
+    from mixq.measure.speed.workload import Workload
 
 DEFAULTS = RuntimeOptions()
 FORMATS = ("table", "markdown", "csv", "jsonl")
@@ -142,9 +142,9 @@ def bench(
         return
 
     _check_routing(routing)
-    from mixq.bench.measure import Bench
-    from mixq.bench.workload import workloads
     from mixq.cli.loading import load_model
+    from mixq.measure.speed.measure import Bench
+    from mixq.measure.speed.workload import workloads
 
     tests = workloads(_lengths(prompt, "--prompt"), _lengths(gen, "--gen"), _lengths(depth, "--depth"))
     flags = {
@@ -174,7 +174,7 @@ def bench(
         raise
     _print(bench, format, json=json)
     if save is not None:
-        from mixq.bench import record, table
+        from mixq.measure.speed import record, table
 
         record.append(save, table.records(bench))
         output.note(f"Added to {printable(save)}.")
@@ -223,8 +223,8 @@ def _lengths(text: str, flag: str) -> list[int]:
 def _make_up(
     preset: str, tests: list[Workload], flags: Mapping[str, Any], layers: int | None, mix: str | None, seed: int
 ) -> Model:
-    from mixq.bench.synthetic import DEFAULT_MIX, synthetic_model
-    from mixq.bench.workload import check_positions
+    from mixq.measure.speed.synthetic import DEFAULT_MIX, synthetic_model
+    from mixq.measure.speed.workload import check_positions
     from mixq.models.presets import PRESETS
 
     if preset in PRESETS:  # before anything is made
@@ -246,9 +246,9 @@ def _refuse_tests(ctx: typer.Context) -> None:
 
 
 def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed: int, *, json: bool) -> None:
-    from mixq.bench.synthetic import DEFAULT_MIX
-    from mixq.bench.write_folder import FolderJob
     from mixq.cli.progress import byte_progress
+    from mixq.measure.speed.synthetic import DEFAULT_MIX
+    from mixq.measure.speed.write_folder import FolderJob
 
     job = FolderJob(folder, preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed)
     with byte_progress("writing") as update:
@@ -269,7 +269,7 @@ def _run(bench: Bench, tests: list[Workload], repeats: int) -> None:
 
 
 def _print(bench: Bench, format: str, *, json: bool) -> None:
-    from mixq.bench import table
+    from mixq.measure.speed import table
 
     if json:
         output.print_json(table.document(bench))

@@ -13,7 +13,7 @@ from mixq.errors import MixqError, UsageError, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mixq.bench.compare import Comparison
+    from mixq.measure.speed.compare import Comparison
 
 
 def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool) -> None:
@@ -22,7 +22,7 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
     Raises:
         UsageError: a share that makes no sense, or nothing to compare.
     """
-    from mixq.bench.compare import compare, read
+    from mixq.measure.speed.compare import compare, read
 
     if fail_below is not None and not 0 < fail_below <= 1:
         raise UsageError(f"--fail-below is {fail_below}; it must be above 0 and at most 1, such as 0.95.")

@@ -13,9 +13,9 @@ from mixq.config import RuntimeOptions
 from mixq.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
-    from mixq.engine import Model
-    from mixq.events import Event
-    from mixq.tui.chat import Loaded
+    from mixq.chat.chat import Loaded
+    from mixq.engine.events import Event
+    from mixq.engine.model import Model
 
 DEFAULTS = RuntimeOptions()
 
@@ -101,28 +101,28 @@ def chat(
 
 
 class _Models:
-    """Loads models by the flags of the command line; see `mixq.tui.chat.Models`."""
+    """Loads models by the flags of the command line; see `mixq.chat.chat.Models`."""
 
     def __init__(self, runtime: dict[str, Any], sampling: dict[str, Any]) -> None:
         self._runtime = runtime
         self._sampling = sampling
 
     def names(self) -> list[str]:
-        from mixq import store
+        from mixq.formats import store
 
         return store.names()
 
     def check(self, name: str) -> None:
-        from mixq import paths
         from mixq.formats.folder import ModelFolder
+        from mixq.system import paths
 
         ModelFolder.open(paths.resolve_model(name))
 
     def load(self, name: str | None) -> Loaded:
+        from mixq.chat.chat import Loaded
         from mixq.cli.loading import load_model
-        from mixq.generation_config import default_sampling
-        from mixq.sampling import SamplingParams
-        from mixq.tui.chat import Loaded
+        from mixq.engine.generation_config import default_sampling
+        from mixq.engine.sampling import SamplingParams
 
         model = load_model(name, self._runtime)
         sampling = default_sampling(model.folder.generation_config) | self._sampling
@@ -132,11 +132,11 @@ class _Models:
 
 
 def _talk(models: _Models, name: str | None, system: str, *, plain: bool, history: bool) -> None:
+    from mixq.chat.chat import Chat
+    from mixq.chat.history import history_file
+    from mixq.chat.input import LineInput
+    from mixq.chat.terminal import Terminal
     from mixq.cli.interrupt import Terminated, termination_interrupts
-    from mixq.tui.chat import Chat
-    from mixq.tui.history import history_file
-    from mixq.tui.input import LineInput
-    from mixq.tui.terminal import Terminal
 
     terminal = Terminal(plain=plain)
     chat = Chat(models.load(name), models, terminal, system)  # which alone holds the model: /model lets go of it
@@ -152,9 +152,9 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
     """Answer each line; one that cannot be answered is said, and costs the others nothing but the exit code."""
+    from mixq.chat.conversation import Conversation, show_events
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.reading import utf8
-    from mixq.tui.conversation import Conversation, show_events
 
     show: Callable[[str], None] = (lambda _: None) if json else output.model_text
     answers: list[dict[str, Any]] = []

@@ -13,9 +13,9 @@ from mixq.config import format_size
 from mixq.errors import DoesNotFitError, MixqError, printable
 
 if TYPE_CHECKING:
-    from mixq.diagnosis import Diagnosis
+    from mixq.measure.machine.diagnosis import Diagnosis
+    from mixq.measure.machine.problems import Problem
     from mixq.plan.computer import Computer, GpuFigures
-    from mixq.problems import Problem
 
 LOG_LINES = 12
 
@@ -33,9 +33,9 @@ def doctor(
     Speeds are measured once and kept. Ends with exit code 1 where the kernels compute wrongly. Example: mixq doctor
     --save my-laptop.json
     """
-    from mixq.bench import probe
-    from mixq.diagnosis import diagnose
-    from mixq.problems import problems
+    from mixq.measure.machine import probe
+    from mixq.measure.machine.diagnosis import diagnose
+    from mixq.measure.machine.problems import problems
 
     found = diagnose()
     if refresh or probe.cached() is None:

@@ -11,7 +11,7 @@ from mixq.cli import options, output
 from mixq.config import RuntimeOptions
 
 if TYPE_CHECKING:
-    from mixq.evaluate import PerplexityReport
+    from mixq.measure.perplexity import PerplexityReport
 
 DEFAULTS = RuntimeOptions()
 
@@ -47,7 +47,7 @@ def ppl(
     from mixq.cli.loading import load_model
     from mixq.cli.progress import token_progress
     from mixq.cli.reading import utf8
-    from mixq.evaluate import perplexity
+    from mixq.measure.perplexity import perplexity
 
     content = utf8(text.read_bytes(), str(text))
     flags = {

@@ -56,8 +56,8 @@ def export(
     """
     from mixq.config import did_you_mean
     from mixq.errors import UsageError, printable
-    from mixq.paths import expand, resolve_model
     from mixq.quantize.sources.open import open_source
+    from mixq.system.paths import expand, resolve_model
 
     if to not in FORMS:
         raise UsageError(f"--to {printable(to)} is none of {', '.join(FORMS)}." + did_you_mean(to, FORMS))

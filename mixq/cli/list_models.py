@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mixq.cli import options, output
 
 if TYPE_CHECKING:
-    from mixq.store import Entry
+    from mixq.formats.store import Entry
 
 UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -19,8 +19,9 @@ def list_models(json: options.Json = False) -> None:
 
     Whether all is there is looked at, not every byte; mixq verify reads those.
     """
-    from mixq import paths, store
     from mixq.errors import printable
+    from mixq.formats import store
+    from mixq.system import paths
 
     found = store.entries()
     if json:

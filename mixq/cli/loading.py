@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixq import paths
 from mixq.cli import output
 from mixq.config import RuntimeOptions
 from mixq.errors import ModelFileError, StorageError, printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
-    from mixq.engine import Model
+    from mixq.engine.model import Model
 
 
 STALE = 24 * 3600  # seconds; no demo model takes that long to make
@@ -37,7 +37,7 @@ def load_model(name: str | None, options: Mapping[str, Any]) -> Model:
     """
     chosen = {key: value for key, value in options.items() if value is not None}
     RuntimeOptions.from_kwargs(**chosen)
-    from mixq.engine import load
+    from mixq.engine.model import load
 
     model = load(quantized_demo() if name is None else name, **chosen)
     for line in model.notes:

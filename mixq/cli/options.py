@@ -25,7 +25,7 @@ def flag(name: str, text: str, metavar: str | None = None) -> Any:
 
 def complete_model(incomplete: str) -> list[str]:
     """Return the store's names that begin so, for shell completion; the shell itself adds files where none does."""
-    from mixq.store import names
+    from mixq.formats.store import names
 
     return [name for name in names() if name.startswith(incomplete)]
 

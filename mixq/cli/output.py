@@ -16,7 +16,7 @@ from mixq.errors import MixqError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixq.events import Done
+    from mixq.engine.events import Done
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +66,7 @@ def error_document(error: MixqError) -> dict[str, Any]:
 
 def model_text(text: str) -> None:
     """Write text of a model to standard output at once: harmless on a terminal, exact into a file or pipe."""
-    from mixq.tui.safe_text import harmless
+    from mixq.chat.safe_text import harmless
 
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

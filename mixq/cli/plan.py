@@ -107,8 +107,8 @@ def _computer(hardware: str | None, asked: RuntimeOptions, *, refresh: bool) -> 
         if asked.device == "sim":
             raise UsageError("--device sim is a GPU that this computer plays.", hint="Leave --hardware out.")
         return find_computer(hardware)
-    from mixq.bench import probe
-    from mixq.bench.probe_gpu import simulated
+    from mixq.measure.machine import probe
+    from mixq.measure.machine.probe_gpu import simulated
 
     if refresh or probe.cached() is None or asked.device == "sim":
         output.note("Measuring this computer: some seconds.")
@@ -135,8 +135,8 @@ def _candidates(model: str, format: str | None) -> list[ModelSizes]:
 
         return _in_formats(model, ModelConfig.from_dict(PRESETS[model]), format or FORMATS[0])
     from mixq.formats.folder import ModelFolder
-    from mixq.paths import resolve_model
     from mixq.plan.sizes import ModelSizes
+    from mixq.system.paths import resolve_model
 
     try:
         opened = ModelFolder.open(resolve_model(model))
@@ -206,7 +206,7 @@ def _free_disk() -> int | None:
     """Return the bytes that are free where models are kept."""
     import shutil
 
-    from mixq import paths
+    from mixq.system import paths
 
     folder: Path | None = paths.store()
     while folder is not None and not folder.exists():

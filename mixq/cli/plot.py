@@ -11,7 +11,7 @@ from mixq.cli import options, output
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.plots.figure import Figure
+    from mixq.measure.plots.figure import Figure
 
 PICTURES = (".png", ".svg")
 
@@ -41,7 +41,7 @@ def plot(
     """
     if format not in ("png", "svg"):
         raise UsageError(f"--format is {printable(repr(format))}; it must be png or svg.")
-    from mixq.plots.sources import figures_of
+    from mixq.measure.plots.sources import figures_of
 
     figures = [figure for source in sources for figure in figures_of(source)]
     if json:
@@ -50,7 +50,7 @@ def plot(
         _write(figures, out, format)
     if html is not None:
         from mixq.formats.atomic import atomic_write_bytes
-        from mixq.plots.page import page
+        from mixq.measure.plots.page import page
 
         title = ", ".join(printable(source.name, 60) for source in sources)
         atomic_write_bytes(html, page(f"mixq: {title}", figures).encode())
@@ -68,7 +68,7 @@ def plot(
 def _write(figures: list[Figure], out: Path, format: str) -> None:
     """Write one picture of all figures, or a folder with a picture of each."""
     from mixq.formats.atomic import atomic_write_bytes
-    from mixq.plots.draw import picture, sheet
+    from mixq.measure.plots.draw import picture, sheet
 
     if out.suffix.lower() in PICTURES:
         if len(figures) == 1:

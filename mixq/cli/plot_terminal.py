@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from mixq.plots.figure import Chart, Figure, HeatMap
+from mixq.measure.plots.figure import Chart, Figure, HeatMap
 
 SHADES = " ░▒▓█"
 COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")

@@ -16,9 +16,9 @@ from mixq.config import format_duration, format_size
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from mixq.formats.store import Entry
     from mixq.quantize.job import Job
     from mixq.quantize.sources.source import Source
-    from mixq.store import Entry
 
 FETCH_RATES = ((12.5e6, "100 Mbit/s"), (125e6, "1 Gbit/s"))
 
@@ -89,7 +89,8 @@ class Errand:
 
 def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags) -> Errand | None:
     """Return what a command line means, or None where SRC is a finished model of the store itself."""
-    from mixq import paths, store
+    from mixq.formats import store
+    from mixq.system import paths
 
     if name is None and source in store.names() and not paths.expand(source).exists():
         entry = store.find(source)
@@ -123,7 +124,7 @@ def _revision(entry: Entry) -> str | None:
 
 def default_name(source: str, format: str) -> str:
     """Return the name that a source gets in the store: its last part in lower case, and the format if not nl4."""
-    from mixq import paths
+    from mixq.system import paths
 
     path = paths.expand(source)
     last = path.resolve().name if path.exists() else source.rsplit("/", 1)[-1]

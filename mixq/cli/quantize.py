@@ -51,9 +51,9 @@ def quantize(
 
     One tensor is in memory at a time. An interrupted job goes on where it was when the same command is run again.
     """
-    from mixq import paths
     from mixq.errors import printable
     from mixq.quantize.sources.open import find_source
+    from mixq.system import paths
 
     if report is not None:
         from mixq.quantize.figure import check_figure

@@ -13,8 +13,8 @@ from mixq.config import CACHE_POLICIES, MISS_MODES, RuntimeOptions, did_you_mean
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.experts.recording import Recording
     from mixq.plan.computer import Computer
+    from mixq.plan.recording import Recording
     from mixq.plan.sweep import Combination, Machine, Sweep, Weights
 
 DEFAULTS = RuntimeOptions()
@@ -92,7 +92,7 @@ def replay(
     if save_quota is not None and (budgets is None or len(budgets) != 1):
         raise UsageError("--save-quota saves the quotas of one budget.", hint="Give one --vram, such as --vram 8GB.")
     from mixq.cli.progress import run_progress
-    from mixq.experts.recording import read_any
+    from mixq.plan.recording import read_any
     from mixq.plan.sweep import default_budgets, sweep
 
     played = read_any(recording)
@@ -179,8 +179,8 @@ def _weights(recording: Recording, model: str | None) -> Weights:
             )
         workspace = facts.settings.get("workspace_bytes", 0)
         return Weights(facts.model, facts.cost, workspace if type(workspace) is int and 0 <= workspace < 2**50 else 0)
-    from mixq.answer import PREFILL_CHUNK
     from mixq.config import ModelConfig
+    from mixq.engine.answer import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes
     from mixq.formats.mix import Mix
     from mixq.models.presets import PRESETS
@@ -191,7 +191,7 @@ def _weights(recording: Recording, model: str | None) -> Weights:
         sizes = ModelSizes.of_mix(model, "nl4", config, Mix.resolve(config, format="nl4"))
     else:
         from mixq.formats.folder import ModelFolder
-        from mixq.paths import resolve_model
+        from mixq.system.paths import resolve_model
 
         sizes = ModelSizes.of_weights(ModelFolder.open(resolve_model(model)), "")
     if not sizes.config.is_moe:
@@ -216,7 +216,7 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
             f"{printable(computer.name)} has no GPU to keep experts on.",
             hint=f"Name another computer: --hardware FILE, or one of {with_gpu}; or sim.",
         )
-    from mixq.accelerators.cuda import DRIVER_BYTES
+    from mixq.experts.accelerators.cuda import DRIVER_BYTES
 
     pass_seconds, layer_seconds = computer.cpu.pass_seconds, computer.gpu.layer_seconds
     if name == "sim":  # the same cores do what the CPU alone would
@@ -225,12 +225,12 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
 
 
 def _this_computer(vram: int | None, *, simulated: bool) -> Computer:
-    from mixq.bench.probe import probe
+    from mixq.measure.machine.probe import probe
 
     found = probe()
     if not simulated:
         return found
-    from mixq.bench.probe_gpu import simulated as with_simulated
+    from mixq.measure.machine.probe_gpu import simulated as with_simulated
 
     return with_simulated(found, vram)
 

@@ -9,7 +9,7 @@ import typer
 from mixq.cli import options, output
 
 if TYPE_CHECKING:
-    from mixq.store import Entry
+    from mixq.formats.store import Entry
 
 
 def rm(
@@ -26,10 +26,10 @@ def rm(
 
     Only what a quantize job made, or began, is removed; of a link the link alone.
     """
-    from mixq import store
     from mixq.cli.confirm import confirm
     from mixq.config import format_size
     from mixq.errors import printable
+    from mixq.formats import store
 
     chosen = [store.find(name) for name in dict.fromkeys(names)]
     for entry in chosen:
@@ -51,9 +51,9 @@ def rm(
 
 
 def _described(entry: Entry) -> str:
-    from mixq import store
     from mixq.config import format_size
     from mixq.errors import printable
+    from mixq.formats import store
 
     if entry.link is not None:
         return f"{printable(entry.name)}: a link to {printable(entry.link)}, which stays as it is"

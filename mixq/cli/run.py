@@ -12,8 +12,8 @@ from mixq.config import RuntimeOptions
 from mixq.errors import PromptError
 
 if TYPE_CHECKING:
-    from mixq.engine import Model
-    from mixq.events import Done
+    from mixq.engine.events import Done
+    from mixq.engine.model import Model
 
 DEFAULTS = RuntimeOptions()
 
@@ -53,7 +53,7 @@ def run(
     """
     text = _read_prompt(prompt)
     from mixq.cli.loading import load_model
-    from mixq.generation_config import default_sampling
+    from mixq.engine.generation_config import default_sampling
 
     loaded = load_model(
         model,
@@ -114,9 +114,9 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[str, Any], stream: bool) -> Done:
+    from mixq.chat.conversation import show_events
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.text.chat_template import Message
-    from mixq.tui.conversation import show_events
 
     if raw and system:
         raise PromptError("--raw has no place for a system text.", hint="Put it into the prompt, or leave out --raw.")

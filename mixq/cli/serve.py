@@ -14,7 +14,7 @@ from mixq.config import RuntimeOptions
 from mixq.errors import DoesNotFitError, StorageError, UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.engine import Model
+    from mixq.engine.model import Model
     from mixq.server.engine_host import EngineHost
 
 DEFAULTS = RuntimeOptions()

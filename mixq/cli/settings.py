@@ -15,9 +15,9 @@ from typing import Any
 
 import typer.core
 
-from mixq import paths
 from mixq.config import did_you_mean
 from mixq.errors import StorageError, UsageError, printable
+from mixq.system import paths
 
 KINDS: dict[str, type] = {
     "model": str,

@@ -19,8 +19,8 @@ def show(folder: options.FolderArgument, json: options.Json = False) -> None:
     Only headers and configs are read; `mixq verify` reads every byte.
     """
     from mixq.formats.folder import ModelFolder
-    from mixq.paths import resolve_model
     from mixq.quantize.report import sizes_of_folder
+    from mixq.system.paths import resolve_model
 
     opened = ModelFolder.open(resolve_model(folder))
     sizes = sizes_of_folder(opened)

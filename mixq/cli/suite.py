@@ -14,9 +14,9 @@ from mixq.errors import UsageError, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixq.engine import Model
-    from mixq.suite.questions import Question
-    from mixq.suite.run import Result, Score
+    from mixq.engine.model import Model
+    from mixq.measure.suite.questions import Question
+    from mixq.measure.suite.run import Result, Score
 
 DEFAULTS = RuntimeOptions()
 WIDTHS = (10, 2, 4, 7, 6)  # test, language, verdict, seconds, tokens
@@ -64,7 +64,7 @@ def suite(
     Tests: numbers, snake, letter, president, shirts, faster, arithmetic, killers, bullets, json, marble, ball.
     Ctrl-C ends the run and shows what was answered so far.
     """
-    from mixq.suite.questions import LANGUAGES, TEXTS, questions
+    from mixq.measure.suite.questions import LANGUAGES, TEXTS, questions
 
     asked = questions(
         _known(only, TEXTS, "test") or tuple(TEXTS), _known(languages, LANGUAGES, "language") or tuple(LANGUAGES)
@@ -111,8 +111,8 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
     from rich.console import Console
 
     from mixq.cli.interrupt import first_interrupt_cancels
-    from mixq.suite.questions import LANGUAGES
-    from mixq.suite.run import Asking, run
+    from mixq.measure.suite.questions import LANGUAGES
+    from mixq.measure.suite.run import Asking, run
 
     results: list[Result] = []
     console = Console(highlight=False, markup=False)
@@ -146,7 +146,7 @@ def _columns(*cells: str) -> str:
 def _print_result(console: Console, result: Result, *, show: bool) -> None:
     from rich.text import Text
 
-    from mixq.tui.safe_text import harmless
+    from mixq.chat.safe_text import harmless
 
     verdict = "ok" if result.passed else "FAIL"
     line = _first_line(result.answer) if result.passed else result.reason
@@ -173,8 +173,8 @@ def _first_line(answer: str) -> str:
 def _print_scores(results: Sequence[Result]) -> None:
     from rich.console import Console
 
-    from mixq.suite.questions import LANGUAGES
-    from mixq.suite.run import scores
+    from mixq.measure.suite.questions import LANGUAGES
+    from mixq.measure.suite.run import scores
 
     by_test, by_language = scores(results)
     passed = sum(result.passed for result in results)
@@ -198,7 +198,7 @@ def _document(model: Model, results: Sequence[Result], how: Mapping[str, Any], *
 
     from mixq.cli.show import describe
     from mixq.formats.folder import ModelFolder
-    from mixq.suite.run import VERSION, scores
+    from mixq.measure.suite.run import VERSION, scores
 
     by_test, by_language = scores(results)
     shape = describe(model.folder) if isinstance(model.folder, ModelFolder) else {}

@@ -12,9 +12,9 @@ from mixq.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mixq.bench.measure import Row
+    from mixq.formats.store import Entry
+    from mixq.measure.speed.measure import Row
     from mixq.quantize.report import ErrorReport, ErrorRow, SizeTable
-    from mixq.store import Entry
 
 
 def size_table(sizes: SizeTable) -> Table:
@@ -56,7 +56,7 @@ def error_rows(rows: Sequence[ErrorRow]) -> Table:
 
 def speed_table(rows: Sequence[Row]) -> Table:
     """Return one row for each test of a bench: tokens a second, and how far from the limit."""
-    from mixq.bench.table import FIGURES, figures
+    from mixq.measure.speed.table import FIGURES, figures
 
     table = _table("test", right=FIGURES)
     for row in rows:

@@ -15,9 +15,9 @@ from mixq.config import RuntimeOptions, format_size
 from mixq.errors import PromptError, StorageError, UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.experts.recording import Recording
-    from mixq.prompt_file import Prompt
-    from mixq.recorder import Recorder
+    from mixq.measure.prompt_file import Prompt
+    from mixq.measure.recorder import Recorder
+    from mixq.plan.recording import Recording
 
 DEFAULTS = RuntimeOptions()
 MAX_TOKENS = 64
@@ -67,8 +67,8 @@ def trace(
     _check_place(path)
     wanted = _read(prompts)
     from mixq.cli.loading import load_model
-    from mixq.generation_config import default_sampling
-    from mixq.recorder import Recorder
+    from mixq.engine.generation_config import default_sampling
+    from mixq.measure.recorder import Recorder
 
     loaded = load_model(
         model,
@@ -124,7 +124,7 @@ def _check_place(path: Path) -> None:
 def _read(path: Path | None) -> list[Prompt]:
     from mixq.cli.reading import utf8
     from mixq.formats.json_file import regular_file_size
-    from mixq.prompt_file import built_in, parse_prompts
+    from mixq.measure.prompt_file import built_in, parse_prompts
 
     if path is None:
         return built_in()
@@ -213,7 +213,7 @@ def _report(recording: Recording, path: Path, seconds: float, *, whole: bool, js
 
 def _recall(recording: Recording) -> dict[int, float]:
     """Return the share of the experts used that the routers named, by how many layers ahead."""
-    from mixq.experts.recording import NOTHING
+    from mixq.plan.recording import NOTHING
 
     found = {}
     for ahead in range(recording.facts.lookahead):

@@ -16,8 +16,8 @@ def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
     from mixq.cli.progress import byte_progress
     from mixq.config import format_size
     from mixq.errors import printable
-    from mixq.paths import resolve_model
     from mixq.quantize.verify import verify as check
+    from mixq.system.paths import resolve_model
 
     with byte_progress("verifying") as update:
         report = check(resolve_model(folder), on_progress=lambda _, done, total: update(done, total))

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Accelerator
-from mixq.cost import Hardware
+from mixq.experts.accelerators.interface import Accelerator
+from mixq.experts.cost import Hardware
 from mixq.experts.store import ExpertStore
 from mixq.experts.transfer import Uploader
 from mixq.kernels.dispatch import Kernels

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from mixq.cost import CostModel
+from mixq.experts.cost import CostModel
 
 FACTOR = 1.5
 """Times by which the average must be off: below, decisions come out the same."""

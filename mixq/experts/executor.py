@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Launch
+from mixq.experts.accelerators.interface import Launch
 from mixq.experts.cache import SlotState
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier

@@ -16,11 +16,11 @@ from types import TracebackType
 
 from torch import Tensor
 
-from mixq.accelerators.interface import Accelerator, Launch, OutOfMemory
 from mixq.config import format_size
-from mixq.cost import CostModel, ModelCost
+from mixq.experts.accelerators.interface import Accelerator, Launch, OutOfMemory
 from mixq.experts.cache import ExpertCache, SlotState
 from mixq.experts.calibration import measure
+from mixq.experts.cost import CostModel, ModelCost
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.policies import PolicyOfLayer
 from mixq.experts.predictor import Recall

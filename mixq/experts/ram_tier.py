@@ -21,7 +21,7 @@ from mixq.experts.spans import Span, expert_spans
 from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
-from mixq.memory import available_memory
+from mixq.system.memory import available_memory
 
 CHUNK = 8 << 20
 """Bytes that are waited for at once."""

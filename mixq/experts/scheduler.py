@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mixq.cost import CostModel
 from mixq.experts.admission import Ledger, Worth
 from mixq.experts.cache import ExpertCache
+from mixq.experts.cost import CostModel
 from mixq.experts.drift import Drift
 
 SMOOTHING = 0.02

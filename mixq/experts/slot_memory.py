@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Accelerator, OutOfMemory
+from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
 from mixq.experts.cache import ExpertCache, SlotState
 from mixq.experts.store import ExpertStore
 from mixq.kernels.reference import Expert

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mixq.accelerators.interface import Launch
+from mixq.experts.accelerators.interface import Launch
 from mixq.experts.store import ExpertStore
 from mixq.experts.transfer import Upload, Uploader
 

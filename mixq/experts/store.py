@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
 from mixq.formats.weights import Weights
-from mixq.huge_pages import allocate
 from mixq.kernels.reference import Expert, Weight
+from mixq.system.huge_pages import allocate
 
 ALIGNMENT = 64
 """Of each tensor in a slot, as in a shard: what the widest vector loads like."""

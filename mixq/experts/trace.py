@@ -1,6 +1,6 @@
 """Recorded routing: which experts each token used in each layer, and its file.
 
-Contract: a trace is plain numbers. What `mixq trace` records has more (`mixq.experts.recording`), and is read here too.
+Contract: a trace is plain numbers. What `mixq trace` records has more (`mixq.plan.recording`), and is read here too.
 A trace's own file is JSON lines: first an object that says what it is and how large, then for
 each token a list of its layers' lists of experts, the router's favourite first. Reading checks every number; what is
 not as it should be is an error that names the line.
@@ -66,7 +66,7 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """Read a file; of a recording (`mixq.experts.recording`), its routing.
+        """Read a file; of a recording (`mixq.plan.recording`), its routing.
 
         Raises:
             ModelFileError: it is no trace, or a line is damaged.
@@ -76,7 +76,7 @@ class Trace:
             with path.open("rb") as begin:
                 zipped = is_zip(begin.read(2))
             if zipped:
-                from mixq.experts.recording import Recording  # which is made of this module
+                from mixq.plan.recording import Recording  # which is made of this module
 
                 return Recording.read(path).routing()
             with path.open(encoding="utf-8") as file:

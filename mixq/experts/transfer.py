@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from mixq.accelerators import threads
-from mixq.accelerators.interface import Accelerator, Event
+from mixq.experts.accelerators import threads
+from mixq.experts.accelerators.interface import Accelerator, Event
 from mixq.experts.store import Piece
 
 CHUNK = 4 << 20

@@ -1,7 +1,7 @@
 """What the network asks of a model's weights, wherever they lie.
 
-Contract: `ModelFolder` has them in mapped files; `mixq.bench.synthetic` makes them up in memory. Names are those of
-`architecture`.
+Contract: `ModelFolder` has them in mapped files; `mixq.measure.speed.synthetic` makes them up in memory. Names are
+those of `architecture`.
 """
 
 from __future__ import annotations

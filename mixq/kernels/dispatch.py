@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mixq.kernels import native, reference
+from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Expert, Weight
 
@@ -139,9 +139,9 @@ def choose(*, threads: int, exact: bool = False) -> Kernels:
     """
     if exact:
         return ReferenceKernels(exact=True)
-    reason = native.unavailable_reason()
+    reason = native_library.unavailable_reason()
     if reason is None:
-        return native.NativeKernels(threads)
+        return native_library.NativeKernels(threads)
     _warn_once(reason)
     return ReferenceKernels()
 

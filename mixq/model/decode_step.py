@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import Piece
+from mixq.experts.accelerators.interface import Piece
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import Weight
 from mixq.model.attention import Chunk

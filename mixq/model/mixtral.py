@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mixq.accelerators.interface import OutOfMemory
 from mixq.config import ModelConfig
+from mixq.experts.accelerators.interface import OutOfMemory
 from mixq.experts.executor import CpuExperts, Experts
 from mixq.experts.routing import Routing
 from mixq.formats.weights import Weights

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mixq.config import did_you_mean
-from mixq.cost import Hardware
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.experts.cost import Hardware
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import regular_file_size
 

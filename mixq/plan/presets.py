@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 
-from mixq import paths
 from mixq.config import did_you_mean
 from mixq.errors import UsageError, printable
 from mixq.plan.computer import Computer, CpuFigures, GpuFigures
+from mixq.system import paths
 
 GB = 10**9
 TFLOPS = 1e12

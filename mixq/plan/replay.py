@@ -2,8 +2,8 @@
 
 Contract: `replay_hits` runs the cache alone, every copy complete before the layer is asked again. `replay` adds time:
 the scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM
-shared by those that read it. Figures come from `mixq.cost`; no weight is touched, no torch imported, and a thousand
-tokens of 32 layers take a second.
+shared by those that read it. Figures come from `mixq.experts.cost`; no weight is touched, no torch imported, and a
+thousand tokens of 32 layers take a second.
 
 A trace is, token by token and layer by layer, the experts that the router chose: trace[token][layer] = (5, 2).
 """
@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixq.cost import CostModel, Hardware, ModelCost
 from mixq.experts.cache import CacheCounters, ExpertCache
+from mixq.experts.cost import CostModel, Hardware, ModelCost
 from mixq.experts.policies import Belady, PolicyOfLayer
 from mixq.experts.scheduler import Scheduler
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.accelerators.cuda import DRIVER_BYTES
 from mixq.config import RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError
+from mixq.experts.accelerators.cuda import DRIVER_BYTES
 from mixq.experts.memory_plan import (
     HOST_BYTES,
     HOST_BYTES_CUDA,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mixq.config import ModelConfig
-from mixq.cost import ModelCost
+from mixq.experts.cost import ModelCost
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.mix import Mix
 from mixq.formats.packed import packed_bytes

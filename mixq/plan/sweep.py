@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixq.config import format_size
-from mixq.cost import Hardware, ModelCost
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.experts import quota
+from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.memory_plan import STAGING_SLOTS
 from mixq.experts.policies import PolicyOfLayer
-from mixq.experts.recording import NOTHING, Recording
 from mixq.plan.hit_curves import hit_curves, most_used
+from mixq.plan.recording import NOTHING, Recording
 from mixq.plan.replay import ReplayResult, Trace, belady, replay, replay_hits
 
 BEST = "belady"

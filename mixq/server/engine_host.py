@@ -17,11 +17,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from mixq.batching import Batcher
-from mixq.engine import Model
+from mixq.engine.batching import Batcher
+from mixq.engine.generation_config import default_sampling
+from mixq.engine.model import Model
+from mixq.engine.request import BatcherState, Request
 from mixq.errors import MixqError, printable
-from mixq.generation_config import default_sampling
-from mixq.request import BatcherState, Request
 from mixq.server.errors import RequestError, shown
 from mixq.server.streams import Answers
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from mixq import memory
 from mixq.config import ModelConfig
-from mixq.engine import Model
+from mixq.engine.model import Model
 from mixq.formats.folder import ModelFolder
 from mixq.server.engine_host import EngineHost
+from mixq.system import memory
 
 VERSION = version("mixq")
 

@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mixq import memory
 from mixq.server.engine_host import EngineHost
+from mixq.system import memory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUIET = ("/health", "/metrics", "/mixq/status")

@@ -16,10 +16,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.engine import Model
+from mixq.engine.events import Done, Token
+from mixq.engine.model import Model
+from mixq.engine.request import Request
 from mixq.errors import MixqError
-from mixq.events import Done, Token
-from mixq.request import Request
 from mixq.server import fields, ollama_fields
 from mixq.server.engine_host import EngineHost, Make
 from mixq.server.errors import bad_field, ollama_error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mixq.sampling import SamplingParams
+from mixq.engine.sampling import SamplingParams
 from mixq.server import fields
 from mixq.server.errors import bad_field, shown
 from mixq.server.fields import Field

@@ -14,10 +14,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.engine import Model
+from mixq.engine.events import Done, PromptProgress, Token
+from mixq.engine.model import Model
+from mixq.engine.request import Request
 from mixq.errors import PromptError, UsageError
-from mixq.events import Done, PromptProgress, Token
-from mixq.request import Request
 from mixq.server import fields
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import RequestError, bad_field, shown

@@ -17,9 +17,9 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.engine import Model
-from mixq.events import Done, PromptLogprobs, PromptProgress, Token
-from mixq.request import Request
+from mixq.engine.events import Done, PromptLogprobs, PromptProgress, Token
+from mixq.engine.model import Model
+from mixq.engine.request import Request
 from mixq.server import fields
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import RequestError, bad_field, shown

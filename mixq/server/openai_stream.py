@@ -9,8 +9,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from mixq.engine.events import Done
 from mixq.errors import MixqError
-from mixq.events import Done
 from mixq.server.engine_host import EngineHost, Make
 from mixq.server.errors import openai_error
 from mixq.server.json_body import dump

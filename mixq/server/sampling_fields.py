@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixq.sampling import SamplingParams
+from mixq.engine.sampling import SamplingParams
 from mixq.server import fields
 from mixq.server.errors import bad_field
 from mixq.server.fields import Field

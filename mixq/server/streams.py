@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mixq.batching import Batcher, Ticket
+from mixq.engine.batching import Batcher, Ticket
+from mixq.engine.events import Done, Event, Failed, Notice, PromptLogprobs, Token
+from mixq.engine.request import Request
 from mixq.errors import MixqError
-from mixq.events import Done, Event, Failed, Notice, PromptLogprobs, Token
-from mixq.request import Request
 
 Indexed = tuple[int, Event | Failed]
 Told = tuple[int, Event]

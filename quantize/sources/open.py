@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixq import paths
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.shards import INDEX, SINGLE, parse_index
@@ -20,6 +19,7 @@ from mixq.quantize.sources.huggingface import CONFIG, HuggingFaceSource
 from mixq.quantize.sources.mistral import PARAMS, MistralSource
 from mixq.quantize.sources.place import Folder, Place
 from mixq.quantize.sources.source import Source
+from mixq.system import paths
 
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN_SINGLE = "pytorch_model.bin"

@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
-from mixq.batching import Batcher
-from mixq.bench.synthetic import synthetic_model
-from mixq.events import Done, Event, Failed, Token
-from mixq.request import Request
-from mixq.sampling import SamplingParams
+from mixq.engine.batching import Batcher
+from mixq.engine.events import Done, Event, Failed, Token
+from mixq.engine.request import Request
+from mixq.engine.sampling import SamplingParams
+from mixq.measure.speed.synthetic import synthetic_model
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mixq.bench.write_folder import FolderJob
 from mixq.config import RuntimeOptions, format_size
 from mixq.formats.folder import ModelFolder
+from mixq.measure.speed.write_folder import FolderJob
 from mixq.models.presets import PRESETS
 from mixq.plan.shares import GPU, RAM, share_out
 from mixq.plan.sizes import ModelSizes

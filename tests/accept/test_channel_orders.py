@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixq import paths
 from mixq.models.world import questions
 from mixq.quantize import quantize
 from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.sources.gguf import GgufSource
 from mixq.quantize.sources.open import open_source
+from mixq.system import paths
 from tests.accept import test_peers_quality as peers
 from tests.accept.tables import markdown, write
 from tests.accept.test_demo_model import SEED, calibration_text

@@ -13,21 +13,21 @@ import pytest
 import torch
 
 import mixq
-from mixq.bench.measure import Bench
-from mixq.bench.synthetic import synthetic_model
-from mixq.bench.workload import Workload
-from mixq.engine import Model
+from mixq.engine.model import Model
 from mixq.formats.scheme import Scheme
-from mixq.huge_pages import allocate
-from mixq.kernels import native
-from mixq.kernels.cores import physical_cores
-from mixq.kernels.native import NativeKernels
+from mixq.kernels import native_library
+from mixq.kernels.native_library import NativeKernels
+from mixq.measure.speed.measure import Bench
+from mixq.measure.speed.synthetic import synthetic_model
+from mixq.measure.speed.workload import Workload
 from mixq.quantize.scale_search import search
+from mixq.system.cores import physical_cores
+from mixq.system.huge_pages import allocate
 from tests.accept.tables import markdown, write
 
 pytestmark = [
     pytest.mark.accept,
-    pytest.mark.skipif(native.library() is None, reason="there are no native kernels to measure"),
+    pytest.mark.skipif(native_library.library() is None, reason="there are no native kernels to measure"),
 ]
 LAYERS, ROUNDS, CALLS, PROBE_BYTES = 4, 9, 8, 1 << 30
 
@@ -38,8 +38,8 @@ def gigabytes_per_second(nbytes: int, begun: float) -> float:
 
 def expert_layer(model: Model, isa: str) -> list[str]:
     """One token through two of eight experts, alternating with the probes."""
-    kernels = NativeKernels(model.threads, isa=native.ISA_NAMES[isa])
-    library = native.library()
+    kernels = NativeKernels(model.threads, isa=native_library.ISA_NAMES[isa])
+    library = native_library.library()
     assert library is not None
     buffer = allocate(PROBE_BYTES)
     buffer.fill_(1)
@@ -88,7 +88,7 @@ def whole_model(mix: str) -> list[list[str]]:
         ],
     ]
     if mix == "default":
-        return [expert_layer(model, native.isa_name(native.isa())), expert_layer(model, "avx2"), *rows]
+        return [expert_layer(model, native_library.isa_name(native_library.isa())), expert_layer(model, "avx2"), *rows]
     return rows
 
 

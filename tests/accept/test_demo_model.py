@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq import paths
 from mixq.config import format_size
 from mixq.models.world import FAMILIES, Turn, questions, score
 from mixq.quantize import quantize
 from mixq.quantize.calibration_run import CalibrationText
+from mixq.system import paths
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 import mixq
-from mixq import paths
-from mixq.bench.synthetic import synthetic_model
 from mixq.config import MISS_MODES, ModelConfig
-from mixq.cost import ModelCost
 from mixq.experts import quota
+from mixq.experts.cost import ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.experts.trace import Trace
+from mixq.measure.speed.synthetic import synthetic_model
 from mixq.models.presets import PRESETS
 from mixq.models.world import FAMILIES, questions
 from mixq.plan.replay import belady, replay, replay_hits
 from mixq.quantize import quantize
+from mixq.system import paths
 from tests.accept.tables import markdown, write
 from tests.experts.test_routing import MIXTRAL_CURVE, simulated_lru
 from tests.plan.computers import COMPUTERS

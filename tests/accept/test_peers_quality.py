@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import mixq
-from mixq import paths
 from mixq.formats.architecture import parameters
 from mixq.formats.packed import PackedLinear
 from mixq.models.world import questions
@@ -27,6 +26,7 @@ from mixq.quantize import quantize
 from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.export.gguf_layout import plan
 from mixq.quantize.sources.open import open_source
+from mixq.system import paths
 from tests.accept.tables import markdown, write
 from tests.accept.test_demo_model import COUNT, SEED
 

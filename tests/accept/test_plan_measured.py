@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import pytest
 
 import mixq
-from mixq.bench.measure import Bench
-from mixq.bench.probe import probe
-from mixq.bench.probe_gpu import simulated
-from mixq.bench.synthetic import synthetic_model
-from mixq.bench.workload import workloads
 from mixq.config import RuntimeOptions
-from mixq.engine import Model
+from mixq.engine.model import Model
+from mixq.measure.machine.probe import probe
+from mixq.measure.machine.probe_gpu import simulated
+from mixq.measure.speed.measure import Bench
+from mixq.measure.speed.synthetic import synthetic_model
+from mixq.measure.speed.workload import workloads
 from mixq.plan.planner import plan
 from mixq.plan.sizes import ModelSizes
 from tests.accept.tables import markdown, write

@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 
 import mixq
-from mixq import paths
-from mixq.bench.synthetic import synthetic_model
-from mixq.cost import Hardware, ModelCost
-from mixq.engine import Model
-from mixq.experts.recording import Recording
+from mixq.engine.model import Model
+from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.experts.stats import ExpertCounters
 from mixq.experts.trace import Trace
+from mixq.measure.prompt_file import built_in
+from mixq.measure.recorder import Recorder
+from mixq.measure.speed.synthetic import synthetic_model
+from mixq.plan.recording import Recording
 from mixq.plan.replay import replay
 from mixq.plan.sizes import ModelSizes
 from mixq.plan.sweep import Machine, Weights, sweep
-from mixq.prompt_file import built_in
 from mixq.quantize import quantize
-from mixq.recorder import Recorder
+from mixq.system import paths
 from tests.accept.tables import markdown, write
 
 pytestmark = pytest.mark.accept

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 import mixq
-from mixq import paths
-from mixq.bench.measure import Bench
-from mixq.bench.synthetic import synthetic_model
-from mixq.bench.workload import Workload
 from mixq.config import ModelConfig, format_size
 from mixq.formats.mix import Mix
+from mixq.measure.speed.measure import Bench
+from mixq.measure.speed.synthetic import synthetic_model
+from mixq.measure.speed.workload import Workload
 from mixq.models.presets import PRESETS
 from mixq.models.world import questions
 from mixq.quantize import quantize
 from mixq.quantize.layout import all_items, plan_shards
 from mixq.quantize.report import sizes_of_items
+from mixq.system import paths
 from tests.accept.tables import markdown, write
 from tests.accept.test_demo_model import COUNT, SEED, calibration_text, divergence
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq import paths
-from mixq.accelerators.cuda import DRIVER_BYTES
 from mixq.config import CACHE_POLICIES, MISS_MODES, parse_size
+from mixq.experts.accelerators.cuda import DRIVER_BYTES
 from mixq.model.attention import Chunk
 from mixq.quantize import quantize
+from mixq.system import paths
 from tests.bench.gpu_section import Session
 
 LIMIT = 1e-3

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.accelerators.cuda import CudaAccelerator
-from mixq.accelerators.interface import Accelerator
-from mixq.accelerators.simulated import SimulatedAccelerator
-from mixq.bench.bandwidth import Bandwidth
-from mixq.huge_pages import allocate
-from mixq.kernels.cores import physical_cores
+from mixq.experts.accelerators.cuda import CudaAccelerator
+from mixq.experts.accelerators.interface import Accelerator
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.kernels.dispatch import choose
-from mixq.kernels.native import NativeKernels
-from mixq.memory import total_memory
+from mixq.kernels.native_library import NativeKernels
+from mixq.measure.speed.bandwidth import Bandwidth
+from mixq.system.cores import physical_cores
+from mixq.system.huge_pages import allocate
+from mixq.system.memory import total_memory
 from tests.bench.gpu_section import Session
 
 CHUNK = 4 << 20

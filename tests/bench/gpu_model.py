@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from mixq.accelerators.cuda import CudaAccelerator
-from mixq.answer import PREFILL_CHUNK
-from mixq.bench.synthetic import SyntheticWeights
-from mixq.bench.workload import Workload, decode_bytes, prompt_operations, weight_bytes
 from mixq.config import RuntimeOptions
-from mixq.engine import Model
+from mixq.engine.answer import PREFILL_CHUNK
+from mixq.engine.model import Model
+from mixq.experts.accelerators.cuda import CudaAccelerator
 from mixq.experts.routing import parse_routing
+from mixq.measure.speed.synthetic import SyntheticWeights
+from mixq.measure.speed.workload import Workload, decode_bytes, prompt_operations, weight_bytes
 from mixq.model.attention import Chunk
 from mixq.models.presets import PRESETS
 from tests.bench.gpu_demo import close, memory_of

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixq.bench.synthetic import SyntheticWeights
 from mixq.config import RuntimeOptions
-from mixq.engine import Model
+from mixq.engine.model import Model
+from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.model.attention import Chunk
 from mixq.models.presets import PRESETS
 from tests.bench.gpu_demo import close

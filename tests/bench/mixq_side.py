@@ -7,11 +7,11 @@ import sys
 
 import torch
 
-from mixq.answer import PREFILL_CHUNK
-from mixq.bench.synthetic import SyntheticWeights
 from mixq.config import RuntimeOptions
-from mixq.engine import Model
-from mixq.kernels import native
+from mixq.engine.answer import PREFILL_CHUNK
+from mixq.engine.model import Model
+from mixq.kernels import native_library
+from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.model.attention import Chunk
 from tests.bench.worker import Description, answers_on_stdout, serve
 
@@ -24,13 +24,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    reason = native.unavailable_reason()
+    reason = native_library.unavailable_reason()
     if reason is not None:
         sys.exit(f"mixq's native kernels are missing: {reason}")
     with answers_on_stdout():
         weights = SyntheticWeights.make("mixtral-8x7b", layers=arguments.layers, mix=arguments.mix)
         side = Mixq(weights, arguments.threads)
-        build = f"mixq, {side.model.kernels.name} kernels, {native.isa_name(native.isa())}"
+        build = f"mixq, {side.model.kernels.name} kernels, {native_library.isa_name(native_library.isa())}"
         serve(Description(build, bytes_per_token(weights)), side.decode, side.prefill)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native
+from mixq.kernels import native_library
 from mixq.quantize.quantized import Quantized
 from mixq.quantize.scale_search import reference_search, search
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"M weights/s, {options.threads} threads, medians of {options.rounds} rounds")
-    print(f"native: {native.unavailable_reason() or native.isa_name(native.isa())}")
+    print(f"native: {native_library.unavailable_reason() or native_library.isa_name(native_library.isa())}")
     for name, kind in CASES:
         scheme, large = Scheme.parse(name), bool(kind)
         small = weights(32 if large else 256, scheme.group_size, large=large)

@@ -29,14 +29,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mixq.bench.write_folder import FolderJob
 from mixq.config import ModelConfig, RuntimeOptions, format_size, parse_size
-from mixq.engine import Model
+from mixq.engine.model import Model
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.routing import draw_trace, parse_routing
-from mixq.memory import total_memory
+from mixq.measure.speed.write_folder import FolderJob
 from mixq.model.attention import Chunk
 from mixq.model.mixtral import SparseMoeBlock
+from mixq.system.memory import total_memory
 from tests.accept.tables import markdown, write
 
 LOOKAHEAD = 1

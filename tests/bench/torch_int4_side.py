@@ -14,7 +14,7 @@ import random
 import torch
 from torch import Tensor
 
-from mixq.huge_pages import allocate
+from mixq.system.huge_pages import allocate
 from tests.bench.worker import Description, answers_on_stdout, serve
 
 HIDDEN, FFN, EXPERTS, USED, GROUP = 4096, 14336, 8, 2, 32

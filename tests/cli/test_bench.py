@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mixq.bench import bandwidth, measure, synthetic
+from mixq.measure.speed import bandwidth, measure, synthetic
 from mixq.models.presets import PRESETS
-from tests.bench.test_synthetic import TINY
 from tests.cli.conftest import RunCli
+from tests.measure.speed.test_synthetic import TINY
 
 SHORT = ("-p", "8", "-n", "4", "-r", "2", "--threads", "1")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mixq.bench import bandwidth, record
-from mixq.bench.compare import compare, read
+from mixq.measure.speed import bandwidth, record
+from mixq.measure.speed.compare import compare, read
 from mixq.models.presets import PRESETS
-from tests.bench.test_synthetic import TINY
 from tests.cli.conftest import RunCli
+from tests.measure.speed.test_synthetic import TINY
 
 SHORT = ("bench", "--synthetic", "tiny", "-p", "8", "-n", "4", "-r", "2", "--threads", "1")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mixq import control_group, diagnosis, problems
-from mixq.bench import probe
-from mixq.diagnosis import Diagnosis, diagnose
 from mixq.errors import DoesNotFitError
+from mixq.measure.machine import diagnosis, probe, problems
+from mixq.measure.machine.diagnosis import Diagnosis, diagnose
 from mixq.plan.computer import Computer
 from mixq.plan.presets import COMPUTERS
+from mixq.system import control_group
 from tests.cli.conftest import RunCli
 
 

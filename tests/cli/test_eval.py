@@ -1,4 +1,4 @@
-"""`mixq eval ppl`: its output; the figures themselves are tested in tests/test_evaluate.py."""
+"""`mixq eval ppl`: its output; the figures themselves are tested in tests/measure/test_perplexity.py."""
 
 from __future__ import annotations
 

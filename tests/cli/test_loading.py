@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mixq import paths
 from mixq.cli import loading
 from mixq.cli import quantize as quantize_command
 from mixq.errors import StorageError
 from mixq.quantize import verify
+from mixq.system import paths
 from tests.cli.conftest import RunCli
 
 

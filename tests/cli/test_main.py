@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mixq import errors, paths
+from mixq import errors
 from mixq.cli.main import exit_code
+from mixq.system import paths
 from tests.cli.conftest import RunCli
 
-HEAVY = ("torch", "numpy", "rich", "sentencepiece", "safetensors", "mixq.engine", "mixq.quantize")
+HEAVY = ("torch", "numpy", "rich", "sentencepiece", "safetensors", "mixq.engine.model", "mixq.quantize")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["chat", "--bad-flag"]])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixq.bench import probe
+from mixq.measure.machine import probe
 from mixq.plan.presets import COMPUTERS
 from tests.cli.conftest import RunCli
 

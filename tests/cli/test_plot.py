@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import RunCli
-from tests.plots.test_figures import recording
+from tests.measure.plots.test_figures import recording
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mixq import paths
 from mixq.quantize.events import Event, ShardDone
 from mixq.quantize.job import Job
+from mixq.system import paths
 from tests.cli.conftest import RunCli
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixq import paths
 from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import Manifest
+from mixq.system import paths
 from tests.cli.conftest import RunCli
 from tests.fake_hub import COMMIT, FakeHub, folder_contents
 from tests.mistral_checkpoints import write_release

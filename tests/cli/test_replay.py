@@ -10,9 +10,9 @@ import pytest
 from mixq.cli.replay import parse_budgets
 from mixq.errors import UsageError
 from mixq.experts.quota import Quotas
-from mixq.experts.recording import Recording
 from mixq.experts.trace import Trace
 from mixq.plan.presets import COMPUTERS
+from mixq.plan.recording import Recording
 from tests.cli.conftest import RunCli
 
 HARDWARE = ("--hardware", "rtx-3060-12gb")
@@ -21,8 +21,8 @@ HARDWARE = ("--hardware", "rtx-3060-12gb")
 @pytest.fixture(scope="session")
 def recording(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import mixq
-    from mixq.prompt_file import built_in
-    from mixq.recorder import Recorder
+    from mixq.measure.prompt_file import built_in
+    from mixq.measure.recorder import Recorder
 
     recorder = Recorder(mixq.load(quantized, device="cpu", context=256, threads=1))
     prompts = built_in()[:2]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mixq import paths, store
 from mixq.cli import confirm
 from mixq.cli.list_models import ago
 from mixq.cli.pull import default_name
+from mixq.formats import store
+from mixq.system import paths
 from tests.cli.conftest import RunCli
 from tests.fake_hub import COMMIT, FakeHub, folder_contents
 

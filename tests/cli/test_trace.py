@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import mixq
-from mixq.experts.recording import NOTHING, Recording
-from mixq.prompt_file import built_in
-from mixq.recorder import Recorder
+from mixq.measure.prompt_file import built_in
+from mixq.measure.recorder import Recorder
+from mixq.plan.recording import NOTHING, Recording
 from tests.checkpoints import write_tiny_mistral
 from tests.cli.conftest import RunCli
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq import paths
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.model.attention import Chunk
 from mixq.quantize import quantize
+from mixq.system import paths
 
 CONTEXT = 128
 PROMPT = [1, *range(300, 345)]  # 46 tokens: the experts of a layer have about 11 rows each

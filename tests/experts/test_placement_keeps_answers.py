@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq.accelerators.simulated import SimulatedAccelerator
 from mixq.config import CACHE_POLICIES, MISS_MODES
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.offload import ExpertOffload
 from mixq.quantize import quantize

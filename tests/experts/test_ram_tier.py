@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import mixq
-from mixq.bench.synthetic import SyntheticWeights
-from mixq.bench.write_folder import FolderJob
 from mixq.experts import ram_tier
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.spans import expert_spans
 from mixq.formats import mapped
 from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import MappedShard
+from mixq.measure.speed.synthetic import SyntheticWeights
+from mixq.measure.speed.write_folder import FolderJob
 from mixq.models.presets import PRESETS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are advised on Linux alone")

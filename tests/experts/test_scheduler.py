@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixq.cost import CostModel, Hardware, ModelCost
 from mixq.experts.cache import ExpertCache, SlotState
+from mixq.experts.cost import CostModel, Hardware, ModelCost
 from mixq.experts.drift import OBSERVATIONS
 from mixq.experts.scheduler import LayerPlan, Scheduler
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq.accelerators.interface import OutOfMemory
-from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.accelerators.interface import OutOfMemory
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.experts.memory_plan import MemoryPlan
 from tests.experts.conftest import CONTEXT, logits, memory_for
 

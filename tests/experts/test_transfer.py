@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixq.accelerators.queue import Task
-from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.accelerators.queue import Task
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.experts.store import Piece
 from mixq.experts.transfer import CHUNK, Uploader
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from mixq.formats import int_groups, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native
-from mixq.kernels.native import NativeKernels
+from mixq.kernels import native_library
+from mixq.kernels.native_library import NativeKernels
 from mixq.kernels.reference import Weight
 
-ISAS = native.supported_isas()
+ISAS = native_library.supported_isas()
 
 KINDS = (
     "bf16", "nl4:16", "nl4:32", "nl4:64", "nl4:32:lowest", "w4:32:bf16", "w4:64:bf16", "w4:128:bf16", "w4:32:f16",
@@ -34,7 +34,7 @@ PAGE = mmap.PAGESIZE
 
 @functools.cache
 def kernels_of(isa: str, threads: int = 1) -> NativeKernels:
-    return NativeKernels(threads, isa=native.ISA_NAMES[isa])
+    return NativeKernels(threads, isa=native_library.ISA_NAMES[isa])
 
 
 def generator(seed: int) -> torch.Generator:

@@ -16,29 +16,29 @@ from torch import Tensor
 
 import mixq
 from mixq.errors import DoesNotFitError, UsageError
-from mixq.kernels import dispatch, native
+from mixq.kernels import dispatch, native_library
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
 
-needs_library = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+needs_library = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler here")
 
 
 @pytest.fixture(autouse=True)
 def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("MIXQ_CPU_ISA", raising=False)
-    for cache in (native._find, dispatch._warn_once):
+    for cache in (native_library._find, dispatch._warn_once):
         cache.cache_clear()
     yield
-    for cache in (native._find, dispatch._warn_once):
+    for cache in (native_library._find, dispatch._warn_once):
         cache.cache_clear()
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the library is looked for: an empty folder."""
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    monkeypatch.setattr(native, "BUILD_LOG", tmp_path / "native_build.txt")
+    monkeypatch.setattr(native_library, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native_library, "BUILD_LOG", tmp_path / "native_build.txt")
     return tmp_path
 
 
@@ -50,10 +50,10 @@ def write_library(package: Path, source: str) -> None:
 @needs_library
 def test_the_best_instruction_set_is_taken() -> None:
     kernels = dispatch.choose(threads=2)
-    assert isinstance(kernels, native.NativeKernels)
-    assert kernels.name == native.supported_isas()[-1]
+    assert isinstance(kernels, native_library.NativeKernels)
+    assert kernels.name == native_library.supported_isas()[-1]
     assert kernels.threads == 2
-    assert native.unavailable_reason() is None
+    assert native_library.unavailable_reason() is None
 
 
 def test_exact_is_always_torch(capsys: pytest.CaptureFixture[str], package: Path) -> None:
@@ -64,21 +64,21 @@ def test_exact_is_always_torch(capsys: pytest.CaptureFixture[str], package: Path
 
 
 @needs_library
-@pytest.mark.parametrize("isa", native.supported_isas())
+@pytest.mark.parametrize("isa", native_library.supported_isas())
 def test_an_instruction_set_that_is_asked_for(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXQ_CPU_ISA", isa)
     assert dispatch.choose(threads=1).name == isa
-    assert native.isa_name(native.isa()) == isa
+    assert native_library.isa_name(native_library.isa()) == isa
 
 
 def test_the_reference_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
-    assert native.library() is None
-    assert native.supported_isas() == []
-    assert native.compiler() == "none"
+    assert native_library.library() is None
+    assert native_library.supported_isas() == []
+    assert native_library.compiler() == "none"
     assert isinstance(dispatch.choose(threads=1), dispatch.ReferenceKernels)
     with pytest.raises(RuntimeError, match="MIXQ_CPU_ISA=reference"):
-        native.NativeKernels(1)
+        native_library.NativeKernels(1)
 
 
 @pytest.mark.parametrize(("asked", "meant"), [("avx-2", "avx2"), ("avx51", "avx512"), ("referense", "reference")])
@@ -99,8 +99,8 @@ def test_an_unknown_instruction_set_is_shown_printable(monkeypatch: pytest.Monke
 
 @needs_library
 def test_an_instruction_set_that_the_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    can = native.supported_isas()
-    lacking = next(name for name in native.ISA_NAMES if name not in can)
+    can = native_library.supported_isas()
+    lacking = next(name for name in native_library.ISA_NAMES if name not in can)
     monkeypatch.setenv("MIXQ_CPU_ISA", lacking)
     with pytest.raises(UsageError, match=f"{lacking}, which this CPU does not have") as error:
         dispatch.choose(threads=1)
@@ -119,12 +119,12 @@ def test_slow_kernels_are_told_of_once(capsys: pytest.CaptureFixture[str], packa
 
 
 def test_no_library(package: Path) -> None:
-    assert native.unavailable_reason() == "The native library was not built when mixq was installed."
+    assert native_library.unavailable_reason() == "The native library was not built when mixq was installed."
 
 
 def test_a_build_that_failed_is_told_with_the_compilers_words(package: Path) -> None:
     (package / "native_build.txt").write_text("decode.cpp:3: error: \x1b[1mno\n")
-    reason = native.unavailable_reason()
+    reason = native_library.unavailable_reason()
     assert reason is not None
     assert "decode.cpp:3: error" in reason
     assert "\x1b" not in reason
@@ -132,27 +132,29 @@ def test_a_build_that_failed_is_told_with_the_compilers_words(package: Path) -> 
 
 def test_an_unreadable_library(package: Path) -> None:
     (package / "_native.so").write_bytes(b"not a library")
-    assert "cannot be loaded" in str(native.unavailable_reason())
+    assert "cannot be loaded" in str(native_library.unavailable_reason())
 
 
 @needs_compiler
 def test_a_library_of_another_version(package: Path) -> None:
     write_library(package, 'extern "C" int mixq_abi_version() { return 99; }')
-    assert f"interface version 99, not {native.ABI_VERSION}" in str(native.unavailable_reason())
+    assert f"interface version 99, not {native_library.ABI_VERSION}" in str(native_library.unavailable_reason())
 
 
 @needs_compiler
-@pytest.mark.parametrize("source", ["", f'extern "C" int mixq_abi_version() {{ return {native.ABI_VERSION}; }}'])
+@pytest.mark.parametrize(
+    "source", ["", f'extern "C" int mixq_abi_version() {{ return {native_library.ABI_VERSION}; }}']
+)
 def test_a_library_without_our_functions(package: Path, source: str) -> None:
     write_library(package, source)
-    assert "cannot be loaded" in str(native.unavailable_reason())
+    assert "cannot be loaded" in str(native_library.unavailable_reason())
 
 
 @needs_library
 def test_threads_that_the_system_refuses() -> None:
     for threads in (0, -1):
         with pytest.raises(DoesNotFitError, match=f"refused {threads} threads"):
-            native.NativeKernels(threads)
+            native_library.NativeKernels(threads)
 
 
 @needs_library
@@ -160,9 +162,9 @@ def test_the_structures_are_as_large_as_in_c(tmp_path: Path) -> None:
     """ctypes lays fields out as the platform's C compiler does, provided that the fields are the same."""
     if shutil.which("c++") is None:
         pytest.skip("no compiler here")
-    headers = Path(native.__file__).with_name("native")
+    headers = Path(native_library.__file__).with_name("native")
     source = '#include <cstddef>\n#include <cstdio>\n#include "matrix.h"\n#include "kv_cache.h"\nint main() {\n'
-    structures = {"MixqMatrix": native.Matrix, "MixqKvCache": native.KVCache}
+    structures = {"MixqMatrix": native_library.Matrix, "MixqKvCache": native_library.KVCache}
     for name, structure in structures.items():
         for field, *_ in structure._fields_:
             source += f'std::printf("%zu ", offsetof({name}, {field}));\n'
@@ -189,7 +191,7 @@ def logits(folder: Path, isa: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
 def test_a_model_answers_alike_with_every_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_mixtral(tmp_path / "source", seed=1)
     quantize(tmp_path / "source", tmp_path / "nl4", format="nl4")
-    isas = native.supported_isas()
+    isas = native_library.supported_isas()
     expected = logits(tmp_path / "nl4", "reference", monkeypatch)
     for isa in isas:
         out = logits(tmp_path / "nl4", isa, monkeypatch)

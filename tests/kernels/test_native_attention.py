@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixq.kernels import native, reference
+from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
-from mixq.kernels.native import NativeKernels
+from mixq.kernels.native_library import NativeKernels
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+pytestmark = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 
 DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "f32": torch.float32}
-ISAS = native.supported_isas()
+ISAS = native_library.supported_isas()
 
 
 def kernels_of(isa: str, threads: int = 1) -> NativeKernels:
-    return NativeKernels(threads, isa=native.ISA_NAMES[isa])
+    return NativeKernels(threads, isa=native_library.ISA_NAMES[isa])
 
 
 @pytest.fixture(params=ISAS)

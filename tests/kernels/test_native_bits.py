@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
-from mixq.kernels import native
-from mixq.kernels.native import NativeKernels
+from mixq.kernels import native_library
+from mixq.kernels.native_library import NativeKernels
 from mixq.kernels.reference import Weight
 from tests.kernels.random_weights import (
     ISAS,
@@ -23,7 +23,7 @@ from tests.kernels.random_weights import (
     random_weight,
 )
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+pytestmark = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 
 
 @pytest.fixture(params=ISAS)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixq.kernels import native, reference
-from mixq.kernels.native import NativeKernels
+from mixq.kernels import native_library, reference
+from mixq.kernels.native_library import NativeKernels
 from mixq.kernels.reference import Expert
 from tests.kernels.random_weights import (
     ISAS,
@@ -21,7 +21,7 @@ from tests.kernels.random_weights import (
     relative,
 )
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+pytestmark = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 
 KINDS = ("bf16", "nl4:16", "nl4:32", "w4:32:f16", "w8:64:bf16")
 

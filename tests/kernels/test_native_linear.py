@@ -11,8 +11,8 @@ from torch import Tensor
 from mixq.formats import nf4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native, reference
-from mixq.kernels.native import NativeKernels
+from mixq.kernels import native_library, reference
+from mixq.kernels.native_library import NativeKernels
 from tests.kernels.random_weights import (
     ISAS,
     KINDS,
@@ -25,7 +25,7 @@ from tests.kernels.random_weights import (
     relative,
 )
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no native kernels here")
+pytestmark = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 
 
 @pytest.fixture(params=ISAS)
@@ -202,7 +202,7 @@ def test_what_the_kernels_do_not_take_goes_to_the_reference(kernels: NativeKerne
     strided = dense.bfloat16().T.contiguous().T
     x = torch.randn(rows, 128, generator=generator(10))
     for weight in (dense, dense.half(), strided, packed):
-        assert native.matrix_of(weight) is None
+        assert native_library.matrix_of(weight) is None
         expected = same_arithmetic(x, weight, kernels)
         assert torch.equal(kernels.linear(x, weight), expected)
         beside = random_weight("nl4:32", 20, 128, seed=11)

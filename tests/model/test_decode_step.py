@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mixq
-from mixq.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.routing import parse_routing
 from mixq.model.attention import Chunk

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import mixq
-from mixq.accelerators.simulated import SimulatedAccelerator
 from mixq.errors import UsageError
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.routing import parse_routing
 from mixq.model.attention import Chunk

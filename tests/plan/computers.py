@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.cost import Hardware, ModelCost
+from mixq.experts.cost import Hardware, ModelCost
 
 GB = 1e9
 TFLOPS = 1e12

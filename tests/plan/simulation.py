@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mixq.cost import ModelCost
 from mixq.experts import quota
+from mixq.experts.cost import ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.plan.replay import ReplayResult, Trace, replay
 from tests.plan.computers import COMPUTERS, Computer

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mixq.cost import CostModel, Hardware
+from mixq.experts.cost import CostModel, Hardware
 from mixq.experts.scheduler import Scheduler
 from mixq.plan.replay import CHUNK, ReplayResult, Trace, belady, replay, replay_hits
 from tests.plan.computers import COMPUTERS

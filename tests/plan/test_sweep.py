@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 import mixq
-from mixq import paths
-from mixq.cost import Hardware, ModelCost
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.experts import quota
-from mixq.experts.recording import Facts, PromptFacts, Recording
+from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
+from mixq.measure.prompt_file import Prompt
+from mixq.measure.recorder import Recorder
 from mixq.plan.hit_curves import hit_curves, most_used
+from mixq.plan.recording import Facts, PromptFacts, Recording
 from mixq.plan.replay import belady, replay, replay_hits
 from mixq.plan.sweep import Machine, Weights, default_budgets, sweep
-from mixq.prompt_file import Prompt
 from mixq.quantize import quantize
-from mixq.recorder import Recorder
+from mixq.system import paths
 
 COST = ModelCost(4, 8, 2, 90_000_000, 25_000_000, 130_000_000, 4096, 350_000_000)
 MACHINE = Machine(Hardware("desktop", 40e9, 5e11, 300e9, 2e13, 20e9, ram_bandwidth=50e9), 1e-3, 1e-4)

@@ -18,9 +18,8 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import Manifest
 from mixq.formats.mix import Mix
 from mixq.formats.packed import PackedLinear
-from mixq.kernels import native
+from mixq.kernels import native_library
 from mixq.kernels.dispatch import ReferenceKernels
-from mixq.paths import demo_source
 from mixq.quantize import calibrate as calibrate_module
 from mixq.quantize.calibrate import FEW_TOKENS, Calibration, windows_of
 from mixq.quantize.calibration_run import CalibrationRun, CalibrationText, blocks
@@ -30,6 +29,7 @@ from mixq.quantize.layout import plan_shards
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.open import open_source
 from mixq.quantize.verify import verify
+from mixq.system.paths import demo_source
 from mixq.text.open import tokenizer_of
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
 
@@ -237,7 +237,7 @@ def test_another_tokenizer_is_another_job(source: Path, tmp_path: Path) -> None:
 
 
 def test_other_kernels_are_another_job(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.library() is None:
+    if native_library.library() is None:
         pytest.skip("no native kernels")
     quantize(source, tmp_path / "out", calibrate=TEXT)
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")

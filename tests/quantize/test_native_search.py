@@ -13,16 +13,16 @@ from torch import Tensor
 
 from mixq.formats import nl4
 from mixq.formats.scheme import GROUP_SIZES, Scheme
-from mixq.kernels import native
+from mixq.kernels import native_library
 from mixq.quantize import scale_search
 from mixq.quantize.native_search import NativeSearch
 from mixq.quantize.quantized import Quantized
 from mixq.quantize.scale_search import reference_search
 
-LIBRARY = native.library()
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason=str(native.unavailable_reason()))
+LIBRARY = native_library.library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason=str(native_library.unavailable_reason()))
 
-ISAS = native.supported_isas()
+ISAS = native_library.supported_isas()
 SCHEMES = [f"{name}:{g}" for name in ("nl4", "w4", "w8") for g in GROUP_SIZES[name]]
 TABLES = {
     "default": nl4.DEFAULT_TABLE,
@@ -40,7 +40,7 @@ def native_search(weight: Tensor, scheme: Scheme, isa: str, block_rows: int = 7,
     assert LIBRARY is not None
     table = settings.get("table", nl4.DEFAULT_TABLE)
     scale_dtype = settings.get("scale_dtype", torch.bfloat16)
-    found = NativeSearch(LIBRARY, native.ISA_NAMES[isa])
+    found = NativeSearch(LIBRARY, native_library.ISA_NAMES[isa])
     importance = settings.get("importance")
     return found.search(weight, scheme, table, scale_dtype, block_rows, importance)  # type: ignore[arg-type]
 
@@ -283,9 +283,9 @@ def test_scales_of_another_dtype_are_refused() -> None:
 def test_arguments_that_the_library_refuses() -> None:
     """Python never passes such; the library looks again, since an unknown CPU instruction ends the process."""
     code = (
-        "import torch; from mixq.kernels import native; from mixq.quantize.native_search import NativeSearch\n"
+        "import torch; from mixq.kernels import native_library; from mixq.quantize.native_search import NativeSearch\n"
         "from mixq.formats.scheme import Scheme; from mixq.formats.nl4 import DEFAULT_TABLE\n"
-        "NativeSearch(native.library(), 99).search(torch.ones(2, 64), Scheme('nl4', 32), DEFAULT_TABLE,"
+        "NativeSearch(native_library.library(), 99).search(torch.ones(2, 64), Scheme('nl4', 32), DEFAULT_TABLE,"
         " torch.bfloat16, 1)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from rich.console import Console
 from rich.text import Text
 
-from tests.tui.tmux import mixq
+from tests.chat.tmux import mixq
 
 OUT = Path(__file__).with_suffix(".svg")
 COLUMNS, ROWS = 84, 34

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from mixq.engine import Model
+from mixq.engine.model import Model
 from mixq.server import run
 from mixq.server.app import create_app
 from mixq.server.engine_host import EngineHost

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mixq import paths
 from mixq.cli.main import exit_code
 from mixq.server import run
+from mixq.system import paths
 from tests.server.running import ENDLESS
 
 KEY = "a-key-that-nobody-may-see"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixq import paths
+from mixq.system import paths
 from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer as Tokenizer
 
 MIXTRAL_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"

@@ -11,7 +11,7 @@ from typing import Any
 import mistral_common
 import pytest
 
-from mixq import paths
+from mixq.system import paths
 from mixq.text import choice
 from mixq.text.chat_template import ChatTemplate
 from mixq.text.choice import choose_template

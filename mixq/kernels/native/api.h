@@ -1,4 +1,4 @@
-// The C interface of mixq's native kernels: what mixq/kernels/native.py calls through ctypes.
+// The C interface of mixq's native kernels: what mixq/kernels/native_library.py calls through ctypes.
 //
 // Contract: pointers and sizes were checked by the caller. All matrices lie in memory as in the model folder; activations
 // are float32, row by row. A context is used by one thread at a time. Nothing throws across this border; memory that

@@ -1,7 +1,7 @@
 // Which instruction sets this CPU, and its operating system, let us use.
 #pragma once
 
-// Also the numbers of the C interface and of mixq.kernels.native; a larger one of the same architecture includes the
+// Also the numbers of the C interface and of mixq.kernels.native_library; a larger one of the same architecture includes the
 // smaller ones.
 enum MixqIsa {
     MIXQ_ISA_PORTABLE = 0,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import mixq
-from mixq.accelerators import choose as accelerators
-from mixq.accelerators.simulated import SimulatedAccelerator
 from mixq.config import RuntimeOptions
-from mixq.kernels.native import NativeKernels
+from mixq.experts.accelerators import choose as accelerators
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
+from mixq.kernels.native_library import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.kernels.triton.kernels import TritonKernels
 from mixq.quantize import quantize

@@ -1,0 +1,250 @@
+"""One conversation with a model: what has been said, and asking for the next reply.
+
+Contract: `Conversation` keeps only whole turns. A reply that was stopped is kept as far as it came; a turn that gave no
+text at all, or could not be run, is forgotten and leaves the conversation as it was. The session behind it keeps its KV
+cache, so that a turn runs only what is new. A base model has no turns: what is typed is added to the text so far, which
+the model continues. This module knows no commands and no terminal.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from mixq.chat.heat_map import ExpertUse
+from mixq.config import ModelConfig
+from mixq.engine.events import Done, Event, Notice, PromptProgress, Token
+from mixq.errors import UsageError
+from mixq.text.chat_template import Message
+
+Show = Callable[[str], None]
+
+
+class ChatSession(Protocol):
+    """What a conversation needs of `mixq.engine.session.Session`."""
+
+    def chat(self, messages: list[Message], **options: Any) -> Iterator[Event]: ...
+
+    def answer(self, prompt_ids: list[int], *, continues_text: bool, **options: Any) -> Iterator[Event]: ...
+
+
+class TextTokenizer(Protocol):
+    """What a conversation needs of a tokenizer."""
+
+    begin_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class ChatModel(Protocol):
+    """What a conversation needs of `mixq.engine.model.Model`."""
+
+    config: ModelConfig
+
+    @property
+    def is_chat(self) -> bool: ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
+    def new_session(self) -> ChatSession: ...
+
+    def encode_chat(self, messages: list[Message]) -> list[int]: ...
+
+
+class Conversation:
+    """Messages, and the session that has run them.
+
+    Args:
+        model: answers.
+        sampling: parameters of every reply; may be changed between replies.
+        system: system text, "" for none.
+
+    Raises:
+        UsageError: a system text for a base model.
+
+    Attributes:
+        messages: whole turns, user and assistant by turns.
+        last: the end of the last reply; None before the first.
+        expert_use: the experts of the last reply; None without experts.
+        context_used: positions of the context that the conversation takes, as far as it has been run.
+    """
+
+    def __init__(self, model: ChatModel, sampling: Mapping[str, Any], system: str = "") -> None:
+        if system and not model.is_chat:
+            raise UsageError("A base model has no place for a system text.", hint="Put it into the text.")
+        self._model: ChatModel | None = model
+        self.sampling = dict(sampling)
+        self.system = system
+        self.messages: list[Message] = []
+        self.last: Done | None = None
+        self.expert_use: ExpertUse | None = None
+        self._session: ChatSession | None = model.new_session()
+        self._attempt = 0
+        self.context_used = 0
+
+    def clear(self) -> None:
+        """Forget every message; the system text stays, and what the KV cache holds of it."""
+        self.messages = []
+        self.last = None
+        self.expert_use = None
+        self.context_used = 0
+
+    def replace(self, messages: Sequence[Message], system: str) -> None:
+        """Go on from other messages."""
+        self.clear()
+        self.messages = list(messages)
+        self.system = system
+
+    def use_model(self, model: ChatModel) -> None:
+        """Go on with another model, or begin with an empty KV cache; the next message runs the whole conversation."""
+        self._model = model
+        self._session = model.new_session()
+        self.last = None
+        self.expert_use = None
+        self.context_used = 0
+
+    def let_go(self) -> None:
+        """Keep nothing of the model; there is none until `use_model`."""
+        self._model = self._session = None
+
+    @property
+    def model(self) -> ChatModel:
+        """Who answers.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self._model is None:
+            raise no_model()
+        return self._model
+
+    def ask(self, text: str, cancel: threading.Event | None = None) -> Iterator[Event]:
+        """Say `text` and yield the reply's events; it is kept with the last of them.
+
+        Raises:
+            PromptError: the conversation does not fit into the context; it is then as before.
+        """
+        self._attempt = 0
+        return self._reply([*self.messages, Message("user", text)], cancel)
+
+    def regenerate(self, cancel: threading.Event | None = None) -> Iterator[Event]:
+        """Answer the last message again in place of the last reply; with a fixed seed, by the next seed."""
+        self._attempt += 1
+        return self._reply(self.messages[:-1], cancel)
+
+    def edit(self, text: str, cancel: threading.Event | None = None) -> Iterator[Event]:
+        """Say `text` in place of the last message."""
+        self._attempt = 0
+        return self._reply([*self.messages[:-2], Message("user", text)], cancel)
+
+    def read(self, cancel: threading.Event | None = None) -> Iterator[Event]:
+        """Run what has been said, so that the next message costs only itself; nothing to run yields nothing."""
+        ids = self._beginning()
+        if ids:
+            assert self._session is not None
+            options = {**self.sampling, "max_tokens": 0}
+            for event in self._session.answer(ids, continues_text=False, cancel=cancel, **options):
+                if isinstance(event, Done):
+                    self.context_used = event.stats.context_used
+                yield event
+
+    @property
+    def last_question(self) -> str | None:
+        """The last message of the user; None where there is none."""
+        return self.messages[-2].content if self.messages else None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the same question has the same reply."""
+        return self.sampling.get("temperature") == 0
+
+    def _reply(self, messages: list[Message], cancel: threading.Event | None) -> Iterator[Event]:
+        options = dict(self.sampling)
+        if options.get("seed") is not None:
+            options["seed"] = (options["seed"] + self._attempt) % 2**63
+        experts = self.model.config.num_local_experts
+        if experts:
+            options["experts"] = True
+        assert self._session is not None, "there is a model, so there is a session"
+        if self.model.is_chat:
+            events = self._session.chat(self._head() + messages, cancel=cancel, **options)
+        else:
+            events = self._session.answer(self._text_ids(messages), continues_text=True, cancel=cancel, **options)
+        return self._kept(messages, events, ExpertUse(experts))
+
+    def _kept(self, messages: list[Message], events: Iterator[Event], use: ExpertUse) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Token) and event.experts:
+                use.add(event.experts)
+            elif isinstance(event, Done):
+                if event.text.strip():
+                    self.messages = [*messages, Message("assistant", event.text)]
+                self.last = event
+                self.context_used = event.stats.context_used
+                self.expert_use = use if use.tokens else None
+            yield event
+
+    def _head(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
+    def _text_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the text of a base model: everything that stands there, as it stands there."""
+        tokenizer = self.model.tokenizer
+        text = ""
+        for message in messages:
+            begins_line = message.role == "user" and text and not text.endswith("\n")
+            text += ("\n" if begins_line else "") + message.content
+        return [*tokenizer.begin_ids, *tokenizer.encode(text)]
+
+    def _beginning(self) -> list[int]:
+        """Return the ids that the prompt begins with whatever is said next."""
+        if not self.messages:
+            return []
+        if not self.model.is_chat:
+            return self._text_ids(self.messages)
+        said = self._head() + self.messages
+        one, other = (self.model.encode_chat([*said, Message("user", text)]) for text in ("a", "Z"))
+        same = 0
+        while one[same] == other[same]:
+            same += 1
+        return one[:same]
+
+
+def no_model() -> UsageError:
+    """Return what to say where there is no model any more."""
+    return UsageError("No model is loaded.", hint="/model NAME loads one; /save keeps the conversation.")
+
+
+def show_events(
+    events: Iterator[Event],
+    show: Show,
+    *,
+    warn: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> Done | None:
+    """Read one answer to its end, as it comes.
+
+    Args:
+        show: takes its text.
+        warn: takes what the model has to say besides.
+        progress: takes how much of the prompt has been run.
+
+    Returns:
+        Its last event; None where nothing had to be run.
+    """
+    for event in events:
+        if isinstance(event, Token):
+            if event.text:
+                show(event.text)
+        elif isinstance(event, PromptProgress):
+            if progress is not None:
+                progress(event.done, event.total)
+        elif isinstance(event, Notice):
+            warn(event.text)
+        elif isinstance(event, Done):
+            if event.tail:
+                show(event.tail)
+            return event
+    return None

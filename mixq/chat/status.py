@@ -1,0 +1,173 @@
+"""Figures of a reply and of the model, in as many words as there is room for.
+
+Contract: text only, from plain data; the widths are in cells. What does not fit is said shorter, then left out, the
+least important first. No terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len
+
+from mixq.config import format_size
+from mixq.engine.events import Done, Stats
+
+FULL = 0.8
+"""Of the context, from where on a user is told that it fills up."""
+
+JOINT = " · "
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One figure.
+
+    Attributes:
+        text: as it is said where there is room.
+        short: where there is less.
+        weight: what is shortened or left out first is lightest.
+    """
+
+    text: str
+    short: str
+    weight: int
+
+
+def fitted(parts: list[Part], width: int) -> str:
+    """Return the parts in one line of at most `width` cells: the lightest are shortened first, then left out."""
+    lightest_first = sorted(parts, key=lambda part: part.weight)
+    shown = {id(part): part.text for part in parts}
+
+    def line() -> str:
+        return JOINT.join(shown[id(part)] for part in parts if id(part) in shown)
+
+    for part in lightest_first:
+        if cell_len(line()) <= width:
+            return line()
+        shown[id(part)] = part.short
+    for part in lightest_first:
+        if cell_len(line()) <= width:
+            break
+        del shown[id(part)]
+    return line()
+
+
+def reply_parts(done: Done) -> list[Part]:
+    """Return the figures of one reply: what was read, what was written, how fast, and what it takes of the context."""
+    stats = done.stats
+    read, wrote, first = _speed_parts(done)
+    used, size = stats.context_used, stats.context_size
+    return [
+        Part(f"{stats.prompt_tokens} tokens in ({speed(stats.prompt_tokens_per_second)})", read.short, read.weight),
+        Part(f"{len(done.token_ids)} out ({speed(stats.decode_tokens_per_second)})", wrote.short, wrote.weight),
+        first,
+        *_hit_parts(done),
+        Part(f"context {used}/{size}", f"ctx {used / size:.0%}", 7),
+    ]
+
+
+def _speed_parts(done: Done) -> tuple[Part, Part, Part]:
+    stats = done.stats
+    read, wrote = speed(stats.prompt_tokens_per_second), speed(stats.decode_tokens_per_second)
+    first = f"{stats.time_to_first_token:.2f} s"
+    return (
+        Part(f"{read} in", f"in {read}", 4),
+        Part(f"{wrote} out", f"out {wrote}", 6),
+        Part(f"first {first}", first, 3),
+    )
+
+
+def _hit_parts(done: Done) -> list[Part]:
+    hits = hit_rate(done.stats)
+    return [] if hits is None else [Part(f"hits {hits:.0%}", f"hits {hits:.0%}", 5)]
+
+
+def toolbar(done: Done | None, used: int, model_stats: Mapping[str, Any], resident: int | None, width: int) -> str:
+    """Return the status line below the prompt.
+
+    Args:
+        done: the last reply; None before the first.
+        used: positions of the context that are taken.
+        model_stats: of `Model.stats`.
+        resident: memory of this process.
+        width: cells that there are.
+    """
+    size = model_stats["context"]
+    parts = memory_parts(model_stats, resident)
+    context = Part(f"context {used}/{size}", f"ctx {used / size:.0%}", 7)
+    if done is None:
+        return fitted([*parts, context, Part("/help", "/help", 8)], width)
+    return fitted([*_speed_parts(done), *parts, *_hit_parts(done), context], width)
+
+
+def memory_parts(model_stats: Mapping[str, Any], resident: int | None) -> list[Part]:
+    """Return what the model takes of GPU and CPU memory."""
+    parts = []
+    if "vram_taken_bytes" in model_stats:
+        taken, promised = (format_size(model_stats[f"vram_{name}_bytes"]) for name in ("taken", "promised"))
+        parts.append(Part(f"GPU {taken} of {promised}", f"GPU {taken}", 2))
+    if resident is not None:
+        planned = model_stats.get("ram_planned_bytes")
+        beside = "" if planned is None else f" of {format_size(planned)} planned"
+        parts.append(Part(f"RAM {format_size(resident)}{beside}", f"RAM {format_size(resident)}", 1))
+    return parts
+
+
+def hit_rate(stats: Stats) -> float | None:
+    """Return the share of the reply's experts that were in GPU memory; None where there is no such thing."""
+    return None if stats.experts is None else stats.experts.counters.hit_rate
+
+
+def context_advice(stats: Stats, maximum: int) -> str | None:
+    """Return what to say where the context fills up: how much is left, and what can be done; None before that.
+
+    Args:
+        maximum: positions that the model was made for.
+    """
+    used, size = stats.context_used, stats.context_size
+    if used < FULL * size:
+        return None
+    larger = min(2 * size, maximum)
+    more = f"; `mixq chat --context {larger}` holds more" if larger > size else "; this model holds no more"
+    left = max(size - used, 0)
+    return (
+        f"the context is {used / size:.0%} full: {left} of {size} tokens are left. "
+        f"/clear begins anew (/save keeps this one first){more}."
+    )
+
+
+def speed(tokens_per_second: float) -> str:
+    """Return tokens a second, as 12.4/s."""
+    return f"{tokens_per_second:.0f}/s" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}/s"
+
+
+def stats_facts(done: Done | None, model_stats: Mapping[str, Any], resident: int | None) -> list[tuple[str, str]]:
+    """Return everything there is to say for /stats: labels and values."""
+    facts = _reply_facts(done) if done is not None else [("last reply", "none yet")]
+    for name, value in model_stats.items():
+        if name != "last" and value is not None:
+            shown = format_size(value) if name.endswith("_bytes") else str(value)
+            facts.append((name.removesuffix("_bytes").replace("_", " "), shown))
+    if resident is not None:
+        facts.append(("memory of this process", format_size(resident)))
+    return facts
+
+
+def _reply_facts(done: Done) -> list[tuple[str, str]]:
+    stats = done.stats
+    cached = stats.cached_tokens
+    read, wrote = speed(stats.prompt_tokens_per_second), speed(stats.decode_tokens_per_second)
+    facts = [
+        ("prompt tokens", f"{stats.prompt_tokens + cached}"),
+        ("of them cached", f"{cached}"),
+        ("read", f"{stats.prompt_tokens} in {stats.prompt_seconds:.2f} s ({read})"),
+        ("written", f"{len(done.token_ids)} in {stats.decode_seconds:.2f} s ({wrote}), ended by {done.reason}"),
+        ("first token after", f"{stats.time_to_first_token:.2f} s"),
+        ("context used", f"{stats.context_used} of {stats.context_size}"),
+    ]
+    if stats.experts is not None and stats.experts.line():
+        facts.append(("experts", stats.experts.line()))
+    return facts

@@ -1,0 +1,210 @@
+"""The terminal under a chat: talk, replies, progress, Ctrl-C.
+
+Contract: replies go to standard output, everything else to standard error. While a reply comes, what is typed is not
+shown (it would stand in the middle of the reply) but kept for the next prompt, and Ctrl-C sets an event instead of
+ending the program. Nothing here needs POSIX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mixq.chat.live_region import LiveRegion, Size
+from mixq.chat.markdown_render import Renderer
+from mixq.chat.markdown_stream import MarkdownStream, PlainStream, ReplyStream
+from mixq.errors import MixqError, UsageError, printable
+
+PATIENCE = 3
+"""Ctrl-C so many times in one reply gives the reply up: the model does not come back from where it is."""
+
+BAR = 24  # cells
+
+
+class Terminal:
+    """See above.
+
+    Args:
+        plain: replies are written as they are, not drawn as Markdown.
+    """
+
+    def __init__(self, *, plain: bool = False) -> None:
+        self._out = Console(highlight=False, markup=False)
+        self._talk = Console(stderr=True, highlight=False, markup=False)
+        self.draws = not plain and _can_draw(self._out)
+        self.unicode = (self._talk.encoding or "").lower().startswith("utf")
+
+    def say(self, text: str | Text = "", style: str = "") -> None:
+        """Say something that was asked for."""
+        self._talk.print(text, style=style, soft_wrap=not self._talk.is_terminal)
+
+    def note(self, text: str) -> None:
+        """Say something in passing."""
+        self.say(text, "dim")
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on or know."""
+        self.say(Text.assemble(("Warning: ", "bold yellow"), text))
+
+    def error(self, error: MixqError) -> None:
+        """Say what went wrong and what to do next."""
+        self.say(Text.assemble(("Error: ", "bold red"), error.message))
+        if error.hint:
+            self.say(error.hint)
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Say a line for each label and what belongs to it; below each other where the window is narrow."""
+        widest = max((cell_len(label) for label, _ in rows), default=0)
+        if self.size()[0] < 2 * widest:
+            for label, text in rows:
+                self.say(label, "bold")
+                self.say(f"  {text}")
+            return
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column(overflow="fold")
+        for label, text in rows:
+            grid.add_row(Text(label), Text(text))
+        self._talk.print(grid)
+
+    def size(self) -> Size:
+        """Return columns and rows, as they are now."""
+        return window_size()
+
+    def stream(self, *, markdown: bool) -> ReplyStream:
+        """Return where the next reply goes."""
+        if markdown and self.draws:
+            return MarkdownStream(LiveRegion(_writer(sys.stdout), self.size), Renderer(self._out), self.size)
+        return PlainStream()
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """Give a function that shows how many of how many tokens have been read; it leaves nothing behind."""
+        if not _can_draw(self._talk):
+            yield lambda _done, _total: None
+            return
+        region = LiveRegion(_writer(sys.stderr), self.size)
+
+        def update(done: int, total: int) -> None:
+            if done < total:
+                region.update([], [progress_line(label, done, total, self.size()[0] - 1, unicode=self.unicode)])
+            else:
+                region.close()
+
+        try:
+            yield update
+        finally:
+            region.close()
+
+    @contextmanager
+    def replying(self) -> Iterator[threading.Event]:
+        """Give the event that Ctrl-C sets; what is typed meanwhile waits unseen for the next prompt."""
+        cancel = threading.Event()
+        presses = 0
+
+        def handle(_signal: int, _frame: FrameType | None) -> None:
+            nonlocal presses
+            presses += 1
+            cancel.set()
+            if presses >= PATIENCE:
+                raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGINT, handle)
+        try:
+            with _without_echo():
+                yield cancel
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def window_size() -> Size:
+    """Return columns and rows of the window as it is now; $COLUMNS may be from before it was resized."""
+    for descriptor in (1, 2, 0):
+        with contextlib.suppress(OSError, ValueError):
+            columns, rows = os.get_terminal_size(descriptor)
+            if columns and rows:
+                return max(columns, 2), max(rows, 2)
+    return 80, 24
+
+
+def progress_line(label: str, done: int, total: int, width: int, *, unicode: bool = True) -> str:
+    """Return a bar and its figures in at most `width` cells."""
+    figures = f"{label} {done:,} of {total:,} tokens"
+    room = min(width - len(figures) - 1, BAR)
+    if room < 4:
+        return f"{done:,}/{total:,}"[:width]
+    full = room * done // max(total, 1)
+    bar = "━" * full + "─" * (room - full) if unicode else "#" * full + "." * (room - full)
+    return f"{figures} {bar}"
+
+
+def edited_in_editor(text: str) -> str | None:
+    """Return `text` as the user's editor left it; None where no editor is set.
+
+    Raises:
+        UsageError: the editor cannot be started, or says that it failed.
+    """
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor:
+        return None
+    words = shlex.split(editor, posix=os.name != "nt")
+    handle, name = tempfile.mkstemp(suffix=".md", prefix="mixq-")  # for its owner alone
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        try:
+            code = subprocess.run([*words, name], check=False).returncode
+            changed = Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"The editor {printable(editor)} did not work: {printable(error)}.") from error
+        if code:
+            raise UsageError(f"The editor {printable(editor)} ended with {code}; nothing is changed.")
+        return changed.rstrip("\n")
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _can_draw(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
+
+
+def _writer(file: TextIO) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        file.write(text)
+        file.flush()
+
+    return write
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Let the terminal show nothing of what is typed. Windows shows it only to a program that reads."""
+    if os.name == "nt" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] = (silent[3] & ~termios.ECHO) | termios.NOFLSH  # Ctrl-C takes nothing away of what was typed
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

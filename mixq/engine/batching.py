@@ -1,0 +1,356 @@
+"""Several answers at once: one thread runs them together, so that a pass reads the weights once for all.
+
+Contract: `submit` takes requests from any thread and never blocks; events are delivered on the engine's thread, the
+last of each request is Done or Failed. Waiting requests begin in the order in which they came. Between two passes the
+thread looks for what was cancelled; then one running prompt goes on by a chunk, in turn, and all answers by a token. So
+neither a long prompt nor a slow reader keeps the others waiting for longer than a pass.
+
+Continuous batching (Yu et al., "Orca", 2022) with whole KV caches in place of pages: `mixq.engine.conversations`. What
+an answer says does not depend on who shares its passes; see DESIGN section 2. This module knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mixq.engine.answer import Answer, Task, pending_tensor
+from mixq.engine.conversations import WORTH_SHARING, Conversation, ConversationPool
+from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats, Token
+from mixq.engine.model import Model
+from mixq.engine.request import BatcherState, Request
+from mixq.engine.session import common_prefix
+from mixq.errors import MixqError, QueueFull, UsageError
+from mixq.model.attention import Chunk
+
+MAX_SEQUENCES = 8
+"""Rows up to which a decode pass has the arithmetic of a single row; see DESIGN section 2."""
+
+RATE_SECONDS = 5.0
+"""Over how long the speed is measured that `state` tells."""
+
+Deliver = Callable[[int, Event | Failed], None]
+"""Takes the events of a request, given its index in `submit`; it must not block."""
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A request between `submit` and its last event."""
+
+    index: int
+    request: Request
+    task: Task
+    deliver: Deliver
+    asked_at: float
+    cancelled: bool = False
+    turn: int = 0  # when a chunk of its prompt was run last, as a count
+    answer: Answer | None = None
+    conversation: Conversation | None = None
+
+    @property
+    def decodes(self) -> bool:
+        return self.answer is not None and not self.answer.in_prompt
+
+
+@dataclass(slots=True)
+class _Totals:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    decode_tokens: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    request_seconds: float = 1.0  # of one request, a moving average
+
+
+class Ticket:
+    """Requests that were submitted together. Who keeps one keeps no model in memory."""
+
+    def __init__(self, batcher: Batcher, items: Sequence[_Item]) -> None:
+        self._batcher = weakref.ref(batcher)
+        self._items = items
+
+    def cancel(self, index: int | None = None) -> None:
+        """End one of them, or all, within a token or a chunk of a prompt; from any thread, at any time."""
+        if (batcher := self._batcher()) is not None:
+            batcher._cancel(self._items if index is None else [self._items[index]])
+
+
+class Batcher:
+    """Runs the requests of a model on a thread of its own.
+
+    Args:
+        model: nobody else runs it meanwhile. Its option `sequences` says how many answers run together, and how many
+            conversations are kept in all.
+        queue: requests that may wait.
+        reuse: whether kept conversations are taken over where a request allows it.
+    """
+
+    def __init__(self, model: Model, *, queue: int = 64, reuse: bool = True) -> None:
+        self.model = model
+        self.sequences = min(model.options.sequences, MAX_SEQUENCES)
+        self._capacity = queue
+        self._reuse = reuse
+        self._pool = ConversationPool(self.sequences, model.new_kv_cache)
+        self._changed = threading.Condition()
+        self._waiting: deque[_Item] = deque()  # guarded by _changed, as are the next five
+        self._withdrawn: list[_Item] = []  # cancelled while they waited
+        self._running: list[_Item] = []
+        self._closing: str | None = None
+        self._broken: str | None = None
+        self._totals = _Totals()
+        self._recent: deque[tuple[float, int, float]] = deque()  # when passes ended, their tokens and seconds
+        self._turns = 0
+        self._thread = threading.Thread(target=self._run, name="mixq-engine", daemon=True)
+        self._thread.start()
+
+    # For any thread
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Ticket:
+        """Queue requests, all or none.
+
+        Raises:
+            PromptError: a prompt that is empty, too long for the context, or has an id outside of the vocabulary.
+            UsageError: what the model cannot follow.
+            QueueFull: too many requests wait.
+            MixqError: the batcher is closed.
+        """
+        tasks = [self._task(request) for request in requests]
+        now = time.perf_counter()
+        items = [_Item(i, r, t, deliver, now) for i, (r, t) in enumerate(zip(requests, tasks, strict=True))]
+        with self._changed:
+            if self._closing is not None or self._broken is not None:
+                raise MixqError(f"No requests are taken: {self._closing or self._broken}.")
+            free = self._capacity + max(0, self.sequences - len(self._running))
+            if len(self._waiting) + len(items) > free:
+                raise QueueFull(len(self._waiting), self._retry_after())
+            self._waiting.extend(items)
+            self._changed.notify()
+        return Ticket(self, items)
+
+    def state(self) -> BatcherState:
+        """Return what is going on."""
+        offload = self.model.placement.offload
+        with self._changed:
+            since = time.perf_counter() - RATE_SECONDS
+            recent = [(tokens, seconds) for at, tokens, seconds in self._recent if at >= since]
+            totals = self._totals
+            return BatcherState(
+                queued=len(self._waiting),
+                running=len(self._running),
+                kept=self._pool.kept,
+                busy_positions=self._pool.busy_positions,
+                prompt_tokens=totals.prompt_tokens,
+                cached_tokens=totals.cached_tokens,
+                decode_tokens=totals.decode_tokens,
+                finished=dict(totals.finished),
+                decode_tokens_per_second=sum(n for n, _ in recent) / max(sum(s for _, s in recent), 1e-9),
+                expert_hit_rate=offload.counters.hit_rate if offload is not None else None,
+                broken=self._broken,
+            )
+
+    def close(self, reason: str = "the server is stopping", timeout: float | None = None) -> bool:
+        """End everything with Failed, and the thread after the pass that is running; return whether it has ended."""
+        with self._changed:
+            self._closing = self._closing or reason
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _task(self, request: Request) -> Task:
+        if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= 100:
+            raise UsageError(f"prompt_logprobs is {request.prompt_logprobs}; it must be from 0 to 100.")
+        return self.model.task(
+            request.prompt_ids,
+            request.params,
+            continues_text=request.continues_text,
+            grammar=request.grammar,
+            prompt_logprobs=request.prompt_logprobs,
+            show_experts=request.experts,
+        )
+
+    def _cancel(self, items: Sequence[_Item]) -> None:
+        with self._changed:
+            for item in items:
+                item.cancelled = True
+                if item in self._waiting:
+                    self._waiting.remove(item)
+                    self._withdrawn.append(item)
+            self._changed.notify()
+
+    def _retry_after(self) -> int:
+        """Return in how many seconds about half of those who wait will have been answered."""
+        seconds = self._totals.request_seconds * len(self._waiting) / (2 * self.sequences)
+        return max(1, min(60, math.ceil(seconds)))
+
+    # On the engine's thread
+
+    def _run(self) -> None:
+        self.model.use_this_thread()
+        try:
+            while self._next_requests():
+                self._tell_notices()
+                self._run_a_prompt()
+                self._drop_cancelled()
+                self._run_answers()
+        except BaseException as error:
+            self._broken = f"the engine has failed ({type(error).__name__})"
+            raise
+        finally:
+            self._fail_all()
+
+    def _next_requests(self) -> bool:
+        """Wait until there is something to do, take in what waits, drop what was cancelled; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._waiting or self._withdrawn or self._running)
+            if self._closing is not None:
+                return False
+            withdrawn, self._withdrawn = self._withdrawn, []
+            while self._waiting and len(self._running) < self.sequences:
+                self._running.append(self._waiting.popleft())
+        for item in withdrawn:
+            self._end(item, "cancelled")
+        self._drop_cancelled()
+        return True
+
+    def _drop_cancelled(self) -> None:
+        for item in [item for item in self._running if item.cancelled]:
+            self._end(item, "cancelled")
+
+    def _run_a_prompt(self) -> None:
+        """Run a chunk of one prompt; the prompts take turns."""
+        prompts = [item for item in self._running if not item.decodes]
+        for item in sorted(prompts, key=lambda item: item.turn):
+            if item.answer is None and self._waits_for_a_beginning(item):
+                continue
+            self._turns += 1
+            item.turn = self._turns
+            try:
+                if item.answer is None:
+                    self._begin(item)
+                self._pass([item])
+            except MixqError as error:
+                self._fail(item, error)
+            return
+
+    def _run_answers(self) -> None:
+        """Run the next token of every answer."""
+        answers = [item for item in self._running if item.decodes]
+        if not answers:
+            return
+        begun = time.perf_counter()
+        try:
+            self._pass(answers)
+        except MixqError as error:  # the pass itself: it was everybody's
+            for item in answers:
+                self._fail(item, error)
+        with self._changed:
+            now = time.perf_counter()
+            self._recent.append((now, len(answers), now - begun))
+            while self._recent[0][0] < now - RATE_SECONDS:
+                self._recent.popleft()
+
+    def _pass(self, items: Sequence[_Item]) -> None:
+        """Run the pending tokens of some answers together, and deliver what comes of it."""
+        answers = [item.answer for item in items if item.answer is not None]
+        chunks = [Chunk(pending_tensor(answer), answer.kv_cache) for answer in answers]
+        all_logits = any(answer.needs_all_logits for answer in answers)  # of a prompt, which runs alone
+        logits = self.model.network.forward(chunks, all_logits=all_logits)
+        rows = torch.split(logits, [len(c.token_ids) for c in chunks] if all_logits else 1)
+        show = any(item.request.experts for item in items)
+        experts = self.model.network.chosen_experts()[-len(items) :] if show else []
+        for i, (item, answer, row) in enumerate(zip(items, answers, rows, strict=True)):
+            try:
+                events = answer.take(row, experts[i] if item.request.experts and experts else ())
+            except MixqError as error:
+                self._fail(item, error)
+                continue
+            for event in events:
+                self._handle(item, event)
+
+    def _handle(self, item: _Item, event: Event) -> None:
+        if isinstance(event, Token) and item.conversation is not None:
+            item.conversation.ids.append(event.id)
+        if isinstance(event, Done):
+            self._finish(item, event)
+        else:
+            self._deliver(item, event)
+
+    def _waits_for_a_beginning(self, item: _Item) -> bool:
+        """Return whether a prompt that is running will soon hold more of this one than any conversation does."""
+        if not (self._reuse and item.request.reuse):
+            return False
+        ids = item.task.prompt_ids
+        begun = [other for other in self._running if other.answer is not None and other.answer.in_prompt]
+        to_come = max((min(common_prefix(other.task.prompt_ids, ids), len(ids) - 1) for other in begun), default=0)
+        return to_come >= WORTH_SHARING and to_come > self._pool.shared(ids)
+
+    def _begin(self, item: _Item) -> None:
+        reuse = self._reuse and item.request.reuse and item.request.prompt_logprobs is None
+        item.conversation = self._pool.take(item.task.prompt_ids, reuse=reuse)
+        item.answer = Answer(
+            item.task,
+            item.conversation.kv_cache,
+            experts=self.model.placement.offload,
+            asked_at=item.asked_at,
+        )
+
+    def _end(self, item: _Item, reason: FinishReason) -> None:
+        self._finish(item, item.answer.end(reason) if item.answer is not None else _never_begun(item))
+
+    def _finish(self, item: _Item, done: Done) -> None:
+        if item.answer is not None:
+            self.model.note_answer(done)
+        self._leave(item, done.reason, done.stats)
+        self._deliver(item, done)
+
+    def _fail(self, item: _Item, error: MixqError) -> None:
+        self._leave(item, "failed", None)
+        self._deliver(item, Failed(error))
+
+    def _leave(self, item: _Item, reason: str, stats: Stats | None) -> None:
+        """Forget a request that has ended; its conversation is kept."""
+        if item.conversation is not None:
+            self._pool.release(item.conversation)
+        item.answer = item.conversation = None
+        with self._changed:
+            if item in self._running:
+                self._running.remove(item)
+            totals = self._totals
+            totals.finished[reason] += 1
+            if stats is not None:
+                totals.prompt_tokens += stats.prompt_tokens
+                totals.cached_tokens += stats.cached_tokens
+                totals.decode_tokens += stats.decode_tokens
+                totals.request_seconds += 0.1 * (time.perf_counter() - item.asked_at - totals.request_seconds)
+
+    def _deliver(self, item: _Item, event: Event | Failed) -> None:
+        try:
+            item.deliver(item.index, event)
+        except RuntimeError:  # an event loop that was closed: nobody listens any more
+            item.cancelled = True
+
+    def _tell_notices(self) -> None:
+        for line in self.model.notices():
+            for item in self._running:
+                self._deliver(item, Notice(line))
+
+    def _fail_all(self) -> None:
+        with self._changed:
+            items = [*self._running, *self._waiting, *self._withdrawn]
+            self._waiting.clear()
+            self._withdrawn.clear()
+            reason = self._closing or self._broken
+        for item in items:
+            self._fail(item, MixqError(f"The answer was broken off: {reason}."))
+
+
+def _never_begun(item: _Item) -> Done:
+    """Return the end of a request that was cancelled before anything was run."""
+    waited = time.perf_counter() - item.asked_at
+    return Done("cancelled", "", (), Stats(0, 0, 0.0, 0, 0.0, waited, 0, 0))

@@ -1,0 +1,281 @@
+"""The names that scripts for the transformers library use, over mixq's engine: change the import, keep the rest.
+
+    from mixq.transformers import AutoModelForCausalLM, AutoTokenizer
+
+Contract: `AutoTokenizer.from_pretrained(path)` gives ids as transformers does, begin token included, and
+`AutoModelForCausalLM.from_pretrained(path)` generates from them with those arguments of `GenerationMixin.generate` that
+are listed at `CausalLM.generate`. What is not listed is refused by name, never ignored. The path is a model folder or a
+name in the model store; nothing is downloaded. For new code `mixq.load` is the better way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import did_you_mean
+from mixq.engine.generation_config import default_sampling
+from mixq.engine.model import Model, load
+from mixq.errors import PromptError, UsageError, printable
+from mixq.formats.folder import ModelFolder
+from mixq.system import paths
+from mixq.text.chat_template import ChatTemplate
+from mixq.text.choice import choose_template
+from mixq.text.open import open_tokenizer
+from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer_config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from mixq.engine.model import Messages
+
+Path = str | os.PathLike[str] | None
+_DEVICES = {None: "auto", "auto": "auto", "cpu": "cpu", "cuda": "cuda", "cuda:0": "cuda"}
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_MODEL_ARGUMENTS = ("device_map", "torch_dtype", "dtype", "load_in_4bit", "load_in_8bit", "low_cpu_mem_usage")
+_LONGEST = 2**31 - 1
+
+
+class AutoModelForCausalLM:
+    """Opens models."""
+
+    @classmethod
+    def from_pretrained(cls, path: Path = None, **options: Any) -> CausalLM:
+        """Open a model folder.
+
+        Args:
+            path: a folder or a name in the model store; None is the demo model.
+            options: those of `mixq.load`; besides them device_map ("auto", "cpu", "cuda") chooses the device. The
+                folder's own schemes and mixq's arithmetic stand for torch_dtype, dtype, load_in_4bit, load_in_8bit and
+                low_cpu_mem_usage, which are taken and change nothing.
+        """
+        device_map = options.pop("device_map", None)
+        if not isinstance(device_map, str | None) or device_map not in _DEVICES:
+            raise UsageError(f"device_map is {printable(repr(device_map))}; mixq takes auto, cpu or cuda.")
+        chosen = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
+        if _DEVICES[device_map] != "auto":
+            chosen.setdefault("device", _DEVICES[device_map])
+        return CausalLM(load(path, **chosen))
+
+
+class CausalLM:
+    """A model that generates from tensors of ids.
+
+    Attributes:
+        model: the mixq model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.device = torch.device("cpu")  # where ids go; mixq places the weights itself
+
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        do_sample: bool | None = None,
+        pad_token_id: int | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Return prompt and answer, int64 [B, prompt + new tokens]; the end token belongs to the answer.
+
+        Args:
+            input_ids: int64 [B, T] or [T]; `inputs` is another name for it.
+            attention_mask: [B, T]; ids where it is 0 are left out.
+            max_new_tokens, max_length: of the answer, or of both; neither means to the end of the context.
+            do_sample: False is greedy; None follows generation_config.json, and is greedy where that says nothing.
+            pad_token_id: fills the shorter rows; the end token by default.
+            sampling: temperature, top_k, top_p, min_p, repetition_penalty. The draw follows `torch.manual_seed`.
+
+        Raises:
+            PromptError: no ids, or too many for the context.
+            UsageError: another argument, or a value out of bounds.
+        """
+        for name in sampling:
+            if name not in _SAMPLING:
+                known = (*_SAMPLING, "max_new_tokens", "max_length", "do_sample", "pad_token_id")
+                raise UsageError(f"mixq's generate does not take {printable(name)!r}." + did_you_mean(name, known))
+        prompts = _prompts(input_ids if input_ids is not None else inputs)
+        rows = []
+        for prompt, ids in zip(prompts, _unmasked(prompts, attention_mask), strict=True):
+            limit = _LONGEST if max_length is None else max_length - len(prompt)
+            tokens = min(limit, _LONGEST if max_new_tokens is None else max_new_tokens)
+            if tokens < 1:
+                raise UsageError(
+                    f"No token may be generated: the prompt has {len(prompt)}, max_length is {max_length}."
+                )
+            params = self._sampling(do_sample, sampling)
+            done = self.model.generate(ids, stream=False, max_tokens=tokens, **params)
+            ended = [self._eos] if done.reason == "stop" else []
+            rows.append(torch.tensor([*prompt.tolist(), *done.token_ids, *ended]))
+        padding = self._eos if pad_token_id is None else pad_token_id
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+    def eval(self) -> CausalLM:
+        """Return the model: it only answers, so nothing has to be switched off."""
+        return self
+
+    def to(self, device: object) -> CausalLM:
+        """Return the model: it was placed when it was loaded."""
+        return self
+
+    @property
+    def _eos(self) -> int:
+        return self.model.eos_token_ids[0]
+
+    def _sampling(self, do_sample: bool | None, given: Mapping[str, Any]) -> dict[str, Any]:
+        wished = dict(self.model.folder.generation_config)
+        if do_sample is not None or not isinstance(wished.get("do_sample"), bool):
+            wished["do_sample"] = bool(do_sample)
+        params = default_sampling(wished)
+        if wished["do_sample"]:
+            params |= {name: value for name, value in given.items() if value is not None}
+            params["seed"] = int(torch.randint(2**63 - 1, ()))
+        elif given.get("repetition_penalty") is not None:
+            params["repetition_penalty"] = given["repetition_penalty"]
+        return params
+
+
+class AutoTokenizer:
+    """Opens tokenizers."""
+
+    @classmethod
+    def from_pretrained(cls, path: Path = None) -> TensorTokenizer:
+        """Open the tokenizer of a model folder, or of a name in the model store; None is the demo model's."""
+        folder = ModelFolder.open(paths.demo_source() if path is None else paths.resolve_model(os.fspath(path)))
+        config = TokenizerConfig.read(folder.path)
+        tokenizer = open_tokenizer(folder.path, config)
+        return TensorTokenizer(tokenizer, choose_template(folder.path, tokenizer, config, folder.raw_config))
+
+
+class Encoding(dict[str, Any]):
+    """What a tokenizer returns: `input_ids` and `attention_mask`, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: object) -> Encoding:
+        """Return it as it is: mixq takes ids in host memory, wherever the weights are."""
+        return self
+
+
+class TensorTokenizer:
+    """A tokenizer that returns tensors.
+
+    Attributes:
+        tokenizer: mixq's own.
+        template: the chat format of the folder.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.bos_token_id, self.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
+        self.pad_token_id: int | None = None
+
+    def __call__(self, text: str | Sequence[str], *, return_tensors: str | None = None, **options: Any) -> Encoding:
+        """Return ids with the begin token in front, and a mask of ones.
+
+        Args:
+            text: one text, or several; several need `padding=True`, which puts the padding on the left.
+            return_tensors: "pt" for int64 tensors [B, T]; None for lists.
+            options: `padding` and `add_special_tokens`.
+
+        Raises:
+            UsageError: another option.
+        """
+        padding, special = options.pop("padding", False), options.pop("add_special_tokens", True)
+        _refuse(options, ("padding", "add_special_tokens", "return_tensors"))
+        texts = [text] if isinstance(text, str) else list(text)
+        begin = self.tokenizer.begin_ids if special else ()
+        rows = [[*begin, *self.tokenizer.encode(one)] for one in texts]
+        longest = max((len(row) for row in rows), default=0)
+        if not padding and any(len(row) < longest for row in rows) and return_tensors is not None:
+            raise UsageError("The texts have different lengths.", hint="Give padding=True.")
+        missing = [longest - len(row) if padding else 0 for row in rows]
+        fill = self.eos_token_id if self.pad_token_id is None else self.pad_token_id
+        ids = [[fill] * gap + row for gap, row in zip(missing, rows, strict=True)]
+        mask = [[0] * gap + [1] * len(row) for gap, row in zip(missing, rows, strict=True)]
+        if return_tensors is None:
+            return Encoding(
+                input_ids=ids if text is texts else ids[0], attention_mask=mask if text is texts else mask[0]
+            )
+        return Encoding(input_ids=_tensor(ids, return_tensors), attention_mask=_tensor(mask, return_tensors))
+
+    def apply_chat_template(
+        self, conversation: Messages, *, tokenize: bool = True, return_tensors: str | None = None, **options: Any
+    ) -> Any:
+        """Return the ids [1, T] (or a list) of a prompt that asks for the next reply.
+
+        Args:
+            conversation: messages with role and content, a user's last.
+            tokenize: True; the format is ids, not text.
+            return_tensors: "pt" for a tensor.
+            options: `add_generation_prompt`, which changes nothing here, and `return_dict`.
+        """
+        as_dict = options.pop("return_dict", False)
+        options.pop("add_generation_prompt", None)
+        _refuse(options, ("add_generation_prompt", "return_dict", "return_tensors", "tokenize"))
+        if not tokenize:
+            raise UsageError("mixq builds chat prompts as ids, not as text.", hint="Leave tokenize=False out.")
+        ids = self.template.encode(self.tokenizer, conversation)
+        shaped = ids if return_tensors is None else _tensor([ids], return_tensors)
+        if not as_dict:
+            return shaped
+        mask = [1] * len(ids) if return_tensors is None else torch.ones(1, len(ids), dtype=torch.long)
+        return Encoding(input_ids=shaped, attention_mask=mask)
+
+    def decode(self, ids: Tensor | Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids [T]; with the names of control tokens unless they are to be skipped."""
+        listed = [int(i) for i in ids]
+        if skip_special_tokens:
+            return self.tokenizer.decode(listed)
+        text, run = "", list[int]()
+        for token_id in listed:
+            if self.tokenizer.is_control(token_id):
+                text += (self.tokenizer.decode(run) if run else "") + self.tokenizer.token_text(token_id)
+                run = []
+            else:
+                run.append(token_id)
+        return text + (self.tokenizer.decode(run) if run else "")
+
+    def batch_decode(self, rows: Iterable[Tensor | Iterable[int]], *, skip_special_tokens: bool = False) -> list[str]:
+        """Return the texts of several rows of ids."""
+        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+
+
+def _refuse(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        raise UsageError(f"mixq's tokenizer does not take {printable(name)!r}." + did_you_mean(name, known))
+
+
+def _tensor(rows: list[list[int]], kind: str) -> Tensor:
+    if kind != "pt":
+        raise UsageError(f"return_tensors is {printable(repr(kind))}; mixq gives 'pt'.")
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def _prompts(ids: Tensor | None) -> Tensor:
+    """Return the prompts [B, T]."""
+    if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or ids.dtype != torch.long:
+        raise PromptError("generate takes input_ids, an int64 tensor [B, T].", hint='Use return_tensors="pt".')
+    return ids if ids.dim() == 2 else ids[None]
+
+
+def _unmasked(prompts: Tensor, mask: Tensor | None) -> list[list[int]]:
+    """Return the ids of each row that the mask does not leave out."""
+    if mask is None:
+        return [row.tolist() for row in prompts]
+    if mask.numel() != prompts.numel():
+        raise UsageError(f"attention_mask is {list(mask.shape)}; input_ids is {list(prompts.shape)}.")
+    return [row[keep.bool()].tolist() for row, keep in zip(prompts, mask.reshape(prompts.shape), strict=True)]

@@ -1,0 +1,71 @@
+"""Which accelerator a model runs on: the first CUDA GPU, one that the host plays, or none.
+
+Contract: `choose_accelerator` follows --device; `auto` takes a GPU where there is one whose kernels can run, and says
+why not where a GPU is there and cannot be used. One GPU is used, and that is said where there are more.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mixq.config import RuntimeOptions, format_size
+from mixq.errors import UsageError
+from mixq.experts.accelerators.cuda import CudaAccelerator
+from mixq.experts.accelerators.interface import Accelerator
+from mixq.experts.accelerators.simulated import SimulatedAccelerator
+from mixq.kernels import triton
+from mixq.system.memory import available_memory
+
+SIMULATED_SHARE = 0.5
+"""Of the free memory, what a simulated accelerator has where --vram does not say."""
+
+
+def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) -> Accelerator | None:
+    """Return the accelerator that the options ask for, None for the CPU alone.
+
+    Args:
+        threads: of a simulated one.
+        notes: takes a line for what the user should know.
+
+    Raises:
+        UsageError: --device cuda, and there is no GPU that can be used.
+    """
+    if options.device == "sim":
+        return _simulated(options, threads)
+    if options.device == "cpu":
+        return None
+    reason = triton.unavailable_reason()
+    if reason is None and options.exact:
+        reason = "float32 throughout is computed by the CPU."
+    if options.device == "cuda" and reason is not None:
+        raise UsageError(f"There is no GPU to use: {reason}", hint="Use --device cpu.")
+    if reason is not None:
+        if torch.cuda.is_available() and not options.exact:
+            notes.append(f"the GPU is not used: {reason}")
+        elif _other_gpu():
+            notes.append("this GPU is not supported; the model runs on the CPU.")
+        return None
+    if torch.cuda.device_count() > 1:
+        notes.append(f"one of {torch.cuda.device_count()} GPUs is used, the first.")
+    from mixq.kernels.triton.kernels import TritonKernels
+
+    accelerator = CudaAccelerator(options.vram, TritonKernels(torch.device("cuda", 0)))
+    if options.vram is not None and accelerator.memory.promised < options.vram:
+        free = format_size(accelerator.memory.promised)
+        notes.append(f"of the {format_size(options.vram)} of GPU memory that were promised, {free} are free.")
+    return accelerator
+
+
+def _simulated(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:
+    return SimulatedAccelerator(
+        options.vram or int((available_memory() or 4 << 30) * SIMULATED_SHARE),
+        threads=threads,
+        bandwidth=options.sim_bandwidth,
+        latency=options.sim_latency,
+        exact=options.exact,
+    )
+
+
+def _other_gpu() -> bool:
+    """Return whether there is a GPU that PyTorch uses by another name than CUDA: AMD's or Apple's."""
+    return torch.version.hip is not None or torch.backends.mps.is_available()

@@ -1,0 +1,144 @@
+"""An accelerator that the host plays: its own memory, a thread that copies at a set speed, a thread that computes.
+
+Contract: everything that can go wrong on a card goes wrong here: a slot read while it is being copied to gives wrong
+numbers, memory beyond the promise is refused, memory given back is spoilt. Computing is done by the CPU's kernels, so a
+row has the same bits as on the CPU. What the kernels allocate for activations is counted by `reserve`, not measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mixq.experts.accelerators.capture import Again
+from mixq.experts.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
+from mixq.experts.accelerators.queue import Queue, Task
+from mixq.kernels.dispatch import Kernels, choose
+from mixq.system.huge_pages import allocate
+
+_PIECE = 1 << 20
+"""Bytes copied between two looks at the clock."""
+
+_SPOILT = 0xFF
+"""What released memory is filled with: NaN as bfloat16 or float32, codes and scales out of place."""
+
+
+class SimulatedAccelerator:
+    """See `mixq.experts.accelerators.interface.Accelerator`.
+
+    Args:
+        promised: bytes of memory.
+        threads: of the trunk's kernels; the thread that computes experts has as many.
+        bandwidth: of copies, in bytes per second; None for as fast as memory goes.
+        latency: seconds that each copy takes besides.
+        exact: float32 throughout.
+        kernels: gives what computes, once for the trunk and once for the experts; None takes the CPU's.
+    """
+
+    registers = False
+    captures = False
+
+    def __init__(
+        self,
+        promised: int,
+        *,
+        threads: int = 1,
+        bandwidth: float | None = None,
+        latency: float = 0.0,
+        exact: bool = False,
+        kernels: Callable[[], Kernels] | None = None,
+    ) -> None:
+        self.name = "sim"
+        self.device = torch.device("cpu")
+        self.memory = MemoryAccount(promised)
+        make = kernels or (lambda: choose(threads=threads, exact=exact))
+        self.kernels: Kernels = make()
+        self.bandwidth = bandwidth
+        self.latency = latency
+        self._own_kernels = make()
+        self._copies = Queue("mixq-sim-copies")
+        self._work = Queue("mixq-sim-work")
+
+    def rounded(self, nbytes: int) -> int:
+        return nbytes
+
+    def allocate(self, nbytes: int) -> Tensor:
+        self.reserve(nbytes)
+        return allocate(nbytes)
+
+    def release(self, memory: Tensor) -> None:
+        memory.fill_(_SPOILT)
+        self.memory.add(-memory.nbytes)
+
+    def reserve(self, nbytes: int) -> None:
+        if nbytes > self.memory.free:
+            raise OutOfMemory(nbytes, self.memory.free)
+        self.memory.add(nbytes)
+
+    def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def register(self, memory: Tensor) -> bool:
+        return False
+
+    def upload(self, target: Tensor, source: Tensor) -> Event:
+        return self._copies.give(lambda: self._copy(target, source))
+
+    def take_away(self, nbytes: int) -> None:
+        """Another program takes memory: the promise is that much smaller from now on."""
+        self.memory.promised -= nbytes
+
+    def _check(self) -> None:
+        if self.memory.free < 0:
+            raise OutOfMemory(0, self.memory.free)
+
+    def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
+        self._check()
+        return self._work.give(lambda: _run(work, self._own_kernels))
+
+    def capture(self, work: Callable[[], None]) -> Piece:
+        return Again(work)
+
+    def to_host(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source)
+
+    def hand_over(self) -> Event:
+        done = Task(lambda: None)
+        done.run()
+        return done
+
+    def to_device(self, source: Tensor) -> Tensor:
+        self._check()
+        return source.clone()
+
+    def synchronize(self) -> None:
+        self._copies.give(lambda: None).wait()
+        self._work.give(lambda: None).wait()
+
+    def close(self) -> None:
+        self._copies.close()
+        self._work.close()
+
+    def _copy(self, target: Tensor, source: Tensor) -> None:
+        begun = time.perf_counter()
+        for start in range(0, len(source), _PIECE):
+            end = min(start + _PIECE, len(source))
+            target[start:end].copy_(source[start:end])
+            if self.bandwidth is not None:
+                _sleep_until(begun + end / self.bandwidth)
+        if self.latency:
+            _sleep_until(time.perf_counter() + self.latency)
+
+
+@torch.inference_mode()
+def _run(work: Callable[[Kernels], Tensor], kernels: Kernels) -> Tensor:
+    return work(kernels)
+
+
+def _sleep_until(moment: float) -> None:
+    left = moment - time.perf_counter()
+    if left > 0:
+        time.sleep(left)

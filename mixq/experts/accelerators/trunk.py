@@ -1,0 +1,121 @@
+"""A model's weights with the trunk in an accelerator's memory: what the network is built from.
+
+Contract: `Trunk` answers as the folder does. Everything that each token uses is copied when it is first asked for;
+the embedding stays in host memory (a token needs one row of it), and experts are nobody's business here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import ModelConfig
+from mixq.experts.accelerators.interface import Accelerator
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.packed import PackedLinear
+from mixq.formats.weights import Weights
+
+ALIGNMENT = 256
+EMBEDDING = "model.embed_tokens"
+
+
+class Trunk:
+    """See `mixq.formats.weights.Weights`."""
+
+    def __init__(self, folder: Weights, accelerator: Accelerator) -> None:
+        self._folder = folder
+        self._accelerator = accelerator
+        self._linears: dict[str, Tensor | PackedLinear] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    def load(self, progress: Callable[[float], None] = lambda share: None) -> None:
+        """Copy everything now.
+
+        Args:
+            progress: is told which share of the tensors is done.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
+        wanted = list(_trunk(self.config))
+        for done, parameter in enumerate(wanted, 1):
+            if parameter.quantizable:
+                self.linear(parameter.module)
+            else:
+                self.tensor(parameter.name)
+            progress(done / len(wanted))
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._folder.config
+
+    @property
+    def nbytes(self) -> int:
+        return self._folder.nbytes
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        return self._folder.tokenizer_path
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        return self._folder.generation_config
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self._folder.eos_token_ids
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the trunk on the accelerator; the embedding in host memory."""
+        if name == f"{EMBEDDING}.weight":
+            return self._folder.tensor(name)
+        if name not in self._tensors:
+            self._tensors[name] = self._copied(self._folder.tensor(name))
+        return self._tensors[name]
+
+    def linear(self, module: str) -> Tensor | PackedLinear:
+        """Return a Linear of the trunk on the accelerator; of a tied embedding, the copy that is the head."""
+        if module not in self._linears:
+            weight = self._folder.linear(module)
+            if isinstance(weight, PackedLinear):
+                tensors = {suffix: self._copied(tensor) for suffix, tensor in weight.tensors.items()}
+                table = None if weight.table is None else weight.table.to(self._accelerator.device)
+                self._linears[module] = PackedLinear(weight.scheme, weight.shape, tensors, table)
+            else:
+                self._linears[module] = self._copied(weight)
+        return self._linears[module]
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        memory = self._accelerator.allocate(_padded(tensor.nbytes))[: tensor.nbytes]
+        source = tensor.contiguous().view(-1).view(torch.uint8)
+        self._accelerator.upload(memory, source).wait()
+        return memory.view(tensor.dtype).view(tensor.shape)
+
+
+def trunk_bytes(folder: Weights) -> int:
+    """Return what the trunk takes on an accelerator."""
+    total = 0
+    for parameter in _trunk(folder.config):
+        weight = folder.linear(parameter.module) if parameter.quantizable else folder.tensor(parameter.name)
+        tensors = weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,)
+        total += sum(_padded(tensor.nbytes) for tensor in tensors)
+    return total
+
+
+def _trunk(config: ModelConfig) -> Iterator[Parameter]:
+    """Yield what every token uses; a tied embedding is the head."""
+    for parameter in parameters(config):
+        if parameter.role != "expert" and (parameter.role != "embedding" or config.tie_word_embeddings):
+            yield parameter
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,1 @@
+"""Measures this computer and says what is wrong with it."""

@@ -1,0 +1,175 @@
+"""What mixq finds on this machine, and which kernels follow from it: the facts of `mixq doctor`, as plain data.
+
+Contract: `diagnose` reads and asks, loads no model and changes nothing. It proves the chosen kernels on one small
+product against the reference. Features have the operating system's names; what is not known is None or empty.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixq.formats import nl4
+from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
+from mixq.kernels import native_library, reference, triton
+from mixq.system import paths
+from mixq.system.cores import physical_cores
+from mixq.system.memory import available_memory, total_memory
+
+FEATURES = {
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
+}  # fmt: skip
+"""What the kernels use, or might."""
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_CLOSE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The facts.
+
+    Attributes:
+        cores: physical cores that this process may use: the default number of threads.
+        isa: the instruction set in use, "reference" for torch's kernels.
+        isa_forced: MIXQ_CPU_ISA names it.
+        isas: those that CPU and library can run.
+        native_library: None where there is none, for `native_reason`.
+        build_log: the compiler's words of a build that failed.
+        kernels_right: the chosen kernels agree with the reference on a small product.
+        gpu: the first GPU's name, None where torch sees none; `gpu_use` says why it is not used, None where it is.
+        bitsandbytes: its version, None where it is not installed; it serves nf4 on a GPU.
+        models: names in the model store.
+    """
+
+    mixq: str
+    python: str
+    system: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    logical_cpus: int
+    isa: str
+    isa_forced: bool
+    isas: tuple[str, ...]
+    native_library: str | None
+    native_reason: str | None
+    compiler: str | None
+    build_log: str | None
+    kernels_right: bool
+    torch: str
+    torch_threads: int
+    gpu: str | None
+    gpu_use: str | None
+    bitsandbytes: str | None
+    memory_bytes: int | None
+    memory_free_bytes: int | None
+    store: str
+    models: tuple[str, ...]
+    cache: str
+    config_file: str | None
+
+    @property
+    def usable(self) -> bool:
+        """Whether a model would run and answer rightly, be it slowly."""
+        return self.kernels_right
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for --json."""
+        return {**asdict(self), "usable": self.usable}
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything.
+
+    Raises:
+        UsageError: MIXQ_CPU_ISA names an instruction set that is unknown, or that this CPU lacks.
+    """
+    library = native_library.library()
+    cpu, features = _cpu()
+    store, config = paths.store(), paths.config_file()
+    return Diagnosis(
+        mixq=importlib.metadata.version("mixq"),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        cpu=cpu,
+        features=features,
+        cores=physical_cores(),
+        logical_cpus=os.cpu_count() or 1,
+        isa="reference" if library is None else native_library.isa_name(native_library.isa()),
+        isa_forced=bool(os.environ.get("MIXQ_CPU_ISA")),
+        isas=tuple(native_library.supported_isas()),
+        native_library=None if library is None else str(library._name),
+        native_reason=native_library.unavailable_reason(),
+        compiler=None if library is None else native_library.compiler(),
+        build_log=_build_log(),
+        kernels_right=_kernels_right(),
+        torch=torch.__version__,
+        torch_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        gpu_use=triton.unavailable_reason(),
+        bitsandbytes=_installed("bitsandbytes"),
+        memory_bytes=total_memory(),
+        memory_free_bytes=available_memory(),
+        store=str(store),
+        models=tuple(sorted(path.name for path in store.iterdir() if path.is_dir())) if store.is_dir() else (),
+        cache=str(paths.cache()),
+        config_file=str(config) if config.exists() else None,
+    )
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system has it."""
+    return _cpu()[0]
+
+
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    """Return the CPU's name and those of its features that matter, as Linux lists them."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = [line.split(":", 1) for line in _CPU_INFO.read_text().splitlines() if ":" in line]
+    except OSError:
+        return name, ()
+    first: dict[str, str] = {}
+    for key, value in lines:
+        first.setdefault(key.strip(), value.strip())
+    flags = first.get("flags", first.get("Features", "")).split()
+    return first.get("model name", name), tuple(flag for flag in flags if flag in FEATURES)
+
+
+def _build_log() -> str | None:
+    try:
+        return native_library.BUILD_LOG.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels_right() -> bool:
+    """Whether the kernels that a model would get multiply as the reference does."""
+    if native_library.library() is None:
+        return True  # the reference is what it would get
+    generator = torch.Generator().manual_seed(0)
+    N, K = 48, 256
+    codes = torch.randint(16, (N, K), generator=generator, dtype=torch.uint8)
+    scale = torch.randint(-127, 128, (N, K // 32), generator=generator, dtype=torch.int8)
+    tensors = nl4.pack(codes, scale, torch.rand(N, generator=generator))
+    weight = PackedLinear(Scheme("nl4", 32), (N, K), tensors, nl4.table_tensor())
+    x = torch.randn(2, K, generator=generator)
+    right = reference.linear(x, weight)
+    answer = native_library.NativeKernels(physical_cores()).linear(x, weight)
+    return bool((answer - right).norm() <= _CLOSE * right.norm())

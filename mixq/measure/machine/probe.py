@@ -1,0 +1,201 @@
+"""The figures of the computer at hand, measured once in a few seconds and kept.
+
+Contract: `probe` measures or reads what was measured before; `cached` only reads. The file (`hardware.json` in the
+cache) holds as long as mixq, torch, the processor, its instruction set, the number of cores and the GPU are the same;
+what cannot be read is measured anew, and all of it where others had filled the GPU. What is free changes, so memory is
+asked for each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from mixq.errors import DoesNotFitError, MixqError, printable
+from mixq.kernels import native_library, triton
+from mixq.measure.machine.diagnosis import cpu_name
+from mixq.measure.machine.probe_cpu import measure_cpu
+from mixq.measure.machine.probe_gpu import measure_gpu
+from mixq.measure.machine.problems import NOT_MEASURED
+from mixq.plan.computer import Computer
+from mixq.system import paths
+from mixq.system.cores import physical_cores
+from mixq.system.memory import available_memory, total_memory
+
+FILE_NAME = "hardware.json"
+_READ, _PIECE, _LEAST = 256 << 20, 8 << 20, 32 << 20
+_LONGEST = 1.0
+_STAT = Path("/proc/stat")
+
+
+def probe(*, refresh: bool = False) -> Computer:
+    """Return this computer's figures, measured now if they are not known or `refresh` is set.
+
+    Raises:
+        DoesNotFitError: no memory for half a gigabyte of made-up weights.
+    """
+    known = None if refresh else cached()
+    if known is not None:
+        return known
+    before, versions = _Work.now(), _versions()
+    cpu = measure_cpu()
+    gpu = None
+    if triton.unavailable_reason() is None:
+        try:
+            gpu = measure_gpu()
+        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # others may have all of its memory
+            versions[NOT_MEASURED] = printable(error)
+    load = _Work.now().of_others(before)
+    found = Computer(
+        name=_name(),
+        ram=total_memory() or available_memory() or 0,
+        cpu=cpu,
+        disk_bandwidth=disk_bandwidth(),
+        gpu=gpu,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions,
+        load=load,
+    )
+    with contextlib.suppress(MixqError, OSError):  # a cache that cannot be written is measured anew each time
+        paths.cache().mkdir(parents=True, exist_ok=True)
+        found.write(_file())
+    return _now(found)
+
+
+def cached() -> Computer | None:
+    """Return what was measured before on this computer as it is; None where there is nothing of that kind."""
+    try:
+        found = Computer.read(_file())
+    except MixqError:
+        return None
+    return _now(found) if dict(found.versions) == _versions() else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Seconds up to now: of the clock, and that all processors were busy (None where that is not known), and we."""
+
+    wall: float
+    busy: float | None
+    own: float
+
+    @classmethod
+    def now(cls) -> _Work:
+        return cls(time.perf_counter(), _busy(), time.process_time())
+
+    def of_others(self, earlier: _Work) -> float | None:
+        """Return the share of the processors that others took since then."""
+        if self.busy is None or earlier.busy is None:
+            return None
+        others = self.busy - earlier.busy - (self.own - earlier.own)
+        return min(max(others / max((self.wall - earlier.wall) * (os.cpu_count() or 1), 1e-9), 0.0), 1.0)
+
+
+def _busy() -> float | None:
+    try:
+        name, *spent = _STAT.read_text().split("\n", 1)[0].split()
+        user, nice, system, _, _, *more = (int(ticks) for ticks in spent)
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK") if name == "cpu" else None
+
+
+def _file() -> Path:
+    return paths.cache() / FILE_NAME
+
+
+def _now(computer: Computer) -> Computer:
+    """Return it with the memory that is free now."""
+    gpu = computer.gpu
+    if gpu is not None and torch.cuda.is_available():
+        gpu = replace(gpu, free=torch.cuda.mem_get_info(0)[0])
+    return replace(computer, ram_free=available_memory(), gpu=gpu)
+
+
+def _name() -> str:
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    cores = physical_cores()
+    return f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'}{gpu}"
+
+
+def _versions() -> dict[str, str]:
+    """Return what the figures depend on."""
+    return {
+        "mixq": importlib.metadata.version("mixq"),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "cores": str(physical_cores()),
+        "isa": "reference" if native_library.library() is None else native_library.isa_name(native_library.isa()),
+        "gpu": _gpu(),
+    }
+
+
+def _gpu() -> str:
+    """Return the GPU that is used; a compiler or driver that comes later changes it."""
+    if not torch.cuda.is_available():
+        return "none"
+    used = "" if triton.unavailable_reason() is None else ", not used"
+    return torch.cuda.get_device_name(0) + used
+
+
+def disk_bandwidth() -> float | None:
+    """Return the bytes per second at which a large file is read past the page cache; None where that cannot be known.
+
+    A shard of the model store is read where there is one, else the largest library of torch: writing a file to read it
+    would take longer than all the rest.
+    """
+    path = _large_file()
+    if path is None or not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:  # a file system that does not know it
+        return None
+    buffer = mmap.mmap(-1, _PIECE)  # aligned to pages, as direct reads must be
+    try:
+        size = min(os.fstat(handle).st_size // _PIECE * _PIECE, _READ)
+        done, begun = 0, time.perf_counter()
+        while done < size and time.perf_counter() - begun < _LONGEST:
+            count = os.preadv(handle, [buffer], done)
+            if count <= 0:
+                break
+            done += count
+        return done / (time.perf_counter() - begun) if done else None
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+        buffer.close()
+
+
+def _large_file() -> Path | None:
+    for candidates in (_shards(), _libraries()):
+        sized = [(_size(path), path) for path in candidates]
+        if sized and max(sized)[0] >= _LEAST:
+            return max(sized)[1]
+    return None
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, 0 of what cannot be looked at, such as a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _shards() -> Iterator[Path]:
+    return paths.store().glob("*/*.safetensors")
+
+
+def _libraries() -> Iterator[Path]:
+    return (Path(torch.__file__).parent / "lib").glob("*.so")

@@ -1,0 +1,91 @@
+"""Figures of a bench's lines (`mixq bench --save`): the roofline, and speed against GPU memory.
+
+Contract: lines are read and checked by `mixq.measure.speed.compare`'s reader; what a line does not say is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixq.errors import printable
+from mixq.measure.plots.figure import Chart, Figure, Series, by_size
+
+Line = tuple[str, str, float, Mapping[str, Any]]
+"""Model, test, mean tokens per second, and everything else of a line."""
+
+_STEPS = 24
+
+
+def figures(lines: Sequence[Line]) -> list[Figure]:
+    """Return the figures that the lines have numbers for."""
+    made: list[Figure] = []
+    if (roofline := _roofline(lines)) is not None:
+        made.append(roofline)
+    if (memory := _memory(lines)) is not None:
+        made.append(memory)
+    return made
+
+
+def _roofline(lines: Sequence[Line]) -> Chart | None:
+    """Return operations per second against operations per byte, of the last line of each test on the CPU."""
+    points: dict[str, tuple[float, float]] = {}
+    bandwidth = 0.0
+    for model, test, speed, facts in lines:
+        operations, nbytes = _number(facts, "operations_per_token"), _number(facts, "read_per_token")
+        if (
+            not operations
+            or not nbytes
+            or operations / nbytes > 1e12
+            or _plan(facts).get("device") not in (None, "cpu")
+        ):
+            continue
+        points[f"{printable(model, 30)} {test}"] = operations / nbytes, operations * speed / 1e9
+        bandwidth = max(bandwidth, _number(facts, "bandwidth_bytes_per_second") or 0.0)
+    if not points or not bandwidth:
+        return None
+    xs, top = [x for x, _ in points.values()], max(y for _, y in points.values())
+    low, high = min(xs) / 3, max(max(xs) * 3, top / bandwidth * 1e9 * 1.5)
+    steps = [low * (high / low) ** (step / _STEPS) for step in range(_STEPS + 1)]
+    roof = tuple((x, min(x * bandwidth / 1e9, top)) for x in steps)
+    tests = tuple(Series(name, (point,), line=False) for name, point in points.items())
+    return Chart(
+        "roofline",
+        f"How far each test is from what memory ({bandwidth / 1e9:.0f} GB/s) and arithmetic allow",
+        "operations per byte read",
+        "GFLOPS",
+        (Series("limit: memory, then the best measured", roof), *tests),
+        logarithmic=True,
+    )
+
+
+def _memory(lines: Sequence[Line]) -> Chart | None:
+    """Return decode speed against the GPU memory given, by model and device."""
+    series: dict[str, dict[float, list[float]]] = {}
+    for model, test, speed, facts in lines:
+        plan = _plan(facts)
+        vram = _number(plan, "vram_bytes")
+        if vram and test.startswith("tg"):
+            name = f"{printable(model, 30)} {test}, {printable(plan.get('device'), 10)}"
+            series.setdefault(name, {}).setdefault(vram, []).append(speed)
+    measured = {
+        name: [(vram, statistics.median(speeds)) for vram, speeds in sorted(found.items())]
+        for name, found in series.items()
+        if len(found) > 1
+    }
+    if not measured:
+        return None
+    axis, of_sizes = by_size("GPU memory", measured)
+    return Chart("speed-memory", "Decode speed against GPU memory, measured", axis, "tokens/s", of_sizes)
+
+
+def _plan(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    plan = facts.get("plan")
+    return plan if isinstance(plan, Mapping) else {}
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float | None:
+    value = facts.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 < value < 1e18
+    return float(value) if is_number else None  # type: ignore[arg-type]

@@ -1,0 +1,282 @@
+"""Prompt and decode speed of a loaded model, a sample at a time.
+
+Contract: `Bench.samples` runs the tests in turn, each after a warm-up, and yields one `Sample` for each repetition; the
+bandwidth is probed before every one. `Bench.rows` sums up the samples so far, so that a run can be broken off at any
+point. Token ids are random from a fixed seed; only the network is timed (sampling and text are not), as llama-bench
+does. This module knows no terminal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mixq.config import format_size
+from mixq.engine.answer import PREFILL_CHUNK
+from mixq.engine.model import Model
+from mixq.experts.stats import ExpertStats
+from mixq.kernels.native_library import NativeKernels
+from mixq.measure.speed.bandwidth import Bandwidth
+from mixq.measure.speed.record import facts_of_run
+from mixq.measure.speed.workload import (
+    Workload,
+    check_positions,
+    decode_bytes,
+    operations_per_token,
+    prompt_operations,
+    weight_bytes,
+    weight_count,
+)
+from mixq.model.attention import Chunk
+from mixq.system.memory import peak_memory
+
+WARM_UP_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One repetition.
+
+    Attributes:
+        seconds: wall time.
+        busy_seconds: the part of it spent inside the native kernels (0 where nobody counts).
+        bandwidth: bytes per second that the threads could read just before; 0.0 where there is no probe.
+        experts: where experts were computed; None on the CPU alone.
+    """
+
+    workload: Workload
+    seconds: float
+    busy_seconds: float
+    bandwidth: float = 0.0
+    experts: ExpertStats | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.workload.tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All repetitions of one test.
+
+    Attributes:
+        deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
+        bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
+        share_of_limit: bytes per second over the bandwidth, which is that before each sample, since it drifts on shared
+            machines (by half within a minute); the median; None where it is not known. With an accelerator: the
+            shortest time in which its memory, the RAM and the link could have served the same experts at once, and its
+            memory the rest, over the time that was taken.
+        gflops: operations of a prompt per second; None for decode.
+        operations_per_token, read_per_token: what a token takes of arithmetic and, a prompt's weights being read once
+            for each of its chunks, of memory.
+        overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
+        experts: where experts were computed, over all samples; None on the CPU alone.
+    """
+
+    workload: Workload
+    tokens_per_second: float
+    deviation: float
+    samples: tuple[float, ...]
+    bytes_per_token: float | None = None
+    bytes_per_second: float | None = None
+    share_of_limit: float | None = None
+    gflops: float | None = None
+    overhead_us: float | None = None
+    experts: ExpertStats | None = None
+    operations_per_token: float = 0.0
+    read_per_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured, and on what."""
+
+    model: str
+    nbytes: int
+    weights: int
+    token_bytes: int
+    layers: int
+    backend: str
+    threads: int
+    kv: str
+    context: int
+    seed: int
+    load_seconds: float
+
+
+class Bench:
+    """Tests of one model.
+
+    Args:
+        model: what to measure.
+        tests: in the order in which they are run.
+        repeats: samples of each test.
+        seed: of the token ids.
+        name: what to call the model; None takes its folder's name.
+        load_seconds: how long loading took; reported.
+        bandwidth: the probe; None makes one where the kernels are native.
+        routing: what chooses the experts; reported.
+
+    Raises:
+        UsageError: a test needs more positions than the model or its context has.
+        DoesNotFitError: no memory for the probe or the KV cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tests: Sequence[Workload],
+        *,
+        repeats: int = 5,
+        seed: int = 0,
+        name: str | None = None,
+        load_seconds: float = 0.0,
+        bandwidth: Bandwidth | None = None,
+        routing: str = "model",
+    ) -> None:
+        check_positions(tests, model.context, model.config.max_position_embeddings)
+        self.model = model
+        self.tests = list(tests)
+        self.repeats = repeats
+        if bandwidth is None and isinstance(model.placement.host_kernels, NativeKernels):
+            bandwidth = Bandwidth(model.placement.host_kernels)
+        self.bandwidth = bandwidth
+        self._kv_cache = model.new_kv_cache()
+        self._kv_bytes = self._kv_cache.nbytes // self._kv_cache.capacity
+        longest = max(test.positions for test in tests)
+        self._ids = torch.randint(model.config.vocab_size, (longest,), generator=torch.Generator().manual_seed(seed))
+        self._samples: list[Sample] = []
+        self._about = facts_of_run(model, routing)
+        self.facts = Facts(
+            model=name or model.folder.path.name,
+            nbytes=model.folder.nbytes,
+            weights=weight_count(model.config),
+            token_bytes=weight_bytes(model.folder),
+            layers=model.config.num_hidden_layers,
+            backend=_backend(model),
+            threads=model.threads,
+            kv=model.options.kv,
+            context=model.context,
+            seed=seed,
+            load_seconds=load_seconds,
+        )
+
+    def samples(self) -> Iterator[Sample]:
+        """Run everything."""
+        for test in self.tests:
+            self._go_to(test.depth)
+            self._run(test, test.prompt or min(test.gen, WARM_UP_STEPS))
+            for _ in range(self.repeats):
+                bandwidth = self.bandwidth.probe() if self.bandwidth is not None else 0.0
+                offload = self.model.placement.offload
+                before = offload.snapshot() if offload is not None else None
+                busy = self.model.kernels.busy_ns()
+                begun = time.perf_counter()
+                self._run(test, test.tokens)
+                seconds = time.perf_counter() - begun
+                busy_seconds = (self.model.kernels.busy_ns() - busy) / 1e9
+                experts = offload.stats_since(before) if offload is not None and before is not None else None
+                sample = Sample(test, seconds, busy_seconds, bandwidth, experts)
+                self._samples.append(sample)
+                yield sample
+
+    def rows(self) -> list[Row]:
+        """Return the figures of the samples so far, test by test."""
+        rows = []
+        for test in self.tests:
+            samples = [sample for sample in self._samples if sample.workload == test]
+            if samples:
+                rows.append(self._row(test, samples))
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return facts that hold for the whole run."""
+        return {
+            **{name: getattr(self.facts, name) for name in Facts.__slots__},
+            "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
+            "bandwidth_buffer_bytes": self.bandwidth.nbytes if self.bandwidth is not None else None,
+            "peak_memory_bytes": peak_memory(),
+            **self._about,
+        }
+
+    def _go_to(self, depth: int) -> None:
+        """Fill the KV cache up to `depth`, keeping what it holds already."""
+        self._kv_cache.truncate(min(depth, self._kv_cache.length))
+        self._forward(self._kv_cache.length, depth, PREFILL_CHUNK)
+
+    def _run(self, test: Workload, tokens: int) -> None:
+        """Run the first `tokens` of the test, from its depth."""
+        self._kv_cache.truncate(test.depth)
+        self._forward(test.depth, test.depth + tokens, PREFILL_CHUNK if test.prompt else 1)
+
+    def _forward(self, first: int, end: int, at_once: int) -> None:
+        if first < end:
+            for ids in torch.split(self._ids[first:end], at_once):
+                self.model.network.forward([Chunk(ids, self._kv_cache)])
+
+    def _row(self, test: Workload, samples: Sequence[Sample]) -> Row:
+        row = self._figures_of(test, samples)
+        passes = -(-test.prompt // PREFILL_CHUNK)
+        read = self.facts.nbytes * passes / test.prompt if passes else row.bytes_per_token or 0.0
+        return replace(row, operations_per_token=operations_per_token(self.model.config, test), read_per_token=read)
+
+    def _figures_of(self, test: Workload, samples: Sequence[Sample]) -> Row:
+        speeds = tuple(sample.tokens_per_second for sample in samples)
+        mean = statistics.fmean(speeds)
+        deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
+        if test.prompt:
+            gflops = prompt_operations(self.model.config, test) / test.tokens * mean / 1e9
+            return Row(test, mean, deviation, speeds, gflops=gflops, experts=self._experts(samples))
+        bytes_per_token = decode_bytes(self.model.folder, self._kv_bytes, test)
+        shares = [
+            bytes_per_token * sample.tokens_per_second / sample.bandwidth for sample in samples if sample.bandwidth
+        ]
+        offload = self.model.placement.offload
+        if offload is not None:
+            gpu = offload.scheduler.cost.hardware.gpu_bandwidth
+            rest = (bytes_per_token - self._expert_bytes()) * test.tokens / gpu
+            shares = [
+                (sample.experts.limit_seconds + rest) / sample.seconds
+                for sample in samples
+                if sample.experts is not None and sample.experts.limit_seconds is not None
+            ]
+        outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
+        counted = any(sample.busy_seconds for sample in samples) and offload is None
+        return Row(
+            test,
+            mean,
+            deviation,
+            speeds,
+            bytes_per_token=bytes_per_token,
+            bytes_per_second=bytes_per_token * mean,
+            share_of_limit=statistics.median(shares) if shares else None,
+            overhead_us=outside * 1e6 / (test.tokens * self.model.config.num_hidden_layers) if counted else None,
+            experts=self._experts(samples),
+        )
+
+    def _expert_bytes(self) -> int:
+        """Return the bytes of experts that a token reads."""
+        store = self.model.placement.offload
+        assert store is not None
+        layers = range(self.model.config.num_hidden_layers)
+        return self.model.config.num_experts_per_tok * sum(store.store.expert_bytes(layer) for layer in layers)
+
+    @staticmethod
+    def _experts(samples: Sequence[Sample]) -> ExpertStats | None:
+        """Return the samples' statistics as one."""
+        stats = [sample.experts for sample in samples if sample.experts is not None]
+        return ExpertStats.joined(stats) if stats else None
+
+
+def _backend(model: Model) -> str:
+    """Return what computes, for people."""
+    host = f"CPU {model.placement.host_kernels.name}"
+    accelerator = model.placement.accelerator
+    if accelerator is None:
+        return host
+    return f"{accelerator.name} {format_size(accelerator.memory.promised)} + {host}"

@@ -1,0 +1,265 @@
+"""Models of true sizes with made-up weights, in seconds: what a speed can be measured on without a checkpoint.
+
+Contract: every tensor has the dtype, shape and layout that the model folder would have, and memory of its own, so that
+reads come from RAM. The values are random and tame: codes uniform, scales such that a Linear keeps the variance of
+what it is given, so that activations stay finite through any number of layers. What the model says means nothing.
+A whole model is made in memory (`SyntheticWeights`), or one part of it after the other in the same memory (`parts`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size
+from mixq.engine.model import Model
+from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.formats import nl4
+from mixq.formats.architecture import Parameter, parameters
+from mixq.formats.mix import AS_IT_IS, FORMATS, Mix
+from mixq.formats.nl4 import Specs
+from mixq.formats.packed import PackedLinear, tensor_specs
+from mixq.formats.scheme import Scheme
+from mixq.measure.speed.filler import Filler
+from mixq.models.presets import PRESETS
+from mixq.system.huge_pages import allocate
+from mixq.system.memory import available_memory
+
+DEFAULT_MIX = "default"
+ALIGNMENT = 64
+_USABLE = 0.95  # of the memory that is free; the rest is for activations and the system
+
+
+def synthetic_model(
+    model: str | Mapping[str, Any],
+    *,
+    layers: int | None = None,
+    mix: str = DEFAULT_MIX,
+    seed: int = 0,
+    **options: Any,
+) -> Model:
+    """Return a model with made-up weights that runs at the speed of a real one.
+
+    Args:
+        model: name of a preset (`mixq.models.presets`), or the content of a config.json.
+        layers: how many of its layers; None for all.
+        mix: `default`, `all-nl4`, pairs such as `experts=nl4:16,o=w8`, a format (`w4`, `w8`, `nf4`) for that
+            format's own mix, or `bf16` for no quantization.
+        seed: of the weights.
+        options: fields of `RuntimeOptions`.
+
+    Raises:
+        UsageError: an unknown preset, mix or option, or more layers than the model has.
+        DoesNotFitError: the weights need more memory than is free.
+    """
+    checked = RuntimeOptions.from_kwargs(**options)
+    return Model(SyntheticWeights.make(model, layers=layers, mix=mix, seed=seed), checked)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tensors of one layer, or of what stands outside the layers (`layer` is None).
+
+    Attributes:
+        specs: {stored name: (dtype, shape)}.
+        packed: scheme and shape of the quantized Linears.
+    """
+
+    layer: int | None
+    parameters: tuple[Parameter, ...]
+    specs: Specs
+    packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, gaps for alignment included."""
+        return _arena_bytes(self.specs)
+
+    def fill(self, filler: Filler, stored: Mapping[str, Tensor]) -> None:
+        """Give the tensors their values."""
+        for parameter in self.parameters:
+            filler.fill(parameter, self.packed.get(parameter.module), stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a made-up model consists of: shapes and schemes, no values.
+
+    Attributes:
+        name: the preset's, or the type of the model.
+        raw: the content of its config.json, without a word on quantization.
+        mix: None for unquantized weights.
+        parts: the layers in order, and what stands outside them last.
+    """
+
+    name: str
+    raw: Mapping[str, Any]
+    config: ModelConfig
+    mix: Mix | None
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX) -> Recipe:
+        """Resolve preset, layers and mix; see `synthetic_model` for arguments and errors."""
+        name, raw = _named(model)
+        config = _with_layers(name, ModelConfig.from_dict(raw), layers)
+        resolved = resolve_mix(config, mix)
+        by_layer: dict[int | None, list[Parameter]] = {}
+        for parameter in parameters(config):
+            by_layer.setdefault(parameter.layer, []).append(parameter)
+        outside = by_layer.pop(None)
+        parts = [_part(layer, members, resolved) for layer, members in by_layer.items()]
+        raw = {**raw, "num_hidden_layers": config.num_hidden_layers}
+        return cls(name, raw, config, resolved, (*parts, _part(None, outside, resolved)))
+
+
+def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor]]]:
+    """Make the model up part by part, with the very values of `SyntheticWeights.make`.
+
+    The tensors {stored name: values} of a part are gone when the next is asked for: the memory is the same.
+    """
+    arena = allocate(max(part.nbytes for part in recipe.parts))
+    filler = Filler(seed)
+    for part in recipe.parts:
+        stored = _lay_out(part.specs, arena)
+        part.fill(filler, stored)
+        yield part, stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SyntheticWeights:
+    """Made-up weights, with what a model folder says of its own (`mixq.formats.weights.Weights`).
+
+    Attributes:
+        path: a name, `synthetic-mixtral-8x7b`; nothing lies there.
+        mix: None for unquantized weights.
+        stored: every tensor by the name that it would have in a shard.
+    """
+
+    path: Path
+    config: ModelConfig
+    mix: Mix | None
+    stored: Mapping[str, Tensor]
+    _packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
+    tokenizer_path: None = None
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX, seed: int = 0
+    ) -> SyntheticWeights:
+        """Make the weights up; see `synthetic_model`."""
+        recipe = Recipe.of(model, layers=layers, mix=mix)
+        specs = {name: spec for part in recipe.parts for name, spec in part.specs.items()}
+        _check_memory(recipe, _arena_bytes(specs))
+        stored = _lay_out(specs, allocate(_arena_bytes(specs)))
+        filler = Filler(seed)
+        for part in recipe.parts:
+            part.fill(filler, stored)
+        packed = {name: kind for part in recipe.parts for name, kind in part.packed.items()}
+        return cls(Path(f"synthetic-{recipe.name}"), recipe.config, recipe.mix, stored, packed)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.stored.values())
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self.config.eos_token_ids
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an unquantized tensor by its name; KeyError where there is none."""
+        if name.removesuffix(".weight") in self._packed:
+            raise KeyError(name)
+        return self.stored[name]
+
+    def linear(self, module: str) -> Tensor | PackedLinear:
+        """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""
+        if module not in self._packed:
+            return self.stored[f"{module}.weight"]
+        scheme, shape = self._packed[module]
+        tensors = {suffix: self.stored[f"{module}.{suffix}"] for suffix in tensor_specs(scheme, shape)}
+        return PackedLinear(scheme, shape, tensors, nl4.table_tensor() if scheme.name == "nl4" else None)
+
+
+def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
+    """Return the mix that `text` means (see `synthetic_model`), or None for unquantized weights."""
+    if text == AS_IT_IS:
+        return None
+    if text in FORMATS:
+        return Mix.resolve(config, format=text)
+    return Mix.resolve(config, mix=None if text == DEFAULT_MIX else text)
+
+
+def _named(model: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(model, str):
+        return str(model.get("model_type", "model")), model
+    if model not in PRESETS:
+        raise UsageError(
+            f"unknown preset {printable(repr(model))}; there are {', '.join(PRESETS)}."
+            + did_you_mean(model.lower(), PRESETS)
+        )
+    return model, PRESETS[model]
+
+
+def _with_layers(name: str, config: ModelConfig, layers: int | None) -> ModelConfig:
+    if layers is None:
+        return config
+    if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= config.num_hidden_layers:
+        raise UsageError(
+            f"layers is {printable(repr(layers))}; {name} has {config.num_hidden_layers}, so it must be a whole number "
+            f"from 1 to {config.num_hidden_layers}."
+        )
+    return replace(config, num_hidden_layers=layers)
+
+
+def _part(layer: int | None, members: list[Parameter], mix: Mix | None) -> Part:
+    specs: Specs = {}
+    packed: dict[str, tuple[Scheme, tuple[int, int]]] = {}
+    for parameter in members:
+        scheme = None if mix is None else mix.scheme_of(parameter)
+        if scheme is None:
+            specs[parameter.name] = (torch.bfloat16, parameter.shape)
+            continue
+        N, K = parameter.shape
+        packed[parameter.module] = scheme, (N, K)
+        specs |= {f"{parameter.module}.{suffix}": spec for suffix, spec in tensor_specs(scheme, (N, K)).items()}
+    return Part(layer, tuple(members), specs, packed)
+
+
+def _check_memory(recipe: Recipe, needed: int) -> None:
+    free = available_memory()
+    if free is None or needed <= free * _USABLE:
+        return
+    layers, layer_bytes = recipe.config.num_hidden_layers, recipe.parts[0].nbytes
+    fitting = int((free * _USABLE - (needed - layers * layer_bytes)) // layer_bytes)
+    raise DoesNotFitError(
+        f"{recipe.name} with {layers} layers needs {format_size(needed)} of memory; {format_size(free)} are free.",
+        hint=f"{fitting} layers fit: --layers {fitting}."
+        if fitting > 0
+        else "Not one layer fits: choose a smaller preset, or --mix all-nl4.",
+    )
+
+
+def _padded(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return -(-dtype.itemsize * math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
+def _arena_bytes(specs: Specs) -> int:
+    return sum(_padded(dtype, shape) for dtype, shape in specs.values())
+
+
+def _lay_out(specs: Specs, arena: Tensor) -> dict[str, Tensor]:
+    """Return tensors one after the other in `arena`, uint8 of at least `_arena_bytes`, not yet filled."""
+    tensors, start = {}, 0
+    for name, (dtype, shape) in specs.items():
+        end = start + dtype.itemsize * math.prod(shape)
+        tensors[name] = arena[start:end].view(dtype).view(shape)
+        start += _padded(dtype, shape)
+    return tensors

@@ -1,0 +1,120 @@
+"""A bench's figures as text: Markdown for comparison with llama-bench's tables, CSV and lines of JSON for programs.
+
+Contract: columns that llama-bench has bear its names and units (t/s as mean ± deviation, sizes in GiB, weights in
+billions; avg_ts, stddev_ts, n_prompt, n_gen, n_depth and so on in CSV and JSON); mixq's own follow them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mixq.measure.speed.measure import Bench, Row
+
+RUN = ("model", "size", "params", "backend", "threads")
+FIGURES = ("t/s", "GB/token", "GB/s", "of limit", "GFLOPS", "µs/layer")
+
+
+def document(bench: Bench) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    return {**bench.as_dict(), "tests": [_figures(row) for row in bench.rows()]}
+
+
+def records(bench: Bench) -> list[dict[str, Any]]:
+    """Return one flat record for each test, with the facts of the run in each."""
+    run = bench.as_dict()
+    facts = {
+        "model_filename": run.pop("model"),
+        "model_size": run.pop("nbytes"),
+        "model_n_params": run.pop("weights"),
+        "backends": run.pop("backend"),
+        "n_threads": run.pop("threads"),
+        "type_k": run["kv"],
+        "type_v": run.pop("kv"),
+    }
+    return [{**facts, **_figures(row), **run} for row in bench.rows()]
+
+
+def json_lines(bench: Bench) -> str:
+    """Return one JSON object a line."""
+    return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records(bench))
+
+
+def comma_separated(bench: Bench) -> str:
+    """Return CSV with a header; the samples stand in one field, separated by spaces."""
+    rows = records(bench)
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        row |= {name: json.dumps(row[name]) for name in row if isinstance(row[name], dict)}
+        writer.writerow({**row, "samples_ts": " ".join(f"{speed:.6g}" for speed in row["samples_ts"])})
+    return text.getvalue()
+
+
+def markdown(bench: Bench) -> str:
+    """Return a table with llama-bench's columns and mixq's own."""
+    facts = bench.facts
+    model = (
+        facts.model.replace("|", "\\|"),
+        f"{facts.nbytes / 2**30:.2f} GiB",
+        f"{facts.weights / 1e9:.2f} B",
+        facts.backend,
+        str(facts.threads),
+    )
+    lines = [(*RUN, "test", *FIGURES), *((*model, row.workload.name, *figures(row)) for row in bench.rows())]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = [name not in ("model", "backend", "test") for name in lines[0]]
+    rule = ["-" * (width - 1) + (":" if is_right else "-") for width, is_right in zip(widths, right, strict=True)]
+    text = [_line(lines[0], widths, right), "| " + " | ".join(rule) + " |"]
+    text += [_line(line, widths, right) for line in lines[1:]]
+    return "\n".join(text) + "\n"
+
+
+def figures(row: Row) -> tuple[str, ...]:
+    """Return a test's figures as text, from t/s on; what does not apply is empty."""
+    return (
+        f"{row.tokens_per_second:.2f} ± {row.deviation:.2f}",
+        _optional(row.bytes_per_token, 1e-9, ".3g"),
+        _optional(row.bytes_per_second, 1e-9, ".1f"),
+        _optional(row.share_of_limit, 100, ".1f", " %"),
+        _optional(row.gflops, 1, ".1f"),
+        _optional(row.overhead_us, 1, ".0f"),
+    )
+
+
+def _optional(value: float | None, factor: float, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value * factor:{form}}{unit}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    padded = [
+        cell.rjust(width) if is_right else cell.ljust(width)
+        for cell, width, is_right in zip(cells, widths, right, strict=True)
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    return {
+        "test": row.workload.name,
+        "n_prompt": row.workload.prompt,
+        "n_gen": row.workload.gen,
+        "n_depth": row.workload.depth,
+        "avg_ts": row.tokens_per_second,
+        "stddev_ts": row.deviation,
+        "samples_ts": list(row.samples),
+        "bytes_per_token": row.bytes_per_token,
+        "bytes_per_second": row.bytes_per_second,
+        "share_of_limit": row.share_of_limit,
+        "gflops": row.gflops,
+        "overhead_us_per_layer": row.overhead_us,
+        "operations_per_token": row.operations_per_token,
+        "read_per_token": row.read_per_token,
+        **({"experts": row.experts.as_dict()} if row.experts is not None else {}),
+    }

@@ -1,0 +1,143 @@
+"""A made-up model on disk: a model folder like one that `mixq quantize` made, of true sizes, without a tokenizer.
+
+Contract: `FolderJob` decides sizes and refuses before anything is written; `run` makes one shard after the other in the
+memory of one, config.json last. Stopped by an error or by Ctrl-C it removes all that it wrote, and the folder. The
+folder has the very weights that `SyntheticWeights.make` has for the same arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mixq.errors import StorageError, UsageError, printable
+from mixq.formats.atomic import atomic_write_bytes, storage_error
+from mixq.formats.manifest import Manifest
+from mixq.formats.shard_writer import ShardWriter, shard_size
+from mixq.formats.shards import INDEX
+from mixq.measure.speed.synthetic import DEFAULT_MIX, Part, Recipe, parts
+
+SIDE_BYTES = 512
+"""At most what index and mixq.json say of one tensor or file."""
+
+
+class FolderJob:
+    """A folder to be written.
+
+    Args:
+        target: where; nothing may be there yet.
+        model, layers, mix, seed: see `mixq.measure.speed.synthetic.synthetic_model`.
+
+    Attributes:
+        nbytes: of all shards.
+
+    Raises:
+        UsageError: something is there, or an unknown preset or mix.
+        StorageError: the disk has not enough room.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        model: str | Mapping[str, Any],
+        *,
+        layers: int | None = None,
+        mix: str = DEFAULT_MIX,
+        seed: int = 0,
+    ) -> None:
+        self.target = target
+        self.recipe = Recipe.of(model, layers=layers, mix=mix)
+        self.seed = seed
+        self._settings = {"made_up": True, "mix": mix, "seed": seed}
+        self.nbytes = sum(shard_size(part.specs) for part in self.recipe.parts)
+        if target.exists() or target.is_symlink():
+            raise UsageError(f"{printable(target)} exists already.", hint="Name a folder that is not there yet.")
+        self._check_disk()
+
+    def run(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Write the folder.
+
+        Args:
+            on_progress: called with (bytes of shards written, bytes of all) after each.
+
+        Raises:
+            UsageError: the folder has come into being meanwhile.
+            StorageError: a write failed.
+        """
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.target.mkdir()
+        except FileExistsError as error:
+            raise UsageError(f"{printable(self.target)} exists already.") from error
+        except OSError as error:
+            raise storage_error(self.target, error) from error
+        try:
+            self._write(on_progress)
+        except BaseException:
+            shutil.rmtree(self.target, ignore_errors=True)  # made above: nobody else's files are in it
+            raise
+
+    def _write(self, on_progress: Callable[[int, int], None] | None) -> None:
+        total = len(self.recipe.parts)
+        shards: dict[str, str] = {}
+        weight_map: dict[str, str] = {}
+        done = 0
+        for number, (part, stored) in enumerate(parts(self.recipe, self.seed), 1):
+            name = f"model-{number:05d}-of-{total:05d}.safetensors"
+            with ShardWriter(self.target / name, part.specs) as writer:
+                for tensor, values in stored.items():
+                    writer.write(tensor, values)
+                shards[name] = writer.finish()
+                done += writer.size
+            weight_map |= dict.fromkeys(part.specs, name)
+            if on_progress is not None:
+                on_progress(done, self.nbytes)
+        config = _json_bytes(self._config())
+        index = _json_bytes({"metadata": {"total_size": self._tensor_bytes()}, "weight_map": weight_map})
+        sums = {INDEX: hashlib.sha256(index).hexdigest(), "config.json": hashlib.sha256(config).hexdigest()}
+        atomic_write_bytes(self.target / INDEX, index)
+        Manifest({"name": f"synthetic-{self.recipe.name}"}, self._settings, shards, sums).write(self.target)
+        atomic_write_bytes(self.target / "config.json", config)
+
+    def _config(self) -> dict[str, Any]:
+        config = dict(self.recipe.raw)
+        config["architectures"] = [self.recipe.config.architecture]
+        if self.recipe.mix is not None and self.recipe.mix.quantization is not None:
+            config["quantization_config"] = self.recipe.mix.quantization.to_dict()
+        return config
+
+    def _tensor_bytes(self) -> int:
+        return sum(_tensor_bytes(part) for part in self.recipe.parts)
+
+    def _check_disk(self) -> None:
+        files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
+        needed = self.nbytes + SIDE_BYTES * files
+        place = self.target.absolute()
+        try:
+            free = shutil.disk_usage(next(parent for parent in place.parents if parent.exists())).free
+        except OSError as error:
+            raise StorageError(f"{printable(self.target)} cannot be looked at: {printable(error)}.") from error
+        if needed > free:
+            raise StorageError(
+                f"{printable(self.target)} needs {needed:,} bytes, but only {free:,} are free: "
+                f"{needed - free:,} bytes are missing.",
+                hint="Free some space, name a folder on another disk, or write fewer layers: --layers N.",
+            )
+
+
+def _tensor_bytes(part: Part) -> int:
+    count = 0
+    for dtype, shape in part.specs.values():
+        elements = 1
+        for size in shape:
+            elements *= size
+        count += dtype.itemsize * elements
+    return count
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

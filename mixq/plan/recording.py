@@ -1,0 +1,310 @@
+"""Recordings of real generations, `.mqt`: which experts the routers chose, how sure they were, and what it took.
+
+Contract: a recording is plain numbers. Its file is an .npz, numpy's zip of .npy arrays, compressed, so that numpy alone
+reads it: `np.load("run.mqt", allow_pickle=False)` gives these arrays by name (T tokens, H layers looked ahead, L
+layers, A active experts):
+
+    header     uint8   [bytes]       UTF-8 JSON, see below
+    experts    uint8   [T, L, A]     the router's choice, its favourite first
+    weights    float16 [T, L, A]     the router's normalized weights, in the same order
+    predicted  uint8   [T, H, L, A]  what the router of layer l named, [t, h, l], when it was asked on the hidden state
+                                     of layer l - 1 - h; 255: nothing was asked
+    tokens     int32   [T]           ids of the tokens that were fed, of prompts and of replies, in the order run
+    prompt     int32   [T]           which prompt they belong to, from 0
+    is_prompt  bool    [T]           True for tokens of a prompt, which are run many at a time
+    seconds    float32 [T]           wall time of the pass that ran a token, divided by the tokens of that pass
+
+The header is an object: `format` "mixq-trace", `version` 2, `model` (a name), `layers`, `experts`, `active`,
+`lookahead` (H), `device` (cpu, sim or cuda), `mixq` (the program's version), `created` (ISO 8601), `prompts` (a list of
+`name`, `prompt_tokens`, `tokens`: recorded ones of the prompt and of the reply), the model's sizes as in
+`mixq.experts.cost.ModelCost` (`expert_bytes`, `trunk_bytes`, `head_bytes`, `kv_bytes`, `expert_flops`; null where they
+are not known) and `settings`, how it was run. Other keys are left alone; other versions are refused. Version 1 is the
+JSON lines of `mixq.experts.trace`, which `read_any` reads too.
+
+Reading trusts nothing: `mixq.formats.npz` bounds the zip, and every number is checked here. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.experts.cost import ModelCost
+from mixq.experts.trace import FORMAT, Trace
+from mixq.formats.atomic import atomic_write_bytes
+from mixq.formats.json_file import parse_json_object, regular_file_size
+from mixq.formats.npz import is_zip, packed, read_arrays
+
+VERSION = 2
+NOTHING = 255
+"""In `predicted`: nobody was asked. So a layer has at most 255 experts."""
+
+MOST_BYTES = 1 << 30
+"""Of a file, and of its arrays: three million tokens of Mixtral. What is larger is not read."""
+
+MOST_LAYERS = 1024
+LARGEST = 2**45
+"""Bytes or operations of a part of a model: what is more is no model's, and would be played for hours."""
+
+SIZES = ("expert_bytes", "trunk_bytes", "head_bytes", "kv_bytes", "expert_flops")
+KINDS = {
+    "header": ("|u1", 1),
+    "experts": ("|u1", 3),
+    "weights": ("<f2", 3),
+    "predicted": ("|u1", 4),
+    "tokens": ("<i4", 1),
+    "prompt": ("<i4", 1),
+    "is_prompt": ("|b1", 1),
+    "seconds": ("<f4", 1),
+}
+"""Type and number of axes of each array."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """One prompt: its name, and how many tokens of it and of its reply were recorded."""
+
+    name: str
+    prompt_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a recording says about itself.
+
+    Attributes:
+        model: a name.
+        layers, experts, active: of the model.
+        lookahead: layers ahead whose routers were asked.
+        device: cpu, sim or cuda.
+        mixq: version of the program.
+        created: ISO 8601.
+        prompts: in the order of `Recording.prompt`.
+        expert_bytes, trunk_bytes, head_bytes, kv_bytes, expert_flops: see `ModelCost`; None where they are not known.
+        settings: how it was run (threads, kernels, slots, policy and so on), for people.
+    """
+
+    model: str
+    layers: int
+    experts: int
+    active: int
+    lookahead: int = 0
+    device: str = "cpu"
+    mixq: str = ""
+    created: str = ""
+    prompts: tuple[PromptFacts, ...] = ()
+    expert_bytes: int | None = None
+    trunk_bytes: int | None = None
+    head_bytes: int | None = None
+    kv_bytes: int | None = None
+    expert_flops: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> ModelCost | None:
+        """The model's sizes; None where the recording does not have them all."""
+        sizes = {name: getattr(self, name) for name in SIZES}
+        if None in sizes.values():
+            return None
+        return ModelCost(layers=self.layers, experts=self.experts, active=self.active, **sizes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Arrays as in the module's docstring, and what is known about them."""
+
+    facts: Facts
+    experts: NDArray[np.uint8]
+    weights: NDArray[np.float16]
+    predicted: NDArray[np.uint8]
+    tokens: NDArray[np.int32]
+    prompt: NDArray[np.int32]
+    is_prompt: NDArray[np.bool_]
+    seconds: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        """Read a file.
+
+        Raises:
+            ModelFileError: it is no recording, of another version, too large, or something in it is not as it should.
+            StorageError: it cannot be read.
+        """
+        arrays = read_arrays(path, KINDS, MOST_BYTES)
+        header = parse_json_object(arrays.pop("header").tobytes(), f"{printable(path)}, its header")
+        try:
+            recording = cls(_facts(header), **arrays)
+            _check(recording)
+        except _Bad as error:
+            raise ModelFileError(f"{printable(path)} is no recording that can be used: {error}.") from error
+        return recording
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            UsageError: the numbers could not be read again.
+            StorageError: it cannot be written.
+        """
+        try:
+            _check(self)
+        except _Bad as error:
+            raise UsageError(f"This cannot be recorded: {error}.") from error
+        header = {"format": FORMAT, "version": VERSION, **asdict(self.facts)}
+        text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+        arrays = {name: getattr(self, name) for name in KINDS if name != "header"}
+        atomic_write_bytes(path, packed({"header": np.frombuffer(text, dtype=np.uint8), **arrays}, KINDS))
+
+    def routing(self) -> Trace:
+        """Return the choices of replies, which are decoded token by token, as a plain trace; of prompts where there
+        are no others."""
+        chosen = self.experts if self.is_prompt.all() else self.experts[~self.is_prompt]
+        tokens = [[tuple(layer) for layer in token] for token in chosen.tolist()]
+        return Trace(self.facts.layers, self.facts.experts, self.facts.active, tokens)
+
+    @classmethod
+    def of_trace(cls, trace: Trace, model: str = "") -> Recording:
+        """Return a trace as a recording: one prompt's reply, with even weights, no guesses and no times.
+
+        Raises:
+            ModelFileError: more layers or experts than a recording may have.
+        """
+        T, L, A = len(trace.tokens), trace.layers, trace.active
+        if trace.experts > NOTHING or L > MOST_LAYERS:
+            raise ModelFileError(
+                f"The trace has {L} layers of {trace.experts} experts; at most {MOST_LAYERS} of {NOTHING} are read."
+            )
+        return cls(
+            Facts(model, L, trace.experts, A, prompts=(PromptFacts("trace", 0, T),)),
+            np.array(trace.tokens, dtype=np.uint8).reshape(T, L, A),
+            np.full((T, L, A), 1 / A, dtype=np.float16),
+            np.empty((T, 0, L, A), dtype=np.uint8),
+            np.zeros(T, dtype=np.int32),
+            np.zeros(T, dtype=np.int32),
+            np.zeros(T, dtype=np.bool_),
+            np.zeros(T, dtype=np.float32),
+        )
+
+
+def read_any(path: Path) -> Recording:
+    """Read a recording, or a trace of version 1.
+
+    Raises:
+        ModelFileError: it is neither.
+        StorageError: it cannot be read.
+    """
+    regular_file_size(path)
+    try:
+        with path.open("rb") as file:
+            zipped = is_zip(file.read(2))
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
+    return Recording.read(path) if zipped else Recording.of_trace(Trace.read(path), path.stem)
+
+
+def count_prompts(
+    names: Sequence[str], prompt: NDArray[np.int32], is_prompt: NDArray[np.bool_]
+) -> tuple[PromptFacts, ...]:
+    """Return the names with how many tokens of each prompt and reply the arrays have."""
+    of_prompts = np.bincount(prompt[is_prompt], minlength=len(names)).tolist()
+    of_replies = np.bincount(prompt[~is_prompt], minlength=len(names)).tolist()
+    return tuple(PromptFacts(*row) for row in zip(names, of_prompts, of_replies, strict=True))
+
+
+class _Bad(Exception):
+    """What is not as it should be, for a message."""
+
+
+def _facts(header: Mapping[str, Any]) -> Facts:
+    if header.get("format") != FORMAT:
+        raise _Bad(f"its header does not say {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise _Bad(f"it is of version {printable(header.get('version'))}, not {VERSION}")
+    sizes = {name: None if header.get(name) is None else _whole(header, name, 1, LARGEST) for name in SIZES}
+    settings = header.get("settings", {})
+    if not isinstance(settings, dict):
+        raise _Bad("settings is no object")
+    return Facts(
+        model=_text(header, "model"),
+        layers=_whole(header, "layers", 1, MOST_LAYERS),
+        experts=_whole(header, "experts", 1, NOTHING),
+        active=_whole(header, "active", 1, NOTHING),
+        lookahead=_whole(header, "lookahead", 0, MOST_LAYERS),
+        device=_text(header, "device"),
+        mixq=_text(header, "mixq"),
+        created=_text(header, "created"),
+        prompts=_prompts(header.get("prompts")),
+        settings=settings,
+        **sizes,
+    )
+
+
+def _whole(holder: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = holder.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise _Bad(f"{name} is {printable(repr(value))}; it must be a whole number from {low} to {high}")
+    return value
+
+
+def _text(holder: Mapping[str, Any], name: str) -> str:
+    value = holder.get(name)
+    if not isinstance(value, str):
+        raise _Bad(f"{name} is {printable(repr(value))}, no text")
+    return value
+
+
+def _prompts(listed: object) -> tuple[PromptFacts, ...]:
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise _Bad("prompts is no list of objects")
+    counts = ("prompt_tokens", "tokens")
+    return tuple(
+        PromptFacts(_text(entry, "name"), *(_whole(entry, name, 0, 2**31) for name in counts)) for entry in listed
+    )
+
+
+def _check(recording: Recording) -> None:
+    """Refuse arrays that do not agree with each other or with the facts."""
+    facts, T = recording.facts, len(recording.tokens)
+    L, A, H = facts.layers, facts.active, facts.lookahead
+    if not T:
+        raise _Bad("it has no token")
+    if facts.experts < A or facts.experts > NOTHING or L > MOST_LAYERS:
+        raise _Bad(f"{L} layers of {facts.experts} experts, {A} of them used, are not possible")
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("tokens", "prompt", "is_prompt", "seconds"), (T,))
+    shapes |= {"experts": (T, L, A), "weights": (T, L, A), "predicted": (T, H, L, A)}
+    for name, shape in shapes.items():
+        if getattr(recording, name).shape != shape:
+            raise _Bad(f"{name} has shape {getattr(recording, name).shape}; with the others it would be {shape}")
+    if not _different(recording.experts, facts.experts):
+        raise _Bad(f"experts are not {A} different numbers from 0 to {facts.experts - 1} everywhere")
+    asked = recording.predicted[(recording.predicted != NOTHING).any(axis=-1)]  # [?, A]
+    if not _different(asked, facts.experts):
+        raise _Bad(f"predicted are not {A} different numbers from 0 to {facts.experts - 1} where one was asked")
+    for name in ("weights", "seconds"):
+        numbers = getattr(recording, name)
+        if not (np.isfinite(numbers) & (numbers >= 0)).all():
+            raise _Bad(f"{name} has a number that is negative or not finite")
+    if (recording.tokens < 0).any():
+        raise _Bad("tokens has a negative id")
+    P = len(facts.prompts)
+    if (recording.prompt < 0).any() or (recording.prompt >= P).any():
+        raise _Bad(f"prompt has a number that is none of its {P} prompts")
+    if count_prompts([prompt.name for prompt in facts.prompts], recording.prompt, recording.is_prompt) != facts.prompts:
+        raise _Bad("the prompts have other numbers of tokens than the header says")
+
+
+def _different(experts: NDArray[np.uint8], count: int) -> bool:
+    """Return whether the numbers along the last axis are different and below `count`."""
+    ordered = np.sort(experts, axis=-1)
+    return bool((experts < count).all() and (ordered[..., 1:] != ordered[..., :-1]).all())
