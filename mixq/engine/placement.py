@@ -19,7 +19,7 @@ from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.engine.progress import Progress
 from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.choose import choose_accelerator
-from mixq.experts.accelerators.interface import Accelerator, OutOfMemory, Piece
+from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
 from mixq.experts.accelerators.trunk import Trunk, trunk_bytes
 from mixq.experts.cost import ModelCost
 from mixq.experts.executor import CpuExperts, Experts, LayerExperts, Lookahead
@@ -114,7 +114,7 @@ class Placement:
         """Return what captures a decode step, where the accelerator can."""
         if self.accelerator is None or not self.accelerator.captures or not _without_reads(self.folder):
             return None
-        return _Captures(self.accelerator, self.offload, self.folder.config.is_moe)
+        return Captures(self.accelerator, self.offload, self.folder.config.is_moe)
 
     def give_back(self, error: OutOfMemory) -> None:
         """Free expert slots; see `mixq.model.mixtral.GiveBack`."""
@@ -187,35 +187,6 @@ class Placement:
             self.offload.close()
         if self.accelerator is not None:
             self.accelerator.close()
-
-
-class _Captures:
-    """See `mixq.model.decode_step.Captures`."""
-
-    def __init__(self, accelerator: Accelerator, offload: ExpertOffload | None, has_experts: bool) -> None:
-        self._accelerator = accelerator
-        self._offload = offload
-        self._has_experts = has_experts
-
-    def capture(self, work: Callable[[], None]) -> Piece:
-        offload = self._offload
-        if offload is None:
-            return self._accelerator.capture(work)
-
-        def uncounted() -> None:  # how often it is called has nothing to do with how often it is replayed
-            with offload.uncounted():
-                work()
-
-        return self._accelerator.capture(uncounted)
-
-    def residency(self) -> int | None:
-        if self._offload is not None:
-            return self._offload.residency()
-        return None if self._has_experts else 0
-
-    def note_whole_step(self) -> None:
-        if self._offload is not None:
-            self._offload.count_whole_step()
 
 
 def place(

@@ -177,7 +177,7 @@ def _force(model: Experiments, choices: Mapping[int, _Choice]) -> Iterator[None]
         choice = choices.get(layer)
         if choice is None:
             return None
-        scores = model.network.layers[layer].router_logits(residual)  # [T, E]
+        scores = model.network.router_logits(layer, residual)  # [T, E]
         scores = scores.masked_fill(~choice.allowed, -torch.inf)
         topk_weights, topk_ids = reference.route(scores, choice.count)
         return topk_ids, topk_weights

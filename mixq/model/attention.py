@@ -25,8 +25,8 @@ from mixq.model.rope import RotaryTable
 class Chunk:
     """The next tokens of one sequence.
 
-    `token_ids` is int64 [T]; they take the positions after `kv_cache.length`. A step that is captured once and run for
-    many tokens reads its position when it runs: `position` is then an int64 [1] on the device, else None.
+    `token_ids` is int64 [T]; they take the positions after `kv_cache.length`. A captured step, which is replayed for
+    many tokens, reads its position when it runs: `position` is then an int64 [1] on the device, else None.
     """
 
     token_ids: Tensor
@@ -69,6 +69,6 @@ class Attention:
         return self.kernels.linear(out, self.o_proj)
 
     def _captured(self, q: Tensor, k: Tensor, v: Tensor, kv: KVLayer, position: Tensor) -> Tensor:
-        """Attend from one row whose position stands in memory: nothing here depends on its value."""
+        """Attend from one row whose position is read when the kernel runs."""
         rotated = self.kernels.rotary_append(q, k, v, self.rotary.cos, self.rotary.sin, kv, position)
         return self.kernels.attention_rows(rotated, kv, position, self.config.sliding_window)

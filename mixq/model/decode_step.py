@@ -1,9 +1,9 @@
-"""One decode step of one sequence, captured once and run for every token: what a GPU does not have to be told again.
+"""The decode step of one sequence, captured once and replayed for every token: a CUDA graph on a GPU.
 
-Contract: a captured piece reads its input, its position and the KV cache from the same memory each time, and writes its
-results to the same memory; nothing in it depends on their values. Where all experts have places of their own the whole
-step is one piece. Else each layer is one, up to its router's choice, and the experts are decided and computed between
-the pieces. A step belongs to one KV cache; it is made again when an expert has moved.
+Contract: captured work reads its input, its position and the KV cache from the same memory each time, and writes its
+results to the same memory; nothing in it depends on their values. Where all experts have slots of their own the whole
+step is captured as one. Otherwise each layer is, up to its router's choice, and the experts are computed in between. A
+step belongs to one KV cache, and is captured again after experts have moved.
 
 Axes: D hidden, A active experts, V vocabulary; one row.
 """
@@ -13,80 +13,110 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from mixq.experts.accelerators.interface import Piece
-from mixq.kernels.dispatch import Kernels
-from mixq.kernels.reference import Weight
+from mixq.experts.accelerators.interface import Accelerator, Piece
+from mixq.experts.offload import ExpertOffload
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from mixq.model.mixtral import DecoderLayer
+from mixq.model.layer import DecoderLayer, Head
 
 
-class Captures(Protocol):
-    """What an accelerator offers to those who do the same work again and again."""
+class Captures:
+    """Captures work on an accelerator.
+
+    Args:
+        offload: what holds the experts; None where the accelerator has none of them.
+        is_moe: whether the model has experts.
+    """
+
+    def __init__(self, accelerator: Accelerator, offload: ExpertOffload | None, is_moe: bool) -> None:
+        self._accelerator, self._offload, self._is_moe = accelerator, offload, is_moe
 
     def capture(self, work: Callable[[], None]) -> Piece:
         """Do some work, capture it, and return it for replay."""
-        ...
+        offload = self._offload
+        if offload is None:
+            return self._accelerator.capture(work)
+
+        def uncounted() -> None:  # how often it is called says nothing about how often it is replayed
+            with offload.uncounted():
+                work()
+
+        return self._accelerator.capture(uncounted)
 
     def residency(self) -> int | None:
-        """Return a number that changes whenever an expert moves, None while not all have a place on the accelerator."""
-        ...
+        """Return a number that changes when an expert moves; None while not all are on the accelerator."""
+        if self._offload is not None:
+            return self._offload.residency()
+        return None if self._is_moe else 0
 
-    def note_whole_step(self) -> None:
-        """A step with all its experts was run again: count them."""
-        ...
+    def count_whole_step(self) -> None:
+        """Count the experts of a step that was replayed as a whole."""
+        if self._offload is not None:
+            self._offload.count_whole_step()
+
+
+class DecodeSteps:
+    """The captured step of each KV cache.
+
+    Attributes:
+        whole: whether a whole step may be captured as one; not when something outside picks the experts.
+    """
+
+    def __init__(self, layers: Sequence[DecoderLayer], head: Head, captures: Captures) -> None:
+        self.whole = True
+        self._layers, self._head, self._captures = layers, head, captures
+        self._steps: WeakKeyDictionary[KVCache, tuple[int | None, DecodeStep]] = WeakKeyDictionary()
+
+    def run(self, row: Tensor, kv_cache: KVCache) -> Tensor:
+        """Return the logits [1, V], in host memory, of the next token, given by its embedding [1, D]."""
+        kv_cache.check_room(1)
+        residency = self._captures.residency() if self.whole else None
+        captured_at, step = self._steps.get(kv_cache, (None, None))
+        if step is None or step.whole != (residency is not None) or (step.whole and captured_at != residency):
+            self._steps.pop(kv_cache, None)
+            step = DecodeStep(self._layers, self._head, kv_cache, self._captures, whole=residency is not None)
+            self._steps[kv_cache] = residency, step
+        logits = step.run(row, kv_cache.length)
+        kv_cache.advance(1)
+        return logits
 
 
 class DecodeStep:
     """A step over the layers of a network, for one KV cache.
 
     Args:
-        layers, norm, eps, head: of the network.
-        kv_cache: of the sequence; it is not kept alive.
-        whole: whether the experts are part of it.
+        kv_cache: of the sequence; only referred to weakly.
+        whole: whether the experts are part of what is captured.
     """
 
     def __init__(
-        self,
-        layers: Sequence[DecoderLayer],
-        norm: Tensor,
-        eps: float,
-        head: Weight,
-        kernels: Kernels,
-        kv_cache: KVCache,
-        captures: Captures,
-        *,
-        whole: bool,
+        self, layers: Sequence[DecoderLayer], head: Head, kv_cache: KVCache, captures: Captures, *, whole: bool
     ) -> None:
-        self._layers, self._norm, self._eps, self._head, self._kernels = layers, norm, eps, head, kernels
         self.whole = whole
-        self._captures = captures
-        self._chosen: list[Tensor | None] = []
-        D, device = norm.shape[0], kernels.device
-        self._x = torch.zeros(1, D, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._logits = torch.zeros(1, head.shape[0], device=device)
-        self._chunk = Chunk(torch.zeros(1, dtype=torch.int64), weakref.proxy(kv_cache), self._position)
+        self._layers, self._head, self._captures = layers, head, captures
+        V, D = head.lm_head.shape
+        zeros = partial(torch.zeros, device=head.kernels.device)
+        self._x = zeros(1, D)
+        self._logits = zeros(1, V)
+        self._position = zeros(1, dtype=torch.int64)
         self._position.fill_(kv_cache.length)  # capturing runs the work, and writes where the step will
+        self._chunk = Chunk(torch.zeros(1, dtype=torch.int64), weakref.proxy(kv_cache), self._position)
         if whole:
+            self._chosen: list[Tensor | None] = []
             self._pieces = [captures.capture(self._run_whole)]
             return
-        experts = [layer.num_experts_per_tok for layer in layers]
-        self._between = [(torch.zeros(1, D, device=device), torch.zeros(1, D, device=device)) for _ in layers]
-        self._weights = [torch.zeros(1, A, device=device) for A in experts]
-        self._ids = [torch.zeros(1, A, dtype=torch.int64, device=device) for A in experts]
-        self._pieces = [captures.capture(partial(self._run_layer, i)) for i in range(len(layers))]
+        A = layers[0].feed_forward.num_experts_per_tok
+        self._routed = [(zeros(1, D), zeros(1, D), zeros(1, A, dtype=torch.int64), zeros(1, A)) for _ in layers]
+        self._pieces = [captures.capture(partial(self._route, i)) for i in range(len(layers))]
         self._pieces.append(captures.capture(self._run_head))
 
     def run(self, row: Tensor, position: int) -> Tensor:
-        """Return float32 logits [1, V] on the host.
+        """Return float32 logits [1, V] in host memory.
 
         Args:
             row: the token's embedding, float32 [1, D].
@@ -96,36 +126,29 @@ class DecodeStep:
         self._position.fill_(position)
         if self.whole:
             self._pieces[0].replay()
-            self._captures.note_whole_step()
+            self._captures.count_whole_step()
             for layer, ids in zip(self._layers, self._chosen, strict=True):
-                layer.chosen = ids
+                layer.feed_forward.chosen = ids
             return self._logits.cpu()
-        for i, (layer, piece) in enumerate(zip(self._layers, self._pieces, strict=False)):
-            piece.replay()
-            hidden, normed = self._between[i]
-            torch.add(hidden, layer.compute(normed, self._ids[i], self._weights[i], hidden), out=self._x)
+        for layer, route, routed in zip(self._layers, self._pieces[:-1], self._routed, strict=True):
+            route.replay()
+            h, normed, topk_ids, topk_weights = routed
+            torch.add(h, layer.feed_forward.apply(normed, topk_ids, topk_weights, h), out=self._x)
         self._pieces[-1].replay()
         return self._logits.cpu()
 
     def _run_whole(self) -> None:
         x = self._x
         for layer in self._layers:
-            x = layer(x, [self._chunk])
-        # Captured work writes the choices to the same memory each time, which is ours as long as we refer to it.
-        self._chosen = [layer.chosen for layer in self._layers]
-        self._logits.copy_(self._head_of(x))
+            h, normed, topk_ids, topk_weights = layer.route(x, [self._chunk])
+            x = h + layer.feed_forward.apply(normed, topk_ids, topk_weights, h)
+        # Replays write the choices to the same memory each time, which stays ours as long as we refer to it.
+        self._chosen = [layer.feed_forward.chosen for layer in self._layers]
+        self._logits.copy_(self._head(x))
 
-    def _run_layer(self, index: int) -> None:
-        layer = self._layers[index]
-        hidden = layer.attend(self._x, [self._chunk])
-        normed, ids, weights = layer.choose(hidden)
-        self._between[index][0].copy_(hidden)
-        self._between[index][1].copy_(normed)
-        self._ids[index].copy_(ids)
-        self._weights[index].copy_(weights)
+    def _route(self, index: int) -> None:
+        for target, source in zip(self._routed[index], self._layers[index].route(self._x, [self._chunk]), strict=True):
+            target.copy_(source)
 
     def _run_head(self) -> None:
-        self._logits.copy_(self._head_of(self._x))
-
-    def _head_of(self, x: Tensor) -> Tensor:
-        return self._kernels.linear(self._kernels.rms_norm(x, self._norm, self._eps), self._head)
+        self._logits.copy_(self._head(self._x))

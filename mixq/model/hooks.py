@@ -1,13 +1,12 @@
-"""Functions of a user's that look into a pass, layer by layer, and may put something else in place of what they see.
+"""Hooks: a user's functions that see a pass layer by layer, and may replace what they see.
 
 Contract: a hook is called once for each layer of each pass, the first layer first, in the thread that runs the model. A
 pass is as many tokens as are run together: a part of a prompt, or the next token of one or more sequences. A pass that
-the accelerator had no memory left for is run again from layer 0. Several hooks are called in the order in which they
-were set, and each is shown what the last one left. With none set, nothing is different; with one set, an accelerator's
-captured steps are not used.
+ran out of the accelerator's memory is run again from layer 0. Several hooks are called in the order in which they were
+set, each with the result of the one before. While any is set, an accelerator's captured steps are not used.
 
-The tensors are the network's own, where it computes: look at them, return others, and never write into them. They were
-made in torch's inference mode: `clone` outside of it what is to be changed later.
+The tensors are the network's own, on its device: read them, return others, and never write into them. They were made in
+torch's inference mode: `clone` outside of it what is to be changed later.
 
 Axes: T tokens of the pass, E experts, A active experts, D hidden.
 """
@@ -26,26 +25,26 @@ from mixq.errors import UsageError
 RouterHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
 """(layer, residual [T, D], ids int64 [T, A], weights float32 [T, A]) -> None, or other ids and weights.
 
-`residual` is the hidden state that the router's input was normed from. The ids of a token are distinct, its favourite
-first. Others may be as many as a layer has experts, the same number for each token of a pass.
+`residual` is the hidden state that the router's input was normed from. The ids of a token are distinct, the
+likeliest first. Replacements may have any number of experts, the same for each token of a pass.
 """
 
 ExpertsHook = Callable[[int, Tensor, Tensor], Tensor | None]
 """(layer, x [T, D], output [T, D]) -> None, or another output.
 
-`x` is what the experts were given, `output` their weighted sum, which is added to the hidden state. In a dense model
-they are those of the feed-forward block.
+`x` is the experts' input, `output` their weighted sum, which is added to the hidden state. In a dense model they are
+the input and output of the feed-forward block.
 """
 
 
 class Handle:
-    """A hook that is set; `remove` it, or let a `with` block end."""
+    """A hook that is set, until `remove` is called or a `with` block ends."""
 
     def __init__(self, hooks: dict[Handle, Any]) -> None:
         self._hooks = hooks
 
     def remove(self) -> None:
-        """Call the hook no more; a second time changes nothing."""
+        """Remove the hook; calling it again changes nothing."""
         self._hooks.pop(self, None)
 
     def __enter__(self) -> Handle:
@@ -61,7 +60,7 @@ class Hooks:
     """The hooks of a network.
 
     Args:
-        experts: of a layer; 0 for a dense model.
+        experts: in each layer; 0 for a dense model.
     """
 
     def __init__(self, experts: int) -> None:
@@ -88,29 +87,29 @@ class Hooks:
         return handle
 
     def add_experts(self, hook: ExpertsHook) -> Handle:
-        """Set a hook on the experts' answers."""
+        """Set a hook on the experts' outputs."""
         handle = Handle(self.experts)
         self.experts[handle] = hook
         return handle
 
     def routed(self, layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Show a router's choice to its hooks; return ids and weights [T, A] if one of them made another.
+        """Call the routers' hooks with a choice; return ids and weights [T, A] if one of them replaced it.
 
         Raises:
-            UsageError: a hook returned something that is no choice.
+            UsageError: a hook returned ids or weights that cannot be used.
         """
         replaced = None
         for hook in tuple(self.router.values()):
-            answer = hook(layer, residual, ids, weights)
-            if answer is not None:
-                replaced = ids, weights = self._check_choice(answer, layer, ids)
+            result = hook(layer, residual, ids, weights)
+            if result is not None:
+                replaced = ids, weights = self._check_choice(result, layer, ids)
         return replaced
 
     def answered(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
-        """Show a layer's answer [T, D] to its hooks; return what they left.
+        """Call the experts' hooks with a layer's output [T, D]; return the output, replaced or not.
 
         Raises:
-            UsageError: a hook returned something that is no answer.
+            UsageError: a hook returned an output that cannot be used.
         """
         for hook in tuple(self.experts.values()):
             other = hook(layer, x, output)
@@ -124,12 +123,12 @@ class Hooks:
             output = other.contiguous()
         return output
 
-    def _check_choice(self, answer: object, layer: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """What leaves this is an index into memory: every id is looked at."""
+    def _check_choice(self, result: object, layer: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Check every id: kernels use it as an index into memory."""
         whose = f"The router's hook of layer {layer}"
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            raise UsageError(f"{whose} returned {type(answer).__name__}; it must be None or a tuple (ids, weights).")
-        ids, weights = answer
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise UsageError(f"{whose} returned {type(result).__name__}; it must be None or a tuple (ids, weights).")
+        ids, weights = result
         _check_tensor(ids, torch.int64, chosen.device, f"{whose}: its ids")
         _check_tensor(weights, torch.float32, chosen.device, f"{whose}: its weights")
         T = chosen.shape[0]
@@ -140,7 +139,7 @@ class Hooks:
             )
         ordered = ids.sort(-1).values  # [T, A]
         if bool((ordered[:, 0] < 0).any()) or bool((ordered[:, -1] >= self._E).any()):
-            raise UsageError(f"{whose} chose an expert that there is not; they are 0 to {self._E - 1}.")
+            raise UsageError(f"{whose} chose an expert that does not exist; they are 0 to {self._E - 1}.")
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
             raise UsageError(f"{whose} chose an expert twice for one token.")
         return ids.contiguous(), weights.contiguous()

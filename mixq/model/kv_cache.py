@@ -1,8 +1,8 @@
 """The keys and values of one sequence, for every layer.
 
-Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network asks
-whether its positions fit, writes them layer by layer, then moves `length` with `advance`, so a pass that is broken off
-leaves the cache as it was. This module knows no tokens and no attention.
+Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network checks
+that its positions fit, writes them layer by layer, then moves `length` with `advance`: a pass that is broken off leaves
+the cache as it was. This module knows no tokens and no attention.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class KVCache:
         codes = dtype.itemsize * prod(shape)
         try:
             memory = torch.empty(needed, dtype=torch.uint8) if allocate is None else allocate(needed)
-        except RuntimeError as error:  # torch's word for a failed allocation
+        except RuntimeError as error:  # what torch raises for a failed allocation
             raise DoesNotFitError(
-                f"The KV cache of {capacity} positions needs {format_size(needed)}, which the system refused.",
+                f"The KV cache of {capacity} positions needs {format_size(needed)}; the system has no memory for it.",
                 hint="Give a smaller --context, or --kv int8.",
             ) from error
         self._memory = memory  # given back with this object

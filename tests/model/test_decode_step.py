@@ -43,7 +43,8 @@ def offload_of(model: mixq.Model) -> ExpertOffload:
 
 
 def step_of(network: Mixtral) -> bool:
-    ((_, step),) = network._steps.values()
+    assert network._steps is not None
+    ((_, step),) = network._steps._steps.values()
     return step.whole
 
 
@@ -140,7 +141,8 @@ def test_a_step_does_not_keep_its_cache_alive(folder: Path, capturing: None) -> 
     del cache
     gc.collect()
     assert alive() is None
-    assert not model.network._steps
+    assert model.network._steps is not None
+    assert not model.network._steps._steps
 
 
 def test_a_full_context_is_said(folder: Path, capturing: None) -> None:

@@ -149,8 +149,8 @@ def test_an_answer_that_is_replaced_is_the_one_added(model: mixq.Model) -> None:
         logits = model.forward([5], kv_cache=cache)
     layers, hidden = model.network.layers, residuals[-1]  # after the last attention, and nothing more is added
     assert len(layers) == len(residuals)
-    normed = model.kernels.rms_norm(hidden, model.network.norm, model.config.rms_norm_eps)
-    assert torch.equal(logits, model.kernels.linear(normed, model.network.lm_head))
+    normed = model.kernels.rms_norm(hidden, model.network.head.norm, model.config.rms_norm_eps)
+    assert torch.equal(logits, model.kernels.linear(normed, model.network.head.lm_head))
 
 
 @pytest.mark.parametrize("slots", [4, 2, 0])
