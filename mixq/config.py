@@ -7,23 +7,17 @@ shared flags of every command that loads a model. This module imports neither to
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import REQUIRED, Fields, ModelFileError, UsageError, is_integer, printable
+from mixq.errors import did_you_mean as did_you_mean
 
 ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM", "LlamaForCausalLM")
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X?' for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +60,28 @@ class ModelConfig:
             ModelFileError: an unknown architecture, a missing or senseless field, or a feature that the
                 network does not compute (scaled rope, attention biases, another activation).
         """
-        reader = _FieldReader(raw)
+        reader = _ConfigFields(raw, "config.json: ")
         architecture = reader.architecture()
         moe = architecture == "MixtralForCausalLM"
-        heads = reader.positive("num_attention_heads")
-        hidden = reader.positive("hidden_size")
+        heads = reader.size("num_attention_heads")
+        hidden = reader.size("hidden_size")
         config = cls(
             architecture=architecture,
             hidden_size=hidden,
-            intermediate_size=reader.positive("intermediate_size"),
-            num_hidden_layers=reader.positive("num_hidden_layers", limit=1024),
+            intermediate_size=reader.size("intermediate_size"),
+            num_hidden_layers=reader.size("num_hidden_layers", limit=1024),
             num_attention_heads=heads,
-            num_key_value_heads=reader.positive("num_key_value_heads", default=heads),
-            head_dim=reader.positive("head_dim", default=hidden // heads),
-            vocab_size=reader.positive("vocab_size"),
-            num_local_experts=reader.positive("num_local_experts", default=8, limit=1024) if moe else 0,
-            num_experts_per_tok=reader.positive("num_experts_per_tok", default=2) if moe else 0,
-            max_position_embeddings=reader.positive("max_position_embeddings", default=32768),
+            num_key_value_heads=reader.size("num_key_value_heads", default=heads),
+            head_dim=reader.size("head_dim", default=hidden // heads),
+            vocab_size=reader.size("vocab_size"),
+            num_local_experts=reader.size("num_local_experts", default=8, limit=1024) if moe else 0,
+            num_experts_per_tok=reader.size("num_experts_per_tok", default=2) if moe else 0,
+            max_position_embeddings=reader.size("max_position_embeddings", default=32768),
             rope_theta=reader.rope_theta(1e6 if moe else 1e4),
-            rms_norm_eps=reader.real("rms_norm_eps", default=1e-5),
+            rms_norm_eps=reader.number("rms_norm_eps", 1e-30, 1e12, default=1e-5),
             # 4.36-era Mixtral configs carry sliding_window 4096, which the model was not trained with.
-            sliding_window=None if moe else reader.optional_positive("sliding_window"),
-            tie_word_embeddings=reader.flag("tie_word_embeddings"),
+            sliding_window=None if moe or raw.get("sliding_window") is None else reader.size("sliding_window"),
+            tie_word_embeddings=reader.boolean("tie_word_embeddings", default=False),
             bos_token_id=reader.token_ids("bos_token_id", default=1)[0],
             eos_token_ids=reader.token_ids("eos_token_id", default=2),
             dtype=reader.dtype(),
@@ -111,83 +105,56 @@ class ModelConfig:
             )
 
 
-class _FieldReader:
-    """Reads fields of a config.json, naming the field in every complaint."""
+class _ConfigFields(Fields):
+    """The fields of a config.json."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
-
-    def _bad(self, field: str, allowed: str) -> ModelFileError:
-        return ModelFileError(f"config.json: {field} is {printable(repr(self.raw.get(field)))}; it must be {allowed}.")
+    def size(self, name: str, *, default: int = REQUIRED, limit: int = 2**31 - 1) -> int:
+        return self.integer(name, 1, limit, default=default)
 
     def architecture(self) -> str:
-        listed = self.raw.get("architectures")
+        listed = self.values.get("architectures")
         name = listed[0] if isinstance(listed, list) and listed else None
         if name is None:
-            kind = str(self.raw.get("model_type", "")).lower()
+            kind = str(self.values.get("model_type", "")).lower()
             name = {"mixtral": ARCHITECTURES[0], "mistral": ARCHITECTURES[1], "llama": ARCHITECTURES[2]}.get(kind)
         if name not in ARCHITECTURES:
-            shown = printable(name if name is not None else self.raw.get("model_type"))
+            shown = printable(name if name is not None else self.values.get("model_type"))
             raise ModelFileError(
                 f"config.json: unknown architecture {shown!r}.", hint=f"mixq runs {', '.join(ARCHITECTURES)}."
             )
         return str(name)
 
-    def positive(self, field: str, *, default: int | None = None, limit: int = 2**31 - 1) -> int:
-        value = self.raw.get(field)
-        if value is None and default is not None:
-            value = default
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            raise self._bad(field, f"a whole number from 1 to {limit}")
-        return value
-
-    def optional_positive(self, field: str) -> int | None:
-        return None if self.raw.get(field) is None else self.positive(field)
-
-    def real(self, field: str, *, default: float) -> float:
-        value = self.raw.get(field, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e12:
-            raise self._bad(field, "a positive number")
-        return float(value)
-
-    def flag(self, field: str) -> bool:
-        value = self.raw.get(field, False)
-        if not isinstance(value, bool):
-            raise self._bad(field, "true or false")
-        return value
-
-    def token_ids(self, field: str, *, default: int) -> tuple[int, ...]:
-        value = self.raw.get(field)
+    def token_ids(self, name: str, *, default: int) -> tuple[int, ...]:
+        value = self.values.get(name)
         listed = [default] if value is None else value if isinstance(value, list) else [value]
-        if not listed or not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in listed):
-            raise self._bad(field, "a token id or a list of token ids")
+        if not listed or not all(is_integer(token_id, 0, 2**31 - 1) for token_id in listed):
+            raise self.wrong(name, "a token id or a list of token ids")
         return tuple(listed)
 
     def dtype(self) -> str:
-        value = self.raw.get("dtype", self.raw.get("torch_dtype")) or "bfloat16"
-        name = str(value).removeprefix("torch.")
-        if name not in DTYPES:
-            raise self._bad("torch_dtype" if "torch_dtype" in self.raw else "dtype", f"one of {', '.join(DTYPES)}")
-        return name
+        name = "dtype" if "dtype" in self.values else "torch_dtype"
+        value = str(self.values.get(name) or "bfloat16").removeprefix("torch.")
+        if value not in DTYPES:
+            raise self.wrong(name, f"one of {', '.join(DTYPES)}")
+        return value
 
     def rope_theta(self, default: float) -> float:
         """Transformers 4 keeps rope_theta at the top level, transformers 5 inside rope_parameters."""
-        nested = self.raw.get("rope_parameters")
-        if isinstance(nested, Mapping) and nested.get("rope_theta") is not None:
-            return _FieldReader(nested).real("rope_theta", default=default)
-        return default if self.raw.get("rope_theta") is None else self.real("rope_theta", default=default)
+        newer = self.values.get("rope_parameters")
+        has_newer = isinstance(newer, Mapping) and newer.get("rope_theta") is not None
+        fields = self.object("rope_parameters") if has_newer else self
+        return fields.number("rope_theta", 1e-30, 1e12, default=default)
 
     def refuse_unsupported(self) -> None:
-        if self.raw.get("hidden_act", "silu") != "silu":
-            raise self._bad("hidden_act", "'silu'")
-        for field in ("attention_bias", "mlp_bias"):
-            if self.raw.get(field):
-                raise self._bad(field, "false: biases are not supported")
-        for field in ("rope_scaling", "rope_parameters"):
-            scaling = self.raw.get(field)
+        self.one_of("hidden_act", ("silu",), default="silu")
+        for name in ("attention_bias", "mlp_bias"):
+            if self.values.get(name):
+                raise self.wrong(name, "false: biases are not supported")
+        for name in ("rope_scaling", "rope_parameters"):
+            scaling = self.values.get(name)
             kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
             if kind not in (None, "default"):
-                raise self._bad(field, "null or of type 'default': scaled rotary embeddings are not supported")
+                raise self.wrong(name, "null or of type 'default': scaled rotary embeddings are not supported")
 
 
 DEVICES = ("auto", "cpu", "cuda", "sim")
@@ -238,20 +205,17 @@ class RuntimeOptions:
     sim_latency: float = 0.0
 
     def __post_init__(self) -> None:
-        for field, allowed in (
+        checked = Fields({field.name: getattr(self, field.name) for field in fields(self)}, error=UsageError)
+        for name, allowed in (
             ("device", DEVICES),
             ("kv", KV_DTYPES),
             ("miss", MISS_MODES),
             ("cache_policy", CACHE_POLICIES),
             ("template", TEMPLATES),
         ):
-            value = getattr(self, field)
-            if value not in allowed and not (field == "template" and value is None):
-                raise UsageError(
-                    f"{field} is {printable(repr(value))}; it must be one of {', '.join(allowed)}."
-                    + did_you_mean(str(value), allowed)
-                )
-        for field, low, high in (
+            if name != "template" or self.template is not None:
+                checked.one_of(name, allowed)
+        for name, low, high in (
             ("context", 1, 2**31 - 1),
             ("sequences", 1, 8),
             ("threads", 1, 1024),
@@ -260,19 +224,13 @@ class RuntimeOptions:
             ("seed", 0, 2**63 - 1),
             ("sim_bandwidth", 1, 2**60),
         ):
-            value = getattr(self, field)
-            if value is None and field not in ("context", "sequences"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise UsageError(
-                    f"{field} is {printable(repr(value))}; it must be a whole number from {low} to {high}."
-                )
+            if getattr(self, name) is not None or name in ("context", "sequences"):
+                checked.integer(name, low, high)
         if self.own_policy is not None and not callable(self.own_policy):
             raise UsageError(f"own_policy is {printable(repr(self.own_policy))}; it must be a class.")
         if self.quota is not None and (not isinstance(self.quota, str) or not self.quota):
             raise UsageError(f"quota is {printable(repr(self.quota))}; it must be the name of a file.")
-        if not isinstance(self.sim_latency, (int, float)) or not 0 <= self.sim_latency <= 1:
-            raise UsageError(f"sim_latency is {printable(repr(self.sim_latency))}; it must be seconds from 0 to 1.")
+        checked.number("sim_latency", 0, 1)  # seconds
 
     @classmethod
     def from_kwargs(cls, **options: Any) -> RuntimeOptions:

@@ -1,50 +1,103 @@
-"""Reads a small JSON object from an untrusted file.
+"""Strict JSON, from untrusted files and requests.
 
-Contract: the size is bounded before anything is read, the file must be a regular one (no pipe, no device), a key may
-stand there once, and every failure is a `ModelFileError` that names the file.
+Contract: `parse_json` refuses what Python's parser takes and JSON does not have. `read_json_object` bounds the size
+before anything is read, reads regular files only (no pipe, no device), and names the file in every `ModelFileError`.
+Values are checked by `mixq.errors.Fields`.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import stat
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, printable
+from mixq.errors import MixqError, ModelFileError, StorageError, printable
 
 MAX_BYTES = 8 << 20
 
 
-def parse_json_object(text: bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object in `text`; `what` names it in messages.
+def parse_json(text: bytes, max_depth: int | None = None) -> Any:
+    """Return a JSON document, parsed more strictly than Python does.
+
+    Args:
+        text: of any size; the caller bounds it.
+        max_depth: objects and lists within each other; None for as many as Python parses.
 
     Raises:
-        ModelFileError: not UTF-8, not JSON, nested too deep, a key twice, NaN or Infinity, or no object.
+        ValueError: not UTF-8, not JSON, nested too deep, a key twice in one object, NaN, Infinity, or a number that a
+            float cannot hold. The message says where, and has nothing of the text but a key.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    raise ValueError(f"the key {printable(key)!r} stands there twice")
-                seen.add(key)
-        return found
-
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
     try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        parsed = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {error.start} begins no character") from None
     except RecursionError:
-        raise ModelFileError(f"{printable(what)}: the JSON is nested too deep.") from None
-    except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and numbers of thousands of digits
-        raise ModelFileError(f"{printable(what)}: not valid JSON ({printable(error)}).") from None
+        raise ValueError("nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}, line {error.lineno}, column {error.colno}") from None
+    except _NotStrict:
+        raise
+    except ValueError:  # Python's limit for whole numbers, 4300 digits
+        raise ValueError("a number has too many digits") from None
+    if max_depth is not None:
+        _check_depth(parsed, max_depth)
+    return parsed
+
+
+class _NotStrict(ValueError):
+    """Python parses it, but it is not JSON."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _NotStrict(f"the key {printable(repr(twice), 80)} occurs twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise _NotStrict(f"{name} is not a number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _NotStrict("a number is too large")
+    return value
+
+
+def _check_depth(parsed: Any, max_depth: int) -> None:
+    level, depth = [parsed], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        if depth > max_depth:
+            raise ValueError(f"nested too deep, more than {max_depth} levels")
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+
+
+def parse_json_object(
+    text: bytes, what: str, max_depth: int | None = None, error: Callable[[str], MixqError] = ModelFileError
+) -> dict[str, Any]:
+    """Return a JSON object; see `parse_json`.
+
+    Args:
+        what: names the text in messages.
+        error: makes the error to raise, of a message.
+    """
+    try:
+        parsed = parse_json(text, max_depth)
+    except ValueError as problem:
+        raise error(f"{printable(what)} is not JSON: {problem}.") from None
     if not isinstance(parsed, dict):
-        raise ModelFileError(f"{printable(what)}: the JSON is not an object.")
+        raise error(f"{printable(what)} must be a JSON object.")
     return parsed
 
 

@@ -156,8 +156,8 @@ BAD: dict[str, dict[str, Any]] = {
     "an added token is ''": {"tokenizer_config": {"added_tokens_decoder": {"32000": {"content": ""}}}},
     "added_tokens_decoder is not an object": {"tokenizer_config": {"added_tokens_decoder": [1]}},
     "is not an id with its token": {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},
-    "the JSON is not an object": {"tokenizer_config": "[]"},
-    "not valid JSON": {"special_tokens_map": "{"},
+    "must be a JSON object": {"tokenizer_config": "[]"},
+    "is not JSON": {"special_tokens_map": "{"},
     "nested too deep": {"tokenizer_config": '{"a":' * 100_000},
 }
 

@@ -205,10 +205,10 @@ def changed(data: Json, **parts: Any) -> Json:
 
 BAD: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "empty": (b"", "empty"),
-    "no JSON": (b"\x80\x04", "not valid JSON"),
-    "cut": (b'{"model": {"type": "BPE", "vocab": {"a": 0', "not valid JSON"),
+    "no JSON": (b"\x80\x04", "is not JSON"),
+    "cut": (b'{"model": {"type": "BPE", "vocab": {"a": 0', "is not JSON"),
     "deep": (b'{"a":' * 100_000, "nested too deep"),
-    "a list": (b"[]", "not an object"),
+    "a list": (b"[]", "must be a JSON object"),
     "no model": ({"model": None}, "no model"),
     "words": ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "WordPiece"),
     "no vocabulary": ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "empty"),
