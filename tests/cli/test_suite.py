@@ -48,7 +48,7 @@ def test_full_answers(cli: RunCli) -> None:
 
 def test_few_tokens_and_settings_for_chats(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = cli("eval", "suite", "--only", "arithmetic", "--language", "en", "--max-tokens", "5")
-    assert "not at its end after 5 tokens" in outcome.out
+    assert "not finished after 5 tokens" in outcome.out
     monkeypatch.setenv("MIXQ_MAX_TOKENS", "5")
     monkeypatch.setenv("MIXQ_TEMPERATURE", "2")
     assert "1 of 1 right" in cli("eval", "suite", "--only", "arithmetic", "--language", "en").out

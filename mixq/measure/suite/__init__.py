@@ -1,4 +1,4 @@
 """The prompt suite: the classical hand tests of a Mixtral review, each with an automatic check.
 
-`questions` has the texts, `checks` says of an answer whether it is right, `run` puts the questions to a model.
+`questions` has the prompts, `checks` judges answers, `run` asks a model.
 """

@@ -1,19 +1,19 @@
-"""Which check belongs to which test, and how many words are plenty for its answer."""
+"""The check of each test, and the most words that its answer may have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from mixq.measure.suite import facts, places, reasoning, writing
+from mixq.measure.suite import facts, places, programs, reasoning, writing
 from mixq.measure.suite.questions import TEXTS
 from mixq.measure.suite.reading import Verdict, unfit, wrong
 
 Check = Callable[[str, str], Verdict]
 
 CHECKS: dict[str, tuple[Check, int]] = {
-    "numbers": (writing.numbers, 300),
-    "snake": (writing.snake, 1500),
+    "numbers": (programs.numbers, 300),
+    "snake": (programs.snake, 1500),
     "letter": (writing.letter, 600),
     "president": (facts.president, 150),
     "shirts": (reasoning.shirts, 350),
@@ -28,11 +28,11 @@ CHECKS: dict[str, tuple[Check, int]] = {
 
 
 RIDDLES = ("shirts", "faster", "killers", "marble", "ball")
-"""What repeats their words says nothing yet."""
+"""Sentences of the question are removed from the answer before it is judged."""
 
 
 def check(test: str, language: str, answer: str) -> Verdict:
-    """Say whether an answer, which came to its end, is right."""
+    """Return whether a complete answer is right."""
     judge, most_words = CHECKS[test]
     problem = unfit(answer, most_words)
     if problem:

@@ -1,4 +1,4 @@
-"""Python out of an answer: the fenced block that is meant, or the whole answer where it is nothing but a program."""
+"""Extracts Python code from an answer: a fenced block, or the whole answer if all of it is a program."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: what stands behind the fence (``python``), and its content."""
+    """A fenced block: the label after the fence (``python``) and the content."""
 
     label: str
     content: str
 
 
 def fenced_blocks(text: str) -> list[Block]:
-    """Return the fenced blocks of a Markdown text, one that is not closed too."""
+    """Return the fenced blocks of a Markdown text; the last may be unclosed."""
     return [Block(match[2].lower(), match[3]) for match in _FENCE.finditer(text)]
 
 
 def python_code(text: str) -> str:
-    """Return the longest Python block; an unfenced answer only where all of it is a program.
+    """Return the longest Python block, or the whole answer if it has no block and parses as a program.
 
     Raises:
-        SyntaxError: there is a block, and it is no Python.
-        LookupError: there is no code.
+        SyntaxError: a block does not parse as Python.
+        LookupError: the answer has no code.
     """
     blocks = fenced_blocks(text)
     labelled = [block.content for block in blocks if block.label in ("python", "py", "python3")]
@@ -46,10 +46,10 @@ def python_code(text: str) -> str:
 
 
 def parsed(code: str) -> ast.Module:
-    """Return the tree of a program.
+    """Return the syntax tree of a program.
 
     Raises:
-        SyntaxError: it is none, or one nested deeper than Python takes.
+        SyntaxError: it does not parse, or is nested too deep for Python.
     """
     try:
         return ast.parse(code)
@@ -66,7 +66,7 @@ def _parses(code: str) -> bool:
 
 
 def _is_program(text: str) -> bool:
-    """Whether all of a text is Python that does something; a single word is Python too."""
+    """Whether a text is Python with a call, an import or a loop (a single word parses as Python too)."""
     try:
         tree = parsed(text)
     except SyntaxError:

@@ -1,6 +1,6 @@
-"""Checks of what has one right value: arithmetic, the president, JSON for three people.
+"""Checks of questions with one right answer: arithmetic, the president, JSON for three people.
 
-Contract: as in `reasoning`, right is what an answer says in the end, in whatever words.
+Contract: as in `reasoning`, the conclusion counts, not the wording.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def arithmetic(answer: str, language: str) -> Verdict:
     every = [int(number) for number in re.findall(r"(?<![\w.,])-?\d+\b(?![.,]\d)", text)]
     values = named or equal[-1:] or every[-1:]
     if not values:
-        return wrong("names no number")
+        return wrong("gives no number")
     others = [value for value in values if value != 20]
     return wrong(f"says {others[-1]}; it is 20") if others else RIGHT
 
@@ -49,7 +49,7 @@ _HILLARY = re.compile(r"\b(?:hillary|chelsea)\b(?: \w+)? clinton|\bmrs\.? clinto
 
 
 def president(answer: str, language: str) -> Verdict:
-    """Right is Bill Clinton; those before, after, beside and against him may be named."""
+    """Right is Bill Clinton; predecessors, successors, opponents and family may be mentioned."""
     spoken = plain(answer)
     text = _HILLARY.sub("his wife", spoken)
     named = []
@@ -74,17 +74,17 @@ _FEMALE = "f w female woman femme feminin weiblich frau mujer femenino femmina d
 
 
 def people_json(answer: str, language: str) -> Verdict:
-    """Right are three objects with name, gender and age, as told."""
+    """Right are three objects with name, gender and age as in the question."""
     blocks = [block.content for block in fenced_blocks(answer) if block.label in ("", "json")]
     text = max(blocks, key=len) if blocks else answer
     try:
         document = _first_json(text)
     except ValueError as error:
-        return wrong(f"no JSON: {error}")
+        return wrong(f"not JSON: {error}")
     if isinstance(document, dict) and len(document) == 1:
         document = next(iter(document.values()))
     if not isinstance(document, list):
-        return wrong("no array of people")
+        return wrong("not an array of people")
     if len(document) != 3 or not all(isinstance(person, dict) for person in document):
         return wrong(f"{len(document)} entries instead of three objects")
     found = {}
@@ -99,7 +99,7 @@ def people_json(answer: str, language: str) -> Verdict:
         if name not in found:
             return wrong(f"{name.title()} is missing")
         if found[name] != facts:
-            return wrong(f"{name.title()} is {found[name][0]}, {found[name][1]} there; told was {facts[0]}, {facts[1]}")
+            return wrong(f"{name.title()} is {found[name][0]}, {found[name][1]}; should be {facts[0]}, {facts[1]}")
     return RIGHT
 
 
@@ -111,7 +111,7 @@ def _first_json(text: str) -> Any:
     """Return the first array or object in a text; raises ValueError where there is none."""
     start = re.search(r"[\[{]\s*(?=[\"\[{\]}])", text)
     if start is None:
-        raise ValueError("nothing like an array or object")
+        raise ValueError("no array or object found")
     try:
         return json.JSONDecoder().raw_decode(text, start.start())[0]
     except RecursionError:

@@ -1,6 +1,6 @@
 """Checks of the riddles about places: the marble under the cup, and where John and Mark think the ball is.
 
-Contract: as in `reasoning`. A clause is about the marble, or the cup, that it names last before the place.
+Contract: as in `reasoning`. A clause is about the last marble or cup named before the place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOW = re.compile(
 
 
 def marble(answer: str, language: str) -> Verdict:
-    """Right is on the table: an upside-down cup has no bottom to carry it."""
+    """Right is on the table: the upside-down cup is open at the bottom."""
     claims: list[tuple[bool, bool]] = []  # on the table, in a sentence that concludes
     about_marble = True  # an answer without a subject is about what was asked for
     for sentence in sentences(plain(answer)):
@@ -52,7 +52,7 @@ def marble(answer: str, language: str) -> Verdict:
 
 
 def _where(clause: str, subjects: list[re.Match[str]], about_marble: bool) -> bool | None:
-    """Return whether a clause has the marble on the table, or in the cup; None where it says neither."""
+    """Return True if a clause puts the marble on the table, False for the cup or microwave, None for neither."""
     inside = on_table = False
     for match in _PLACE.finditer(clause):
         before = clause[: match.start()]
@@ -73,7 +73,7 @@ def _where(clause: str, subjects: list[re.Match[str]], about_marble: bool) -> bo
 
 
 def _after_preposition(clause: str, position: int) -> bool:
-    """Whether what stands at a position is governed by a preposition, and so no subject."""
+    """Whether a preposition governs the word at a position, so that it is not the subject."""
     prepositions = (
         rf"(?:{_INSIDE}|{_FREE}|on|of|with|over|around|sur|avec|de|du|auf|mit|von|uber|sobre|con|del|su|sul|di|della)"
     )
@@ -90,7 +90,7 @@ _BOTH = r"\b(?:both|they|tous (?:les )?deux|ils|beide|ambos|los dos|entrambi)\b"
 
 
 def ball(answer: str, language: str) -> Verdict:
-    """Right is that John thinks of the box, and Mark of the basket."""
+    """Right is that John thinks the ball is in the box, and Mark in the basket."""
     thinks: dict[str, str] = {}
     who = ""
     for sentence in sentences(plain(answer)):
@@ -115,13 +115,13 @@ def ball(answer: str, language: str) -> Verdict:
     for person, wanted in (("john", "box"), ("mark", "basket")):
         found = thinks.get(person)
         if found != wanted:
-            said = f"thinks of the {found}" if found else "thinks of no place"
+            said = f"thinks of the {found}" if found else "names no place"
             return wrong(f"says that {person.title()} {said}; it is the {wanted}")
     return RIGHT
 
 
 def _is_denied_belief(piece: str, believed: re.Match[str]) -> bool:
-    """Whether it is "does not know", or "glaubt nicht"."""
+    """Whether a verb of belief is negated, before or after it: "does not know", "glaubt nicht"."""
     before, after = piece[: believed.start()], piece[believed.end() :]
     return denied(before, len(before), 1) or bool(re.match(rf"\W+{NOT}\b", after))
 

@@ -1,7 +1,7 @@
-"""What is asked: twelve tests, in the five languages that Mixtral was made for.
+"""The questions: twelve tests, in the five languages of Mixtral.
 
-Contract: pure data. Every text asks for what its check in `checks` can tell apart. The Snake game is asked for in
-English only: a program has no language.
+Contract: pure data. Each text asks for something that its check can judge. Snake is asked for in English only, since
+programs look the same in every language.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish", "
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt; an answer of more than `max_tokens` has not come to its end."""
+    """One prompt; an answer cut off at `max_tokens` is wrong."""
 
     test: str
     language: str

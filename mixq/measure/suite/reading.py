@@ -1,7 +1,7 @@
-"""How a check reads an answer: plain lower-case words without accents, numbers as digits, sentences, main clauses.
+"""Text tools of the checks: lower-case words without accents, numbers as digits, sentences, main clauses.
 
 Contract: pure functions of text, for five languages. `unfit` says what is wrong with an answer whatever the question:
-nothing there, far too long, repeating itself, or going on with a turn of its own.
+empty, too long, repeating itself, or continuing with an invented turn of the conversation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NUMBERS = {
     "it": "zero - due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici sedici "
     "diciassette diciotto diciannove venti",
 }
-"""0 to 20. What is an article too (un, ein) is no number here."""
+"""0 to 20. Words that are articles too (un, ein) are left out."""
 
 NOT = r"(?:not|never|no|cannot|\w+n't|neither|nor|pas|ne|n|non|ni|jamais|nicht|kein\w*|nie|weder|nunca|mai|ne)"
 INSTEAD_OF = r"(?:instead of|rather than|au lieu de|plutot que|statt|anstatt|en lugar de|en vez de|invece (?:di|che))"
@@ -78,7 +78,7 @@ def with_digits(text: str, language: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences and lines of a text, without list marks; questions claim nothing and are left out."""
+    """Return the sentences and lines of a text, without list marks and without questions."""
     pieces = (re.sub(r"^\s*(?:[-•>]|\d{1,2}[.)])\s+", "", piece).strip() for piece in _SENTENCE_END.split(text))
     return [piece for piece in pieces if re.search(r"\w", piece) and not piece.endswith("?")]
 
@@ -92,28 +92,28 @@ def main_clause(sentence: str) -> str:
 
 
 def denied(text: str, position: int, reach: int = 3) -> bool:
-    """Whether a "not" or "instead of" stands within some words in front of a position."""
+    """Whether "not" or "instead of" occurs at most `reach` words before a position."""
     before = text[:position]
     return bool(re.search(rf"(?:\b{NOT}|{INSTEAD_OF})\W+(?:\w+\W+){{0,{reach}}}$", before))
 
 
 def unfit(answer: str, most_words: int) -> str | None:
-    """Return what is wrong with an answer whatever was asked, or None."""
+    """Return what is wrong with an answer regardless of the question, or None."""
     if not answer.strip():
         return "no answer"
     turn = _TURN.search(answer)
     if turn:
-        return f"goes on with a turn of its own ({turn[0].strip()})"
+        return f"continues with an invented turn ({turn[0].strip()})"
     words = len(answer.split())
     if words > most_words:
-        return f"rambles: {words} words where {most_words} are plenty"
+        return f"too long: {words} words; at most {most_words} are needed"
     said = Counter(sentence for sentence in sentences(plain(answer)) if len(sentence.split()) >= 4)
     repeated = [sentence for sentence, count in said.items() if count >= 4]
     return f"repeats itself: {repeated[0][:40]}" if repeated else None
 
 
 def language_of(text: str) -> str | None:
-    """Return the language whose common words a text has most of, or None where it has few of any."""
+    """Return the language whose common words are most frequent in a text, or None if there are fewer than four."""
     words = Counter(re.findall(r"[a-z]+", plain(text)))
     counts = {language: sum(words[word] for word in stop_words.split()) for language, stop_words in _STOP_WORDS.items()}
     best = max(counts, key=lambda language: counts[language])

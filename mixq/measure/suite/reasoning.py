@@ -1,8 +1,8 @@
 """Checks of the riddles about time, order and number: shirts, who is faster, killers.
 
-Contract: an answer is right by what it concludes, in whatever words: claims are collected in order, and the last one
-counts, so that working towards an answer, or correcting oneself, is no fault. What only repeats the riddle, gives a
-reason, or is about another case ("in batches ...") is no claim.
+Contract: the conclusion counts, not the wording: claims are collected in order, and the last one decides, so that steps
+towards the answer and corrections do no harm. What repeats the riddle, gives a reason, or is about another case ("in
+batches ...") is not a claim.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def shirts(answer: str, language: str) -> Verdict:
                 claims.append(hours / 60 if found[-1][2].startswith("min") else hours)
     if claims:
         return RIGHT if claims[-1] == 4 else wrong(f"says {claims[-1]:g} hours; it is 4")
-    return RIGHT if alike else wrong("names no time for 20 shirts")
+    return RIGHT if alike else wrong("gives no time for 20 shirts")
 
 
 _FAST = r"(?:faster|quicker|plus (?:rapide|vite)|schneller|mas (?:rapid[oa]|veloz)|piu (?:veloc[ei]|rapid[oa]))"
@@ -78,7 +78,7 @@ def faster(answer: str, language: str) -> Verdict:
     """Right is no: Jane, then Joe, then Sam."""
     text = plain(answer)
     if _UNDECIDED.search(text):
-        return wrong("says that it cannot be told")
+        return wrong("says that it cannot be decided")
     opening = re.match(rf"\W*(?:(?P<yes>{_YES})|(?P<no>{_NO}))(?=\W*(?:[,.!:;\n]|$))", text)
     claims: list[bool] = []  # is Sam faster?
     for sentence in sentences(text):
@@ -127,7 +127,7 @@ _ALIVE = re.compile(r"\b3\s+(?:[\w']+\s+){0,2}?(?:alive|living|vivants?|en vie|l
 
 
 def killers(answer: str, language: str) -> Verdict:
-    """Right is three: two of the old ones, and the one who came in and killed."""
+    """Right is three: two of the first three, and the one who came in and killed."""
     text = with_digits(plain(answer), language)
     claims: list[int] = []
     for sentence in sentences(text):
@@ -155,7 +155,7 @@ def killers(answer: str, language: str) -> Verdict:
         elif counted or left:
             claims.append((counted or left)[0])
     if not claims:
-        return wrong("names no number of killers")
+        return wrong("gives no number of killers")
     if claims[-1] == 3 or (claims[-1] == 4 and _ALIVE.search(text)):
         return RIGHT
     return wrong(f"says {claims[-1]}; it is 3")

@@ -1,35 +1,35 @@
-"""The suite on a model: question after question, each answer judged as it comes.
+"""Runs the suite on a model: asks each question and judges the answer.
 
-Contract: `run` yields `Asking`, then a `Result`, for each question; when `cancel` is set it ends, and the answer that
-was under way is dropped. Nothing that a model wrote is executed without `execute`.
+Contract: `run` yields `Asking`, then a `Result`, for each question; when `cancel` is set it ends, and the unfinished
+answer is dropped. Programs that the model wrote run only with `execute`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mixq.engine.events import Done
+from mixq.engine.model import Model
+from mixq.engine.sampling import SamplingParams
 from mixq.errors import PromptError, UsageError, printable
-from mixq.measure.suite import execution, writing
+from mixq.measure.suite import execution, programs
 from mixq.measure.suite.checks import check
 from mixq.measure.suite.code_blocks import python_code
 from mixq.measure.suite.questions import Question
-from mixq.measure.suite.reading import Verdict, unfit, wrong
+from mixq.measure.suite.reading import RIGHT, Verdict, unfit, wrong
 
-if TYPE_CHECKING:
-    from mixq.engine.events import Done
-    from mixq.engine.model import Model
-
-VERSION = 1
-"""Goes up when a question or a check changes: figures of two versions are not compared."""
+VERSION = 2
+"""Increment when a question or a check changes: scores of two versions cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """A question is asked now."""
+    """The question asked next."""
 
     question: Question
 
@@ -81,16 +81,12 @@ def run(
     """
     if not model.is_chat:
         raise UsageError(
-            f"{printable(model.folder.path.name)} is a base model ({model.template.why}): it completes texts, and was "
-            "not made to answer questions.",
-            hint="Measure it with mixq eval ppl; or give a --template, and it is asked all the same.",
+            f"{printable(model.folder.path.name)} is a base model ({model.template.why}): it completes texts and "
+            "was not trained to answer questions.",
+            hint="Measure it with mixq eval ppl, or ask it anyway with --template NAME.",
         )
-    from mixq.engine.sampling import SamplingParams
-
     sampling: dict[str, Any] = {"temperature": temperature, "seed": seed}
-    SamplingParams.from_kwargs(
-        **sampling, max_tokens=1 if max_tokens is None else max_tokens
-    )  # refused before the first question
+    SamplingParams.from_kwargs(**sampling, max_tokens=1 if max_tokens is None else max_tokens)  # checks
     session = model.new_session()
     for question in questions:
         if cancel is not None and cancel.is_set():
@@ -105,7 +101,7 @@ def run(
         except PromptError as error:
             yield Result(question.test, question.language, False, error.message, "", question.text, "", 0.0, 0, 0, 0.0)
             continue
-        done = _last(events)
+        done = next(event for event in events if isinstance(event, Done))
         if done.reason == "cancelled":
             return
         seconds = time.perf_counter() - begun
@@ -126,52 +122,43 @@ def run(
         )
 
 
-def _last(events: Iterable[object]) -> Done:
-    from mixq.engine.events import Done
-
-    for event in events:
-        if isinstance(event, Done):
-            return event
-    raise AssertionError("an answer ends with Done")
-
-
 def judge(question: Question, done: Done, *, execute: bool) -> tuple[Verdict, bool]:
     """Return the verdict on an answer, and whether a program of it was run for that."""
     if done.reason == "length":
-        return wrong(f"not at its end after {len(done.token_ids)} tokens"), False
+        return wrong(f"not finished after {len(done.token_ids)} tokens"), False
     if done.reason == "context":
-        return wrong("the context was full before its end"), False
+        return wrong("the context was full before the answer ended"), False
     verdict = check(question.test, question.language, done.text)
     if execute and question.test == "numbers" and unfit(done.text, 10_000) is None:
-        return _run_numbers(done.text)
+        return _run_numbers(done.text, verdict)
     if execute and question.test == "snake" and verdict.passed and execution.HAS_TERMINALS:
         return _start_snake(done.text), True
     return verdict, False
 
 
-def _run_numbers(answer: str) -> tuple[Verdict, bool]:
+def _run_numbers(answer: str, read: Verdict) -> tuple[Verdict, bool]:
     try:
         outcome = execution.run_program(python_code(answer))
     except (SyntaxError, LookupError):
-        return writing.numbers(answer, ""), False
+        return read, False
     if outcome.code is None:
         return wrong(f"did not end within {execution.SECONDS:g} s"), True
     if outcome.code:
         return wrong(f"fails: {printable(outcome.last_error)}"), True
-    return writing.one_to_hundred(outcome.output), True
+    return programs.one_to_hundred(outcome.output), True
 
 
 def _start_snake(answer: str) -> Verdict:
-    """Right is a game that is still running, or has ended by itself, after some seconds on a terminal."""
-    outcome = execution.start_game(python_code(answer))
+    """Right is a game that still runs, or has ended without an error, after some seconds on a terminal."""
+    outcome = execution.run_program(python_code(answer), seconds=execution.GAME_SECONDS, on_terminal=True)
     if outcome.code:
         return wrong(f"fails when started: {printable(outcome.last_error)}")
-    return Verdict(True) if outcome.output else wrong("draws nothing when started")
+    return RIGHT if outcome.output else wrong("draws nothing when started")
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many of the questions that were asked were answered right."""
+    """Questions asked, and how many of the answers are right."""
 
     passed: int
     asked: int
@@ -179,13 +166,12 @@ class Score:
 
 def scores(results: Sequence[Result]) -> tuple[dict[str, Score], dict[str, Score]]:
     """Return the scores by test and by language, in the order in which they were asked."""
-    by_test: dict[str, list[bool]] = {}
-    by_language: dict[str, list[bool]] = {}
-    for result in results:
-        by_test.setdefault(result.test, []).append(result.passed)
-        by_language.setdefault(result.language, []).append(result.passed)
-    return _counted(by_test), _counted(by_language)
+    by_test = [(result.test, result.passed) for result in results]
+    by_language = [(result.language, result.passed) for result in results]
+    return _scores(by_test), _scores(by_language)
 
 
-def _counted(verdicts: dict[str, list[bool]]) -> dict[str, Score]:
-    return {key: Score(sum(passed), len(passed)) for key, passed in verdicts.items()}
+def _scores(verdicts: Sequence[tuple[str, bool]]) -> dict[str, Score]:
+    asked = Counter(key for key, _ in verdicts)
+    passed = Counter(key for key, right in verdicts if right)
+    return {key: Score(passed[key], count) for key, count in asked.items()}

@@ -142,7 +142,7 @@ def test_wrong(test: str, language: str, answer: str) -> None:
     [
         ("arithmetic", "The answer is 14.", "says 14; it is 20"),
         ("president", "Al Gore was it.", "names Gore; it was Bill Clinton"),
-        ("json", f"[{MARK}, {JOE}, {SAM.replace('30', '19')}]", "Sam is f, 19 there; told was f, 30"),
+        ("json", f"[{MARK}, {JOE}, {SAM.replace('30', '19')}]", "Sam is f, 19; should be f, 30"),
         ("json", f"[{MARK}, {JOE}, {SAM.replace('gender', 'sex')}]", "a person without 'gender'"),
     ],
 )

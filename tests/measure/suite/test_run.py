@@ -13,6 +13,7 @@ import pytest
 import mixq
 from mixq.engine.events import Done, Stats
 from mixq.errors import PromptTooLong, UsageError
+from mixq.measure.suite import execution
 from mixq.measure.suite.checks import CHECKS
 from mixq.measure.suite.questions import LANGUAGES, TEXTS, questions
 from mixq.measure.suite.run import Asking, Result, run, scores
@@ -76,7 +77,7 @@ def test_an_answer_is_asked_for_and_judged() -> None:
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("length", "not at its end after 6 tokens"),
+        ("length", "not finished after 6 tokens"),
         ("context", "the context was full"),
         ("too long", "The prompt has 900 tokens"),
     ],
@@ -107,7 +108,7 @@ def test_programs_are_run_only_on_request(tmp_path: Path) -> None:
     sign = tmp_path / "sign"
     sly = Parrot(f"```python\nopen({str(sign)!r}, 'w')\nfor i in range(1, 101):\n    print(i)\n```")
     result = results_of(sly, "numbers")
-    assert (result.passed, result.executed, sign.exists()) == (False, False, False)
+    assert (result.passed, result.executed, sign.exists()) == (True, False, False)
     result = results_of(sly, "numbers", execute=True)
     assert (result.passed, result.executed, sign.exists()) == (True, True, True)
 
@@ -119,20 +120,28 @@ def test_programs_are_run_only_on_request(tmp_path: Path) -> None:
         ("for i in range(99):\n    print(i)", "prints 0 to 98, 99 values"),
         ("for i in range(1, 101):\n    print(j)", "fails: NameError: name 'j' is not defined"),
         ("for i in range(1, 101) print(i)", "the code does not parse"),
+        ("for i in range(1, 101):\n    pass\nprint(i)", "prints 100"),
+        ("for i in range(1, 101):\n    print(i * 2)", "prints 2 to 200, 100 values"),
+        ("while True:\n    pass", "did not end within 2 s"),
+        ("while True:\n    print('a long line of text' + ' that goes on')", "fails: OSError"),
+        ("print('x' * 10 ** 10)", "fails: MemoryError"),
+        ("def f(n):\n    f(n + 1)\nf(1)", "fails: RecursionError"),
+        ("print(1 // 0)", "fails: ZeroDivisionError"),
     ],
 )
-def test_numbers_by_running_them(code: str, reason: str) -> None:
+def test_numbers_by_running_them(code: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "2 s" in reason:
+        monkeypatch.setattr(execution, "SECONDS", 2.0)
+        monkeypatch.setitem(execution.run_program.__kwdefaults__, "seconds", 2.0)
     result = results_of(Parrot(f"```python\n{code}\n```"), "numbers", execute=True)
     assert result.passed is (reason == "")
     assert result.reason.startswith(reason)
 
 
 def test_snake_is_started_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixq.measure.suite import execution
-
     if not execution.HAS_TERMINALS:
         return
-    monkeypatch.setattr(execution.start_game, "__kwdefaults__", {"seconds": 1.0})
+    monkeypatch.setattr(execution, "GAME_SECONDS", 120.0)  # either game ends by itself, in seconds
     good, bad = f"```python\n{SNAKE}```", f"```python\n{SNAKE.replace('height // 2', 'height * 2')}```"
     assert results_of(Parrot(good), "snake", execute=True).passed
     assert not results_of(Parrot(bad), "snake").executed

@@ -1,4 +1,4 @@
-"""The checks of letters, bullet points and programs; what a program prints is found without running it."""
+"""The checks of letters, bullet points and programs, which are read and not run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from mixq.measure.suite.checks import check
 from mixq.measure.suite.code_blocks import fenced_blocks, python_code
 from mixq.measure.suite.reading import Verdict
-from mixq.measure.suite.walk import NotUnderstood, printed
 
 LETTERS = {
     "en": "Dear Ms. Brown,\n\nPlease accept this letter as notice of my resignation from my position at the "
@@ -89,7 +88,7 @@ def test_letters(language: str) -> None:
     assert check("letter", other, LETTERS[language]).reason.startswith("is in ")
     body = LETTERS[language].split("\n\n")
     for answer, reason in (
-        ("\n\n".join(body[:2])[:100], "words are no letter"),
+        ("\n\n".join(body[:2])[:100], "words are too few for a letter"),
         (LETTERS[language].rsplit("\n\n", 1)[0] if language != "fr" else "\n\n".join(body[:-2]), "no closing"),
     ):
         verdict = check("letter", language, answer)
@@ -100,10 +99,10 @@ def test_letters(language: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("I am sorry, but I cannot write this letter for you.", "words are no letter"),
+        ("I am sorry, but I cannot write this letter for you.", "words are too few for a letter"),
         (LETTERS["en"].replace("Dear Ms. Brown,", "Here is what to think of:"), "no salutation"),
-        (LETTERS["en"].replace("notice of my resignation from", "my application for"), "resigns from nothing"),
-        (LETTERS["en"] * 12, "rambles"),
+        (LETTERS["en"].replace("notice of my resignation from", "my application for"), "does not resign"),
+        (LETTERS["en"] * 12, "too long"),
     ],
 )
 def test_what_is_no_letter(answer: str, reason: str) -> None:
@@ -119,11 +118,11 @@ def test_bullet_points(language: str) -> None:
     assert check("bullets", language, f"{points}\n{lines[-1]}").reason == "4 bullet points instead of three"
     assert check("bullets", language, " ".join(points.split())).reason.endswith("bullet points instead of three")
     assert check("bullets", "de" if language != "de" else "it", points).reason.startswith("is in ")
-    assert check("bullets", language, "- A\n- B\n- C").reason == "leaves out nearly all of the text"
+    assert check("bullets", language, "- A\n- B\n- C").reason == "leaves out nearly all facts"
 
 
 def test_bullet_points_with_a_text_beside_them() -> None:
-    assert "beside the bullet points" in check("bullets", "en", BULLETS["en"] + "\n" + "And so on. " * 15).reason
+    assert "outside the bullet points" in check("bullets", "en", BULLETS["en"] + "\n" + "And so on. " * 15).reason
     assert "a bullet point of" in check("bullets", "en", BULLETS["en"] + " and more" * 40).reason
 
 
@@ -153,20 +152,19 @@ def test_programs_that_count_to_a_hundred(code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("for i in range(1, 100):\n    print(i)", "prints 1 to 99, 99 values"),
-        ("for i in range(100):\n    print(i)", "prints 0 to 99, 100 values"),
-        ("for i in range(1, 101):\n    pass\nprint(i)", "prints 100"),
-        ("for i in range(1, 101):\n    print(i * 2)", "prints 2 to 200, 100 values"),
+        ("for i in range(1, 100):\n    print(i)", "counts 1 to 99"),
+        ("for i in range(100):\n    print(i)", "counts 0 to 99"),
+        ("for i in range(1, 11):\n    print(i)", "counts 1 to 10"),
+        ("for i in range(0):\n    print(i)", "counts nothing"),
         ("for i in range(1, 101):\nprint(i)", "the code does not parse"),
-        ("i = 1\nwhile i <= 100:\n    print(i)", "not followed without running it: it does not come to its end"),
-        ("while True:\n    pass", "it does not come to its end"),
-        ("while True:\n    print('a long line of text' + ' that goes on')", "it prints without end"),
-        ("import os\nos.system('seq 100')", "not followed without running it: Import in line 1"),
-        ("print('x' * 10 ** 9)", "not followed"),
-        ("for i in range(10 ** 9):\n    print(i)", "not followed"),
-        ("def f(n):\n    f(n + 1)\nf(1)", "not followed"),
-        ("print(i)", "not followed without running it: KeyError"),
-        ("print(1 // 0)", "ZeroDivisionError"),
+        ("i = 1\nwhile i <= 100:\n    print(i)", "has a loop without end"),
+        ("while True:\n    print('1 to 100')", "has a loop without end"),
+        ("import os\nos.system('seq 100')", "prints nothing"),
+        ("print('x' * 10 ** 9)", "does not count from 1 to 100"),
+        ("for i in range(10 ** 9):\n    print(i)", "does not count from 1 to 100"),
+        ("def f(n):\n    f(n + 1)\nf(1)", "prints nothing"),
+        ("print(1)\nfor i in range(1, 101):\n    print(j)", "uses j, which is not defined"),
+        ("print(1 // 0)", "does not count from 1 to 100"),
         ("x = 2", "prints nothing"),
     ],
 )
@@ -178,31 +176,6 @@ def test_answers_without_a_program() -> None:
     assert check("numbers", "en", "You can use a loop for that.").reason == "no Python code"
     assert check("numbers", "en", "numbers").reason == "no Python code"
     assert check("numbers", "en", ", ".join(map(str, range(1, 101)))).reason == "no Python code"
-
-
-def test_what_is_walked_through_is_what_python_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    code = """
-def f(a, b=2):
-    if a > 3:
-        return a * b
-    return -a
-names = ["x", "y"]
-total = 0
-for i in range(6):
-    if i == 1:
-        continue
-    total += f(i)
-    print(i, f(i, b=3), sep="/", end=";" if i else "")
-else:
-    print("done")
-for n in names:
-    print(f"{n}: {total % 7}", not total, len(names), int("4") // 3)
-"""
-    code = code.replace('end=";" if i else ""', 'end=";"')
-    exec(code, {})
-    assert printed(code) == capsys.readouterr().out
-    with pytest.raises(NotUnderstood):
-        printed("print(open('/etc/passwd').read())")
 
 
 def test_snake() -> None:
@@ -218,7 +191,7 @@ def test_snake() -> None:
         ("screen.getch()", "-1", "reads no keys"),
         ("screen.addch", "print", "draws nothing"),
         ("while True", "if True", "has no game loop"),
-        ("import random\n", "", "uses random, which is defined nowhere"),
+        ("import random\n", "", "uses random, which is not defined"),
         ("        if head == food:\n", "        if head = food:\n", "does not parse"),
         ("import curses", "import curses (", "does not parse"),
     ],
@@ -245,9 +218,9 @@ def test_code_blocks() -> None:
     [
         ("", "no answer"),
         ("It was Bill Clinton. " * 5, "repeats itself"),
-        ("Bill Clinton.\n\nUser: And in 2001?\nAssistant: George W. Bush.", "goes on with a turn of its own (User:)"),
-        ("Bill Clinton.[INST] And now? [/INST]", "goes on with a turn of its own"),
-        ("Bill Clinton. " + " ".join(f"word{n}" for n in range(200)), "rambles: 202 words where 150 are plenty"),
+        ("Bill Clinton.\n\nUser: And in 2001?\nAssistant: George W. Bush.", "continues with an invented turn (User:)"),
+        ("Bill Clinton.[INST] And now? [/INST]", "continues with an invented turn"),
+        ("Bill Clinton. " + " ".join(f"word{n}" for n in range(200)), "too long: 202 words; at most 150 are needed"),
     ],
 )
 def test_what_is_unfit_whatever_was_asked(answer: str, reason: str) -> None:

@@ -1,0 +1,128 @@
+"""Checks of programs: the numbers from 1 to 100, and Snake.
+
+Contract: a program is read, never run: whether it parses, uses what was asked for, and names nothing undefined. What
+only running can tell is left to `--execute` (`execution`).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+
+from mixq.measure.suite.code_blocks import parsed, python_code
+from mixq.measure.suite.reading import RIGHT, Verdict, wrong
+
+_DRAWS = {"addch", "addstr", "addnstr", "insch", "border", "box"}
+
+
+def numbers(answer: str, language: str) -> Verdict:
+    """Right is a program that prints, and counts from 1 to 100."""
+    tree = _program(answer)
+    if isinstance(tree, Verdict):
+        return tree
+    if "print" not in _called(tree):
+        return wrong("prints nothing")
+    if any(_is_endless(node) for node in ast.walk(tree)):
+        return wrong("has a loop without end")
+    return _defined(tree) if (counted := _counts(tree)) is None else wrong(counted)
+
+
+def _counts(tree: ast.Module) -> str | None:
+    """Return what a program counts instead of 1 to 100: by its ranges, else by the numbers that it has."""
+    ranges = [
+        range(*(argument.value for argument in node.args))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
+        if 1 <= len(node.args) <= 2
+        if all(isinstance(argument, ast.Constant) and type(argument.value) is int for argument in node.args)
+    ]
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int}
+    if range(1, 101) in ranges or (range(100) in ranges and 1 in constants):
+        return None
+    if ranges:
+        return f"counts {ranges[0][0]} to {ranges[0][-1]}" if ranges[0] else "counts nothing"
+    return None if constants & {0, 1} and constants & {100, 101} else "does not count from 1 to 100"
+
+
+def _is_endless(node: ast.AST) -> bool:
+    """Whether a node is a `while` that nothing in it ends, as far as names and constants tell."""
+    if not isinstance(node, ast.While) or any(isinstance(part, ast.Call) for part in ast.walk(node.test)):
+        return False
+    tested = {part.id for part in ast.walk(node.test) if isinstance(part, ast.Name)}
+    return not any(
+        isinstance(part, ast.Break | ast.Return | ast.Raise)
+        or (isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id in tested)
+        for part in ast.walk(node)
+    )
+
+
+def one_to_hundred(output: str) -> Verdict:
+    """Right is 1 to 100 in order, between white space or commas, perhaps in the brackets of a list."""
+    found = re.findall(r"[^\s,\[\]]+", output)
+    if found == [str(number) for number in range(1, 101)]:
+        return RIGHT
+    if not found:
+        return wrong("prints nothing")
+    shown = found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}, {len(found)} values"
+    return wrong(f"prints {shown[:60]}")
+
+
+def snake(answer: str, language: str) -> Verdict:
+    """Right is a program that parses, imports what it uses, and reads keys and draws with curses in a loop."""
+    tree = _program(answer)
+    if isinstance(tree, Verdict):
+        return tree
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    if not any(name.split(".")[0] == "curses" for name in imported):
+        return wrong("does not import curses")
+    for what, names in (
+        ("starts no curses screen", {"wrapper", "initscr"}),
+        ("reads no keys", {"getch", "getkey", "get_wch"}),
+        ("draws nothing", _DRAWS),
+    ):
+        if not _called(tree) & names:
+            return wrong(what)
+    if not any(isinstance(node, ast.While) for node in ast.walk(tree)):
+        return wrong("has no game loop")
+    return _defined(tree)
+
+
+def _program(answer: str) -> ast.Module | Verdict:
+    """Return the program of an answer, or the verdict on an answer without one."""
+    try:
+        return parsed(python_code(answer))
+    except SyntaxError as error:
+        return wrong(f"the code does not parse: {error.msg} in line {error.lineno}")
+    except LookupError:
+        return wrong("no Python code")
+
+
+def _called(tree: ast.Module) -> set[str]:
+    """Return the names of the functions and methods that a program calls."""
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {
+        f.attr if isinstance(f, ast.Attribute) else f.id for f in functions if isinstance(f, ast.Attribute | ast.Name)
+    }
+
+
+def _defined(tree: ast.Module) -> Verdict:
+    """Right is a program that binds all names that it reads, in whatever scope."""
+    bound, read = set(dir(builtins)) | {"__name__", "__file__"}, []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.append(name)
+            case ast.Name(id=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.arg(arg=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                bound.add(name)
+            case ast.alias(name=name, asname=other):
+                if name == "*":
+                    return RIGHT
+                bound.add(other or name.split(".")[0])
+    unknown = next((name for name in read if name not in bound), None)
+    return RIGHT if unknown is None else wrong(f"uses {unknown}, which is not defined")
