@@ -183,10 +183,10 @@ def bench(
 def _check_routing(text: str) -> None:
     """Refuse routing that is not known before a model is made up or loaded."""
     from mixq.experts.routing import parse_routing
-    from mixq.experts.trace import Trace
+    from mixq.plan.recording import read_routing
 
     if text.startswith("trace "):
-        Trace.read(Path(text.removeprefix("trace ").strip()))
+        read_routing(Path(text.removeprefix("trace ").strip()))
     elif text != "model":
         parse_routing(text, layers=1, experts=2, active=1)
 
@@ -199,6 +199,7 @@ def _route(model: Model, text: str, seed: int) -> None:
     if not config.is_moe:
         raise UsageError("--routing is about experts, and this model has none.", hint="Leave it out.")
     from mixq.experts.routing import parse_routing
+    from mixq.plan.recording import read_routing
 
     routing = parse_routing(
         text,
@@ -206,6 +207,7 @@ def _route(model: Model, text: str, seed: int) -> None:
         experts=config.num_local_experts,
         active=config.num_experts_per_tok,
         seed=seed,
+        read_trace=read_routing,
     )
     model.network.override_routing(routing)
 

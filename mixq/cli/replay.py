@@ -92,10 +92,10 @@ def replay(
     if save_quota is not None and (budgets is None or len(budgets) != 1):
         raise UsageError("--save-quota saves the quotas of one budget.", hint="Give one --vram, such as --vram 8GB.")
     from mixq.cli.progress import run_progress
-    from mixq.plan.recording import read_any
+    from mixq.plan.recording import Recording
     from mixq.plan.sweep import default_budgets, sweep
 
-    played = read_any(recording)
+    played = Recording.read(recording)
     weights = _weights(played, model)
     machine = _machine(hardware, budgets)
     with run_progress("replaying") as update:

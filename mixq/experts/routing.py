@@ -1,32 +1,51 @@
-"""Routing that is made up: what a bench or a replay puts in the routers' place.
+"""Routing: which experts each token uses in each layer, made up or recorded, for benches and replays.
 
-Contract: `choose` gives one layer's experts for the next token; random weights route evenly, which no real model does.
-Everything is drawn from a seed, each layer by itself.
+Contract: `choose` gives one layer's experts for the next token, in place of the model's routers: random weights route
+evenly, which no real model does. Everything is drawn from a seed, each layer by itself.
 
 * `uniform`: any experts, each token anew.
 * `sticky:P`: each expert of the last token is used again with probability P, the others are drawn among the rest.
 * `mixtral`: popularity that falls as 1 / rank, another order in each layer, and 0.09 of reuse besides; with 0.03 of the
-  tokens one expert moves to another rank, as favourites change with the subject. It gives the per-layer hit rates that
+  tokens one expert moves to another rank, as popularity changes with the subject. It gives the per-layer hit rates that
   Mixtral is reported to have: LRU .22 .39 .53 .66 .77 .86 .93 with 1 to 7 of 8 slots, and LFU close to it (fixed
-  favourites would put LFU .06 above). The three numbers were found by a search.
-* `trace FILE`: what was recorded, again and again.
+  popularity would put LFU .06 above). The three numbers were found by a search.
+* `trace FILE`: what was recorded, again and again; how a file is read is handed in.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from mixq.config import did_you_mean
 from mixq.errors import UsageError, printable
-from mixq.experts.trace import Trace
 
 NAMES = ("uniform", "sticky:P", "mixtral", "trace FILE")
 MIXTRAL_REUSE = 0.09
 MIXTRAL_FALL = 1.0
 MIXTRAL_DRIFT = 0.03
+
+Token = list[tuple[int, ...]]
+"""For each layer the experts of one token, the likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Routing of a run.
+
+    Attributes:
+        layers, experts, active: of the model: every layer has `experts`, of which a token uses `active`.
+        tokens: in the order in which they were run.
+    """
+
+    layers: int
+    experts: int
+    active: int
+    tokens: list[Token]
 
 
 class Routing(Protocol):
@@ -64,7 +83,6 @@ class _Drawn:
         self._last: list[tuple[int, ...]] = [tuple(order[:active]) for order in self._order]
 
     def choose(self, layer: int) -> tuple[int, ...]:
-        """See `Routing`."""
         draw, order, last = self._random[layer], self._order[layer], self._last[layer]
         if self._drift and draw.random() < self._drift:
             order.insert(draw.randrange(len(order)), order.pop(draw.randrange(len(order))))
@@ -79,27 +97,36 @@ class _Drawn:
 
 
 class _Recorded:
+    """A trace from its beginning to its end, again and again."""
+
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._next = [0] * trace.layers
 
     def choose(self, layer: int) -> tuple[int, ...]:
-        """See `Routing`."""
         token = self._trace.tokens[self._next[layer] % len(self._trace.tokens)]
         self._next[layer] += 1
         return token[layer]
 
 
-def parse_routing(text: str, *, layers: int, experts: int, active: int, seed: int = 0) -> Routing:
+def parse_routing(
+    text: str,
+    *,
+    layers: int,
+    experts: int,
+    active: int,
+    seed: int = 0,
+    read_trace: Callable[[Path], Trace] | None = None,
+) -> Routing:
     """Return the routing that a flag names.
 
     Args:
         text: `uniform`, `sticky:0.39`, `mixtral` or `trace FILE`.
         layers, experts, active: of the model.
+        read_trace: reads the file of `trace FILE`, and raises what is wrong with it; None knows no files.
 
     Raises:
         UsageError: another name, a probability outside 0 .. 1, or a trace of another model's shape.
-        ModelFileError: a file that is no trace.
     """
     name, _, rest = text.strip().partition(" " if text.startswith("trace ") else ":")
     if name == "uniform" and not rest:
@@ -110,8 +137,8 @@ def parse_routing(text: str, *, layers: int, experts: int, active: int, seed: in
         if 2 * active > experts:
             raise UsageError(f"sticky routing needs at least {2 * active} experts; the model has {experts}.")
         return _Drawn(layers, experts, active, seed, reuse=_probability(rest), fresh=True)
-    if name == "trace" and rest:
-        trace = Trace.read(Path(rest.strip()))
+    if name == "trace" and rest and read_trace is not None:
+        trace = read_trace(Path(rest.strip()))
         if (trace.layers, trace.experts, trace.active) != (layers, experts, active):
             raise UsageError(
                 f"{printable(rest)} has {trace.layers} layers of {trace.experts} experts, {trace.active} used; "
@@ -135,5 +162,5 @@ def _probability(text: str) -> float:
 
 
 def draw_trace(routing: Routing, tokens: int, *, layers: int, experts: int, active: int) -> Trace:
-    """Return a trace of so many tokens."""
+    """Return a trace of `tokens` tokens."""
     return Trace(layers, experts, active, [[routing.choose(layer) for layer in range(layers)] for _ in range(tokens)])

@@ -1,14 +1,14 @@
-"""Recordings of real generations, `.mqt`: which experts the routers chose, how sure they were, and what it took.
+"""Recordings of real generations, `.mqt`: which experts the routers chose, with which weights, and how long it took.
 
 Contract: a recording is plain numbers. Its file is an .npz, numpy's zip of .npy arrays, compressed, so that numpy alone
 reads it: `np.load("run.mqt", allow_pickle=False)` gives these arrays by name (T tokens, H layers looked ahead, L
 layers, A active experts):
 
     header     uint8   [bytes]       UTF-8 JSON, see below
-    experts    uint8   [T, L, A]     the router's choice, its favourite first
+    experts    uint8   [T, L, A]     the router's choice, the likeliest first
     weights    float16 [T, L, A]     the router's normalized weights, in the same order
-    predicted  uint8   [T, H, L, A]  what the router of layer l named, [t, h, l], when it was asked on the hidden state
-                                     of layer l - 1 - h; 255: nothing was asked
+    predicted  uint8   [T, H, L, A]  [t, h, l]: what the router of layer l chose when it was given the hidden state of
+                                     layer l - 1 - h, h + 1 layers too early; 255: no prediction
     tokens     int32   [T]           ids of the tokens that were fed, of prompts and of replies, in the order run
     prompt     int32   [T]           which prompt they belong to, from 0
     is_prompt  bool    [T]           True for tokens of a prompt, which are run many at a time
@@ -18,8 +18,7 @@ The header is an object: `format` "mixq-trace", `version` 2, `model` (a name), `
 `lookahead` (H), `device` (cpu, sim or cuda), `mixq` (the program's version), `created` (ISO 8601), `prompts` (a list of
 `name`, `prompt_tokens`, `tokens`: recorded ones of the prompt and of the reply), the model's sizes as in
 `mixq.experts.cost.ModelCost` (`expert_bytes`, `trunk_bytes`, `head_bytes`, `kv_bytes`, `expert_flops`; null where they
-are not known) and `settings`, how it was run. Other keys are left alone; other versions are refused. Version 1 is the
-JSON lines of `mixq.experts.trace`, which `read_any` reads too.
+are not known) and `settings`, how it was run. Other keys are left alone; other versions are refused.
 
 Reading trusts nothing: `mixq.formats.npz` bounds the zip, and every number is checked here. No torch.
 """
@@ -35,23 +34,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, printable
 from mixq.experts.cost import ModelCost
-from mixq.experts.trace import FORMAT, Trace
+from mixq.experts.routing import Trace
 from mixq.formats.atomic import atomic_write_bytes
-from mixq.formats.json_file import parse_json_object, regular_file_size
-from mixq.formats.npz import is_zip, packed, read_arrays
+from mixq.formats.json_file import parse_json_object
+from mixq.formats.npz import packed, read_arrays
 
+FORMAT = "mixq-trace"
 VERSION = 2
 NOTHING = 255
-"""In `predicted`: nobody was asked. So a layer has at most 255 experts."""
+"""In `predicted`: no prediction. So a layer has at most 255 experts."""
 
 MOST_BYTES = 1 << 30
-"""Of a file, and of its arrays: three million tokens of Mixtral. What is larger is not read."""
+"""Of a file, and of its arrays: three million tokens of Mixtral. Larger files are refused."""
 
 MOST_LAYERS = 1024
 LARGEST = 2**45
-"""Bytes or operations of a part of a model: what is more is no model's, and would be played for hours."""
+"""Bytes or operations of a part of a model: no model has more, and a replay of more would take hours."""
 
 SIZES = ("expert_bytes", "trunk_bytes", "head_bytes", "kv_bytes", "expert_flops")
 KINDS = {
@@ -83,7 +83,7 @@ class Facts:
     Attributes:
         model: a name.
         layers, experts, active: of the model.
-        lookahead: layers ahead whose routers were asked.
+        lookahead: how many layers ahead routers were asked for predictions.
         device: cpu, sim or cuda.
         mixq: version of the program.
         created: ISO 8601.
@@ -138,7 +138,7 @@ class Recording:
         """Read a file.
 
         Raises:
-            ModelFileError: it is no recording, of another version, too large, or something in it is not as it should.
+            ModelFileError: not a recording, another version, too large, or a value in it is not allowed.
             StorageError: it cannot be read.
         """
         arrays = read_arrays(path, KINDS, MOST_BYTES)
@@ -147,7 +147,7 @@ class Recording:
             recording = cls(_facts(header), **arrays)
             _check(recording)
         except _Bad as error:
-            raise ModelFileError(f"{printable(path)} is no recording that can be used: {error}.") from error
+            raise ModelFileError(f"{printable(path)} is not a usable recording: {error}.") from error
         return recording
 
     def write(self, path: Path) -> None:
@@ -167,50 +167,15 @@ class Recording:
         atomic_write_bytes(path, packed({"header": np.frombuffer(text, dtype=np.uint8), **arrays}, KINDS))
 
     def routing(self) -> Trace:
-        """Return the choices of replies, which are decoded token by token, as a plain trace; of prompts where there
-        are no others."""
+        """Return the choices of the replies, which are decoded token by token; of the prompts if there is no reply."""
         chosen = self.experts if self.is_prompt.all() else self.experts[~self.is_prompt]
         tokens = [[tuple(layer) for layer in token] for token in chosen.tolist()]
         return Trace(self.facts.layers, self.facts.experts, self.facts.active, tokens)
 
-    @classmethod
-    def of_trace(cls, trace: Trace, model: str = "") -> Recording:
-        """Return a trace as a recording: one prompt's reply, with even weights, no guesses and no times.
 
-        Raises:
-            ModelFileError: more layers or experts than a recording may have.
-        """
-        T, L, A = len(trace.tokens), trace.layers, trace.active
-        if trace.experts > NOTHING or L > MOST_LAYERS:
-            raise ModelFileError(
-                f"The trace has {L} layers of {trace.experts} experts; at most {MOST_LAYERS} of {NOTHING} are read."
-            )
-        return cls(
-            Facts(model, L, trace.experts, A, prompts=(PromptFacts("trace", 0, T),)),
-            np.array(trace.tokens, dtype=np.uint8).reshape(T, L, A),
-            np.full((T, L, A), 1 / A, dtype=np.float16),
-            np.empty((T, 0, L, A), dtype=np.uint8),
-            np.zeros(T, dtype=np.int32),
-            np.zeros(T, dtype=np.int32),
-            np.zeros(T, dtype=np.bool_),
-            np.zeros(T, dtype=np.float32),
-        )
-
-
-def read_any(path: Path) -> Recording:
-    """Read a recording, or a trace of version 1.
-
-    Raises:
-        ModelFileError: it is neither.
-        StorageError: it cannot be read.
-    """
-    regular_file_size(path)
-    try:
-        with path.open("rb") as file:
-            zipped = is_zip(file.read(2))
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
-    return Recording.read(path) if zipped else Recording.of_trace(Trace.read(path), path.stem)
+def read_routing(path: Path) -> Trace:
+    """Return the routing of a recording's file; errors as in `Recording.read`."""
+    return Recording.read(path).routing()
 
 
 def count_prompts(
@@ -223,7 +188,7 @@ def count_prompts(
 
 
 class _Bad(Exception):
-    """What is not as it should be, for a message."""
+    """What is wrong with a recording, for a message."""
 
 
 def _facts(header: Mapping[str, Any]) -> Facts:
@@ -234,7 +199,7 @@ def _facts(header: Mapping[str, Any]) -> Facts:
     sizes = {name: None if header.get(name) is None else _whole(header, name, 1, LARGEST) for name in SIZES}
     settings = header.get("settings", {})
     if not isinstance(settings, dict):
-        raise _Bad("settings is no object")
+        raise _Bad("settings must be an object")
     return Facts(
         model=_text(header, "model"),
         layers=_whole(header, "layers", 1, MOST_LAYERS),
@@ -260,13 +225,13 @@ def _whole(holder: Mapping[str, Any], name: str, low: int, high: int) -> int:
 def _text(holder: Mapping[str, Any], name: str) -> str:
     value = holder.get(name)
     if not isinstance(value, str):
-        raise _Bad(f"{name} is {printable(repr(value))}, no text")
+        raise _Bad(f"{name} is {printable(repr(value))}; it must be a text")
     return value
 
 
 def _prompts(listed: object) -> tuple[PromptFacts, ...]:
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise _Bad("prompts is no list of objects")
+        raise _Bad("prompts must be a list of objects")
     counts = ("prompt_tokens", "tokens")
     return tuple(
         PromptFacts(_text(entry, "name"), *(_whole(entry, name, 0, 2**31) for name in counts)) for entry in listed
@@ -278,7 +243,7 @@ def _check(recording: Recording) -> None:
     facts, T = recording.facts, len(recording.tokens)
     L, A, H = facts.layers, facts.active, facts.lookahead
     if not T:
-        raise _Bad("it has no token")
+        raise _Bad("it has no tokens")
     if facts.experts < A or facts.experts > NOTHING or L > MOST_LAYERS:
         raise _Bad(f"{L} layers of {facts.experts} experts, {A} of them used, are not possible")
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("tokens", "prompt", "is_prompt", "seconds"), (T,))
@@ -288,9 +253,9 @@ def _check(recording: Recording) -> None:
             raise _Bad(f"{name} has shape {getattr(recording, name).shape}; with the others it would be {shape}")
     if not _different(recording.experts, facts.experts):
         raise _Bad(f"experts are not {A} different numbers from 0 to {facts.experts - 1} everywhere")
-    asked = recording.predicted[(recording.predicted != NOTHING).any(axis=-1)]  # [?, A]
-    if not _different(asked, facts.experts):
-        raise _Bad(f"predicted are not {A} different numbers from 0 to {facts.experts - 1} where one was asked")
+    predictions = recording.predicted[(recording.predicted != NOTHING).any(axis=-1)]  # [?, A]
+    if not _different(predictions, facts.experts):
+        raise _Bad(f"predicted are not {A} different numbers from 0 to {facts.experts - 1} where there is a prediction")
     for name in ("weights", "seconds"):
         numbers = getattr(recording, name)
         if not (np.isfinite(numbers) & (numbers >= 0)).all():

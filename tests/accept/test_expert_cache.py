@@ -14,8 +14,7 @@ import mixq
 from mixq.config import MISS_MODES, ModelConfig
 from mixq.experts import quota
 from mixq.experts.cost import ModelCost
-from mixq.experts.routing import draw_trace, parse_routing
-from mixq.experts.trace import Trace
+from mixq.experts.routing import Trace, draw_trace, parse_routing
 from mixq.measure.speed.synthetic import synthetic_model
 from mixq.models.presets import PRESETS
 from mixq.models.world import FAMILIES, questions
@@ -56,7 +55,7 @@ def test_hit_rates() -> None:
             assert all(abs(a - b) <= 0.03 for a, b in zip(rates["lru"], MIXTRAL_CURVE, strict=True))
         else:
             alone = [
-                sum(simulated_lru(trace.of_layer(layer), slots) for layer in range(32)) / 64_000
+                sum(simulated_lru([token[layer] for token in trace.tokens], slots) for layer in range(32)) / 64_000
                 for slots in range(1, 8)
             ]
             rows.append(["lru, simulated by itself", *(f"{value:.3f}" for value in alone)])

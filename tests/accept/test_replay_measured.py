@@ -20,17 +20,17 @@ from mixq.engine.model import Model
 from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.experts.stats import ExpertCounters
-from mixq.experts.trace import Trace
 from mixq.measure.prompt_file import built_in
 from mixq.measure.recorder import Recorder
 from mixq.measure.speed.synthetic import synthetic_model
-from mixq.plan.recording import Recording
+from mixq.plan.recording import Recording, read_routing
 from mixq.plan.replay import replay
 from mixq.plan.sizes import ModelSizes
 from mixq.plan.sweep import Machine, Weights, sweep
 from mixq.quantize import quantize
 from mixq.system import paths
 from tests.accept.tables import markdown, write
+from tests.plan.recordings import recording_of
 
 pytestmark = pytest.mark.accept
 
@@ -96,7 +96,7 @@ def mixtral() -> Subject:
 
     shape = {"layers": 2, "experts": 8, "active": 2}
     trace = draw_trace(parse_routing("mixtral", **shape, seed=20_261_123), 400, **shape)
-    return Subject("Mixtral's sizes, two layers", load, Recording.of_trace(trace, "mixtral"), 24)
+    return Subject("Mixtral's sizes, two layers", load, recording_of(trace, "mixtral"), 24)
 
 
 def run(model: Model, subject: Subject, slots: int, file: Path) -> Measured:
@@ -105,8 +105,9 @@ def run(model: Model, subject: Subject, slots: int, file: Path) -> Measured:
     assert offload is not None
     offload.resize([slots] * model.config.num_hidden_layers)
     offload.warm()
-    trace = Trace.read(file)
-    routing = parse_routing(f"trace {file}", layers=trace.layers, experts=trace.experts, active=trace.active)
+    trace = read_routing(file)
+    shape = {"layers": trace.layers, "experts": trace.experts, "active": trace.active}
+    routing = parse_routing(f"trace {file}", **shape, read_trace=lambda _: trace)
     model.network.override_routing(routing)
     for _ in range(2):  # the first brings pages, cache and scheduler into their stride
         cache = model.new_kv_cache()

@@ -24,6 +24,7 @@ from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.measure.speed.workload import Workload, decode_bytes, prompt_operations, weight_bytes
 from mixq.model.attention import Chunk
 from mixq.models.presets import PRESETS
+from mixq.plan.recording import read_routing
 from tests.bench.gpu_demo import close, memory_of
 from tests.bench.gpu_section import Session
 
@@ -183,6 +184,7 @@ def _route(model: Model, routing: str) -> None:
         layers=config.num_hidden_layers,
         experts=config.num_local_experts,
         active=config.num_experts_per_tok,
+        read_trace=read_routing,
     )
     model.network.override_routing(chosen)
 

@@ -35,7 +35,8 @@ from mixq.experts.ram_tier import RamTier
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.measure.speed.write_folder import FolderJob
 from mixq.model.attention import Chunk
-from mixq.model.mixtral import SparseMoeBlock
+from mixq.model.layer import SparseMoeBlock
+from mixq.plan.recording import read_routing
 from mixq.system.memory import total_memory
 from tests.accept.tables import markdown, write
 
@@ -64,7 +65,9 @@ class Foreseen:
             "experts": config.num_local_experts,
             "active": config.num_experts_per_tok,
         }
-        self._tokens = draw_trace(parse_routing(text, **shape, seed=seed), tokens, **shape).tokens
+        self._tokens = draw_trace(
+            parse_routing(text, **shape, seed=seed, read_trace=read_routing), tokens, **shape
+        ).tokens
         self._random = random.Random(seed)
         self._experts = config.num_local_experts
         self.token = -1

@@ -10,10 +10,11 @@ import pytest
 from mixq.cli.replay import parse_budgets
 from mixq.errors import UsageError
 from mixq.experts.quota import Quotas
-from mixq.experts.trace import Trace
+from mixq.experts.routing import Trace
 from mixq.plan.presets import COMPUTERS
 from mixq.plan.recording import Recording
 from tests.cli.conftest import RunCli
+from tests.plan.recordings import recording_of
 
 HARDWARE = ("--hardware", "rtx-3060-12gb")
 
@@ -39,8 +40,9 @@ def recording(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def trace(recording: Path) -> Path:
-    path = recording.with_suffix(".jsonl")
-    Recording.read(recording).routing().write(path)
+    """A recording without the model's sizes."""
+    path = recording.with_name("trace.mqt")
+    recording_of(Recording.read(recording).routing()).write(path)
     return path
 
 
@@ -106,7 +108,7 @@ def test_one_document(cli: RunCli, recording: Path) -> None:
         assert sum(row["slots_by_layer"]) == row["slots"]
 
 
-def test_an_old_trace_needs_to_be_told_whose_sizes(cli: RunCli, trace: Path, recording: Path, quantized: Path) -> None:
+def test_a_recording_without_sizes_needs_a_model(cli: RunCli, trace: Path, recording: Path, quantized: Path) -> None:
     outcome = cli("replay", trace, *HARDWARE)
     assert outcome.code == 2
     assert "--model" in outcome.err
@@ -171,11 +173,11 @@ def test_a_hardware_file(cli: RunCli, recording: Path, tmp_path: Path) -> None:
 def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"format": "mixq-hardware", "version": 1}')
     (tmp_path / "bad.mqt").write_bytes(recording.read_bytes()[:-50])
-    Trace(1, 3, 1, [[(0,)]]).write(tmp_path / "three.jsonl")
+    recording_of(Trace(1, 3, 1, [[(0,)]])).write(tmp_path / "three.mqt")
     for arguments, code, said in (
         ((tmp_path / "none.mqt",), 3, "does not exist"),
         ((tmp_path / "bad.mqt",), 3, "its end is missing"),
-        ((tmp_path / "bad.json",), 3, "no trace of routing"),
+        ((tmp_path / "bad.json",), 3, "not a file of mixq's arrays"),
         ((recording, "--policy", "lru,mru"), 2, "Did you mean 'lru'"),
         ((recording, "--policy", "random"), 2, "cannot be played again"),
         ((recording, "--quota", "fit"), 2, "Did you mean 'fitted'"),
@@ -190,7 +192,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
         ((recording, "--model", "mixtral-8x7b"), 2, "8 and 2"),
         ((recording, "--model", "mistral-7b"), 2, "has no experts"),
         ((recording, "--model", tmp_path / "no"), 3, "neither a folder"),
-        ((tmp_path / "three.jsonl", "--model", "mixtral-8x7b"), 2, "3 experts a layer"),
+        ((tmp_path / "three.mqt", "--model", "mixtral-8x7b"), 2, "3 experts a layer"),
     ):
         more = () if "--hardware" in arguments else HARDWARE
         outcome = cli("replay", *arguments, *more)

@@ -68,7 +68,7 @@ def test_layers_may_have_curves_of_different_lengths() -> None:
 
 def passes(routing: str, tokens: int) -> list[tuple[int, ...]]:
     shape = {"layers": 1, "experts": 8, "active": 2}
-    return draw_trace(parse_routing(routing, **shape, seed=5), tokens, **shape).of_layer(0)
+    return [token[0] for token in draw_trace(parse_routing(routing, **shape, seed=5), tokens, **shape).tokens]
 
 
 def test_an_lru_curve_is_that_of_the_cache() -> None:

@@ -17,9 +17,9 @@ import pytest
 
 from mixq.errors import ModelFileError, StorageError, UsageError
 from mixq.experts.routing import draw_trace, parse_routing
-from mixq.experts.trace import Trace
 from mixq.formats import npz
-from mixq.plan.recording import KINDS, NOTHING, Facts, PromptFacts, Recording, read_any
+from mixq.plan.recording import KINDS, NOTHING, Facts, PromptFacts, Recording, read_routing
+from tests.plan.recordings import recording_of
 
 L, E, A, H = 3, 8, 2, 2
 ARRAYS = [name for name in KINDS if name != "header"]
@@ -74,7 +74,6 @@ def path(tmp_path: Path) -> Path:
 def test_it_is_read_back_as_it_was_written(path: Path) -> None:
     found = Recording.read(path)
     assert same(found, made_up())
-    assert same(read_any(path), made_up())
     assert len(found) == 12
     assert found.facts.cost is not None
     assert (found.facts.cost.expert_bytes, found.facts.cost.experts) == (1000, 8)
@@ -96,22 +95,30 @@ def test_numpy_alone_reads_it(path: Path) -> None:
 
 def test_its_routing_is_that_of_the_replies(path: Path) -> None:
     recording = made_up()
-    trace = Trace.read(path)
+    trace = read_routing(path)
     assert trace == recording.routing()
     assert trace.tokens == [[tuple(layer) for layer in token] for token in recording.experts[5:].tolist()]
-    routing = parse_routing(f"trace {path}", layers=L, experts=E, active=A)
+    routing = parse_routing(f"trace {path}", layers=L, experts=E, active=A, read_trace=read_routing)
     assert draw_trace(routing, 14, layers=L, experts=E, active=A).tokens == trace.tokens * 2
     assert len(made_up(tokens=0).routing().tokens) == 5
 
 
-def test_a_trace_of_version_1_is_read_as_a_recording(tmp_path: Path) -> None:
-    made_up().routing().write(tmp_path / "old.jsonl")
-    found = read_any(tmp_path / "old.jsonl")
+def test_a_recording_without_sizes_and_predictions_is_read_back(tmp_path: Path) -> None:
+    recording = recording_of(made_up().routing())
+    recording.write(tmp_path / "new.mqt")
+    found = Recording.read(tmp_path / "new.mqt")
+    assert same(found, recording)
     assert found.routing() == made_up().routing()
     assert found.facts.cost is None
     assert found.facts.lookahead == 0
-    found.write(tmp_path / "new.mqt")
-    assert same(Recording.read(tmp_path / "new.mqt"), found)
+
+
+def test_the_first_version_is_refused(tmp_path: Path) -> None:
+    """It was JSON lines."""
+    path = tmp_path / "old.jsonl"
+    path.write_text('{"format":"mixq-trace","version":1,"layers":1,"experts":2,"active":1}\n[[0]]\n')
+    with pytest.raises(ModelFileError, match="not a file of mixq's arrays"):
+        Recording.read(path)
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -302,12 +309,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         Recording.read(tmp_path / "none.mqt")
     with pytest.raises(ModelFileError, match="not a regular file"):
-        read_any(tmp_path)
+        Recording.read(tmp_path)
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(ModelFileError):
         Recording.read(tmp_path / "empty")
-    with pytest.raises(ModelFileError, match="first line"):
-        read_any(tmp_path / "empty")
     with pytest.raises(StorageError):
         made_up().write(tmp_path / "no" / "folder.mqt")
 
