@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions, did_you_mean, format_size
+from mixq.cli.flag_groups import takes_groups
+from mixq.config import did_you_mean, format_size, parse_size
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from mixq.config import RuntimeOptions
     from mixq.engine.model import Model
     from mixq.measure.speed.measure import Bench
     from mixq.measure.speed.workload import Workload
 
-DEFAULTS = RuntimeOptions()
 FORMATS = ("table", "markdown", "csv", "jsonl")
 LONGEST = 10**7
 MOST_REPEATS = 1000
 
 
+@takes_groups(without=("template",))
 def bench(
     ctx: typer.Context,
     model: options.ModelArgument = None,
+    *,
     synthetic: Annotated[
         str | None,
         typer.Option(
@@ -81,12 +84,7 @@ def bench(
         ),
     ] = None,
     json: options.Json = False,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    quota: options.Quota = None,
+    runtime: options.Runtime,
     routing: Annotated[
         str,
         typer.Option(
@@ -103,8 +101,6 @@ def bench(
         int | None,
         options.flag("--context", "Positions of the KV cache.  [default: what the tests need]", "N"),
     ] = None,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
     seed: Annotated[int, options.flag("--seed", "Of the token ids, and of made-up weights.", "N")] = 0,
 ) -> None:
     """Measure prompt and decode speed, and the memory bandwidth beside it.
@@ -147,21 +143,13 @@ def bench(
     from mixq.measure.speed.workload import workloads
 
     tests = workloads(_lengths(prompt, "--prompt"), _lengths(gen, "--gen"), _lengths(depth, "--depth"))
-    flags = {
-        "device": device,
-        "context": context or max(test.positions for test in tests),
-        "threads": threads,
-        "kv": kv,
-        "seed": seed,
-        "vram": vram,
-        "ram": ram,
-        "miss": miss,
-        "cache_policy": cache_policy,
-        "quota": quota,
-        "sim_bandwidth": sim_bandwidth,
-    }
+    runtime = replace(
+        runtime,
+        context=context or max(test.positions for test in tests),
+        sim_bandwidth=None if sim_bandwidth is None else parse_size(sim_bandwidth),
+    )
     begun = time.perf_counter()
-    loaded = load_model(model, flags) if synthetic is None else _make_up(synthetic, tests, flags, layers, mix, seed)
+    loaded = load_model(model, runtime) if synthetic is None else _make_up(synthetic, tests, runtime, layers, mix, seed)
     _route(loaded, routing, seed)
     seconds = time.perf_counter() - begun
     name = "the demo model" if synthetic is None and model is None else loaded.folder.path.name
@@ -223,17 +211,17 @@ def _lengths(text: str, flag: str) -> list[int]:
 
 
 def _make_up(
-    preset: str, tests: list[Workload], flags: Mapping[str, Any], layers: int | None, mix: str | None, seed: int
+    preset: str, tests: list[Workload], runtime: RuntimeOptions, layers: int | None, mix: str | None, seed: int
 ) -> Model:
-    from mixq.measure.speed.synthetic import DEFAULT_MIX, synthetic_model
+    from mixq.engine.model import Model
+    from mixq.measure.speed.synthetic import DEFAULT_MIX, SyntheticWeights
     from mixq.measure.speed.workload import check_positions
     from mixq.models.presets import PRESETS
 
     if preset in PRESETS:  # before anything is made
-        check_positions(tests, flags["context"], PRESETS[preset]["max_position_embeddings"])
-    chosen = {key: value for key, value in flags.items() if value is not None and key != "seed"}
+        check_positions(tests, runtime.context, PRESETS[preset]["max_position_embeddings"])
     output.note(f"Making up the weights of {printable(preset)}.")
-    made = synthetic_model(preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed, **chosen)
+    made = Model(SyntheticWeights.make(preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed), runtime)
     for line in made.notes:
         output.warn(line)
     return made

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions
+from mixq.cli.flag_groups import takes_groups
 from mixq.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from mixq.chat.chat import Loaded
+    from mixq.config import RuntimeOptions
     from mixq.engine.events import Event
     from mixq.engine.model import Model
-
-DEFAULTS = RuntimeOptions()
 
 History = Annotated[
     bool,
@@ -36,30 +35,16 @@ Plain = Annotated[
 ]
 
 
+@takes_groups()
 def chat(
     model: options.ModelArgument = None,
+    *,
     system: options.System = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
+    sampling: options.Sampling,
     json: options.Json = False,
     plain: Plain = False,
     history: History = True,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    quota: options.Quota = None,
-    template: options.Template = None,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """Chat with a model.
 
@@ -68,31 +53,7 @@ def chat(
     """
     if json and sys.stdin.isatty():
         raise UsageError("--json is for input from a pipe or file, not for a chat at the terminal.")
-    models = _Models(
-        {
-            "device": device,
-            "vram": vram,
-            "ram": ram,
-            "context": context,
-            "threads": threads,
-            "kv": kv,
-            "miss": miss,
-            "cache_policy": cache_policy,
-            "quota": quota,
-            "template": template,
-            "seed": seed,
-        },
-        options.given(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            max_tokens=max_tokens,
-            stop=stop,
-            seed=seed,
-        ),
-    )
+    models = _Models(runtime, sampling)
     if sys.stdin.isatty():
         _talk(models, model, system or "", plain=plain, history=history)
     else:
@@ -103,7 +64,7 @@ def chat(
 class _Models:
     """Loads models by the flags of the command line; see `mixq.chat.chat.Models`."""
 
-    def __init__(self, runtime: dict[str, Any], sampling: dict[str, Any]) -> None:
+    def __init__(self, runtime: RuntimeOptions, sampling: options.SamplingFlags) -> None:
         self._runtime = runtime
         self._sampling = sampling
 
@@ -125,7 +86,7 @@ class _Models:
         from mixq.engine.sampling import SamplingParams
 
         model = load_model(name, self._runtime)
-        sampling = default_sampling(model.folder.generation_config) | self._sampling
+        sampling = self._sampling.over(default_sampling(model.folder.generation_config))
         SamplingParams.from_kwargs(**sampling)  # a flag out of bounds is refused before the first prompt
         _ = model.tokenizer  # and so is a folder without one
         return Loaded(name, model, sampling)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions
+from mixq.cli.flag_groups import takes_groups
 
 if TYPE_CHECKING:
     from mixq.measure.perplexity import PerplexityReport
 
-DEFAULTS = RuntimeOptions()
 
-
+@takes_groups(without=("quota", "template"))
 def ppl(
     text: options.TextFile,
     model: options.ModelArgument = None,
+    *,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="DIR", help="Compare with this folder, usually the unquantized one."),
@@ -30,15 +30,7 @@ def ppl(
         int | None, typer.Option("--tokens", metavar="N", help="Measure the first N tokens.  [default: all]")
     ] = None,
     json: options.Json = False,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """Perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
 
@@ -50,19 +42,8 @@ def ppl(
     from mixq.measure.perplexity import perplexity
 
     content = utf8(text.read_bytes(), str(text))
-    flags = {
-        "device": device,
-        "vram": vram,
-        "ram": ram,
-        "context": context,
-        "threads": threads,
-        "kv": kv,
-        "miss": miss,
-        "cache_policy": cache_policy,
-        "seed": seed,
-    }
-    loaded = load_model(model, flags)
-    compared = None if reference is None else load_model(reference, flags)
+    loaded = load_model(model, runtime)
+    compared = None if reference is None else load_model(reference, runtime)
     begun = time.perf_counter()
     with token_progress("measuring") as progress:
         report = perplexity(loaded, content, reference=compared, window=window, max_tokens=tokens, progress=progress)

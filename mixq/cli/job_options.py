@@ -1,6 +1,6 @@
-"""The flags of `mixq quantize` and `mixq pull`, and the job that they mean.
+"""The flags of `mixq quantize` and `mixq pull`, and the job that they describe.
 
-Contract: what a flag may say is checked by `Job`; here only files that are named are read.
+Contract: `Job` checks the values; this module only reads the files that flags name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.flag_groups import Group
 from mixq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,59 +29,11 @@ SourceArgument = Annotated[
         autocompletion=options.complete_model,
     ),
 ]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        metavar="nl4|w4|w8|nf4",
-        help="nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' own.",
-    ),
-]
-Group = Annotated[
-    int | None,
-    typer.Option("--group", metavar="N", help="Weights that share a scale.  [default: the format's own]"),
-]
-MixFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--mix",
-        metavar="MIX",
-        help="all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
-        "lm_head, embedding.",
-    ),
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option("--recipe", metavar="FILE", help="TOML file of schemes by the Linears' names; goes over the mix."),
-]
-Calibrate = Annotated[
-    str | None,
-    typer.Option(
-        "--calibrate",
-        metavar="TEXT|default",
-        help="Run the model over a text file, or the text that comes with mixq, and weigh each input channel by "
-        "what it sees.",
-    ),
-]
-CalibrateTokens = Annotated[
-    int, typer.Option("--calibrate-tokens", metavar="N", help="How many tokens of the text to use.")
-]
-Table = Annotated[
-    str,
-    typer.Option("--table", metavar="default|fit", help="nl4's 16 code values; fit: to the model's own weights."),
-]
-Keep = Annotated[
-    bool,
-    typer.Option("--keep", help="Take over what SRC has in int4 or int8 groups as it is: Q4_0, Q8_0, GPTQ, ..."),
-]
 Revision = Annotated[
     str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .pth files, by torch's restricted unpickler.")
-]
-AllowNonfinite = Annotated[
-    bool, typer.Option("--allow-nonfinite", help="Store NaN and infinite weights as 0 instead of refusing them.")
 ]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")]
 
@@ -89,17 +42,58 @@ CALIBRATE_TOKENS = 16384
 
 @dataclass(frozen=True, slots=True)
 class JobFlags:
-    """What the flags say of the folder to make."""
+    """The flags that describe the folder to make."""
 
-    format: str = "nl4"
-    group: int | None = None
-    mix: str | None = None
-    recipe: Path | None = None
-    calibrate: str | None = None
-    calibrate_tokens: int = CALIBRATE_TOKENS
-    table: str = "default"
-    keep: bool = False
-    allow_nonfinite: bool = False
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="nl4|w4|w8|nf4",
+            help="nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' format.",
+        ),
+    ] = "nl4"
+    group: Annotated[
+        int | None,
+        typer.Option("--group", metavar="N", help="Weights that share a scale.  [default: the format's own]"),
+    ] = None
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            "--mix",
+            metavar="MIX",
+            help="all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
+            "lm_head, embedding.",
+        ),
+    ] = None
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="TOML file of schemes by the Linears' names; overrides the mix."),
+    ] = None
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT|default",
+            help="Run the model over a text file, or the text that comes with mixq, and weight the error of each "
+            "input channel by its activations.",
+        ),
+    ] = None
+    calibrate_tokens: Annotated[
+        int, typer.Option("--calibrate-tokens", metavar="N", help="How many tokens of the text to use.")
+    ] = CALIBRATE_TOKENS
+    table: Annotated[
+        str,
+        typer.Option(
+            "--table", metavar="default|fit", help="nl4's 16 code values; fit: fitted to the weights of this model."
+        ),
+    ] = "default"
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Keep what SRC has in int4 or int8 groups unchanged: Q4_0, Q8_0, GPTQ, ..."),
+    ] = False
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Store NaN and infinite weights as 0 instead of refusing them.")
+    ] = False
 
     def job(self, source: Source, target: Path) -> Job:
         """Return the job, checked; raises what `Job` and the readers of the named files raise."""
@@ -122,11 +116,14 @@ class JobFlags:
         )
 
 
+Flags = Annotated[JobFlags, Group(JobFlags)]
+
+
 def flags_of(settings: Mapping[str, Any]) -> JobFlags:
-    """Return flags that mean the settings of a job.json again.
+    """Return the flags that the settings of a job.json came from.
 
     Raises:
-        UsageError: a file that was given to the job is not recorded with its path.
+        UsageError: the job used a file whose path is not recorded.
     """
     mix = {kind: scheme for kind, scheme in settings["mix"].items() if kind != "recipe"}
     calibrate = settings["calibrate"]
@@ -135,11 +132,11 @@ def flags_of(settings: Mapping[str, Any]) -> JobFlags:
         named.remove("--calibrate")
     if named:
         raise UsageError(
-            f"The job was begun with {' and '.join(named)}, and where those files lie is not recorded.",
-            hint="Run the command that it was begun with.",
+            f"The job was started with {' and '.join(named)}; the paths of those files are not recorded.",
+            hint="Run the command that started it.",
         )
     matrices = [scheme for kind, scheme in mix.items() if kind.startswith("w") or kind.endswith("_proj")]
-    # Of matrices with unlike groups the largest was asked for, the others did not divide into it.
+    # Where group sizes differ, the largest was asked for; it does not divide the rows of the others.
     experts = max(matrices, key=lambda scheme: int(scheme.partition(":")[2] or 0))
     parts = {"experts": experts} | {part: mix[part] for part in ("q", "k", "v", "o", "lm_head") if part in mix}
     return JobFlags(
@@ -154,7 +151,7 @@ def flags_of(settings: Mapping[str, Any]) -> JobFlags:
 
 
 def say_what_is_fetched(source: Source) -> None:
-    """Say how much a source that is not on this machine has, and that none of it is kept."""
+    """Say how many bytes are read from the hub, where the source is there."""
     from mixq.config import format_size
     from mixq.errors import printable
 

@@ -12,34 +12,29 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mixq.cli import output
-from mixq.config import RuntimeOptions
 from mixq.errors import ModelFileError, StorageError, printable
 from mixq.system import paths
 
 if TYPE_CHECKING:
+    from mixq.config import RuntimeOptions
     from mixq.engine.model import Model
 
 
 STALE = 24 * 3600  # seconds; no demo model takes that long to make
 
 
-def load_model(name: str | None, options: Mapping[str, Any]) -> Model:
-    """Return the model that `name` means, and say which flags it could not follow.
+def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
+    """Return the model that `name` means, a folder or a name in the store; None is the demo model.
 
-    Args:
-        name: folder or name in the store; None for the demo model.
-        options: fields of `RuntimeOptions`; None where a flag was left out.
+    Options that the model could not follow are warned of.
     """
-    chosen = {key: value for key, value in options.items() if value is not None}
-    RuntimeOptions.from_kwargs(**chosen)
-    from mixq.engine.model import load
+    from mixq.engine.model import Model
 
-    model = load(quantized_demo() if name is None else name, **chosen)
+    model = Model(quantized_demo() if name is None else paths.resolve_model(name), runtime)
     for line in model.notes:
         output.warn(line)
     return model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.flag_groups import takes_groups
 from mixq.config import RuntimeOptions, did_you_mean, format_size, parse_size
 from mixq.errors import DoesNotFitError, UsageError, printable
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mixq.plan.planner import Plan
     from mixq.plan.sizes import ModelSizes
 
-DEFAULTS = RuntimeOptions()
 DEFAULT_MODEL = "mixtral-8x7b"
 FORMATS = ("nl4", "all-nl4", "w4", "w8", "bf16")
 """What a model that is not quantized yet is planned in; the first unless asked."""
@@ -35,6 +35,7 @@ REPOSITORIES = {
 }
 
 
+@takes_groups(without=("threads", "quota", "template", "seed"))
 def plan(
     model: Annotated[
         str,
@@ -44,6 +45,7 @@ def plan(
             autocompletion=options.complete_model,
         ),
     ] = DEFAULT_MODEL,
+    *,
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -59,16 +61,10 @@ def plan(
             "--format", metavar="|".join(FORMATS), help="Of a model that is not quantized yet.  [default: nl4]"
         ),
     ] = None,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
+    runtime: options.Runtime,
     disk: Annotated[
         str | None, typer.Option("--disk", metavar="SIZE", help="Disk space to use.  [default: what is free]")
     ] = None,
-    context: options.Context = DEFAULTS.context,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -78,15 +74,12 @@ def plan(
     """
     from mixq.plan.planner import plan as make_plan
 
-    asked = RuntimeOptions.from_kwargs(
-        device=device, vram=vram, ram=ram, context=context, kv=kv, miss=miss, cache_policy=cache_policy
-    )
-    computer = _computer(hardware, asked, refresh=refresh)
+    computer = _computer(hardware, runtime, refresh=refresh)
     candidates = _candidates(model, format)
     space = parse_size(disk) if disk is not None else _free_disk() if hardware is None else None
-    made = make_plan(candidates[0], computer, asked)
-    others = [_compared(sizes, computer, asked) for sizes in candidates] if len(candidates) > 1 else []
-    command = _command(model, made, asked, lies_here=len(candidates) == 1)
+    made = make_plan(candidates[0], computer, runtime)
+    others = [_compared(sizes, computer, runtime) for sizes in candidates] if len(candidates) > 1 else []
+    command = _command(model, made, runtime, lies_here=len(candidates) == 1)
     lack = None if len(candidates) == 1 else _disk_note(made, space)
     if json:
         notes = [*made.notes, *([lack] if lack else [])]
@@ -229,7 +222,7 @@ def _command(model: str, made: Plan, asked: RuntimeOptions, *, lies_here: bool) 
     """
     flags = []
     for name in ("device", "context", "kv", "miss", "cache_policy"):
-        if (value := getattr(asked, name)) != getattr(DEFAULTS, name):
+        if (value := getattr(asked, name)) != getattr(options.DEFAULTS, name):
             flags.append(f"--{name.replace('_', '-')} {value}")
     for name in ("vram", "ram"):
         if (value := getattr(asked, name)) is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import job_options, options, output
+from mixq.cli.flag_groups import takes_groups
 from mixq.cli.job_options import JobFlags
 from mixq.cli.quantize import print_plan, run_to_the_end, say_how_it_went
 from mixq.config import format_duration, format_size
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FETCH_RATES = ((12.5e6, "100 Mbit/s"), (125e6, "1 Gbit/s"))
 
 
+@takes_groups()
 def pull(
     source: job_options.SourceArgument,
     name: Annotated[
@@ -31,17 +33,10 @@ def pull(
             metavar="AS", help="Its name in the store.  [default: SRC's own in lower case, with --format if not nl4]"
         ),
     ] = None,
-    format: job_options.Format = "nl4",
-    group: job_options.Group = None,
-    mix: job_options.MixFlag = None,
-    recipe: job_options.RecipeFile = None,
-    calibrate: job_options.Calibrate = None,
-    calibrate_tokens: job_options.CalibrateTokens = job_options.CALIBRATE_TOKENS,
-    table: job_options.Table = "default",
-    keep: job_options.Keep = False,
+    *,
+    flags: job_options.Flags,
     revision: job_options.Revision = None,
     allow_pickle: job_options.AllowPickle = False,
-    allow_nonfinite: job_options.AllowNonfinite = False,
     yes: options.Yes = False,
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
@@ -53,8 +48,7 @@ def pull(
     """
     from mixq.quantize.sources.open import find_source
 
-    asked = JobFlags(format, group, mix, recipe, calibrate, calibrate_tokens, table, keep, allow_nonfinite)
-    errand = _errand(source, name, revision, asked)
+    errand = _errand(source, name, revision, flags)
     if errand is None:
         output.note(f"{printable(source)} is in the store already; nothing was written.")
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import job_options, options, output
+from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import Terminated, termination_interrupts
 
 if TYPE_CHECKING:
@@ -19,27 +20,21 @@ if TYPE_CHECKING:
     from mixq.quantize.job_plan import DryRun
 
 
+@takes_groups()
 def quantize(
     source: job_options.SourceArgument,
     target: Annotated[
         Path | None,
         typer.Argument(metavar="DST", help="The folder to make.  [default: SRC's name and the format, in the store]"),
     ] = None,
-    format: job_options.Format = "nl4",
-    group: job_options.Group = None,
-    mix: job_options.MixFlag = None,
-    recipe: job_options.RecipeFile = None,
-    calibrate: job_options.Calibrate = None,
-    calibrate_tokens: job_options.CalibrateTokens = job_options.CALIBRATE_TOKENS,
-    table: job_options.Table = "default",
+    *,
+    flags: job_options.Flags,
     lora: Annotated[
         Path | None,
         typer.Option("--lora", metavar="DIR", help="A PEFT adapter (safetensors) to merge into the weights first."),
     ] = None,
-    keep: job_options.Keep = False,
     revision: job_options.Revision = None,
     allow_pickle: job_options.AllowPickle = False,
-    allow_nonfinite: job_options.AllowNonfinite = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Draw errors and sizes into a .html or .png file."),
@@ -65,8 +60,7 @@ def quantize(
 
         checkpoint = LoraSource(checkpoint, lora)
     job_options.say_what_is_fetched(checkpoint)
-    flags = job_options.JobFlags(format, group, mix, recipe, calibrate, calibrate_tokens, table, keep, allow_nonfinite)
-    job = flags.job(checkpoint, target or paths.store() / f"{checkpoint.name.rsplit('/', 1)[-1]}-{format}")
+    job = flags.job(checkpoint, target or paths.store() / f"{checkpoint.name.rsplit('/', 1)[-1]}-{flags.format}")
     if dry_run:
         plan = job.dry_run()
         if json:

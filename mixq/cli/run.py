@@ -8,44 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions
+from mixq.cli.flag_groups import takes_groups
 from mixq.errors import PromptError
 
 if TYPE_CHECKING:
     from mixq.engine.events import Done
     from mixq.engine.model import Model
 
-DEFAULTS = RuntimeOptions()
 
-
+@takes_groups()
 def run(
     model: options.ModelArgument = None,
+    *,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads standard input, and so does a pipe."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Go on from the text as it is, without the chat format.")] = False,
     system: options.System = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
+    sampling: options.Sampling,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    quota: options.Quota = None,
-    template: options.Template = None,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """Answer one prompt.
 
@@ -55,38 +39,14 @@ def run(
     from mixq.cli.loading import load_model
     from mixq.engine.generation_config import default_sampling
 
-    loaded = load_model(
-        model,
-        {
-            "device": device,
-            "vram": vram,
-            "ram": ram,
-            "context": context,
-            "threads": threads,
-            "kv": kv,
-            "miss": miss,
-            "cache_policy": cache_policy,
-            "quota": quota,
-            "template": template,
-            "seed": seed,
-        },
-    )
-    sampling = default_sampling(loaded.folder.generation_config) | options.given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        stop=stop,
-        seed=seed,
-    )
-    done = _answer(loaded, text, raw=raw, system=system or "", sampling=sampling, stream=not json)
+    loaded = load_model(model, runtime)
+    chosen = sampling.over(default_sampling(loaded.folder.generation_config))
+    done = _answer(loaded, text, raw=raw, system=system or "", sampling=chosen, stream=not json)
     if json:
         output.print_json(
             {
                 "model": str(loaded.folder.path),
-                "sampling": sampling,
+                "sampling": chosen,
                 "placement": loaded.placement.as_dict(),
                 **output.answer_document(done),
             }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.flag_groups import takes_groups
 from mixq.config import RuntimeOptions
 from mixq.errors import DoesNotFitError, StorageError, UsageError, printable
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from mixq.engine.model import Model
     from mixq.server.engine_host import EngineHost
 
-DEFAULTS = RuntimeOptions()
 MOST_QUEUED = 4096
 KEY_BYTES = 4096
 
@@ -52,8 +53,10 @@ Reuse = Annotated[
 ]
 
 
+@takes_groups()
 def serve(
     model: options.ModelArgument = None,
+    *,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     api_key: ApiKey = None,
@@ -65,17 +68,7 @@ def serve(
     queue: Queue = 64,
     prefix_reuse: Reuse = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No access log.")] = False,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    quota: options.Quota = None,
-    template: options.Template = None,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """Serve a model to programs and to the browser.
 
@@ -93,20 +86,6 @@ def serve(
         )
     if "*" in origins and key is None:
         raise UsageError("--cors-origin '*' lets every web page in, so the server needs a key.")
-    runtime = {
-        "device": device,
-        "vram": vram,
-        "ram": ram,
-        "context": context,
-        "threads": threads,
-        "kv": kv,
-        "miss": miss,
-        "cache_policy": cache_policy,
-        "quota": quota,
-        "template": template,
-        "seed": seed,
-        "sequences": sequences,
-    }
     from mixq.cli.loading import load_model
     from mixq.server import run
     from mixq.server.app import create_app
@@ -114,7 +93,7 @@ def serve(
 
     def load(chosen: Mapping[str, Any]) -> Model:
         try:
-            return load_model(model, chosen)
+            return load_model(model, RuntimeOptions.from_kwargs(**options.given(**chosen)))
         except DoesNotFitError as error:
             hint = f"{error.hint or ''} Each of --sequences has a KV cache of its own: fewer need less."
             raise DoesNotFitError(error.message, hint=hint.strip()) from error
@@ -123,7 +102,7 @@ def serve(
     with run.bind(host, port) as bound:
         engine = EngineHost(
             load,
-            {option: value for option, value in runtime.items() if value is not None},
+            options.given(**asdict(replace(runtime, sequences=sequences))),
             name=name,
             aliases=alias or (),
             queue=queue,

@@ -1,47 +1,35 @@
-"""The config file: defaults of the shared flags, below the environment and above the program's own.
+"""config.toml: the user's defaults of the shared flags.
 
-Contract: only a `ModelCommand` reads the file, and only for a value that neither flag nor environment gives; `--help`
-and the commands that run no model work whatever the file says. `read_settings` returns the checked content of
-config.toml, or nothing where there is no such file. A key that mixq does not know, or a value of the wrong kind, is an
-error that names the file: a misspelt setting must not be silently without effect.
+Contract: a flag comes first, then its environment variable, then the file, then the program's default. Only a
+`ModelCommand` reads the file, and only for a value that neither flag nor environment gives; `--help` and the commands
+that run no model work whatever the file says. An unknown key, or a value of the wrong type, is an error that names the
+file, so that a misspelt setting is noticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer.core
 
+from mixq.cli import options
+from mixq.cli.flag_groups import Group
 from mixq.config import did_you_mean
 from mixq.errors import StorageError, UsageError, printable
 from mixq.system import paths
 
-KINDS: dict[str, type] = {
-    "model": str,
-    "device": str,
-    "vram": str,
-    "ram": str,
-    "context": int,
-    "threads": int,
-    "kv": str,
-    "miss": str,
-    "cache_policy": str,
-    "quota": str,
-    "template": str,
-    "history": bool,
-    "plain": bool,
-    "seed": int,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repetition_penalty": float,
-    "max_tokens": int,
-    "system": str,
-}
+
+def _types(group: Callable[..., Any]) -> dict[str, type]:
+    """Return the type of each flag of a group that the environment can set."""
+    annotations = {name: get_args(flag.annotation) for name, flag in Group(group).flags().items()}
+    return {name: (get_args(kind) or (kind,))[0] for name, (kind, option) in annotations.items() if option.envvar}
+
+
+KINDS = {"model": str, "system": str, "history": bool, "plain": bool}
+KINDS |= _types(options.runtime_options) | _types(options.SamplingFlags)
 _KIND_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -73,7 +61,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 class _FileDefaults(Mapping[str, Any]):
-    """The settings, read when one is first asked for."""
+    """The settings, read on first use."""
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -90,14 +78,14 @@ class _FileDefaults(Mapping[str, Any]):
 
 
 class ModelCommand(typer.core.TyperCommand):
-    """A command that loads a model: config.toml has defaults of its flags."""
+    """A command that loads a model; config.toml may set the defaults of its flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as typer does, below the flags the settings."""
+        """Parse as typer does, with the settings as defaults."""
         ctx.default_map = _FileDefaults()
         return super().parse_args(ctx, args)
 
     def get_help(self, ctx: Any) -> str:
-        """Return the help with the program's own defaults, also where the file is wrong."""
+        """Return the help with the program's defaults, without reading the file."""
         ctx.default_map = None
         return super().get_help(ctx)

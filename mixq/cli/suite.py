@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions, did_you_mean
+from mixq.cli.flag_groups import takes_groups
+from mixq.config import did_you_mean
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from mixq.measure.suite.questions import Question
     from mixq.measure.suite.run import Result, Score
 
-DEFAULTS = RuntimeOptions()
 WIDTHS = (10, 2, 4, 7, 6)  # test, language, verdict, seconds, tokens
 
 
 # Not named as the flags are: the config file's temperature and max_tokens are for chats, and no score may hang on them.
+@takes_groups(without=("quota",))
 def suite(
     model: options.ModelArgument = None,
+    *,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="TEST", help="Ask this test only; may be given again.  [default: all twelve]"),
@@ -48,16 +50,7 @@ def suite(
     ] = None,
     heat: Annotated[float, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")] = 0.0,
     json: options.Json = False,
-    template: options.Template = None,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """The classical hand tests of a Mixtral review, in five languages, each answer judged by an automatic check.
 
@@ -73,20 +66,8 @@ def suite(
         raise UsageError("No question is left: Snake is asked for in English only.")
     from mixq.cli.loading import load_model
 
-    flags = {
-        "device": device,
-        "vram": vram,
-        "ram": ram,
-        "context": context,
-        "threads": threads,
-        "kv": kv,
-        "miss": miss,
-        "cache_policy": cache_policy,
-        "seed": seed,
-        "template": template,
-    }
-    loaded = load_model(model, flags)
-    how = {"execute": execute, "max_tokens": most_tokens, "temperature": heat, "seed": seed}
+    loaded = load_model(model, runtime)
+    how = {"execute": execute, "max_tokens": most_tokens, "temperature": heat, "seed": runtime.seed}
     results = _ask(loaded, asked, how, show=show, silent=json)
     if json:
         output.print_json(_document(loaded, results, how, complete=len(results) == len(asked)))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixq.cli import options, output
-from mixq.config import RuntimeOptions, format_size
+from mixq.cli.flag_groups import takes_groups
+from mixq.config import format_size
 from mixq.errors import PromptError, StorageError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     from mixq.measure.recorder import Recorder
     from mixq.plan.recording import Recording
 
-DEFAULTS = RuntimeOptions()
 MAX_TOKENS = 64
 LARGEST_FILE = 64 << 20
 
 
+@takes_groups(without=("stop",))
 def trace(
     path: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The recording to write, such as run.mqt.")
     ],
     model: options.ModelArgument = None,
+    *,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -39,23 +41,9 @@ def trace(
         ),
     ] = None,
     max_tokens: Annotated[int, options.flag("--max-tokens", "End each reply after N tokens.", "N")] = MAX_TOKENS,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
+    sampling: options.Sampling,
     json: options.Json = False,
-    device: options.Device = DEFAULTS.device,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    context: options.Context = DEFAULTS.context,
-    threads: options.Threads = None,
-    kv: options.Kv = DEFAULTS.kv,
-    miss: options.Miss = DEFAULTS.miss,
-    cache_policy: options.CachePolicy = DEFAULTS.cache_policy,
-    quota: options.Quota = None,
-    template: options.Template = None,
-    seed: options.Seed = None,
+    runtime: options.Runtime,
 ) -> None:
     """Run prompts and record the routers: choices, weights, guesses of the layers ahead, times.
 
@@ -70,37 +58,14 @@ def trace(
     from mixq.engine.generation_config import default_sampling
     from mixq.measure.recorder import Recorder
 
-    loaded = load_model(
-        model,
-        {
-            "device": device,
-            "vram": vram,
-            "ram": ram,
-            "context": context,
-            "threads": threads,
-            "kv": kv,
-            "miss": miss,
-            "cache_policy": cache_policy,
-            "quota": quota,
-            "template": template,
-            "seed": seed,
-        },
-    )
+    loaded = load_model(model, runtime)
     recorder = Recorder(loaded, "the demo model" if model is None else None)
-    sampling = default_sampling(loaded.folder.generation_config) | options.given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
+    chosen = sampling.over(default_sampling(loaded.folder.generation_config))
     from mixq.cli.interrupt import interrupts_wait
 
     begun = time.perf_counter()
     try:
-        whole = _record(recorder, wanted, sampling)
+        whole = _record(recorder, wanted, chosen)
     except KeyboardInterrupt:  # the second one
         whole = False
     with interrupts_wait():
