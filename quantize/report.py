@@ -1,7 +1,7 @@
-"""Two tables of a quantized model: how many bytes each part takes, and what each Linear lost.
+"""Two tables of a quantized model: how many bytes each part takes, and the error of each Linear.
 
-Contract: plain dataclasses with `as_dict()`; drawing them is the caller's. Sizes are exact bytes of tensors (file
-headers not counted). Errors are relative squared errors of weights, not of what the model says.
+Contract: plain dataclasses with `as_dict()`; callers draw them. Sizes are exact bytes of tensors (file headers not
+counted). Errors are relative squared errors of weights, not of the model's output.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from mixq.config import ModelConfig
 from mixq.formats.architecture import Parameter, bytes_read, parameters
 from mixq.formats.folder import ModelFolder
+from mixq.formats.manifest import Manifest
 from mixq.formats.packed import PackedLinear
 from mixq.quantize.journal import LinearError
 from mixq.quantize.layout import Item
@@ -164,11 +165,19 @@ class ErrorReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {
-            "mean": dict(self.mean),
-            "worst": [asdict(row) for row in self.worst],
-            "badly_served": [asdict(row) for row in self.badly_served],
-        }
+        return asdict(self)
+
+
+def errors_of_folder(folder: ModelFolder, manifest: Manifest) -> ErrorReport:
+    """Return the errors that a folder's mixq.json records, with the schemes that its Linears have."""
+    errors = {}
+    for parameter in parameters(folder.config):
+        error = manifest.errors.get(parameter.module)
+        weight = None if error is None or not parameter.quantizable else folder.linear(parameter.module)
+        if error is not None and isinstance(weight, PackedLinear):
+            group_error = manifest.group_errors.get(parameter.module, error)
+            errors[parameter.module] = LinearError(str(weight.scheme), error, group_error)
+    return ErrorReport.of(errors)
 
 
 def _error_row(linear: str, error: LinearError) -> ErrorRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +35,7 @@ def plot(
     format: Annotated[str, typer.Option("--format", metavar="png|svg", help="Of the pictures in a folder.")] = "png",
     json: options.Json = False,
 ) -> None:
-    """Draw who answers, what a cache would hit, what was foreseen, how fast, what quantizing cost.
+    """Plot expert use, cache hit rates, predictions, speed and quantization errors.
 
     Without -o or --html the pictures are drawn in the terminal; files take the extra `plots` (matplotlib). Example:
     mixq plot run.mqt --html experts.html
@@ -49,12 +50,8 @@ def plot(
     if out is not None:
         _write(figures, out, format)
     if html is not None:
-        from mixq.formats.atomic import atomic_write_bytes
-        from mixq.measure.plots.page import page
-
-        title = ", ".join(printable(source.name, 60) for source in sources)
-        atomic_write_bytes(html, page(f"mixq: {title}", figures).encode())
-        output.note(f"{printable(html)}: {len(figures)} pictures.")
+        _write_page(figures, html, ", ".join(printable(source.name, 60) for source in sources))
+        output.note(f"{printable(html)}: {_pictures(figures)}.")
     if out is None and html is None and not json:
         from rich.console import Console
 
@@ -63,6 +60,45 @@ def plot(
         console = Console(highlight=False, markup=False)
         for figure in figures:
             show(figure, console)
+
+
+def check_report(path: Path) -> None:
+    """Refuse, before a job begins, a file that its report could not be drawn into.
+
+    Raises:
+        UsageError: an ending other than .html or .png, a folder, or a file in a folder that does not exist.
+        MixqError: matplotlib is not installed.
+    """
+    from mixq.measure.plots.draw import check_matplotlib
+
+    if path.suffix.lower() not in (".html", ".png"):
+        raise UsageError(f"a report is a .html or .png file, not {printable(path.name)!r}.")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {printable(path.parent)} of the report does not exist.")
+    if path.is_dir():
+        raise UsageError(f"{printable(path)} is a folder; give the name of a file.")
+    check_matplotlib()
+
+
+def draw_report(path: Path, folder: Path, facts: Iterable[tuple[str, str]] = ()) -> None:
+    """Draw what `mixq plot` draws of a quantized folder into a .html or .png file."""
+    from mixq.measure.plots.from_folder import figures
+
+    if path.suffix.lower() == ".html":
+        _write_page(figures(folder, facts), path, printable(folder.name, 60))
+    else:
+        from mixq.formats.atomic import atomic_write_bytes
+        from mixq.measure.plots.draw import sheet
+
+        atomic_write_bytes(path, sheet(figures(folder, facts)))
+    output.note(f"Report: {printable(path)}")
+
+
+def _write_page(figures: list[Figure], path: Path, title: str) -> None:
+    from mixq.formats.atomic import atomic_write_bytes
+    from mixq.measure.plots.page import page
+
+    atomic_write_bytes(path, page(f"mixq: {title}", figures).encode())
 
 
 def _write(figures: list[Figure], out: Path, format: str) -> None:
@@ -77,7 +113,7 @@ def _write(figures: list[Figure], out: Path, format: str) -> None:
             raise UsageError(f"An .svg holds one picture; there are {len(figures)}.", hint="Give a .png, or a folder.")
         else:
             atomic_write_bytes(out, sheet(figures))
-        output.note(f"{printable(out)}: {len(figures)} {'picture' if len(figures) == 1 else 'pictures'}.")
+        output.note(f"{printable(out)}: {_pictures(figures)}.")
         return
     if out.suffix and not out.is_dir():
         raise UsageError(f"{printable(out)} is neither .png nor .svg nor a folder.")
@@ -89,3 +125,7 @@ def _write(figures: list[Figure], out: Path, format: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, picture(figure, format))
         output.note(printable(path))
+
+
+def _pictures(figures: list[Figure]) -> str:
+    return f"{len(figures)} {'picture' if len(figures) == 1 else 'pictures'}"

@@ -1,6 +1,6 @@
-"""Figures drawn in the terminal: heat maps as shades, charts as bars of each series.
+"""Figures drawn in the terminal: heat maps as shades, charts and amounts as bars, tables as aligned text.
 
-Contract: rich's colours, which NO_COLOR switches off; what a colour says, a character says too. As wide as the console.
+Contract: rich's colours, which NO_COLOR switches off; characters show the same as colours. As wide as the console.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from mixq.measure.plots.figure import Chart, Figure, HeatMap
+from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap
 
 SHADES = " ░▒▓█"
 COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
@@ -26,11 +26,20 @@ _MOST_ROWS = 12
 def show(figure: Figure, console: Console) -> None:
     """Print a figure."""
     console.print(figure.title, style="bold", soft_wrap=False)
-    lines = _heat_map(figure, console.width) if isinstance(figure, HeatMap) else _chart(figure, console.width)
-    for line in lines:
+    for line in _lines(figure, console.width):
         line.rstrip()
         console.print(line, no_wrap=True, crop=True)
     console.print()
+
+
+def _lines(figure: Figure, width: int) -> Iterator[Text]:
+    if isinstance(figure, HeatMap):
+        return _heat_map(figure, width)
+    if isinstance(figure, Chart):
+        return _chart(figure, width)
+    if isinstance(figure, Bars):
+        return _bars(figure, width)
+    return (Text(line, _DIM if figure.head and not number else "") for number, line in enumerate(figure.lines(width)))
 
 
 def _heat_map(figure: HeatMap, width: int) -> Iterator[Text]:
@@ -38,7 +47,7 @@ def _heat_map(figure: HeatMap, width: int) -> Iterator[Text]:
     room = max(width - 1 - _LABEL, 1)
     cell = 5 if columns * 5 <= room else max(1, min(4, room // columns))
     band = max(1, room // cell)
-    top = max(max(row) for row in figure.values) or 1.0
+    low, top = figure.bounds
     for first in range(0, columns, band):
         shown = range(first, min(first + band, columns))
         ruler = ""
@@ -49,7 +58,7 @@ def _heat_map(figure: HeatMap, width: int) -> Iterator[Text]:
         for number, row in enumerate(figure.values):
             line = Text(f"{number:>{_LABEL - 1}} ", _DIM)
             for column in shown:
-                line.append_text(_cell(row[column], top, cell, figure.unit))
+                line.append_text(_cell(row[column], low, top, cell, figure.unit))
             if not number:
                 line.append(f" {figure.rows}", _DIM)
             yield line
@@ -57,14 +66,25 @@ def _heat_map(figure: HeatMap, width: int) -> Iterator[Text]:
     yield Text(f"{' ' * _LABEL}darkest: {unit}", _DIM)
 
 
-def _cell(value: float, top: float, width: int, unit: str) -> Text:
-    level = value / top
+def _cell(value: float | None, low: float, top: float, width: int, unit: str) -> Text:
+    if value is None:
+        return Text("-".ljust(width), _DIM)
+    level = min(max((value - low) / (top - low), 0.0), 1.0)
     style = Style(color=COLOURS[min(len(COLOURS) - 1, int(level * len(COLOURS)))])
     shade = SHADES[min(len(SHADES) - 1, math.ceil(level * (len(SHADES) - 1)))]
     if width < 5:
         return Text.assemble((shade * (width - (width > 2)), style), " " * (width > 2))
     number = f"{100 * value:>3.0f}" if unit == "%" else f"{value:>3.2g}"
     return Text.assemble((shade, style), (number, _DIM if not level else style), " ")
+
+
+def _bars(figure: Bars, width: int) -> Iterator[Text]:
+    labels = max((len(label) for label, _, _ in figure.bars), default=0)
+    room = max(width - labels - 2 - max((len(note) for _, _, note in figure.bars), default=0), 8)
+    largest = max((amount for _, amount, _ in figure.bars), default=0.0) or 1.0
+    for label, amount, note in figure.bars:
+        bar = _bar(amount / largest * room)
+        yield Text.assemble((f"{label:>{labels}} ", _DIM), (bar, Style(color=COLOURS[2])), f" {note}")
 
 
 def _chart(figure: Chart, width: int) -> Iterator[Text]:

@@ -51,9 +51,9 @@ def quantize(
     from mixq.system import paths
 
     if report is not None:
-        from mixq.quantize.figure import check_figure
+        from mixq.cli.plot import check_report
 
-        check_figure(report)
+        check_report(report)
     checkpoint = find_source(source, allow_pickle=allow_pickle, revision=revision)
     if lora is not None:
         from mixq.quantize.sources.lora import LoraSource
@@ -71,38 +71,18 @@ def quantize(
         return
     result = run_to_the_end(job)
     if report is not None:
-        _draw(report, job, result)
+        from mixq.cli.plot import draw_report
+
+        draw_report(report, result.path, _time_taken(result))
     if json:
         output.print_json(result.as_dict())
     else:
         _print_result(result)
 
 
-def _draw(path: Path, job: Job, result: Result) -> None:
-    """Draw the report of a finished job."""
-    from mixq.config import format_size
-    from mixq.errors import printable
-    from mixq.formats.manifest import Manifest
-    from mixq.quantize.figure import draw
-
-    manifest, origin = Manifest.read(result.path), job.plan.origin
-    facts = [
-        ("source", f"{origin['name']}, {origin['dtype']}, {format_size(float(str(origin['nbytes'])))}"),
-        ("fingerprint", str(origin["fingerprint"])[:16]),
-        ("format", result.format),
-        ("mix", ", ".join(f"{part} {scheme}" for part, scheme in job.plan.mix.as_dict().items())),
-    ]
-    if result.weights_done:
-        facts.append(("time", f"{result.seconds:.0f} s, {result.weights_per_second / 1e6:.0f} M weights/s"))
-    draw(
-        path,
-        title=printable(result.path.name),
-        errors=manifest.errors,
-        sizes=result.sizes,
-        facts=facts,
-        worst=result.errors.worst,
-    )
-    output.note(f"Report: {printable(path)}")
+def _time_taken(result: Result) -> list[tuple[str, str]]:
+    rate = f"{result.seconds:.0f} s, {result.weights_per_second / 1e6:.0f} M weights/s"
+    return [("time", rate)] if result.weights_done else []
 
 
 def run_job(job: Job) -> Result:

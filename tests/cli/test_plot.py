@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mixq.cli.plot import check_report
+from mixq.errors import MixqError, UsageError
 from tests.cli.conftest import RunCli
 from tests.measure.plots.test_figures import recording
 
@@ -22,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 def test_in_the_terminal(cli: RunCli, run: Path) -> None:
     outcome = cli("plot", run)
     assert outcome.code == 0, outcome.err
-    for words in ("Share of tokens that each expert answers", "even routing: 50 %", "belady", "1 ahead", "█"):
+    for words in ("Share of tokens routed to each expert", "even routing: 50 %", "belady", "1 ahead", "█"):
         assert words in outcome.out or words == "1 ahead"
     assert "\x1b" not in outcome.out
     assert max(len(line) for line in outcome.out.splitlines()) <= 80
@@ -79,7 +81,7 @@ def test_without_matplotlib_the_terminal_still_draws(
         (b"{\n", "line 1 is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         (b'{"combinations": 3, "hit_rate_by_slots": {}}', "combinations must be a list"),
-        (b'{"combinations": [{}], "hit_rate_by_slots": {}}', "vram of combination 1 is no number"),
+        (b'{"combinations": [{}], "hit_rate_by_slots": {}}', "vram of combination 1 is not a number"),
         (b'{"combinations": [{"vram": NaN}], "hit_rate_by_slots": {}}', "combinations"),
         (
             b'{"model_filename": "m", "n_gen": 8, "samples_ts": [1, 2], "plan": {"vram_bytes": 1e999}}',
@@ -102,3 +104,32 @@ def test_folders_and_files_that_are_not_there(cli: RunCli, tmp_path: Path) -> No
     assert outcome.code == 3
     assert "was not quantized by mixq" in outcome.err
     assert cli("plot", tmp_path / "none").code == 3
+
+
+def test_files_that_no_report_can_be_drawn_into_are_refused_before_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"\.html or \.png file, not 'report\.pdf'"):
+        check_report(tmp_path / "report.pdf")
+    with pytest.raises(UsageError, match="does not exist"):
+        check_report(tmp_path / "none" / "report.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        check_report(tmp_path / "folder.png")
+    check_report(tmp_path / "report.HTML")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MixqError, match="need matplotlib") as error:
+        check_report(tmp_path / "report.png")
+    assert error.value.hint == "pip install 'mixq[plots]'"
+
+
+def test_a_quantized_folder(cli: RunCli, quantized: Path, tmp_path: Path) -> None:
+    outcome = cli("plot", quantized)
+    assert outcome.code == 0, outcome.err
+    for words in ("Settings of", "Quantization error by layer", "darkest", "Size:", "Largest errors"):
+        assert words in outcome.out
+    assert max(len(line) for line in outcome.out.splitlines()) <= 80
+    assert cli("plot", quantized, "-o", tmp_path / "all.png").code == 0
+    report = tmp_path / "report.png"
+    assert cli("quantize", quantized.parent / "tiny", tmp_path / "out", "--report", report).code == 0
+    assert report.read_bytes().startswith(b"\x89PNG")

@@ -1,18 +1,21 @@
 """Figures drawn by matplotlib, as PNG or SVG.
 
 Contract: colours that colour-blind people tell apart (cividis; Okabe and Ito's palette) with different markers, axes
-with names, titles that say what is seen. matplotlib is an extra; without it there is one clear message.
+with names, titles that say what is seen. The same figure gives the same bytes. Texts are shown as they are: a $ starts
+no formula. matplotlib is an extra, imported here alone; without it there is one clear message.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixq.errors import MixqError
-from mixq.measure.plots.figure import Chart, Figure, HeatMap
+from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap, Table, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +24,16 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vP*X"
 _SIZE = (6.4, 4.0)
+_LARGEST = 24.0  # inches
 _INK = "#202020"
 _PALE = "#d9d9d9"
 _WRITTEN = 120  # cells up to which values are written out
+
+
+def check_matplotlib() -> None:
+    """Raise MixqError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MixqError("Pictures need matplotlib.", hint="pip install 'mixq[plots]'")
 
 
 def picture(figure: Figure, format: str) -> bytes:
@@ -33,8 +43,7 @@ def picture(figure: Figure, format: str) -> bytes:
         MixqError: matplotlib is not installed.
     """
     drawing = _drawing(_size_of(figure))
-    axes = drawing.subplots()
-    draw(figure, axes)
+    draw(figure, drawing.subplots())
     return _saved(drawing, format)
 
 
@@ -51,17 +60,17 @@ def sheet(figures: Sequence[Figure], columns: int = 2) -> bytes:
 
 
 def _drawing(size: tuple[float, float]) -> Drawing:
-    try:
-        from matplotlib.figure import Figure as Drawing
-    except ImportError as error:
-        raise MixqError("Pictures need matplotlib.", hint="pip install 'mixq[plots]'") from error
+    check_matplotlib()
+    from matplotlib.figure import Figure as Drawing
+
     return Drawing(figsize=size, layout="constrained")
 
 
 def _size_of(figure: Figure) -> tuple[float, float]:
     if isinstance(figure, HeatMap):
         columns, rows = len(figure.values[0]), len(figure.values)
-        return max(4.5, 1.8 + 0.32 * columns), max(2.8, 1.4 + 0.34 * rows)
+        width, height = max(4.5, 1.8 + 0.32 * columns), max(2.8, 1.4 + 0.34 * rows)
+        return min(width, _LARGEST), min(height, _LARGEST)
     return _SIZE
 
 
@@ -69,7 +78,8 @@ def _saved(drawing: Drawing, format: str) -> bytes:
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "mixq", "svg.fonttype": "path"}):
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "mixq", "svg.fonttype": "path"}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn in its place
         metadata = {"Software": None} if format == "png" else {"Date": None}
         drawing.savefig(file, format=format, dpi=110, metadata=metadata)
     return file.getvalue()
@@ -82,8 +92,12 @@ def draw(figure: Figure, axes: Axes) -> None:
     axes.tick_params(labelsize=8, colors=_INK)
     if isinstance(figure, HeatMap):
         _draw_heat_map(figure, axes)
-    else:
+    elif isinstance(figure, Chart):
         _draw_chart(figure, axes)
+    elif isinstance(figure, Bars):
+        _draw_bars(figure, axes)
+    else:
+        _draw_table(figure, axes, width * 3 // 2)
 
 
 def _columns(axes: Axes) -> int:
@@ -97,25 +111,56 @@ def _plain(text: str) -> str:
 
 
 def _draw_heat_map(figure: HeatMap, axes: Axes) -> None:
+    import matplotlib
+    import numpy as np
+    from matplotlib.colors import LogNorm, Normalize
+
     factor = 100 if figure.unit == "%" else 1
-    values = [[factor * value for value in row] for row in figure.values]
-    top = max((value for row in values for value in row), default=1.0) or 1.0
-    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    values = factor * np.array(figure.values, dtype=float)  # None becomes NaN, which is not drawn
+    low, top = (factor * bound for bound in figure.bounds)
+    norm = LogNorm(low, top) if low and top > 4 * low else Normalize(low, top)
+    colours = matplotlib.colormaps["cividis"].with_extremes(under="white", bad="#00000000")
+    image = axes.imshow(np.maximum(values, low * 1e-9), norm=norm, cmap=colours, aspect="auto", interpolation="nearest")
+    axes.patch.set(facecolor="white", edgecolor="#909090", hatch="////")
     axes.set_xlabel(figure.columns, fontsize=9)
     axes.set_ylabel(figure.rows, fontsize=9)
     _whole_ticks(axes.xaxis)
     _whole_ticks(axes.yaxis)
-    rows, columns = len(values), len(values[0])
-    if rows * columns <= _WRITTEN:
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                colour = "white" if value < 0.55 * top else "black"
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(figure.unit, fontsize=8)
+    if values.size <= _WRITTEN:
+        for (y, x), value in np.ndenumerate(values):
+            colour = "white" if low <= value < low + 0.55 * (top - low) else "black"
+            text = "" if np.isnan(value) else f"{value:.0f}" if factor == 100 else f"{value:.2g}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
+    below, missing = bool((values < low).any()), bool(np.isnan(values).any())
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="min" if below else "neither")
+    notes = ["white: far below the others"] * below + ["hatched: not quantized"] * missing
+    bar.set_label("\n".join((figure.unit, *notes)), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     if figure.middle is not None:
         bar.ax.axhline(factor * figure.middle, color="white", linewidth=1.5)
+
+
+def _draw_bars(figure: Bars, axes: Axes) -> None:
+    amounts = [amount for _, amount, _ in figure.bars]
+    axes.barh(range(len(amounts)), amounts, color=PALETTE[0], height=0.72)
+    largest = max(amounts, default=1.0) or 1.0
+    for place, (_, amount, note) in enumerate(figure.bars):
+        inside = amount > 0.55 * largest
+        side, shift, colour = ("right", -5, "white") if inside else ("left", 5, "black")
+        at: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        axes.annotate(_plain(note), (amount, place), color=colour, fontsize=8, **at)
+    axes.set_yticks(range(len(amounts)), [_plain(shortened(label, 34)) for label, _, _ in figure.bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, largest * 1.02)
+    axes.set_xlabel(_plain(figure.x), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_table(figure: Table, axes: Axes, width: int) -> None:
+    axes.set_axis_off()
+    text = _plain("\n".join(figure.lines(width)))
+    place: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "in_layout": False}
+    axes.text(0, 1, text, family="DejaVu Sans Mono", fontsize=7, linespacing=1.6, **place)
 
 
 def _draw_chart(figure: Chart, axes: Axes) -> None:
@@ -153,7 +198,7 @@ def _draw_chart(figure: Chart, axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(figure.series) + len(figure.levels) > 1:
-        if len(figure.series) > 5:  # beside the chart: there is no room inside
+        if len(figure.series) > 5:  # beside the chart, which has no room
             axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         else:
             axes.legend(fontsize=8, frameon=False)

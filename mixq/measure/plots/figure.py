@@ -1,13 +1,14 @@
-"""What a picture shows, as numbers: a heat map or a chart, before anything is drawn.
+"""What a picture shows, as numbers, before anything is drawn: a heat map, a chart, bars or a table.
 
 Contract: plain data. The same figure is drawn by matplotlib (`draw`), in the terminal (`mixq.cli.plot_terminal`), and
-printed by `--json`.
+printed by `--json`. Every figure has a `name`, for files, such as expert-use, and a `title`, which says what is seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from textwrap import wrap
 from typing import Any
 
 
@@ -16,21 +17,27 @@ class HeatMap:
     """Values of rows and columns.
 
     Attributes:
-        name: for files, such as expert-use.
-        title: what is seen, a sentence.
-        rows, columns: what they are; the first of each stands at the top and at the left.
-        values: [rows][columns].
+        rows, columns: what they are; the first row is at the top, the first column at the left.
+        values: [rows][columns]; None where there is no value.
         unit: of a value; shares are given from 0 to 1, with the unit %.
-        middle: the value that stands for nothing special, such as chance; None where there is none.
+        middle: the value that chance would give; None where there is none.
+        scale: the values at the two ends of the colours, both above 0; None for 0 and the largest value.
     """
 
     name: str
     title: str
     rows: str
     columns: str
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float | None, ...], ...]
     unit: str = "%"
     middle: float | None = None
+    scale: tuple[float, float] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The values at the two ends of the colours."""
+        largest = max((value for row in self.values for value in row if value is not None), default=0.0)
+        return self.scale or (0.0, largest or 1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -56,7 +63,6 @@ class Chart:
     """Series over an axis.
 
     Attributes:
-        name, title: as of `HeatMap`.
         x, y: what the axes are, with their units.
         levels: horizontal lines with a name, such as chance.
         percent: whether y are shares from 0 to 1.
@@ -79,12 +85,62 @@ class Chart:
         return {"kind": "chart", **asdict(self)}
 
 
-Figure = HeatMap | Chart
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Amounts, one bar each.
+
+    Attributes:
+        x: what the length of a bar is, with its unit.
+        bars: label, amount, and a text beside the bar.
+    """
+
+    name: str
+    title: str
+    x: str
+    bars: tuple[tuple[str, float, str], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"kind": "bars", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text; `head` names the columns and may be empty."""
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"kind": "table", **asdict(self)}
+
+    def lines(self, width: int) -> list[str]:
+        """Return aligned lines of at most `width` characters, the head first."""
+        rows = [(*(shortened(text, 60) for text in row[:-1]), row[-1]) for row in (self.head, *self.rows) if row]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(f"{text:<{size}}" for text, size in zip(row, widths, strict=True)) for row in rows)
+        return [part for line in lines for part in wrap(line, width, subsequent_indent=" " * (widths[0] + 2))]
+
+
+Figure = HeatMap | Chart | Bars | Table
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a text with what is too long of it taken out of the middle."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def by_size(what: str, found: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[str, tuple[Series, ...]]:
     """Return an axis of sizes with a fitting unit, and the series over it; x are given in bytes."""
-    largest = max((x for points in found.values() for x, _ in points), default=0.0)
-    unit, size = ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
+    unit, size = size_unit(max((x for points in found.values() for x, _ in points), default=0.0))
     series = (Series(name, tuple(sorted((x / size, y) for x, y in points))) for name, points in found.items())
     return f"{what}, {unit}", tuple(series)
+
+
+def size_unit(largest: float) -> tuple[str, float]:
+    """Return the unit for sizes up to `largest` bytes, and its bytes."""
+    return ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)

@@ -1,6 +1,6 @@
 """Figures of a bench's lines (`mixq bench --save`): the roofline, and speed against GPU memory.
 
-Contract: lines are read and checked by `mixq.measure.speed.compare`'s reader; what a line does not say is left out.
+Contract: lines are read and checked by `mixq.measure.speed.compare`'s reader; fields that a line lacks are left out.
 """
 
 from __future__ import annotations
@@ -20,12 +20,7 @@ _STEPS = 24
 
 def figures(lines: Sequence[Line]) -> list[Figure]:
     """Return the figures that the lines have numbers for."""
-    made: list[Figure] = []
-    if (roofline := _roofline(lines)) is not None:
-        made.append(roofline)
-    if (memory := _memory(lines)) is not None:
-        made.append(memory)
-    return made
+    return [figure for figure in (_roofline(lines), _memory(lines)) if figure is not None]
 
 
 def _roofline(lines: Sequence[Line]) -> Chart | None:
@@ -52,7 +47,7 @@ def _roofline(lines: Sequence[Line]) -> Chart | None:
     tests = tuple(Series(name, (point,), line=False) for name, point in points.items())
     return Chart(
         "roofline",
-        f"How far each test is from what memory ({bandwidth / 1e9:.0f} GB/s) and arithmetic allow",
+        f"Arithmetic speed of each test against the limits of memory ({bandwidth / 1e9:.0f} GB/s) and arithmetic",
         "operations per byte read",
         "GFLOPS",
         (Series("limit: memory, then the best measured", roof), *tests),

@@ -1,7 +1,7 @@
-"""Figures of a recording (`mixq trace`): who answers, who is asked again, what a cache would hit, what was foreseen.
+"""Figures of a recording (`mixq trace`): expert use and reuse, cache hit rates by size, and recall of predictions.
 
 Contract: decode tokens alone count, as a cache sees them; a token of a reply follows the one before it in the same
-recording. Hits are the cache's own (`mixq.plan.hit_curves`).
+recording. Hits are those of `mixq.plan.hit_curves`.
 
 Axes: T tokens, L layers, A active experts, E experts, H layers ahead.
 """
@@ -44,7 +44,7 @@ def _use(experts: NDArray[np.uint8], count: int, model: str) -> HeatMap:
     shares = [[float((experts[:, layer] == expert).sum() / T) for layer in range(L)] for expert in range(count)]
     return HeatMap(
         "expert-use",
-        f"Share of tokens that each expert answers ({printable(model, 40)}, {T} tokens)",
+        f"Share of tokens routed to each expert ({printable(model, 40)}, {T} tokens)",
         "expert",
         "layer",
         tuple(map(tuple, shares)),
@@ -58,7 +58,7 @@ def _reuse(experts: NDArray[np.uint8], count: int) -> Chart:
     points = tuple((float(layer), float(share)) for layer, share in enumerate(again))
     return Chart(
         "expert-reuse",
-        f"An expert's chance to be among those of the token before: {again.mean():.0%} on average",
+        f"Probability that an expert was used by the token before: {again.mean():.0%} on average",
         "layer",
         "probability",
         (Series("recorded", points),),
@@ -76,8 +76,8 @@ def _hits(experts: NDArray[np.uint8], count: int) -> Chart:
         series.append(Series(policy, tuple((float(slots), float(rate)) for slots, rate in enumerate(rates))))
     return Chart(
         "hit-rates",
-        "Experts found in GPU memory, by slots of a layer (Belady knows the future)",
-        "slots of a layer",
+        "Hit rate of the expert cache by slots per layer (Belady: the optimum, which knows the future)",
+        "slots per layer",
         "hits",
         tuple(series),
         percent=True,
@@ -91,18 +91,18 @@ def _recall(experts: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Chart:
     for ahead in range(H):
         points = []
         for layer in range(L):
-            asked = (predicted[:, ahead, layer] != NOTHING).all(axis=1)  # [T]
-            if asked.any():
-                used, named = experts[asked, layer], predicted[asked, ahead, layer]
+            known = (predicted[:, ahead, layer] != NOTHING).all(axis=1)  # [T]
+            if known.any():
+                used, named = experts[known, layer], predicted[known, ahead, layer]
                 recall = (used[:, :, None] == named[:, None, :]).any(axis=2).mean()
                 points.append((float(layer), float(recall)))
         if points:
             series.append(Series(f"{ahead + 1} ahead", tuple(points)))
     return Chart(
         "recall",
-        "Experts that the routers of earlier layers name in advance",
+        "Share of the experts used that the routers of earlier layers predicted",
         "layer",
-        "named of those used",
+        "predicted",
         tuple(series),
         percent=True,
         whole=True,

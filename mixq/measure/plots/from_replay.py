@@ -1,6 +1,6 @@
 """Figures of a replay (`mixq replay --json`): speed and hits against GPU memory, for each policy and quota.
 
-Contract: every number is checked; what is not as `mixq replay` writes it is an error that names the place.
+Contract: every number is checked; what differs from what `mixq replay` writes is an error that names the place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def figures(content: Mapping[str, Any], where: str) -> list[Figure]:
     """Return the figures of a replay's document.
 
     Raises:
-        ModelFileError: a number that is none.
+        ModelFileError: a field that is missing or of another type.
     """
     rows = content.get("combinations")
     if not isinstance(rows, list) or not 0 < len(rows) <= MOST or not all(isinstance(row, dict) for row in rows):
@@ -39,7 +39,7 @@ def figures(content: Mapping[str, Any], where: str) -> list[Figure]:
         hits.setdefault(key, []).append((vram, _number(row, "hit_rate", where, number)))
     axis, of_speed = by_size("GPU memory", speeds)
     _, of_hits = by_size("GPU memory", hits)
-    fast, found = "Decode speed against GPU memory, by the cost model", "Experts found in GPU memory against its size"
+    fast, found = "Decode speed against GPU memory, by the cost model", "Expert cache hit rate against GPU memory"
     return [
         Chart("replay-speed", f"{fast} ({name})", axis, "tokens/s", of_speed),
         Chart("replay-hits", f"{found} ({name})", axis, "hits", of_hits, percent=True),
@@ -49,5 +49,5 @@ def figures(content: Mapping[str, Any], where: str) -> list[Figure]:
 def _number(row: Mapping[str, Any], field: str, where: str, number: int) -> float:
     value = row.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
-        raise ModelFileError(f"{printable(where)}: {field} of combination {number + 1} is no number.")
+        raise ModelFileError(f"{printable(where)}: {field} of combination {number + 1} is not a number.")
     return float(value)

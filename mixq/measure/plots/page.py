@@ -1,8 +1,7 @@
 """Figures as one page of HTML that needs nothing else: pictures inside, no script, no style from elsewhere.
 
-Contract: every text is escaped; the page forbids by its own policy what it does not have. Light and dark by the
-reader's choice; pictures keep a white ground. The numbers behind each figure stand below it, for those who cannot see
-it.
+Contract: every text is escaped, and the page's own policy forbids scripts and loading. Light and dark by the reader's
+choice; pictures keep a white ground. The numbers of each figure follow it, for readers who cannot see it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import html
 from collections.abc import Sequence
 
 from mixq.measure.plots.draw import picture
-from mixq.measure.plots.figure import Chart, Figure, HeatMap
+from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap, Table
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -22,7 +21,8 @@ figure { margin: 0 0 2.5rem; }
 img { background: #fff; border-radius: 6px; max-width: 100%; height: auto; }
 summary { cursor: pointer; font-size: .85rem; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
-td, th { border-bottom: 1px solid #8884; padding: .1rem .6rem; text-align: right; }
+td, th { border-bottom: 1px solid #8884; overflow-wrap: anywhere; padding: .1rem .6rem; text-align: right; }
+figure > table :is(td, th) { text-align: left; }
 .numbers { max-height: 24rem; overflow: auto; }
 """
 
@@ -44,26 +44,27 @@ def page(title: str, figures: Sequence[Figure]) -> str:
 
 
 def _figure(figure: Figure) -> str:
+    name, title = html.escape(figure.name), html.escape(figure.title)
+    if isinstance(figure, Table):
+        return f'<figure id="{name}">\n<h2>{title}</h2>\n{_table(figure.head, figure.rows)}\n</figure>'
     image = base64.b64encode(picture(figure, "svg")).decode()
     return (
-        f'<figure id="{html.escape(figure.name)}">\n<h2>{html.escape(figure.title)}</h2>\n'
-        f'<img alt="{html.escape(figure.title)}" src="data:image/svg+xml;base64,{image}">\n'
+        f'<figure id="{name}">\n<h2>{title}</h2>\n<img alt="{title}" src="data:image/svg+xml;base64,{image}">\n'
         f'<details><summary>Numbers</summary><div class="numbers">{_numbers(figure)}</div></details>\n</figure>'
     )
 
 
-def _numbers(figure: Figure) -> str:
+def _numbers(figure: HeatMap | Chart | Bars) -> str:
     if isinstance(figure, HeatMap):
         head = [f"{figure.rows} \\ {figure.columns}", *map(str, range(len(figure.values[0])))]
-        rows = [[str(number), *(_shown(value) for value in row)] for number, row in enumerate(figure.values)]
-        return _table(head, rows)
-    return "".join(_series(figure, number) for number in range(len(figure.series)))
-
-
-def _series(figure: Chart, number: int) -> str:
-    series = figure.series[number]
-    points = [[_shown(x), _shown(y)] for x, y in series.points]
-    return f"<h3>{html.escape(series.name)}</h3>" + _table([figure.x, figure.y], points)
+        return _table(head, [[str(number), *map(_shown, row)] for number, row in enumerate(figure.values)])
+    if isinstance(figure, Bars):
+        return _table(("", figure.x, ""), [(label, _shown(amount), note) for label, amount, note in figure.bars])
+    return "".join(
+        f"<h3>{html.escape(series.name)}</h3>"
+        + _table([figure.x, figure.y], [[_shown(x), _shown(y)] for x, y in series.points])
+        for series in figure.series
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,5 +73,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{cells}</tr>{lines}</table>"
 
 
-def _shown(value: float) -> str:
-    return f"{value:.4g}"
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

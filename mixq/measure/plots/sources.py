@@ -1,6 +1,6 @@
-"""What `mixq plot` is given: a recording, lines of a bench, a replay's document or a model folder, by its content.
+"""The figures of a file or folder that `mixq plot` is given, which is recognised by its content.
 
-Contract: files are bounded and checked by their own readers.
+Contract: files are bounded and checked by the readers of their formats.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def figures_of(path: Path) -> list[Figure]:
     """Return the figures of a file or a folder.
 
     Raises:
-        ModelFileError: it is nothing that can be drawn, or it is damaged.
+        ModelFileError: it is nothing that can be plotted, or it is damaged.
         StorageError: it cannot be read.
     """
     if path.is_dir():
         return from_folder.figures(path)
-    regular_file_size(path)  # no pipe, which would be waited for
+    regular_file_size(path)  # a pipe would block
     try:
         with path.open("rb") as file:
             beginning = file.read(_LOOK)
@@ -41,8 +41,8 @@ def figures_of(path: Path) -> list[Figure]:
     made = from_bench.figures(_bench_lines(path))
     if not made:
         raise ModelFileError(
-            f"{printable(path)} has no figure to draw: it takes decode speeds at two sizes of GPU memory, or tests on "
-            "the CPU.",
+            f"{printable(path)} has no figure to draw: decode speeds at two sizes of GPU memory are needed, or tests "
+            "on the CPU.",
             hint="Add some with: mixq bench --save FILE",
         )
     return made

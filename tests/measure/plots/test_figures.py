@@ -11,13 +11,13 @@ import pytest
 from mixq.errors import ModelFileError
 from mixq.measure.plots import from_bench, from_folder, from_recording, from_replay
 from mixq.measure.plots.draw import picture, sheet
-from mixq.measure.plots.figure import Chart, Figure, HeatMap, Series, by_size
+from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap, Series, Table, by_size
 from mixq.measure.plots.page import page
 from mixq.plan.recording import Facts, PromptFacts, Recording
 
 
 def recording(T: int = 12, L: int = 3, E: int = 4, *, model: str = "m") -> Recording:
-    """Two experts a token: the token's number and the next one, in every layer; half of them foreseen."""
+    """Two experts a token: the token's number and the next one, in every layer; half of them predicted."""
     first = np.arange(T)[:, None] + np.zeros(L, dtype=int)
     experts = np.stack([first % E, (first + 1) % E], axis=2).astype(np.uint8)
     predicted = np.full((T, 1, L, 2), 255, dtype=np.uint8)
@@ -55,7 +55,7 @@ def test_a_recordings_figures() -> None:
     assert [series.name for series in hits.series] == ["lru", "lfu", "static", "belady"]
     assert all(series.points[0] == (0, 0) and series.points[-1] == (4, 1) for series in hits.series)
     assert isinstance(recall, Chart)
-    assert recall.series[0].points == ((1, 0.5), (2, 0.5))  # layer 0 is foreseen by nobody
+    assert recall.series[0].points == ((1, 0.5), (2, 0.5))  # layer 0 has no predictions
 
 
 def test_prompts_do_not_count() -> None:
@@ -96,7 +96,10 @@ def test_a_replays_figures() -> None:
 
 
 def test_a_folders_figure(quantized_demo: Path) -> None:
-    (figure,) = from_folder.figures(quantized_demo)
+    found = named(from_folder.figures(quantized_demo))
+    maps = ["error-gate", "error-down", "error-up"]
+    assert list(found) == ["settings", "quantization-error", *maps, "size", "largest-errors"]
+    figure = found["quantization-error"]
     assert isinstance(figure, Chart)
     errors = {series.name: series.points for series in figure.series}
     assert set(errors) == {"q", "k", "v", "o", "gate", "up", "down"}
@@ -125,7 +128,11 @@ LOG = Chart(
 )
 
 
-@pytest.mark.parametrize("figure", [HEAT, CHART, LOG], ids=lambda figure: figure.name)
+BARS = Bars("bars", "Bars of $z$", "MB", (("a $x$", 2.0, "2 MB"), ("b", 0.5, "0.5 MB")))
+TABLE = Table("table", "A table", ("name", "number"), (("a $x$", "1"), ("b" * 99, "2" * 99)))
+
+
+@pytest.mark.parametrize("figure", [HEAT, CHART, LOG, BARS, TABLE], ids=lambda figure: figure.name)
 def test_pictures(figure: Figure) -> None:
     assert picture(figure, "png").startswith(b"\x89PNG")
     drawn = picture(figure, "svg")
@@ -134,7 +141,7 @@ def test_pictures(figure: Figure) -> None:
 
 
 def test_a_sheet_of_all() -> None:
-    assert sheet([HEAT, CHART, LOG]).startswith(b"\x89PNG")
+    assert sheet([HEAT, CHART, LOG, BARS, TABLE]).startswith(b"\x89PNG")
 
 
 def test_a_page_needs_nothing_and_runs_nothing() -> None:
