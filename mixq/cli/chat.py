@@ -82,8 +82,7 @@ class _Models:
     def load(self, name: str | None) -> Loaded:
         from mixq.chat.chat import Loaded
         from mixq.cli.loading import load_model
-        from mixq.engine.generation_config import default_sampling
-        from mixq.engine.sampling import SamplingParams
+        from mixq.engine.sampling import SamplingParams, default_sampling
 
         model = load_model(name, self._runtime)
         sampling = self._sampling.over(default_sampling(model.folder.generation_config))

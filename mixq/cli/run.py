@@ -37,7 +37,7 @@ def run(
     """
     text = _read_prompt(prompt)
     from mixq.cli.loading import load_model
-    from mixq.engine.generation_config import default_sampling
+    from mixq.engine.sampling import default_sampling
 
     loaded = load_model(model, runtime)
     chosen = sampling.over(default_sampling(loaded.folder.generation_config))

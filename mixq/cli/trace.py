@@ -16,7 +16,7 @@ from mixq.config import format_size
 from mixq.errors import PromptError, StorageError, UsageError, printable
 
 if TYPE_CHECKING:
-    from mixq.measure.prompt_file import Prompt
+    from mixq.measure.prompt_file import NamedPrompt
     from mixq.measure.recorder import Recorder
     from mixq.plan.recording import Recording
 
@@ -55,7 +55,7 @@ def trace(
     _check_place(path)
     wanted = _read(prompts)
     from mixq.cli.loading import load_model
-    from mixq.engine.generation_config import default_sampling
+    from mixq.engine.sampling import default_sampling
     from mixq.measure.recorder import Recorder
 
     loaded = load_model(model, runtime)
@@ -86,7 +86,7 @@ def _check_place(path: Path) -> None:
         raise StorageError(f"{printable(folder)} is no folder that can be written to.")
 
 
-def _read(path: Path | None) -> list[Prompt]:
+def _read(path: Path | None) -> list[NamedPrompt]:
     from mixq.cli.reading import utf8
     from mixq.formats.json_file import regular_file_size
     from mixq.measure.prompt_file import built_in, parse_prompts
@@ -100,7 +100,7 @@ def _read(path: Path | None) -> list[Prompt]:
     return parse_prompts(utf8(path.read_bytes(), str(path)), str(path))
 
 
-def _record(recorder: Recorder, prompts: list[Prompt], sampling: dict[str, Any]) -> bool:
+def _record(recorder: Recorder, prompts: list[NamedPrompt], sampling: dict[str, Any]) -> bool:
     """Run every prompt; return False where it was broken off.
 
     Raises:

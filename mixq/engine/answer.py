@@ -1,28 +1,29 @@
-"""One answer while it is made: which tokens run next, and what the logits after them mean.
+"""An answer while it is made, and the one step that advances answers: schedule, run, sample, emit.
 
-Contract: the caller runs `pending()` over the answer's KV cache and gives the logits to `take`, which returns events,
-until `finished`. How many answers share a pass is the caller's business and changes nothing here. The KV cache holds
-afterwards exactly the tokens that were run. This module knows no network, no folder and no terminal.
+Contract: `step` runs the next tokens of one or more answers in one pass and returns their events; a single answer is a
+batch of one, and how many share a pass changes nothing in what they say. The KV cache of an answer holds exactly the
+tokens that were run. This module knows no folder and no terminal.
 
-Axes: T tokens that were run, V vocabulary.
+Axes: S answers, T tokens that were run, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixq.engine.events import Done, Event, FinishReason, PromptLogprobs, PromptProgress, Stats, Token
+from mixq.engine.events import Done, Event, Failed, FinishReason, PromptLogprobs, PromptProgress, Stats, Token
 from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
-from mixq.errors import ModelFileError, PromptError, PromptTooLong, printable
+from mixq.engine.sequences import KeptSequence
+from mixq.errors import MixqError, PromptError, PromptTooLong, printable
 from mixq.experts.offload import ExpertOffload
-from mixq.experts.stats import ExpertStats
-from mixq.model.kv_cache import KVCache
+from mixq.model.attention import Chunk
+from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import Grammar
 from mixq.text.stream import StopMatcher, StreamDecoder
 
@@ -31,19 +32,52 @@ PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the network.
+
+    Attributes:
+        token_ids: int64 [T], the tokens that were run, of all answers one after the other.
+        seconds: that the network took.
+        events: of each answer.
+    """
+
+    token_ids: Tensor
+    seconds: float
+    events: list[list[Event | Failed]]
+
+
+def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
+    """Advance answers by one pass: by the next chunk of one prompt, or by the next token of each.
+
+    Raises:
+        MixqError: the pass itself failed; where one answer fails, its events end with Failed.
+    """
+    chunks = [answer.schedule() for answer in answers]
+    whole_chunks = any(answer.needs_all_logits for answer in answers)
+    begun = time.perf_counter()
+    logits = network.forward(chunks, all_logits=whole_chunks)  # [S, V], or [T, V] for whole chunks
+    seconds = time.perf_counter() - begun
+    by_answer = torch.split(logits, [len(chunk.token_ids) for chunk in chunks] if whole_chunks else 1)
+    shown = network.chosen_experts() if any(answer.task.show_experts for answer in answers) else []
+    experts = shown[-len(answers) :] or [[]] * len(answers)  # of the last token of each
+    events = [answer.take(rows, chosen) for answer, rows, chosen in zip(answers, by_answer, experts, strict=True)]
+    return Pass(torch.cat([chunk.token_ids for chunk in chunks]), seconds, events)
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be answered, and how.
+    """A prompt to answer, and how.
 
     Attributes:
         prompt_ids: the whole prompt.
-        params: how to choose and when to stop.
+        params: how to choose tokens and when to stop.
         eos_token_ids: tokens that end an answer.
         vocab_size: tokens that may be drawn: the first so many logits.
         decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop texts).
         grammar: what the text must be; None for anything.
         prompt_logprobs: how many of the likeliest to list for each token of the prompt; None for no log probabilities
             of the prompt. Nothing of such a prompt may be in the KV cache.
-        show_experts: whether tokens say which experts answered for them.
+        show_experts: list with each token the experts that computed it.
     """
 
     prompt_ids: Sequence[int]
@@ -57,36 +91,42 @@ class Task:
 
 
 class Answer:
-    """An answer to a prompt of which the first `kv_cache.length` tokens have been run already.
+    """An answer to a prompt of which the first `sequence.kv_cache.length` tokens have been run already.
 
     Args:
-        task: what is to be answered.
-        kv_cache: of this conversation; at least the last prompt token must be new.
-        experts: what counts where experts were computed, for the statistics.
-        asked_at: when it was asked for (`time.perf_counter`), if that is longer ago.
+        task: the prompt, and how to answer it.
+        sequence: holds the prompt, and takes the answer's tokens; at least the last prompt token must be new.
+        experts: counts where experts are computed, for the statistics.
+        asked_at: when the request came (`time.perf_counter`); None is now.
 
     Raises:
         PromptError: the prompt is empty, does not fit into the context, or holds an id outside the vocabulary.
 
     Attributes:
-        finished: no token is pending any more; the last event was Done.
+        finished: the last event was Done or Failed.
     """
 
     def __init__(
-        self, task: Task, kv_cache: KVCache, *, experts: ExpertOffload | None = None, asked_at: float | None = None
+        self,
+        task: Task,
+        sequence: KeptSequence,
+        *,
+        experts: ExpertOffload | None = None,
+        asked_at: float | None = None,
     ) -> None:
-        check_prompt(task.prompt_ids, kv_cache.capacity, task.vocab_size)
-        assert kv_cache.length < len(task.prompt_ids), "the caller leaves at least one token to run"
-        assert task.prompt_logprobs is None or kv_cache.length == 0, "log probabilities need every token to run"
+        check_prompt(task.prompt_ids, sequence.kv_cache.capacity, task.vocab_size)
         self.task = task
-        self.kv_cache = kv_cache
         self.finished = False
+        self._ids = sequence.ids
+        self._kv_cache = sequence.kv_cache
+        self._cached = sequence.kv_cache.length
+        assert self._cached < len(task.prompt_ids), "the caller leaves at least one token to run"
+        assert task.prompt_logprobs is None or not self._cached, "log probabilities need every token to run"
         self._sampler = Sampler(task.params, task.prompt_ids, task.vocab_size)
         self._stops = StopMatcher(task.params.stop)
         self._tokens: list[Token] = []
         self._prompt_tokens: list[Token] = []
         self._last_row: Tensor | None = None  # log probabilities after the prompt tokens that have run
-        self._cached = kv_cache.length
         self._experts = experts
         self._experts_before = experts.snapshot() if experts is not None else None
         self._began = time.perf_counter()
@@ -95,45 +135,44 @@ class Answer:
 
     @property
     def in_prompt(self) -> bool:
-        """Whether the prompt has not been run whole."""
-        return self.kv_cache.length < len(self.task.prompt_ids)
+        """Whether tokens of the prompt are still to be run."""
+        return self._kv_cache.length < len(self.task.prompt_ids)
 
     @property
     def needs_all_logits(self) -> bool:
-        """Whether `take` wants the logits of every token that runs, not of the last alone."""
+        """Whether `take` needs the logits of every token that runs, not of the last alone."""
         return self.in_prompt and self.task.prompt_logprobs is not None
 
-    def pending(self) -> Sequence[int]:
-        """Return the tokens that run next: a part of the prompt, or the last token."""
-        if self.in_prompt:
-            return self.task.prompt_ids[self.kv_cache.length : self.kv_cache.length + PREFILL_CHUNK]
-        return [self._tokens[-1].id]
+    def schedule(self) -> Chunk:
+        """Return the tokens to run next: a chunk of the prompt, or the last token."""
+        done = self._kv_cache.length
+        return Chunk(torch.tensor(self._ids[done : done + PREFILL_CHUNK]), self._kv_cache)
 
-    def take(self, logits: Tensor, experts: Sequence[Sequence[int]] = ()) -> list[Event]:
-        """Go on after the pending tokens have run.
+    def take(self, logits: Tensor, experts: Sequence[Sequence[int]] = ()) -> list[Event | Failed]:
+        """Return the events that follow from the tokens that have run; the next token is chosen here.
 
         Args:
-            logits: float32, of the last of them [1, V], or of each [T, V] where `needs_all_logits` said so.
-            experts: of the last of them, layer by layer, for the token that is chosen now.
-
-        Raises:
-            ModelFileError: the logits are not finite.
+            logits: float32, of the last of them [1, V], or of each [T, V] where `needs_all_logits`.
+            experts: of the last of them, layer by layer; empty if they are not shown.
         """
-        logits = logits[:, : self.task.vocab_size]
-        if self._tokens:
-            return self._choose(logits[-1], experts)
-        done, total = self.kv_cache.length - self._cached, len(self.task.prompt_ids) - self._cached
-        events: list[Event] = [PromptProgress(done, total)]
-        if self.task.prompt_logprobs is not None:
-            self._score(logits, self.task.prompt_logprobs)
-            if not self.in_prompt:
-                events.append(PromptLogprobs(tuple(self._prompt_tokens)))
-        if self.in_prompt:
-            return events
-        return [*events, *self._choose(logits[-1], experts)]
+        try:
+            return [*self._progress(logits[:, : self.task.vocab_size], experts)]
+        except MixqError as error:
+            self.finished = True
+            return [Failed(error)]
+
+    def _progress(self, logits: Tensor, experts: Sequence[Sequence[int]]) -> Iterator[Event]:
+        if not self._tokens:
+            yield PromptProgress(self._kv_cache.length - self._cached, len(self.task.prompt_ids) - self._cached)
+            if self.task.prompt_logprobs is not None:
+                self._score(logits, self.task.prompt_logprobs)
+                if not self.in_prompt:
+                    yield PromptLogprobs(tuple(self._prompt_tokens))
+        if not self.in_prompt:
+            yield from self._choose(logits[-1], experts)
 
     def end(self, reason: FinishReason) -> Done:
-        """Finish now: what was held back of the text comes as the tail."""
+        """Finish now: text that was held back becomes the tail."""
         self.finished = True
         decoder = self.task.decoder
         rest, _ = self._stops.push(decoder.flush() if decoder is not None else "")
@@ -142,44 +181,45 @@ class Answer:
         text = "".join(token.text for token in tokens) + tail
         return Done(reason, text, tuple(token.id for token in tokens), self._stats(), tail, tokens)
 
-    def _choose(self, logits: Tensor, experts: Sequence[Sequence[int]]) -> list[Event]:
-        """Return the events of the next token, chosen by its logits [V]."""
-        params, grammar = self.task.params, self.task.grammar
+    def _choose(self, logits: Tensor, experts: Sequence[Sequence[int]]) -> Iterator[Event]:
+        """Choose the next token by its logits [V]."""
+        params, grammar, decoder = self.task.params, self.task.grammar, self.task.decoder
         if params.max_tokens == 0:
-            return [self.end("length")]
+            yield self.end("length")
+            return
         allowed = _bits(grammar.allowed(), len(logits)) if grammar is not None else None
-        try:
-            token_id = self._sampler.choose(logits, allowed)
-        except ArithmeticError as error:
-            raise ModelFileError(
-                "The model's logits are not finite.", hint="The weights are damaged; check them with `mixq verify`."
-            ) from error
+        token_id = self._sampler.choose(logits, allowed)
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         if token_id in self.task.eos_token_ids and not params.ignore_eos:
-            return [self.end("stop")]
+            yield self.end("stop")
+            return
         if grammar is not None:
             grammar.accept(token_id)
-        decoder = self.task.decoder
         text, stopped = self._stops.push(decoder.push(token_id) if decoder is not None else "")
-        token = _token(token_id, text, logits, params.logprobs)
-        if self.task.show_experts:
-            token = replace(token, experts=experts)
+        token = Token(token_id, text, experts=experts if self.task.show_experts else ())
+        if params.logprobs is not None:
+            logprobs = logits.log_softmax(-1)
+            likely = top_logprobs(logprobs, params.logprobs)
+            token = replace(token, logprob=float(logprobs[token_id]), top_logprobs=likely)
         self._tokens.append(token)
+        self._ids.append(token_id)
+        yield token
         reason = self._reason_to_end(stopped or (grammar is not None and grammar.complete))
-        return [token] if reason is None else [token, self.end(reason)]
+        if reason is not None:
+            yield self.end(reason)
 
     def _reason_to_end(self, stopped: bool) -> FinishReason | None:
         if stopped:
             return "stop"
         if self.task.params.max_tokens is not None and len(self._tokens) >= self.task.params.max_tokens:
             return "length"
-        return "context" if self.kv_cache.length >= self.kv_cache.capacity else None
+        return "context" if self._kv_cache.length >= self._kv_cache.capacity else None
 
     def _score(self, logits: Tensor, count: int) -> None:
-        """Note the log probabilities of the prompt's tokens that have just run, by the logits [T, V] after each."""
+        """Keep the log probabilities of the prompt tokens that have just run, given the logits [T, V] after each."""
         distributions = logits.log_softmax(-1)
-        ids = self.task.prompt_ids[self.kv_cache.length - len(logits) : self.kv_cache.length]
+        ids = self.task.prompt_ids[self._kv_cache.length - len(logits) : self._kv_cache.length]
         for token_id, after in zip(ids, distributions, strict=True):
             before = self._last_row
             if before is None:
@@ -192,27 +232,23 @@ class Answer:
     def _stats(self) -> Stats:
         now = time.perf_counter()
         first = now if self._first_token_at is None else self._first_token_at
-        decoded = max(0, self.kv_cache.length - len(self.task.prompt_ids))
+        decoded = max(0, self._kv_cache.length - len(self.task.prompt_ids))
+        experts, before = self._experts, self._experts_before
         return Stats(
-            prompt_tokens=self.kv_cache.length - decoded - self._cached,
+            prompt_tokens=self._kv_cache.length - decoded - self._cached,
             cached_tokens=self._cached,
             prompt_seconds=first - self._began,
             decode_tokens=decoded,
             decode_seconds=now - first,
             time_to_first_token=first - self._asked,
-            context_used=self.kv_cache.length,
-            context_size=self.kv_cache.capacity,
-            experts=self._expert_stats(),
+            context_used=self._kv_cache.length,
+            context_size=self._kv_cache.capacity,
+            experts=experts.stats_since(before) if experts is not None and before is not None else None,
         )
-
-    def _expert_stats(self) -> ExpertStats | None:
-        if self._experts is None or self._experts_before is None:
-            return None
-        return self._experts.stats_since(self._experts_before)
 
 
 def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> None:
-    """Refuse a prompt that cannot be run whole; nothing is ever cut.
+    """Check that a prompt can be run whole; prompts are never cut.
 
     Raises:
         PromptTooLong: it does not fit into `capacity` positions.
@@ -224,22 +260,10 @@ def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> N
         raise PromptTooLong(len(prompt_ids), capacity)
     for token_id in prompt_ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise PromptError(f"{printable(repr(token_id))} is no token id; ids are whole numbers.")
+            raise PromptError(f"{printable(repr(token_id))} is not a token id; ids are whole numbers.")
     worst = max(prompt_ids) if min(prompt_ids) >= 0 else min(prompt_ids)
     if not 0 <= worst < vocab_size:
         raise PromptError(f"Token id {worst} is outside the vocabulary of {vocab_size}.")
-
-
-def pending_tensor(answer: Answer) -> Tensor:
-    """Return the tokens that run next, int64 [T]."""
-    return torch.tensor(list(answer.pending()), dtype=torch.long)
-
-
-def _token(token_id: int, text: str, logits: Tensor, logprobs: int | None) -> Token:
-    if logprobs is None:
-        return Token(token_id, text)
-    distribution = logits.log_softmax(-1)
-    return Token(token_id, text, float(distribution[token_id]), top_logprobs(distribution, logprobs))
 
 
 def _bits(mask: bytes, count: int) -> Tensor:

@@ -1,12 +1,12 @@
 """Several answers at once: one thread runs them together, so that a pass reads the weights once for all.
 
 Contract: `submit` takes requests from any thread and never blocks; events are delivered on the engine's thread, the
-last of each request is Done or Failed. Waiting requests begin in the order in which they came. Between two passes the
-thread looks for what was cancelled; then one running prompt goes on by a chunk, in turn, and all answers by a token. So
-neither a long prompt nor a slow reader keeps the others waiting for longer than a pass.
+last of each request is Done or Failed. Waiting requests begin in the order in which they came. Before each pass the
+thread drops cancelled requests; then one prompt advances by a chunk, in turn, and all answers advance by a token. So
+neither a long prompt nor a slow reader delays the others by more than a pass.
 
-Continuous batching (Yu et al., "Orca", 2022) with whole KV caches in place of pages: `mixq.engine.conversations`. What
-an answer says does not depend on who shares its passes; see DESIGN section 2. This module knows no HTTP.
+Continuous batching (Yu et al., "Orca", 2022) with whole KV caches in place of pages: `mixq.engine.sequences`. An answer
+has the same bits whichever others share its passes (see "The arithmetic" in mixq/README.md). This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -19,22 +19,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from mixq.engine.answer import Answer, Task, pending_tensor
-from mixq.engine.conversations import WORTH_SHARING, Conversation, ConversationPool
-from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats, Token
+from mixq.engine.answer import Answer, Task, step
+from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats
 from mixq.engine.model import Model
 from mixq.engine.request import BatcherState, Request
-from mixq.engine.session import common_prefix
+from mixq.engine.sequences import WORTH_SHARING, KeptSequence, SequencePool, common_prefix
 from mixq.errors import MixqError, QueueFull, UsageError
-from mixq.model.attention import Chunk
 
 MAX_SEQUENCES = 8
-"""Rows up to which a decode pass has the arithmetic of a single row; see DESIGN section 2."""
+"""Rows up to which a decode pass has the arithmetic of a single row: integer dot products."""
 
 RATE_SECONDS = 5.0
-"""Over how long the speed is measured that `state` tells."""
+"""The last seconds over which `state` gives the speed."""
 
 Deliver = Callable[[int, Event | Failed], None]
 """Takes the events of a request, given its index in `submit`; it must not block."""
@@ -52,7 +48,7 @@ class _Item:
     cancelled: bool = False
     turn: int = 0  # when a chunk of its prompt was run last, as a count
     answer: Answer | None = None
-    conversation: Conversation | None = None
+    sequence: KeptSequence | None = None
 
     @property
     def decodes(self) -> bool:
@@ -69,14 +65,14 @@ class _Totals:
 
 
 class Ticket:
-    """Requests that were submitted together. Who keeps one keeps no model in memory."""
+    """Requests that were submitted together. It does not keep the model in memory."""
 
     def __init__(self, batcher: Batcher, items: Sequence[_Item]) -> None:
         self._batcher = weakref.ref(batcher)
         self._items = items
 
     def cancel(self, index: int | None = None) -> None:
-        """End one of them, or all, within a token or a chunk of a prompt; from any thread, at any time."""
+        """End one of them, or all, within a token or a chunk of a prompt; any thread may call it at any time."""
         if (batcher := self._batcher()) is not None:
             batcher._cancel(self._items if index is None else [self._items[index]])
 
@@ -85,10 +81,10 @@ class Batcher:
     """Runs the requests of a model on a thread of its own.
 
     Args:
-        model: nobody else runs it meanwhile. Its option `sequences` says how many answers run together, and how many
-            conversations are kept in all.
+        model: only this batcher may run it. Its option `sequences` is the number of answers that run together, and of
+            KV caches that are kept in all.
         queue: requests that may wait.
-        reuse: whether kept conversations are taken over where a request allows it.
+        reuse: take over what a kept KV cache holds of a prompt, where a request allows it.
     """
 
     def __init__(self, model: Model, *, queue: int = 64, reuse: bool = True) -> None:
@@ -96,7 +92,7 @@ class Batcher:
         self.sequences = min(model.options.sequences, MAX_SEQUENCES)
         self._capacity = queue
         self._reuse = reuse
-        self._pool = ConversationPool(self.sequences, model.new_kv_cache)
+        self._pool = SequencePool(self.sequences, model.new_kv_cache)
         self._changed = threading.Condition()
         self._waiting: deque[_Item] = deque()  # guarded by _changed, as are the next five
         self._withdrawn: list[_Item] = []  # cancelled while they waited
@@ -116,7 +112,7 @@ class Batcher:
 
         Raises:
             PromptError: a prompt that is empty, too long for the context, or has an id outside of the vocabulary.
-            UsageError: what the model cannot follow.
+            UsageError: a parameter that does not suit the model.
             QueueFull: too many requests wait.
             MixqError: the batcher is closed.
         """
@@ -134,7 +130,7 @@ class Batcher:
         return Ticket(self, items)
 
     def state(self) -> BatcherState:
-        """Return what is going on."""
+        """Return counts and speed at this moment."""
         offload = self.model.placement.offload
         with self._changed:
             since = time.perf_counter() - RATE_SECONDS
@@ -165,7 +161,7 @@ class Batcher:
     def _task(self, request: Request) -> Task:
         if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= 100:
             raise UsageError(f"prompt_logprobs is {request.prompt_logprobs}; it must be from 0 to 100.")
-        return self.model.task(
+        return self.model.prompting.task(
             request.prompt_ids,
             request.params,
             continues_text=request.continues_text,
@@ -184,7 +180,7 @@ class Batcher:
             self._changed.notify()
 
     def _retry_after(self) -> int:
-        """Return in how many seconds about half of those who wait will have been answered."""
+        """Return in how many seconds about half of the waiting requests will have been answered."""
         seconds = self._totals.request_seconds * len(self._waiting) / (2 * self.sequences)
         return max(1, min(60, math.ceil(seconds)))
 
@@ -205,7 +201,7 @@ class Batcher:
             self._fail_all()
 
     def _next_requests(self) -> bool:
-        """Wait until there is something to do, take in what waits, drop what was cancelled; False at the end."""
+        """Wait for work, start waiting requests, drop cancelled ones; return False when the batcher is closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting or self._withdrawn or self._running)
             if self._closing is not None:
@@ -246,7 +242,7 @@ class Batcher:
         begun = time.perf_counter()
         try:
             self._pass(answers)
-        except MixqError as error:  # the pass itself: it was everybody's
+        except MixqError as error:  # the pass itself failed, so every answer in it did
             for item in answers:
                 self._fail(item, error)
         with self._changed:
@@ -256,33 +252,19 @@ class Batcher:
                 self._recent.popleft()
 
     def _pass(self, items: Sequence[_Item]) -> None:
-        """Run the pending tokens of some answers together, and deliver what comes of it."""
-        answers = [item.answer for item in items if item.answer is not None]
-        chunks = [Chunk(pending_tensor(answer), answer.kv_cache) for answer in answers]
-        all_logits = any(answer.needs_all_logits for answer in answers)  # of a prompt, which runs alone
-        logits = self.model.network.forward(chunks, all_logits=all_logits)
-        rows = torch.split(logits, [len(c.token_ids) for c in chunks] if all_logits else 1)
-        show = any(item.request.experts for item in items)
-        experts = self.model.network.chosen_experts()[-len(items) :] if show else []
-        for i, (item, answer, row) in enumerate(zip(items, answers, rows, strict=True)):
-            try:
-                events = answer.take(row, experts[i] if item.request.experts and experts else ())
-            except MixqError as error:
-                self._fail(item, error)
-                continue
-            for event in events:
-                self._handle(item, event)
-
-    def _handle(self, item: _Item, event: Event) -> None:
-        if isinstance(event, Token) and item.conversation is not None:
-            item.conversation.ids.append(event.id)
-        if isinstance(event, Done):
-            self._finish(item, event)
-        else:
-            self._deliver(item, event)
+        """Advance some requests together, and deliver what comes of it."""
+        events = step(self.model.network, [item.answer for item in items if item.answer is not None]).events
+        for item, of_item in zip(items, events, strict=True):
+            for event in of_item:
+                if isinstance(event, Failed):
+                    self._fail(item, event.error)
+                elif isinstance(event, Done):
+                    self._finish(item, event)
+                else:
+                    self._deliver(item, event)
 
     def _waits_for_a_beginning(self, item: _Item) -> bool:
-        """Return whether a prompt that is running will soon hold more of this one than any conversation does."""
+        """Return whether a running prompt will soon hold more of this one than any KV cache does now."""
         if not (self._reuse and item.request.reuse):
             return False
         ids = item.task.prompt_ids
@@ -292,20 +274,16 @@ class Batcher:
 
     def _begin(self, item: _Item) -> None:
         reuse = self._reuse and item.request.reuse and item.request.prompt_logprobs is None
-        item.conversation = self._pool.take(item.task.prompt_ids, reuse=reuse)
-        item.answer = Answer(
-            item.task,
-            item.conversation.kv_cache,
-            experts=self.model.placement.offload,
-            asked_at=item.asked_at,
-        )
+        item.sequence = self._pool.take(item.task.prompt_ids, reuse=reuse)
+        experts = self.model.placement.offload
+        item.answer = Answer(item.task, item.sequence, experts=experts, asked_at=item.asked_at)
 
     def _end(self, item: _Item, reason: FinishReason) -> None:
         self._finish(item, item.answer.end(reason) if item.answer is not None else _never_begun(item))
 
     def _finish(self, item: _Item, done: Done) -> None:
         if item.answer is not None:
-            self.model.note_answer(done)
+            self.model.log.last = done
         self._leave(item, done.reason, done.stats)
         self._deliver(item, done)
 
@@ -314,10 +292,10 @@ class Batcher:
         self._deliver(item, Failed(error))
 
     def _leave(self, item: _Item, reason: str, stats: Stats | None) -> None:
-        """Forget a request that has ended; its conversation is kept."""
-        if item.conversation is not None:
-            self._pool.release(item.conversation)
-        item.answer = item.conversation = None
+        """Forget a request that has ended; its KV cache is kept."""
+        if item.sequence is not None:
+            item.sequence.busy = False
+        item.answer = item.sequence = None
         with self._changed:
             if item in self._running:
                 self._running.remove(item)
@@ -332,7 +310,7 @@ class Batcher:
     def _deliver(self, item: _Item, event: Event | Failed) -> None:
         try:
             item.deliver(item.index, event)
-        except RuntimeError:  # an event loop that was closed: nobody listens any more
+        except RuntimeError:  # the reader's event loop is closed
             item.cancelled = True
 
     def _tell_notices(self) -> None:

@@ -1,4 +1,4 @@
-"""What an answer is made of, as it comes: the events that every front end reads.
+"""The events of an answer, in the order in which they come: what every front end reads.
 
 Contract: plain data. A stream is PromptProgress, perhaps PromptLogprobs, then Token after Token, with a Notice where
 something changes, and one Done; in a batch (`mixq.engine.batching`) an answer that cannot be finished ends with Failed.
@@ -6,7 +6,8 @@ something changes, and one Done; in a batch (`mixq.engine.batching`) an answer t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ class PromptProgress:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One line that the user should see: something is not as it was, and why."""
+    """One line for the user: what has changed, and why."""
 
     text: str
 
@@ -76,7 +77,7 @@ class Token:
 
     `text` is what can be shown since the last event: empty while a character or a possible stop text is incomplete.
     `logprob` and `top_logprobs` (token id, log probability) are of the model's own distribution, before sampling.
-    `experts` are those that answered for it, layer by layer; given where they were asked for.
+    `experts` are those that computed it, layer by layer; listed on request.
     """
 
     id: int
@@ -88,7 +89,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """The prompt's own tokens, each with its log probability after those before it; the first has none."""
+    """The tokens of the prompt, each with its log probability given those before it; the first has none."""
 
     tokens: tuple[Token, ...]
 
@@ -97,8 +98,8 @@ class PromptLogprobs:
 class Done:
     """The end of an answer.
 
-    `tail` is text that no Token carried (an incomplete character, a stop text that did not come); `text` is the
-    whole answer, `token_ids` its tokens without the end token.
+    `tail` is text that no Token carried (an incomplete character, the beginning of a stop text that did not follow);
+    `text` is the whole answer, `token_ids` its tokens without the end token.
     """
 
     reason: FinishReason
@@ -111,9 +112,28 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of an answer of a batch that could not be finished, and why."""
+    """The end of an answer that could not be finished, and why."""
 
     error: MixqError
 
 
 Event = PromptProgress | Notice | PromptLogprobs | Token | Done
+
+
+class Log:
+    """What a model has to report beside its answers.
+
+    Attributes:
+        say: adds a line for the user.
+        last: the end of the last answer; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self.say = self._lines.append
+        self.last: Done | None = None
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that have been added since the last call."""
+        while self._lines:
+            yield self._lines.popleft()

@@ -1,4 +1,4 @@
-"""A loaded model: what the terminal chat, the benches and Python users hold.
+"""A loaded model: what the terminal chat, the server, the benches and Python users hold.
 
 Contract: `load` opens a folder and gives a `Model`, which answers with the events of `mixq.engine.events`: by itself,
 in a `Session` that is kept, or several at a time through `mixq.engine.batching`. It knows tensors only by passing them
@@ -7,49 +7,37 @@ on.
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size
-from mixq.engine import describe
-from mixq.engine.answer import PREFILL_CHUNK, Task, check_prompt
-from mixq.engine.events import Done, Event
+from mixq.engine.answer import PREFILL_CHUNK, check_prompt
+from mixq.engine.events import Done, Event, Log
 from mixq.engine.placement import place
 from mixq.engine.progress import Progress, choose_progress
-from mixq.engine.sampling import SamplingParams
+from mixq.engine.prompting import Messages, Prompting
 from mixq.engine.session import Session
-from mixq.errors import DoesNotFitError, PromptError, UsageError, printable
+from mixq.errors import DoesNotFitError, printable
 from mixq.experts.own_policy import own_policy
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
-from mixq.measure.experiments import Experiments, Prompt
 from mixq.model.attention import Chunk
 from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
 from mixq.system import paths
 from mixq.system.cores import physical_cores
 from mixq.system.memory import resident_memory, total_memory
-from mixq.text.chat_template import ChatTemplate, Message
-from mixq.text.choice import choose_template
-from mixq.text.grammar import GrammarCompiler, GrammarSpec
-from mixq.text.open import open_tokenizer
-from mixq.text.stream import StreamDecoder
-from mixq.text.templates import get_template
+from mixq.text.chat_template import ChatTemplate
 from mixq.text.tokenizer import Tokenizer
-from mixq.text.tokenizer_config import TokenizerConfig
-
-Messages = Sequence[Message | Mapping[str, Any]]
-
 
 SMALL_MATRIX = 1 << 20
 """Weights of a feed-forward matrix below which one thread is as fast as two."""
@@ -62,8 +50,8 @@ def load(
 
     Args:
         path: a folder, or a name in the model store; None is the shipped demo model in bfloat16.
-        progress: True says on stderr how far a load is that takes longer than a second; so does None in a notebook,
-            and nothing in a script. A function is called with what is being done and the share of it, 0 to 1.
+        progress: True shows on stderr how far a load of more than a second is; None does so in a notebook only. A
+            function is called with the kind of work and the share of it that is done, 0 to 1.
         options: fields of `RuntimeOptions`: device, vram ("8GB"), context, threads, kv, exact, cache_policy (a name,
             or a class of your own: `mixq.experts.own_policy`), ...
 
@@ -80,16 +68,20 @@ def load(
     return Model(folder, checked, progress=choose_progress(progress, folder.name))
 
 
-class Model(Experiments):
+class Model:
     """A model that answers.
 
     Attributes:
         folder: the open model folder, or weights made up in memory.
         config: its shape.
         options: as given to `load`.
-        context: positions of a conversation: what was asked for, at most the model's own maximum.
+        context: positions of a conversation: the option, at most the model's own maximum.
         notes: one line for each option that could not be followed, and why.
-        kv_cache_bytes: that the context takes, of all sequences.
+        kv_cache_bytes: of the KV caches of all sequences.
+        network: runs token ids.
+        prompting: turns text into token ids.
+        encode, encode_chat: its methods for a text and for a conversation.
+        log: notices for the user, and the last answer.
     """
 
     def __init__(
@@ -110,14 +102,16 @@ class Model(Experiments):
         sequence_bytes = self.context * KVCache.bytes_per_position(self.config, self._kv_dtype)
         self.kv_cache_bytes = self.options.sequences * sequence_bytes
         _check_memory(self.kv_cache_bytes)
-        self._said: deque[str] = deque()
+        self.log = Log()
+        self.prompting = Prompting(self.folder, self.context, self.options.template, self.log.say)
+        self.encode, self.encode_chat = self.prompting.encode, self.prompting.encode_chat
         self.placement = place(
             self.folder,
             self.options,
             threads=self.threads,
             kv_cache=self.kv_cache_bytes,
             rows=min(PREFILL_CHUNK, self.context),
-            say=self._said.append,
+            say=self.log.say,
             progress=progress,
         )
         if self.placement.tier is not None:
@@ -135,51 +129,37 @@ class Model(Experiments):
         )
         if self.placement.offload is not None:
             self.placement.offload.warm(lambda share: progress("experts into slots", share))
-        self._last: Done | None = None
-        self._gap_said = False
+        self._gap_reported = False
         progress("", 1.0)
 
-    @functools.cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The folder's tokenizer.
 
         Raises:
             PromptError: the folder has none; such a model takes token ids only.
         """
-        if self.folder.tokenizer_path is None:
-            raise PromptError(
-                f"{printable(self.folder.path)} has no tokenizer.model or tokenizer.json; it takes ids, not text.",
-                hint="Copy tokenizer.model from the original checkpoint into the folder.",
-            )
-        return open_tokenizer(self.folder.path, self._tokenizer_config)
+        return self.prompting.tokenizer
 
-    @functools.cached_property
-    def _tokenizer_config(self) -> TokenizerConfig:
-        return TokenizerConfig.read(self.folder.path)
-
-    @functools.cached_property
+    @property
     def template(self) -> ChatTemplate:
-        """The chat format: what the options say, else what the model was made for; `none` for a base model."""
-        if self.options.template is not None:
-            return get_template(self.options.template)
-        if self.folder.tokenizer_path is None:
-            return choose_template(None, None)
-        raw = self.folder.raw_config if isinstance(self.folder, ModelFolder) else {}
-        chosen = choose_template(self.folder.path, self.tokenizer, self._tokenizer_config, raw)
-        if chosen.note is not None:
-            self._said.append(chosen.note)
-        return chosen
+        """The chat format; `none` for a base model."""
+        return self.prompting.template
 
     @property
     def is_chat(self) -> bool:
         """False for a base model: it completes texts, and has no chat format."""
-        return self.template.is_chat
+        return self.prompting.is_chat
 
-    @functools.cached_property
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the folder's own, and those of the chat format."""
-        ends = self.template.end_ids(self.tokenizer) if self.folder.tokenizer_path is not None else ()
-        return tuple(i for i in dict.fromkeys((*self.folder.eos_token_ids, *ends)) if i < self.config.vocab_size)
+        """Tokens that end an answer."""
+        return self.prompting.eos_token_ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that may be drawn: the tokenizer's."""
+        return self.prompting.vocab_size
 
     def new_kv_cache(self) -> KVCache:
         """Return an empty KV cache of this model's context.
@@ -191,107 +171,38 @@ class Model(Experiments):
 
     def new_session(self) -> Session:
         """Begin a conversation whose KV cache is kept between turns."""
-        return Session(self)
-
-    def use_this_thread(self) -> None:
-        """Prepare the thread that is going to run the model, where it is not the one that loaded it."""
-        torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Return the tokens of a text with the begin token in front, or the ids as they are.
-
-        Raises:
-            PromptError: an empty text, or a model without a tokenizer.
-        """
-        if not isinstance(prompt, str):
-            return list(prompt.tolist() if isinstance(prompt, Tensor | np.ndarray) else prompt)
-        text_ids = self.tokenizer.encode(prompt)
-        if not text_ids:
-            raise PromptError("The prompt is empty.", hint="Give some text.")
-        return [*self.tokenizer.begin_ids, *text_ids]
-
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """Return the prompt that asks for the next reply of a conversation; see `chat`."""
-        return self.template.encode(self.tokenizer, messages)
-
-    def task(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        continues_text: bool,
-        grammar: GrammarSpec | None = None,
-        prompt_logprobs: int | None = None,
-        show_experts: bool = False,
-    ) -> Task:
-        """Return what is to be answered, checked against this model.
-
-        Args:
-            prompt_ids: the whole prompt.
-            params: how to choose and when to stop.
-            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-            grammar, prompt_logprobs, show_experts: see `Task`.
-
-        Raises:
-            PromptError: the prompt is empty, too long for the context, or has an id outside of the vocabulary.
-            UsageError: stop texts or a grammar for a model without a tokenizer; a grammar that cannot be followed; a
-                token outside of the vocabulary in logit_bias.
-        """
-        has_text = self.folder.tokenizer_path is not None
-        if not has_text and (params.stop or grammar is not None):
-            raise UsageError("stop texts and grammars need a tokenizer, and the folder has none.")
-        check_prompt(prompt_ids, self.context, self.vocab_size)
-        if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
-            raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")
-        decoder = StreamDecoder(self.tokenizer, strip_leading_space=not continues_text) if has_text else None
-        if has_text and not continues_text:
-            params = replace(params, stop=(*params.stop, *self.template.stops))
-        return Task(
-            list(prompt_ids),
-            params,
-            self.eos_token_ids,
-            self.vocab_size,
-            decoder,
-            self._grammars.compile(grammar) if grammar is not None else None,
-            prompt_logprobs,
-            show_experts,
+        return Session(
+            self.network,
+            self.prompting,
+            self.new_kv_cache,
+            log=self.log,
+            experts=self.placement.offload,
+            seed=self.options.seed,
         )
 
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        """Tokens that may be drawn. Rows beyond the tokenizer's vocabulary are padding, and would have no text."""
-        if self.folder.tokenizer_path is None:
-            return self.config.vocab_size
-        return min(self.config.vocab_size, self.tokenizer.vocab_size)
-
-    @functools.cached_property
-    def _grammars(self) -> GrammarCompiler:
-        return GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
+    def use_this_thread(self) -> None:
+        """Prepare the calling thread to run the model; needed in any thread but the one that loaded it."""
+        torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
 
     def notices(self) -> Iterator[str]:
-        """Yield the lines that have come up since the last call, for the user to see."""
-        while self._said:
-            yield self._said.popleft()
+        """Yield the lines for the user that have come up since the last call."""
+        return self.log.lines()
 
     def memory_gap(self) -> str | None:
-        """Return what to say, once, where the process has taken more RAM than was planned for it; else None.
+        """Return a warning, once, when the process has taken more RAM than planned; else None.
 
-        For programs that hold one model and little else: what a notebook has in memory besides is not told apart.
+        For programs that hold one model and little else: other data of a notebook counts as the model's.
         """
-        gap = None if self._gap_said else self.placement.gap(resident_memory())
-        self._gap_said = self._gap_said or gap is not None
+        gap = None if self._gap_reported else self.placement.gap(resident_memory())
+        self._gap_reported = self._gap_reported or gap is not None
         return gap
-
-    def note_answer(self, done: Done) -> None:
-        """Keep the statistics of the last answer for `stats`."""
-        self._last = done
 
     def forward(self, ids: Sequence[int], *, kv_cache: KVCache | None = None) -> Tensor:
         """Return float32 logits [len(ids), vocabulary] after each of the tokens `ids`.
 
         Args:
             ids: token ids; they follow what `kv_cache` holds.
-            kv_cache: of an earlier call, to go on from; None begins anew.
+            kv_cache: of an earlier call, to continue; None begins with an empty one.
 
         Raises:
             PromptError: no ids, too many for the context, or one outside the vocabulary.
@@ -310,7 +221,7 @@ class Model(Experiments):
     @overload
     def generate(self, prompt: str | Sequence[int], *, stream: Literal[False], **sampling: Any) -> Done: ...
     def generate(self, prompt: str | Sequence[int], *, stream: bool = True, **sampling: Any) -> Iterator[Event] | Done:
-        """Go on from a text or from token ids.
+        """Continue a text or token ids.
 
         Args:
             prompt: text (tokenized with the begin token in front) or the exact ids.
@@ -343,7 +254,7 @@ class Model(Experiments):
         return events if stream else last_event(events)
 
     def close(self) -> None:
-        """End the threads that copy and read ahead; the model is not used any more."""
+        """End the threads that copy experts and read ahead; the model cannot be used afterwards."""
         self.placement.close()
 
     def stats(self) -> dict[str, Any]:
@@ -366,31 +277,74 @@ class Model(Experiments):
             **self.placement.as_dict(),
             "kernels": self.kernels.name,
             "threads": self.threads,
-            "last": self._last.stats.as_dict() if self._last is not None else None,
+            "last": self.log.last.stats.as_dict() if self.log.last is not None else None,
         }
 
     def __repr__(self) -> str:
-        return describe.as_line(self)
+        kind = f"{self.config.num_local_experts} experts" if self.config.is_moe else "dense"
+        plan = self.placement.plan
+        slots = f", {plan.slots} expert slots" if plan is not None and self.config.is_moe else ""
+        return (
+            f"<mixq.Model {printable(self.folder.path.name)}: {self.config.num_hidden_layers} layers, {kind}, "
+            f"{format_size(self.folder.nbytes)}, context {self.context}, on {self.placement.device}{slots}>"
+        )
 
     def _repr_html_(self) -> str:
-        return describe.as_html(self)
+        """Return the table that a notebook shows; everything that comes from a file or a path is escaped."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(what)}</th>"
+            f"<td style='text-align:left'>{escape(printable(where))}</td>"
+            f"<td style='text-align:right'>{escape(size)}</td></tr>"
+            for what, where, size in self._table()
+        )
+        notes = "".join(f"<li>{escape(printable(note))}</li>" for note in self.notes)
+        return f"<table>{rows}</table>" + (f"<ul>{notes}</ul>" if notes else "")
+
+    def _table(self) -> Iterator[tuple[str, str, str]]:
+        """Yield what is in memory, where or how, and its size."""
+        config, placement = self.config, self.placement
+        device, plan, offload = placement.device, placement.plan, placement.offload
+        yield "model", self.folder.path.name, format_size(self.folder.nbytes)
+        experts = f"{config.num_local_experts} experts, {config.num_experts_per_tok} for each token"
+        block = experts if config.is_moe else "one feed-forward block"
+        yield "layers", f"{config.num_hidden_layers}, each with {block}", ""
+        yield "computed by", f"{self.kernels.name}, {_count(self.threads, 'CPU thread')}", ""
+        yield "KV cache", f"{self.context} positions, {self.options.kv}", format_size(self.kv_cache_bytes)
+        if plan is None:
+            yield "weights", "mapped from the disk, read as they are used", format_size(self.folder.nbytes)
+        else:
+            yield "GPU memory", f"on {device}, limit", format_size(plan.promised)
+            yield "trunk", f"on {device}: attention, router, norms and head", format_size(plan.trunk)
+            yield "workspace", f"on {device}", format_size(plan.workspace + plan.staging)
+        if plan is not None and offload is not None:
+            quotas = sorted(Counter(offload.cache.quotas).items())
+            each = ", ".join(f"{slots} in {_count(layers, 'layer')}" for slots, layers in quotas)
+            policy = getattr(self.options.own_policy, "__name__", self.options.cache_policy)
+            total = config.num_hidden_layers * config.num_local_experts
+            where = f"{offload.slots} of {total} in slots on {device} ({each}; {policy}), all in host memory"
+            yield "experts", where, format_size(offload.slots * plan.slot_bytes)
+        if placement.tier is not None:
+            yield "RAM", "kept experts; the others are read from the disk", format_size(placement.tier.budget)
 
 
 def last_event(events: Iterator[Event]) -> Done:
     """Read an answer to its end and return the `Done` event."""
-    for event in events:
-        if isinstance(event, Done):
-            return event
-    raise AssertionError("generate ends with Done")
+    *_, last = events
+    assert isinstance(last, Done), "an answer ends with Done"
+    return last
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _with_own_policy(options: RuntimeOptions) -> RuntimeOptions:
-    """Look at a user's cache policy before anything is opened."""
+    """Check a user's cache policy before anything is opened."""
     return options if options.own_policy is None else replace(options, own_policy=own_policy(options.own_policy))
 
 
 def _check_memory(kv_bytes: int) -> None:
-    """Refuse a KV cache that physical memory cannot hold; pages are taken only as they fill."""
+    """Refuse a KV cache larger than physical memory; pages are taken only as they fill."""
     total = total_memory()
     if total is not None and kv_bytes > total:
         raise DoesNotFitError(
@@ -402,13 +356,13 @@ def _check_memory(kv_bytes: int) -> None:
 def _default_threads(config: ModelConfig) -> int:
     """Return the number of physical cores, or 1 where the matrices are too small to share.
 
-    On the demo model a second thread gains nothing on idle cores, and a step waits for it where a core is busy.
+    On the demo model a second thread gains nothing on idle cores, and a step waits for it when a core is busy.
     """
     small = config.hidden_size * config.intermediate_size < SMALL_MATRIX
     return 1 if small else physical_cores()
 
 
 def _notes(options: RuntimeOptions, context: int) -> Iterator[str]:
-    """Say which options were not followed."""
+    """Yield a line for each option that was not followed."""
     if options.context > context and options.context != RuntimeOptions().context:
         yield f"context {options.context} is more than the model's maximum; it is {context}."

@@ -1,4 +1,4 @@
-"""What is asked of a batcher, and what it says of itself."""
+"""The request that a batcher takes, and the state that it reports."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mixq.text.grammar import GrammarSpec
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is asked for.
+    """One answer to make.
 
     Attributes:
         prompt_ids: the whole prompt.
-        params: how to choose and when to stop.
+        params: how to choose tokens and when to stop.
         continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-        prompt_logprobs: how many of the likeliest to list for each token of the prompt; None for none of it. The prompt
-            is then run whole.
+        prompt_logprobs: how many of the likeliest tokens to list for each token of the prompt, which is then run whole;
+            None for no log probabilities of the prompt.
         grammar: what the text must be.
-        reuse: take over what a kept conversation shares; without it an answer's bits do not depend on earlier ones.
-        experts: let tokens say which experts answered for them.
+        reuse: take over what a kept KV cache shares; without it an answer's bits do not depend on earlier requests.
+        experts: list with each token the experts that computed it.
     """
 
     prompt_ids: Sequence[int]
@@ -35,16 +35,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class BatcherState:
-    """What a batcher is doing and has done since it began.
+    """What a batcher is doing, and has done since it began.
 
     Attributes:
         queued, running: requests.
-        kept: conversations whose KV caches wait for their next turn.
+        kept: KV caches of ended answers, kept for a next turn.
         busy_positions: positions of KV caches in which answers are running.
         prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
         finished: how many requests ended for which reason, "failed" among them.
-        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 where there was none.
-        expert_hit_rate: since the model was loaded; None where there is no cache of experts.
+        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 without one.
+        expert_hit_rate: since the model was loaded; None without a cache of experts.
         broken: why the thread has ended, None while it runs.
     """
 

@@ -1,4 +1,4 @@
-"""From logits to the next token: penalties, filters, a seeded draw.
+"""From logits to the next token: penalties, filters, a seeded draw; and the sampling that a model folder asks for.
 
 Contract: the order is that of transformers: penalties and biases, what a grammar allows, temperature, top-k, top-p,
 min-p, then the draw. Temperature 0 takes the largest logit. The same seed gives the same tokens. This module knows no
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import ModelFileError, UsageError, printable
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
@@ -33,6 +33,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: float32 differences of logits divided by it overflow."""
 
+DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
+"""Where generation_config.json does not say whether to sample, as Mixtral's."""
+
+_TRANSFORMERS_DEFAULTS: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
 _WHOLE = ("top_k", "seed", "max_tokens", "logprobs")
 _OPTIONAL = ("seed", "max_tokens", "logprobs")
 
@@ -48,13 +58,13 @@ class SamplingParams:
         min_p: drop tokens less likely than min_p times the most likely one.
         repetition_penalty: divide positive and multiply negative logits of tokens already seen (CTRL, Keskar 2019).
         presence_penalty: taken off the logit of every token of the answer so far (OpenAI's API).
-        frequency_penalty: the same, times how often the token stands in the answer.
+        frequency_penalty: the same, times the number of times that the token is in the answer.
         logit_bias: added to the logits of these token ids, from -100 to 100.
-        seed: of the draw; None takes one from the system.
+        seed: of the draw; None takes a random one.
         max_tokens: None means up to the end of the context; 0 runs the prompt alone.
         stop: texts that end the answer; they are not part of it.
         logprobs: None for no log probabilities, else how many of the most likely tokens to list at each step.
-        ignore_eos: go on after the end token (benches).
+        ignore_eos: continue after the end token (benches).
     """
 
     temperature: float = 0.7
@@ -100,6 +110,38 @@ class SamplingParams:
         return cls(**params)
 
 
+def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the sampling parameters that a parsed generation_config.json asks for, as arguments of `SamplingParams`.
+
+    With do_sample true the file's values hold, and transformers' defaults where it has none; with do_sample false
+    decoding is greedy; without do_sample it is `DEFAULT_SAMPLING`.
+
+    Raises:
+        ModelFileError: a value of the wrong kind; bounds are checked by `SamplingParams`.
+    """
+    do_sample = generation_config.get("do_sample")
+    if do_sample is None:
+        return dict(DEFAULT_SAMPLING)
+    if not isinstance(do_sample, bool):
+        raise _bad_default("do_sample", do_sample, "true or false")
+    if not do_sample:
+        return {"temperature": 0.0}
+    asked: dict[str, float] = {}
+    for name, default in _TRANSFORMERS_DEFAULTS.items():
+        value = generation_config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise _bad_default(name, value, "a number")
+        if name == "top_k" and not isinstance(value, int):
+            raise _bad_default(name, value, "a whole number")
+        asked[name] = value
+    return asked
+
+
+def _bad_default(field: str, value: object, allowed: str) -> ModelFileError:
+    return ModelFileError(f"generation_config.json: {field} is {printable(repr(value))}; it must be {allowed}.")
+
+
 def _check_bias(logit_bias: Any) -> None:
     if not isinstance(logit_bias, Mapping):
         raise UsageError("logit_bias must map token ids to numbers.")
@@ -136,10 +178,12 @@ class Sampler:
             allowed: bool [V], the tokens that a grammar takes, at least one; None for all.
 
         Raises:
-            ArithmeticError: the logits are not finite: damaged weights.
+            ModelFileError: the logits are not finite.
         """
         if not bool(torch.isfinite(logits).all()):
-            raise ArithmeticError("the model's logits are not finite")
+            raise ModelFileError(
+                "The model's logits are not finite.", hint="The weights are damaged; check them with `mixq verify`."
+            )
         logits = self._penalized(logits)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -math.inf)
@@ -197,13 +241,13 @@ def top_logprobs(logprobs: Tensor, count: int) -> Sequence[tuple[int, float]]:
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Return the ids of the smallest set of tokens whose probabilities [V] reach top_p, the likeliest first.
 
-    They are looked for among the likeliest few, then among more: sorting a vocabulary takes longer than all the rest.
+    The search starts among the likeliest few: sorting a whole vocabulary takes longer than all the rest.
     """
     for count in (256, 4096, len(probabilities)):
         best = probabilities.topk(min(count, len(probabilities)))
         before = best.values.cumsum(-1) - best.values
         if count >= len(probabilities) or before[-1] >= top_p:
             break
-    surplus = before >= top_p  # what lies before a token reaches p already
+    surplus = before >= top_p  # the tokens before it reach p already
     surplus[0] = False  # the likeliest stays, however small p is
     return best.indices[~surplus]

@@ -1,36 +1,59 @@
 """One conversation with a loaded model, whose KV cache is kept between its turns.
 
-Contract: a turn runs only what the KV cache does not hold already. Answers are the events of `mixq.engine.events`.
+Contract: a turn runs only what the KV cache does not hold already. Closing the iterator of an answer, or setting its
+`cancel`, ends it within one token or one chunk of a prompt.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from mixq.engine.answer import Task
-from mixq.engine.events import Done, Event, Notice, Token
-from mixq.engine.generate import generate
+from mixq.engine.answer import Answer, Task, step
+from mixq.engine.events import Done, Event, Failed, Log, Notice
+from mixq.engine.prompting import Messages, Prompting
 from mixq.engine.sampling import SamplingParams
+from mixq.engine.sequences import KeptSequence
+from mixq.experts.offload import ExpertOffload
 from mixq.model.kv_cache import KVCache
+from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import GrammarSpec
-
-if TYPE_CHECKING:
-    from mixq.engine.model import Messages, Model
 
 
 class Session:
-    """One conversation: its KV cache, and the ids that the cache holds."""
+    """One conversation, and the KV cache that holds it.
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.kv_cache: KVCache | None = None
-        self._cached_ids: list[int] = []
+    Args:
+        network: runs the tokens.
+        prompting: turns messages into token ids.
+        new_kv_cache: makes an empty KV cache; called with the first answer.
+        log: has notices for the user, and takes the end of each answer.
+        experts: counts where experts are computed, for the statistics.
+        seed: of answers that are not given one.
+    """
+
+    def __init__(
+        self,
+        network: Mixtral,
+        prompting: Prompting,
+        new_kv_cache: Callable[[], KVCache],
+        *,
+        log: Log,
+        experts: ExpertOffload | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._network = network
+        self._prompting = prompting
+        self._new_kv_cache = new_kv_cache
+        self._log = log
+        self._experts = experts
+        self._seed = seed
+        self._sequence: KeptSequence | None = None
 
     def chat(self, messages: Messages, **options: Any) -> Iterator[Event]:
-        """Answer `messages`; what they share with the last call is not run again. See `Model.chat`."""
-        return self.answer(self.model.encode_chat(messages), continues_text=False, **options)
+        """Answer `messages` as `Model.chat` does; what they share with the last call is not run again."""
+        return self.answer(self._prompting.encode_chat(messages), continues_text=False, **options)
 
     def answer(
         self,
@@ -48,41 +71,29 @@ class Session:
             prompt_ids: the whole prompt.
             continues_text: keep the space in front of the first word (completion), or take it off (a reply).
             cancel: ends the answer when set.
-            experts: let tokens say which experts answered for them.
+            experts: list with each token the experts that computed it.
             grammar: what the text must be.
             sampling: fields of `SamplingParams`.
         """
-        sampling.setdefault("seed", self.model.options.seed)
-        task = self.model.task(
-            prompt_ids,
-            SamplingParams.from_kwargs(**sampling),
-            continues_text=continues_text,
-            grammar=grammar,
-            show_experts=experts,
+        sampling.setdefault("seed", self._seed)
+        params = SamplingParams.from_kwargs(**sampling)
+        task = self._prompting.task(
+            prompt_ids, params, continues_text=continues_text, grammar=grammar, show_experts=experts
         )
-        return self._run(task, cancel)
+        return self._events(task, cancel)
 
-    def _run(self, task: Task, cancel: threading.Event | None) -> Iterator[Event]:
-        model = self.model
-        if self.kv_cache is None:
-            self.kv_cache = model.new_kv_cache()
-        shared = common_prefix(self._cached_ids, task.prompt_ids)
-        self.kv_cache.truncate(min(shared, len(task.prompt_ids) - 1, self.kv_cache.length))
-        self._cached_ids = list(task.prompt_ids)  # the tokens that follow are added as they are run
-        for event in generate(model.network, self.kv_cache, task, cancel=cancel, experts=model.placement.offload):
-            yield from map(Notice, model.notices())
-            if isinstance(event, Done):
-                model.note_answer(event)
-            elif isinstance(event, Token):
-                self._cached_ids.append(event.id)
-            yield event
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many ids `a` and `b` begin with alike."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
+    def _events(self, task: Task, cancel: threading.Event | None) -> Iterator[Event]:
+        if self._sequence is None:
+            self._sequence = KeptSequence(self._new_kv_cache())
+        self._sequence.begin(task.prompt_ids, self._sequence.shared(task.prompt_ids))
+        answer = Answer(task, self._sequence, experts=self._experts)
+        while not answer.finished:
+            cancelled = cancel is not None and cancel.is_set()
+            events = [answer.end("cancelled")] if cancelled else step(self._network, [answer]).events[0]
+            yield from map(Notice, self._log.lines())
+            for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Done):
+                    self._log.last = event
+                yield event

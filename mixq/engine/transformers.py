@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixq.config import did_you_mean
-from mixq.engine.generation_config import default_sampling
 from mixq.engine.model import Model, load
+from mixq.engine.prompting import Messages
+from mixq.engine.sampling import default_sampling
 from mixq.errors import PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.system import paths
@@ -28,9 +29,6 @@ from mixq.text.choice import choose_template
 from mixq.text.open import open_tokenizer
 from mixq.text.tokenizer import Tokenizer
 from mixq.text.tokenizer_config import TokenizerConfig
-
-if TYPE_CHECKING:
-    from mixq.engine.model import Messages
 
 Path = str | os.PathLike[str] | None
 _DEVICES = {None: "auto", "auto": "auto", "cpu": "cpu", "cuda": "cuda", "cuda:0": "cuda"}

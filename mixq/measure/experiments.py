@@ -1,164 +1,117 @@
-"""What one looks at and turns in a model: the experts that a text is given to, and those that it is made to use.
+"""Experiments with a loaded model: which experts its routers choose, and what it does when they choose others.
 
-Contract: the methods of `mixq.Model` for experiments. Everything goes through the hooks of `mixq.model.hooks`; a model
-is afterwards what it was. Who computes an expert, and where, is not known here.
+    with force(model, drop={3}):
+        print(route(model, "Bonjour !"), logits(model, "Bonjour !"))
+
+Contract: everything goes through the hooks of `mixq.model.hooks`, on any device, and leaves the model as it was.
+Perplexity is measured by `mixq.measure.perplexity`.
 
 Axes: T tokens, L layers, E experts, A active experts.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, Literal, overload
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.config import ModelConfig
 from mixq.engine.answer import PREFILL_CHUNK, check_prompt
+from mixq.engine.model import Model
+from mixq.engine.prompting import TextOrIds
 from mixq.errors import UsageError, printable
 from mixq.kernels import reference
-from mixq.measure import perplexity
 from mixq.model.attention import Chunk
-from mixq.model.kv_cache import KVCache
-from mixq.model.mixtral import Mixtral
-
-if TYPE_CHECKING:
-    from mixq.engine.model import Model
-
-Prompt = str | Sequence[int] | Tensor | NDArray[Any]
-"""A text, or token ids."""
 
 Drop = Collection[int | tuple[int, int]]
-"""Experts that are not to be used: a number means that expert of every layer, a pair (layer, expert) this one."""
+"""Experts that may not be used: a number is that expert of every layer, a pair (layer, expert) this one."""
+
+_forced: WeakSet[Model] = WeakSet()
 
 
-class Experiments(ABC):
-    """What a `mixq.Model` is beside an answering machine.
-
-    Attributes:
-        is_forced: whether the routers are made to choose otherwise; see `force`.
-    """
-
-    config: ModelConfig
-    context: int
-    network: Mixtral
-    is_forced = False
-
-    @abstractmethod
-    def encode(self, prompt: Prompt) -> list[int]: ...
-
-    @abstractmethod
-    def new_kv_cache(self) -> KVCache: ...
-
-    @abstractmethod
-    def forward(self, ids: Sequence[int]) -> Tensor: ...
-
-    @overload
-    def route(self, text: Prompt, *, weights: Literal[False] = ...) -> NDArray[Any]: ...
-    @overload
-    def route(self, text: Prompt, *, weights: Literal[True]) -> tuple[NDArray[Any], NDArray[np.float32]]: ...
-    def route(self, text: Prompt, *, weights: bool = False) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]]:
-        """Return which experts the routers choose for each token of a text.
-
-        Args:
-            text: text (the begin token is put in front: `encode` gives the tokens of the rows) or the exact ids.
-            weights: return the routers' weights too.
-
-        Returns:
-            Numbers of experts, uint8 [tokens, layers, experts a token], the favourite first; with `weights` also
-            float32 of the same shape, which sums to one over the last axis.
-
-        Raises:
-            PromptError: empty, too long for the context, or text for a model without a tokenizer.
-            UsageError: a dense model.
-        """
-        ids, topk_weights = _route(self, self.encode(text))
-        return (ids, topk_weights) if weights else ids
-
-    def logits(self, text: Prompt) -> NDArray[np.float32]:
-        """Return float32 logits [tokens, vocabulary] after each token of a text; text and errors as for `route`."""
-        logits: NDArray[np.float32] = self.forward(self.encode(text)).numpy()
-        return logits
-
-    def perplexity(self, text: str, *, window: int | None = None, stride: int | None = None) -> float:
-        """Return the perplexity of a text, as `mixq eval ppl` measures it.
-
-        `mixq.measure.perplexity.perplexity` takes the same window and stride, and gives the error and the distance
-        from another model besides.
-
-        Raises:
-            PromptError: the text is empty, or the model has no tokenizer.
-            UsageError: a window or a stride that makes no sense.
-        """
-        return perplexity.perplexity(cast("Model", self), text, window=window, stride=stride).perplexity
-
-    def force(
-        self,
-        *,
-        top_k: int | None = None,
-        drop: Drop = (),
-        experts: Mapping[int, Collection[int]] | None = None,
-    ) -> AbstractContextManager[None]:
-        """Make the routers choose otherwise inside of a `with` block, as in `with model.force(top_k=1): ...`.
-
-        Weights are the routers' own over what is left to choose from, made to sum to one. What is read outside of the
-        block (an iterator of events) is computed outside of it.
-
-        Args:
-            top_k: experts that each token uses.
-            drop: experts that are not to be used: {3} in any layer, [(0, 3), (4, 1)] in layers 0 and 4.
-            experts: those that a layer uses for every token, such as {2: (1, 5)}.
-
-        Raises:
-            UsageError: a dense model; layers or experts that there are not; a layer with nothing left to choose from;
-                a model that is being forced already.
-        """
-        return _force(self, _choices(self, top_k, drop, experts or {}))
-
-
-def _route(model: Experiments, ids: list[int]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return the experts of each token in each layer, and their weights.
+@overload
+def route(model: Model, text: TextOrIds, *, weights: Literal[False] = ...) -> NDArray[Any]: ...
+@overload
+def route(model: Model, text: TextOrIds, *, weights: Literal[True]) -> tuple[NDArray[Any], NDArray[np.float32]]: ...
+def route(
+    model: Model, text: TextOrIds, *, weights: bool = False
+) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return which experts the routers choose for each token of a text.
 
     Args:
-        ids: run from an empty KV cache.
+        text: text (the begin token is put in front: `model.encode` gives the tokens of the rows) or the exact ids.
+        weights: return the routers' weights too.
 
     Returns:
-        Expert numbers, uint8 (uint16 of a model with more than 256 experts a layer) [T, L, A], each token's favourite
-        first; weights, float32 [T, L, A].
+        Expert numbers, uint8 (uint16 for a model with more than 256 experts a layer) [T, L, A], each token's favourite
+        first; with `weights` also float32 [T, L, A], which sums to one over the last axis.
 
     Raises:
-        PromptError: no ids, too many for the context, or one outside the vocabulary.
-        UsageError: a dense model, or layers that are made to use different numbers of experts.
+        PromptError: empty, too long for the context, an id outside the vocabulary, or text for a model without a
+            tokenizer.
+        UsageError: a dense model, or layers that are forced to use different numbers of experts.
     """
-    config = model.config
-    L = config.num_hidden_layers
-    check_prompt(ids, model.context, config.vocab_size)
-    seen: dict[int, tuple[Tensor, Tensor]] = {}  # by layer; a pass that is run again overwrites what it showed
+    ids = model.encode(text)
+    check_prompt(ids, model.context, model.config.vocab_size)
+    chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by layer; a pass that is run again overwrites its entries
 
     def note(layer: int, residual: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
-        seen[layer] = topk_ids.cpu(), topk_weights.cpu()
+        chosen[layer] = topk_ids.cpu(), topk_weights.cpu()
 
     passes = []
     cache = model.new_kv_cache()
     with model.network.hook_router(note):
         for part in torch.split(torch.tensor(ids), PREFILL_CHUNK):
             model.network.forward([Chunk(part, cache)])
-            passes.append([seen[layer] for layer in range(L)])
+            passes.append([chosen[layer] for layer in range(model.config.num_hidden_layers)])
     counts = {topk_ids.shape[1] for topk_ids, _ in passes[0]}
     if len(counts) > 1:
         raise UsageError(
-            f"The layers use {' or '.join(map(str, sorted(counts)))} experts a token: that is no array [T, L, A].",
+            f"The layers use {' or '.join(map(str, sorted(counts)))} experts a token; an array [T, L, A] has one A.",
             hint="Force the same number of experts in each layer.",
         )
-    experts = torch.cat([torch.stack([topk_ids for topk_ids, _ in layers], dim=1) for layers in passes])  # [T, L, A]
-    weights = torch.cat([torch.stack([topk_weights for _, topk_weights in layers], dim=1) for layers in passes])
-    return experts.numpy().astype(np.uint8 if config.num_local_experts <= 256 else np.uint16), weights.numpy()
+    experts, shares = (
+        torch.cat([torch.stack([layer[i] for layer in layers], dim=1) for layers in passes]).numpy()  # [T, L, A]
+        for i in (0, 1)
+    )
+    experts = experts.astype(np.uint8 if model.config.num_local_experts <= 256 else np.uint16)
+    return (experts, shares) if weights else experts
+
+
+def logits(model: Model, text: TextOrIds) -> NDArray[np.float32]:
+    """Return float32 logits [T, vocabulary] after each token of a text; text and errors as for `route`."""
+    found: NDArray[np.float32] = model.forward(model.encode(text)).numpy()
+    return found
+
+
+def force(
+    model: Model,
+    *,
+    top_k: int | None = None,
+    drop: Drop = (),
+    experts: Mapping[int, Collection[int]] | None = None,
+) -> AbstractContextManager[None]:
+    """Restrict the routers' choices inside a `with` block, as in `with force(model, top_k=1): ...`.
+
+    Weights are the routers' own over the experts that are left, scaled to sum to one. An iterator of events runs the
+    model as it is read: read it inside the block.
+
+    Args:
+        top_k: experts that each token uses.
+        drop: experts that may not be used: {3} in any layer, [(0, 3), (4, 1)] in layers 0 and 4.
+        experts: the experts that a layer uses for every token, such as {2: (1, 5)}.
+
+    Raises:
+        UsageError: a dense model; an unknown layer or expert; a layer without an expert left; a model that is forced
+            already.
+    """
+    return _force(model, _choices(model, top_k, drop, experts or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +123,7 @@ class _Choice:
 
 
 @contextmanager
-def _force(model: Experiments, choices: Mapping[int, _Choice]) -> Iterator[None]:
-    """Make the routers choose so while the context lasts."""
-
+def _force(model: Model, choices: Mapping[int, _Choice]) -> Iterator[None]:
     def choose(layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
         choice = choices.get(layer)
         if choice is None:
@@ -182,38 +133,36 @@ def _force(model: Experiments, choices: Mapping[int, _Choice]) -> Iterator[None]
         topk_weights, topk_ids = reference.route(scores, choice.count)
         return topk_ids, topk_weights
 
-    if model.is_forced:
+    if model in _forced:
         raise UsageError(
-            "The model is being forced already.", hint="Say everything in one call: model.force(top_k=1, drop={3})."
+            "The model's experts are forced already.", hint="Use one call: force(model, top_k=1, drop={3})."
         )
-    model.is_forced = True
+    _forced.add(model)
     try:
         with model.network.hook_router(choose):
             yield
     finally:
-        model.is_forced = False
+        _forced.discard(model)
 
 
-def _choices(
-    model: Experiments, top_k: int | None, drop: Drop, experts: Mapping[int, Collection[int]]
-) -> dict[int, _Choice]:
-    """Return what each layer may choose from; layers that are left alone are not among them."""
+def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, Collection[int]]) -> dict[int, _Choice]:
+    """Return what each restricted layer may choose from."""
     L, E, A = model.config.num_hidden_layers, model.config.num_local_experts, model.config.num_experts_per_tok
     if not E:
         raise UsageError("This model is dense: it has no experts to force.")
     if top_k is None and not drop and not experts:
-        raise UsageError("Nothing is forced.", hint="Give top_k, drop or experts, such as model.force(top_k=1).")
+        raise UsageError("Nothing is forced.", hint="Give top_k, drop or experts, such as force(model, top_k=1).")
     if top_k is not None:
         top_k = _number(top_k, 1, E, "top_k")
     if not isinstance(experts, Mapping):
-        raise UsageError("experts must say which of each layer, such as experts={3: (1, 5)}.")
+        raise UsageError("experts must map a layer to its experts, such as experts={3: (1, 5)}.")
     allowed = torch.ones(L, E, dtype=torch.bool)
     counts = {} if top_k is None else dict.fromkeys(range(L), top_k)
     for layer, listed in experts.items():
         layer = _number(layer, 0, L - 1, "layer")
         numbers = {_number(expert, 0, E - 1, "expert") for expert in _several(listed, f"experts of layer {layer}")}
         if not numbers:
-            raise UsageError(f"Layer {layer} has to use some expert.")
+            raise UsageError(f"Layer {layer} needs at least one expert.")
         allowed[layer] = torch.tensor([expert in numbers for expert in range(E)])
         counts[layer] = min(top_k or E, len(numbers))
     for item in _several(drop, "drop"):
@@ -239,7 +188,7 @@ def _dropped(item: object, L: int, E: int) -> tuple[range, int]:
     return range(layer, layer + 1), _number(item[1], 0, E - 1, "expert to drop")
 
 
-def _several(items: Any, what: str) -> Iterable[Any]:
+def _several(items: Any, what: str) -> Collection[Any]:
     if not isinstance(items, Collection) or isinstance(items, str | bytes | Mapping):
         raise UsageError(f"{what} must be a list or a set, not {printable(repr(items))}.")
     return items

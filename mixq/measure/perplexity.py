@@ -15,15 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mixq.engine.model import Model
 from mixq.errors import ModelFileError, PromptError, UsageError
-
-if TYPE_CHECKING:
-    from mixq.engine.model import Model
 
 ROWS = 128
 """Positions whose logits are held at once: 16 MB a model at a vocabulary of 32,000."""

@@ -21,7 +21,7 @@ _KEYS = ("prompt", "messages", "name")
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class NamedPrompt:
     """A text to go on from or to answer, or a conversation to go on with: one of the two."""
 
     name: str
@@ -29,7 +29,7 @@ class Prompt:
     messages: tuple[Message, ...] = ()
 
 
-def parse_prompts(text: str, where: str) -> list[Prompt]:
+def parse_prompts(text: str, where: str) -> list[NamedPrompt]:
     """Return the prompts of a file's text.
 
     Args:
@@ -45,10 +45,10 @@ def parse_prompts(text: str, where: str) -> list[Prompt]:
         raise PromptError(f"{printable(where)} has {len(lines):,} prompts; at most {MOST:,} are run.")
     if lines[0][1].startswith("{"):
         return [_parsed(line, number, f"{where}, line {number}") for number, line in lines]
-    return [Prompt(_short(line), line) for _, line in lines]
+    return [NamedPrompt(_short(line), line) for _, line in lines]
 
 
-def _parsed(line: str, number: int, where: str) -> Prompt:
+def _parsed(line: str, number: int, where: str) -> NamedPrompt:
     try:
         entry = parse_json_object(line.encode(), where)
     except ModelFileError as error:
@@ -65,26 +65,26 @@ def _parsed(line: str, number: int, where: str) -> Prompt:
     if "prompt" in entry:
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"{printable(where)}: prompt must be a text.")
-        return Prompt(_short(name or text), text)
+        return NamedPrompt(_short(name or text), text)
     if not isinstance(messages, list) or not messages:
         raise PromptError(f"{printable(where)}: messages must be a list of them.")
     try:
         turns = tuple(Message.of(message) for message in messages)
     except UsageError as error:
         raise PromptError(f"{printable(where)}: {error.message}", hint=error.hint) from error
-    return Prompt(_short(name or turns[-1].content or f"line {number}"), messages=turns)
+    return NamedPrompt(_short(name or turns[-1].content or f"line {number}"), messages=turns)
 
 
 def _short(text: str) -> str:
     return printable(" ".join(text.split()), LONGEST_NAME)
 
 
-def built_in() -> list[Prompt]:
+def built_in() -> list[NamedPrompt]:
     """Return a small set: several languages, and code."""
     return list(_built_in())
 
 
-def _built_in() -> Iterator[Prompt]:
+def _built_in() -> Iterator[NamedPrompt]:
     for name, text in (
         ("English: story", "Write the first paragraph of a story about a lighthouse keeper who finds a letter."),
         ("English: science", "Explain in a few sentences why the sky is blue and the sunset is red."),
@@ -103,4 +103,4 @@ def _built_in() -> Iterator[Prompt]:
         ("Code: bug", "What is wrong here?\n\nfor i in range(len(items)):\n    if not items[i]:\n        del items[i]"),
         ("Table", "List five European rivers as a Markdown table with their length in kilometres."),
     ):
-        yield Prompt(name, text)
+        yield NamedPrompt(name, text)

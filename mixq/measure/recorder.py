@@ -1,9 +1,9 @@
-"""Runs prompts and records what the routers do: choices, weights, what the routers ahead would have guessed, and times.
+"""Runs prompts and records the routers: choices, weights, predictions of the next layers' choices, and times.
 
-Contract: replies are those that the model gives anyway, on any device; looking changes none of them. The guesses are
-made here: the routers of the next layers are asked on today's hidden state. On a pass of few tokens that is done when
-it is over; on a prompt's, whose hidden states would take too much memory, at once, and the time is taken off the pass.
-A GPU's captured steps are not used while it is recorded, so that a recorded token may take longer than others.
+Contract: recording does not change a reply, on any device. The predictions are made here: the routers of the next
+layers are applied to the hidden state of this one. In a pass of few tokens that is done after it; in a pass of many,
+whose hidden states would take too much memory, at once, and its time is subtracted from the pass. A GPU's captured
+steps are not used while recording, so a recorded token may take longer than others.
 
 Axes: T tokens of a pass, L layers, A active experts, H layers looked ahead.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -22,21 +23,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.engine.answer import PREFILL_CHUNK, Answer, Task, pending_tensor
-from mixq.engine.events import Done
+from mixq.engine.answer import PREFILL_CHUNK, Answer, Pass, Task, step
+from mixq.engine.events import Done, Failed
 from mixq.engine.model import Model
 from mixq.engine.sampling import SamplingParams
+from mixq.engine.sequences import KeptSequence
 from mixq.errors import PromptError, UsageError, printable
 from mixq.experts.executor import Lookahead
 from mixq.experts.memory_plan import workspace_bytes
 from mixq.kernels.reference import DECODE_ROWS
-from mixq.measure.prompt_file import Prompt
-from mixq.model.attention import Chunk
+from mixq.measure.prompt_file import NamedPrompt
 from mixq.plan.recording import NOTHING, Facts, Recording, count_prompts
 from mixq.plan.sizes import ModelSizes
 
 LOOKAHEAD = 2
-"""Layers ahead whose routers are asked, as the engine asks them."""
+"""Layers ahead whose choices are predicted, as the engine does."""
 
 
 class Recorder:
@@ -74,12 +75,12 @@ class Recorder:
             for i in range(len(layers))
         ]
         self._names: list[str] = []
-        self._passes: list[_Pass] = []
-        self._pass = _Running()
+        self._passes: list[_RecordedPass] = []
+        self._layers = _Layers()
         self._begun = datetime.now(UTC)
 
-    def tasks(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Task]:
-        """Return what is to be run, every prompt checked before the first runs.
+    def tasks(self, prompts: Sequence[NamedPrompt], **sampling: Any) -> list[Task]:
+        """Return the tasks of some prompts, all checked before the first runs.
 
         Args:
             sampling: fields of `SamplingParams`.
@@ -90,18 +91,17 @@ class Recorder:
         params = SamplingParams.from_kwargs(**sampling)
         return [self._task(prompt, params) for prompt in prompts]
 
-    def _task(self, prompt: Prompt, params: SamplingParams) -> Task:
+    def _task(self, prompt: NamedPrompt, params: SamplingParams) -> Task:
         model = self.model
         if model.is_chat:
             messages = prompt.messages or [{"role": "user", "content": prompt.text}]
-            return model.task(model.encode_chat(messages), params, continues_text=False)
+            return model.prompting.task(model.encode_chat(messages), params, continues_text=False)
         if prompt.messages:
             raise PromptError(
                 f"{printable(prompt.name)} is a conversation, and this model has no chat format: {model.template.why}.",
                 hint="Give texts, or --template.",
             )
-        ids = [*model.tokenizer.begin_ids, *model.tokenizer.encode(prompt.text)]
-        return model.task(ids, params, continues_text=True)
+        return model.prompting.task(model.encode(prompt.text), params, continues_text=True)
 
     def run(
         self,
@@ -111,34 +111,34 @@ class Recorder:
         cancel: threading.Event | None = None,
         on_token: Callable[[int], None] = lambda tokens: None,
     ) -> Done:
-        """Answer a prompt and record it; what has been recorded when it is broken off is kept.
+        """Answer a prompt and record it; an answer that is interrupted is recorded as far as it went.
 
         Args:
             cancel: ends the reply when set.
-            on_token: called after each pass with the tokens of it.
+            on_token: called after each pass with the number of its tokens.
         """
         model = self.model
-        kv_cache = model.new_kv_cache()
+        sequence = KeptSequence(model.new_kv_cache())
+        sequence.begin(task.prompt_ids, 0)
+        answer = Answer(task, sequence, experts=model.placement.offload)
         self._names.append(name)
-        answer = Answer(task, kv_cache, experts=model.placement.offload)
         with model.network.hook_router(self._look):
             while not answer.finished:
                 if cancel is not None and cancel.is_set():
                     return answer.end("cancelled")
-                ids, in_prompt = pending_tensor(answer), answer.in_prompt
-                begun = time.perf_counter()
-                logits = model.network.forward([Chunk(ids, kv_cache)])
-                seconds = time.perf_counter() - begun - self._pass.seconds
-                self._passes.append(self._finished(ids, in_prompt=in_prompt, seconds=seconds))
-                on_token(len(ids))
-                for event in answer.take(logits):
-                    if isinstance(event, Done):
-                        model.note_answer(event)
-                        return event
-        raise AssertionError("an answer ends with Done")
+                in_prompt = answer.in_prompt
+                run = step(model.network, [answer])
+                self._passes.append(self._finished(run, in_prompt=in_prompt))
+                on_token(len(run.token_ids))
+        last = run.events[0][-1]
+        if isinstance(last, Failed):
+            raise last.error
+        assert isinstance(last, Done), "an answer ends with Done or Failed"
+        model.log.last = last
+        return last
 
     def recording(self) -> Recording | None:
-        """Return what has been recorded so far; None for nothing."""
+        """Return what has been recorded so far; None before the first pass."""
         if not self._passes:
             return None
         model, config = self.model, self.model.config
@@ -197,67 +197,63 @@ class Recorder:
     # One pass
 
     def _look(self, layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> None:
-        """See `mixq.model.hooks`."""
+        """Take a layer's routing: a router hook of `mixq.model.hooks`."""
         begun = time.perf_counter()
         if layer == 0:  # also of a pass that is run again because memory had run out
-            self._pass = _Running()
-        self._pass.ids.append(ids)
-        self._pass.weights.append(weights)
+            self._layers = _Layers()
+        layers = self._layers
+        layers.ids.append(ids)
+        layers.weights.append(weights)
         if len(ids) <= DECODE_ROWS:
-            self._pass.residuals.append(residual)
+            layers.residuals.append(residual)
         else:
-            self._pass.guesses.append(self._guess(layer, residual))
-            self._pass.seconds += time.perf_counter() - begun
+            layers.predictions.append(self._predict(layer, residual))
+            layers.seconds += time.perf_counter() - begun
 
-    def _guess(self, layer: int, residual: Tensor) -> list[Tensor]:
-        return [named for _, named in self._lookaheads[layer].predict(residual)]
+    def _predict(self, layer: int, residual: Tensor) -> list[Tensor]:
+        return [ids for _, ids in self._lookaheads[layer].predict(residual)]
 
     @torch.inference_mode()
-    def _finished(self, ids: Tensor, *, in_prompt: bool, seconds: float) -> _Pass:
-        """Bring the pass to the host."""
-        running = self._pass
-        for layer, residual in enumerate(running.residuals):
-            running.guesses.append(self._guess(layer, residual))
-        T, L, A = len(ids), len(running.ids), running.ids[0].shape[1]
+    def _finished(self, run: Pass, *, in_prompt: bool) -> _RecordedPass:
+        """Bring what the layers have shown to the host."""
+        layers, self._layers = self._layers, _Layers()
+        for layer, residual in enumerate(layers.residuals):
+            layers.predictions.append(self._predict(layer, residual))
+        T, L, A = len(run.token_ids), len(layers.ids), layers.ids[0].shape[1]
         predicted = np.full((T, self._ahead, L, A), NOTHING, dtype=np.uint8)
-        for layer, guesses in enumerate(running.guesses):
-            for ahead, named in enumerate(guesses):
-                predicted[:, ahead, layer + 1 + ahead] = named.cpu().numpy()
-        self._pass = _Running()
-        return _Pass(
-            len(self._names) - 1,
-            in_prompt,
-            max(seconds, 0.0) / T,
-            ids.numpy().astype(np.int32),
-            torch.stack(running.ids, dim=1).cpu().numpy().astype(np.uint8),  # [T, L, A]
-            torch.stack(running.weights, dim=1).cpu().numpy().astype(np.float16),
-            predicted,
+        for layer, predictions in enumerate(layers.predictions):
+            for ahead, ids in enumerate(predictions):
+                predicted[:, ahead, layer + 1 + ahead] = ids.cpu().numpy()
+        return _RecordedPass(
+            prompt=len(self._names) - 1,
+            in_prompt=in_prompt,
+            seconds=max(run.seconds - layers.seconds, 0.0) / T,
+            tokens=run.token_ids.numpy().astype(np.int32),
+            experts=torch.stack(layers.ids, dim=1).cpu().numpy().astype(np.uint8),  # [T, L, A]
+            weights=torch.stack(layers.weights, dim=1).cpu().numpy().astype(np.float16),
+            predicted=predicted,
         )
 
 
-class _Running:
-    """What the layers of a pass have shown so far; `seconds` that looking has taken."""
+@dataclass(slots=True)
+class _Layers:
+    """What the layers of a pass have shown so far; `seconds` that recording them has taken."""
 
-    def __init__(self) -> None:
-        self.ids: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        self.residuals: list[Tensor] = []
-        self.guesses: list[list[Tensor]] = []
-        self.seconds = 0.0
+    ids: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+    predictions: list[list[Tensor]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-class _Pass:
+@dataclass(frozen=True, slots=True)
+class _RecordedPass:
     """One pass as it is recorded; `seconds` of each token."""
 
-    def __init__(
-        self,
-        prompt: int,
-        in_prompt: bool,
-        seconds: float,
-        tokens: NDArray[np.int32],
-        experts: NDArray[np.uint8],
-        weights: NDArray[np.float16],
-        predicted: NDArray[np.uint8],
-    ) -> None:
-        self.prompt, self.in_prompt, self.seconds, self.tokens = prompt, in_prompt, seconds, tokens
-        self.experts, self.weights, self.predicted = experts, weights, predicted
+    prompt: int
+    in_prompt: bool
+    seconds: float
+    tokens: NDArray[np.int32]
+    experts: NDArray[np.uint8]
+    weights: NDArray[np.float16]
+    predicted: NDArray[np.uint8]

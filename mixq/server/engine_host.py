@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from mixq.engine.batching import Batcher
-from mixq.engine.generation_config import default_sampling
 from mixq.engine.model import Model
 from mixq.engine.request import BatcherState, Request
+from mixq.engine.sampling import default_sampling
 from mixq.errors import MixqError, printable
 from mixq.server.errors import RequestError, shown
 from mixq.server.streams import Answers

@@ -40,7 +40,7 @@ def test_a_model_shows_its_plan(tiny: Path) -> None:
     page = model._repr_html_()
     assert "6 of 12 in slots on sim (2 in 3 layers; Lru)" in page
     assert "8.0 MB" in page
-    for name in ("trunk", "KV cache", "room to work"):
+    for name in ("trunk", "KV cache", "workspace"):
         assert name in page
 
 

@@ -91,9 +91,9 @@ def test_a_reply_ends_at_every_end_token(end: int, tmp_path: Path) -> None:
 def test_a_reply_ends_at_the_texts_of_its_format_and_a_completion_does_not(tmp_path: Path) -> None:
     model = mixq.load(write(tmp_path / "vicuna", {}), exact=True)
     assert model.template.name == "vicuna"
-    asked = model.task([1], SamplingParams(stop=("mine",)), continues_text=False)
+    asked = model.prompting.task([1], SamplingParams(stop=("mine",)), continues_text=False)
     assert asked.params.stop == ("mine", " USER:", "\nUSER:")
-    assert model.task([1], SamplingParams(), continues_text=True).params.stop == ()
+    assert model.prompting.task([1], SamplingParams(), continues_text=True).params.stop == ()
 
 
 def test_a_base_model_completes_and_says_so_when_asked_to_chat(tmp_path: Path) -> None:

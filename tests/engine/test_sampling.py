@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
-from mixq.errors import UsageError
+from mixq.engine.sampling import Sampler, SamplingParams, default_sampling, top_logprobs
+from mixq.errors import ModelFileError, UsageError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 1.5])
 
@@ -109,7 +109,7 @@ def test_extreme_but_allowed_parameters_draw_the_likeliest(params: dict[str, Any
 
 
 def test_logits_that_are_not_finite_are_not_sampled() -> None:
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ModelFileError, match="not finite"):
         sampler().choose(torch.tensor([1.0, float("nan")]))
 
 
@@ -147,3 +147,37 @@ def test_a_parameter_out_of_bounds_is_refused_by_name(params: dict[str, Any], na
     with pytest.raises(UsageError) as error:
         SamplingParams.from_kwargs(**params)
     assert named in error.value.message
+
+
+# What generation_config.json asks for
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "expected"),
+    [
+        ({}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"bos_token_id": 1, "eos_token_id": 2}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"temperature": 0.1}, {"temperature": 0.7, "top_p": 0.95}),
+        ({"do_sample": False, "temperature": 0.1}, {"temperature": 0.0}),
+        (
+            {"do_sample": True},
+            {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0},
+        ),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_k": 0, "top_p": 0.9, "min_p": None},
+            {"temperature": 0.6, "top_k": 0, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.0},
+        ),
+    ],
+)
+def test_what_a_model_wishes(generation_config: dict[str, Any], expected: dict[str, float]) -> None:
+    assert default_sampling(generation_config) == expected
+    SamplingParams.from_kwargs(**default_sampling(generation_config))
+
+
+@pytest.mark.parametrize(
+    "generation_config",
+    [{"do_sample": "yes"}, {"do_sample": True, "top_k": 2.5}, {"do_sample": True, "top_p": "0.9"}],
+)
+def test_wish_of_the_wrong_kind(generation_config: dict[str, Any]) -> None:
+    with pytest.raises(ModelFileError, match=r"generation_config.json: \w+ is"):
+        default_sampling(generation_config)

@@ -13,6 +13,7 @@ from torch import Tensor
 import mixq
 from mixq.errors import UsageError
 from mixq.experts.offload import ExpertOffload
+from mixq.measure.experiments import force, route
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
 
@@ -152,9 +153,9 @@ def test_a_policy_without_a_cache_is_said(tiny: Path) -> None:
 def test_a_dropped_expert_is_never_asked_for(tiny: Path) -> None:
     model = on_sim(tiny, cache_policy=Noted)
     Noted.log.clear()
-    with model.force(drop={1}):
+    with force(model, drop={1}):
         model.generate(IDS, temperature=0, max_tokens=10, ignore_eos=True, stream=False)
-        assert not (model.route(IDS) == 1).any()
+        assert not (route(model, IDS) == 1).any()
     used = {expert for what, expert in Noted.log if what == "used"}
     assert used == {0, 2, 3}
-    assert (model.route(IDS) == 1).any()
+    assert (route(model, IDS) == 1).any()

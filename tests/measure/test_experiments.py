@@ -1,4 +1,4 @@
-"""What `mixq.Model` offers for experiments: routing, logits, perplexity, forced experts."""
+"""Experiments with a model: routing, logits, perplexity, forced experts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import mixq
 from mixq.errors import PromptError, UsageError
 from mixq.experts.offload import ExpertOffload
 from mixq.measure import perplexity
+from mixq.measure.experiments import force, logits, route
 from mixq.quantize import quantize
 from mixq.system import paths
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
@@ -61,63 +62,62 @@ def test_route_gives_the_choices_of_transformers(demo: mixq.Model) -> None:
         outputs = peer(torch.tensor([ids]), output_router_logits=True)
     scores = torch.stack([layer.view(-1, E).float() for layer in outputs.router_logits], dim=1)  # [T, L, E]
     weights, wanted = scores.softmax(-1).topk(A)
-    got, got_weights = demo.route(TEXT, weights=True)
+    got, got_weights = route(demo, TEXT, weights=True)
     assert (got.shape, got.dtype) == ((len(ids), L, A), np.uint8)
     assert (got_weights.shape, got_weights.dtype) == (got.shape, np.float32)
     assert np.array_equal(got, wanted.numpy())
     assert np.allclose(got_weights, (weights / weights.sum(-1, keepdim=True)).numpy(), atol=1e-4)
-    assert np.array_equal(demo.route(ids), got)
-    assert np.array_equal(demo.route(np.array(ids)), got)
+    assert np.array_equal(route(demo, ids), got)
+    assert np.array_equal(route(demo, np.array(ids)), got)
 
 
 def test_route_is_the_same_in_parts_and_on_an_accelerator(demo: mixq.Model, tiny: Path) -> None:
     long = demo.encode(TEXT) * 30  # several passes
     assert len(long) > 1024
-    whole = demo.route(long)
-    assert np.array_equal(whole[:40], demo.route(long[:40]))
+    whole = route(demo, long)
+    assert np.array_equal(whole[:40], route(demo, long[:40]))
     assert len({tuple(token.flatten()) for token in whole}) > 40
     cpu = mixq.load(tiny, device="cpu", context=64, threads=1)
-    assert np.array_equal(on_sim(tiny).route(IDS), cpu.route(IDS))
+    assert np.array_equal(route(on_sim(tiny), IDS), route(cpu, IDS))
     token_by_token = []
     cache = cpu.new_kv_cache()
     for token in IDS:
         cpu.forward([token], kv_cache=cache)
         token_by_token += cpu.network.chosen_experts()
-    assert [[tuple(layer) for layer in token] for token in cpu.route(IDS).tolist()] == token_by_token
+    assert [[tuple(layer) for layer in token] for token in route(cpu, IDS).tolist()] == token_by_token
 
 
 def test_texts_and_ids_that_cannot_be_run_are_refused(demo: mixq.Model, tiny: Path) -> None:
-    for ask in (demo.route, demo.logits):
+    for ask in (route, logits):
         for prompt, said in (("", "empty"), ([], "empty"), ([5, -1], "-1"), ([1] * 3000, "3000"), ([0.5], "whole")):
             with pytest.raises(PromptError, match=said):
-                ask(prompt)  # type: ignore[arg-type]
+                ask(demo, prompt)  # type: ignore[arg-type]
 
 
 def test_dense_models_have_nothing_to_route_or_force(tmp_path: Path) -> None:
     write_tiny_mistral(tmp_path / "dense")
     dense = mixq.load(tmp_path / "dense", device="cpu", threads=1)
     with pytest.raises(UsageError, match="dense"):
-        dense.route([5])
+        route(dense, [5])
     with pytest.raises(UsageError, match="dense"):
-        dense.force(top_k=1)
-    assert dense.logits([5, 6]).shape == (2, 64)
+        force(dense, top_k=1)
+    assert logits(dense, [5, 6]).shape == (2, 64)
 
 
 # Logits and perplexity
 
 
 def test_logits_are_those_of_forward(demo: mixq.Model) -> None:
-    logits = demo.logits(TEXT)
-    assert (type(logits), logits.dtype) == (np.ndarray, np.float32)
-    assert np.array_equal(logits, demo.forward(demo.encode(TEXT)).numpy())
+    rows = logits(demo, TEXT)
+    assert (type(rows), rows.dtype) == (np.ndarray, np.float32)
+    assert np.array_equal(rows, demo.forward(demo.encode(TEXT)).numpy())
 
 
-def test_perplexity_is_that_of_evaluate(demo: mixq.Model) -> None:
-    assert demo.perplexity(TEXT) == perplexity.perplexity(demo, TEXT).perplexity
-    short = demo.perplexity(TEXT, window=16)
-    assert short == perplexity.perplexity(demo, TEXT, window=16).perplexity
-    assert short != demo.perplexity(TEXT)
-    assert demo.perplexity(TEXT, window=16, stride=15) == short  # no overlap
+def test_windows_change_perplexity_and_a_stride_without_overlap_does_not(demo: mixq.Model) -> None:
+    whole = perplexity.perplexity(demo, TEXT).perplexity
+    short = perplexity.perplexity(demo, TEXT, window=16).perplexity
+    assert short != whole
+    assert perplexity.perplexity(demo, TEXT, window=16, stride=15).perplexity == short
 
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 5), (16, 15), (9, 1), (300, 100), (20, 8)])
@@ -138,15 +138,15 @@ def test_each_token_counts_once_after_as_many_as_a_stride_leaves(demo: mixq.Mode
 
 
 def test_rows_held_at_once_do_not_change_strided_figures(demo: mixq.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = demo.perplexity(TEXT, window=32, stride=7)
+    whole = perplexity.perplexity(demo, TEXT, window=32, stride=7).perplexity
     monkeypatch.setattr(perplexity, "ROWS", 3)
-    assert demo.perplexity(TEXT, window=32, stride=7) == pytest.approx(whole, rel=1e-5)
+    assert perplexity.perplexity(demo, TEXT, window=32, stride=7).perplexity == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("stride", [0, -1, 16])
 def test_strides_that_are_not_possible_are_refused(demo: mixq.Model, stride: int) -> None:
     with pytest.raises(UsageError, match="from 1 to 15"):
-        demo.perplexity(TEXT, window=16, stride=stride)
+        perplexity.perplexity(demo, TEXT, window=16, stride=stride)
 
 
 # Forced experts
@@ -170,17 +170,17 @@ FORCED: dict[str, tuple[dict[str, Any], dict[int, tuple[set[int], int]]]] = {
 def test_forced_experts_are_what_the_definition_gives(demo: mixq.Model, name: str) -> None:
     """Softmax over the scores of those allowed, the best of them, made to sum to one; experts in plain torch."""
     asked, by_layer = FORCED[name]
-    plain = demo.logits(TEXT)
+    plain = logits(demo, TEXT)
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def note(layer: int, x: Tensor, output: Tensor) -> None:
         seen[layer] = x, output
 
-    with demo.force(**asked), demo.network.hook_experts(note):
-        forced = demo.logits(TEXT)
+    with force(demo, **asked), demo.network.hook_experts(note):
+        forced = logits(demo, TEXT)
         chosen = demo.network.chosen_experts()
     assert not np.allclose(forced, plain, atol=1e-2)
-    assert np.array_equal(demo.logits(TEXT), plain)  # and it is over
+    assert np.array_equal(logits(demo, TEXT), plain)  # and it is over
     for layer, (x, output) in seen.items():
         allowed, count = by_layer.get(layer, (set(range(E)), A))
         expected, expected_ids = by_hand(demo, layer, x, sorted(allowed), count)
@@ -211,24 +211,24 @@ def by_hand(
 
 
 def test_route_and_generation_see_what_is_forced(demo: mixq.Model) -> None:
-    with demo.force(top_k=1):
-        assert demo.route(TEXT).shape[-1] == 1
-        assert (demo.route(TEXT, weights=True)[1] == 1).all()
+    with force(demo, top_k=1):
+        assert route(demo, TEXT).shape[-1] == 1
+        assert (route(demo, TEXT, weights=True)[1] == 1).all()
         told = list(demo.generate(IDS, temperature=0, max_tokens=3, experts=True))
     experts = [event.experts for event in told if isinstance(event, mixq.Token)]
     assert [[len(layer) for layer in token] for token in experts] == [[1] * L] * len(experts)
-    with demo.force(experts={2: (4,)}), pytest.raises(UsageError, match="1 or 2 experts a token"):
-        demo.route(TEXT)
+    with force(demo, experts={2: (4,)}), pytest.raises(UsageError, match="1 or 2 experts a token"):
+        route(demo, TEXT)
 
 
 def test_forcing_ends_with_its_block_whatever_happens(demo: mixq.Model) -> None:
-    plain = demo.logits(TEXT)
-    with pytest.raises(KeyError), demo.force(top_k=1):
+    plain = logits(demo, TEXT)
+    with pytest.raises(KeyError), force(demo, top_k=1):
         raise KeyError
-    assert np.array_equal(demo.logits(TEXT), plain)
-    with demo.force(top_k=1), pytest.raises(UsageError, match="already"), demo.force(drop={3}):
+    assert np.array_equal(logits(demo, TEXT), plain)
+    with force(demo, top_k=1), pytest.raises(UsageError, match="already"), force(demo, drop={3}):
         pass
-    assert np.array_equal(demo.logits(TEXT), plain)
+    assert np.array_equal(logits(demo, TEXT), plain)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_forcing_ends_with_its_block_whatever_happens(demo: mixq.Model) -> None:
         ({"drop": range(8)}, "Layer 0 has no expert left"),
         ({"experts": {9: (1,)}}, "layer is 9"),
         ({"experts": {0: (8,)}}, "expert is 8"),
-        ({"experts": {0: ()}}, "Layer 0 has to use some expert"),
+        ({"experts": {0: ()}}, "Layer 0 needs at least one expert"),
         ({"experts": {0: 1}}, "experts of layer 0 must be a list or a set, not 1"),
-        ({"experts": [1, 5]}, "experts must say which of each layer"),
+        ({"experts": [1, 5]}, "experts must map a layer to its experts"),
         ({"experts": {3: (1,)}, "drop": {1}}, "Layer 3 has no expert left"),
     ],
 )
 def test_forcing_that_makes_no_sense_is_refused_at_once(demo: mixq.Model, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        demo.force(**asked)
+        force(demo, **asked)

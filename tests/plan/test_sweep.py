@@ -12,7 +12,7 @@ from mixq.errors import DoesNotFitError, UsageError
 from mixq.experts import quota
 from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
-from mixq.measure.prompt_file import Prompt
+from mixq.measure.prompt_file import NamedPrompt
 from mixq.measure.recorder import Recorder
 from mixq.plan.hit_curves import hit_curves, most_used
 from mixq.plan.recording import Facts, PromptFacts, Recording
@@ -167,7 +167,7 @@ def test_the_hits_of_a_recorded_run_are_those_of_its_replay(
         layer.feed_forward.experts.predict_nothing()
     model.placement.offload.cache.counters.clear()
     recorder = Recorder(model)
-    prompts = [Prompt("a", "What is 7 + 8?"), Prompt("b", "Who wrote the letter?")]
+    prompts = [NamedPrompt("a", "What is 7 + 8?"), NamedPrompt("b", "Who wrote the letter?")]
     for prompt, task in zip(
         prompts, recorder.tasks(prompts, max_tokens=40, temperature=0, ignore_eos=True), strict=True
     ):

@@ -1,0 +1,171 @@
+"""What a model's folder says about text: tokenizer, chat format, the tokens that end an answer.
+
+Contract: turns texts and conversations into token ids, and a request into a checked `Task`. Everything is read when it
+is first needed, so that a folder without a tokenizer still runs ids. No network is known here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixq.engine.answer import Task, check_prompt
+from mixq.engine.sampling import SamplingParams
+from mixq.errors import PromptError, UsageError, printable
+from mixq.formats.folder import ModelFolder
+from mixq.formats.weights import Weights
+from mixq.text.chat_template import ChatTemplate, Message
+from mixq.text.choice import choose_template
+from mixq.text.grammar import GrammarCompiler, GrammarSpec
+from mixq.text.open import open_tokenizer
+from mixq.text.stream import StreamDecoder
+from mixq.text.templates import get_template
+from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer_config import TokenizerConfig
+
+Messages = Sequence[Message | Mapping[str, Any]]
+
+TextOrIds = str | Sequence[int] | Tensor | NDArray[Any]
+"""A text, or token ids."""
+
+
+class Prompting:
+    """The text side of a model.
+
+    Args:
+        folder: the model folder, or weights made up in memory, which have no text.
+        context: positions of a sequence.
+        template: name of the chat format; None takes the one that the model was trained with.
+        say: takes a line for the user when the chat format is uncertain.
+    """
+
+    def __init__(
+        self,
+        folder: Weights,
+        context: int | None = None,
+        template: str | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self._folder = folder
+        self._context = folder.config.max_position_embeddings if context is None else context
+        self._template = template
+        self._say = say
+        self.has_text = folder.tokenizer_path is not None
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer.
+
+        Raises:
+            PromptError: the folder has none; such a model takes token ids only.
+        """
+        if not self.has_text:
+            raise PromptError(
+                f"{printable(self._folder.path)} has no tokenizer.model or tokenizer.json: it takes ids, not text.",
+                hint="Copy tokenizer.model from the original checkpoint into the folder.",
+            )
+        return open_tokenizer(self._folder.path, self._tokenizer_config)
+
+    @functools.cached_property
+    def _tokenizer_config(self) -> TokenizerConfig:
+        return TokenizerConfig.read(self._folder.path)
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat format: the option's, else the one that the model was trained with; `none` for a base model."""
+        if self._template is not None:
+            return get_template(self._template)
+        if not self.has_text:
+            return choose_template(None, None)
+        raw = self._folder.raw_config if isinstance(self._folder, ModelFolder) else {}
+        chosen = choose_template(self._folder.path, self.tokenizer, self._tokenizer_config, raw)
+        if chosen.note is not None:
+            self._say(chosen.note)
+        return chosen
+
+    @property
+    def is_chat(self) -> bool:
+        """False for a base model: it completes texts, and has no chat format."""
+        return self.template.is_chat
+
+    @functools.cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the folder's own, and those of the chat format."""
+        ends = self.template.end_ids(self.tokenizer) if self.has_text else ()
+        ids = dict.fromkeys((*self._folder.eos_token_ids, *ends))
+        return tuple(i for i in ids if i < self._folder.config.vocab_size)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Tokens that may be drawn. Rows beyond the tokenizer's vocabulary are padding, and would have no text."""
+        rows = self._folder.config.vocab_size
+        return min(rows, self.tokenizer.vocab_size) if self.has_text else rows
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
+
+    def encode(self, text: TextOrIds) -> list[int]:
+        """Return the tokens of a text with the begin token in front, or the ids as they are.
+
+        Raises:
+            PromptError: an empty text, or a model without a tokenizer.
+        """
+        if not isinstance(text, str):
+            return list(text.tolist() if isinstance(text, Tensor | np.ndarray) else text)
+        ids = self.tokenizer.encode(text)
+        if not ids:
+            raise PromptError("The prompt is empty.", hint="Give some text.")
+        return [*self.tokenizer.begin_ids, *ids]
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Return the prompt that asks for the next reply of a conversation; messages and errors as for `Model.chat`."""
+        return self.template.encode(self.tokenizer, messages)
+
+    def task(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        continues_text: bool,
+        grammar: GrammarSpec | None = None,
+        prompt_logprobs: int | None = None,
+        show_experts: bool = False,
+    ) -> Task:
+        """Return the task of answering a prompt, checked against this model.
+
+        Args:
+            prompt_ids: the whole prompt.
+            params: how to choose tokens and when to stop.
+            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
+            grammar, prompt_logprobs, show_experts: fields of `Task`.
+
+        Raises:
+            PromptError: the prompt is empty, too long for the context, or has an id outside the vocabulary.
+            UsageError: stop texts or a grammar for a model without a tokenizer; a grammar that cannot be followed; a
+                token outside the vocabulary in logit_bias.
+        """
+        if not self.has_text and (params.stop or grammar is not None):
+            raise UsageError("Stop texts and grammars need a tokenizer; the model folder has none.")
+        check_prompt(prompt_ids, self._context, self.vocab_size)
+        if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
+            raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")
+        decoder = StreamDecoder(self.tokenizer, strip_leading_space=not continues_text) if self.has_text else None
+        if self.has_text and not continues_text:
+            params = replace(params, stop=(*params.stop, *self.template.stops))
+        return Task(
+            list(prompt_ids),
+            params,
+            self.eos_token_ids,
+            self.vocab_size,
+            decoder,
+            self._grammars.compile(grammar) if grammar is not None else None,
+            prompt_logprobs,
+            show_experts,
+        )
