@@ -114,7 +114,7 @@ def create_app(host: EngineHost, settings: Settings, log: Callable[[str], None] 
 
     routes = [
         Route("/", page_files.index, methods=["GET"]),
-        Route("/page/{name}", page_files.other, methods=["GET"]),
+        Route("/page/{name:path}", page_files.other, methods=["GET"]),
         *(Route(path, endpoint(handler), methods=["GET"]) for path, handler in (*GET.items(), ("/metrics", figures))),
         *(Route(path, endpoint(handler), methods=["POST"]) for path, handler in POST.items()),
     ]

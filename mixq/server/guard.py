@@ -34,7 +34,7 @@ DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
 MAX_HEAD = 16 << 10
 """Bytes of all headers; what comes in one piece passes the protocol's own limit."""
 
-OPEN_PATHS = re.compile(r"/|/health|/page/[^/]*|/favicon\.ico")
+OPEN_PATHS = re.compile(r"/|/health|/page/(vendor/)?[^/]*|/favicon\.ico")
 """What needs no key: the page, which asks for it, and whether the server lives."""
 
 METHODS = "GET, POST, OPTIONS"

@@ -1,7 +1,7 @@
-"""The web page: the files of mixq/server/page/, at / and /page/NAME.
+"""The web page: the files of mixq/server/page/, at / and /page/NAME, and those of its folder vendor.
 
-Contract: nothing else is read: names are matched against a pattern without slashes, the kind is known by the suffix.
-Nothing of another site is loaded or asked; see `POLICY`.
+Contract: nothing else is read: names are matched against a pattern, the kind is known by the suffix. The page loads
+nothing from other sites; `POLICY` makes browsers refuse it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ FOLDER = Path(__file__).parent / "page"
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
-    ".json": "application/json",
-    ".woff2": "font/woff2",
 }
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -37,7 +34,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_NAME = re.compile(r"(vendor/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 async def index(_http: HttpRequest) -> Response:
@@ -46,7 +43,7 @@ async def index(_http: HttpRequest) -> Response:
 
 
 async def other(http: HttpRequest) -> Response:
-    """Return what the page is made of."""
+    """Return another file of the page."""
     return await _file(http.path_params["name"])
 
 
@@ -54,9 +51,9 @@ async def _file(name: str) -> Response:
     path = FOLDER / name
     kind = KINDS.get(path.suffix)
     if kind is None or not _NAME.fullmatch(name):
-        raise RequestError(404, "There is no such file.")
+        raise RequestError(404, "The page has no such file.")
     try:
         content = await asyncio.to_thread(path.read_bytes)
     except OSError:
-        raise RequestError(404, "There is no such file.") from None
+        raise RequestError(404, "The page has no such file.") from None
     return Response(content, media_type=kind, headers=HEADERS)

@@ -71,7 +71,7 @@ class FakeServer:
         self.reset()
         routes = [
             Route("/", self._index),
-            Route("/page/{name}", self._file),
+            Route("/page/{name:path}", self._file),
             Route("/mixq/status", self._status),
             Route("/mixq/reload", self._reload, methods=["POST"]),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
