@@ -42,6 +42,7 @@ from mixq.quantize.scale_search import search
 from mixq.quantize.sources.source import Source
 from mixq.quantize.table_fit import fit_to_source
 from mixq.quantize.threads import one_ahead
+from mixq.system.paths import check_free_space
 
 Weight = Tensor | PackedLinear
 
@@ -109,7 +110,7 @@ class Job:
         """
         plan, folder = self.plan, self.plan.folder
         if not self.target.is_dir():
-            folder.check_disk(plan.disk_needed(None))
+            check_free_space(self.target, plan.disk_needed(None))
             plan.check_memory()
             folder.make()
         with lock.TargetLock(self.target):
@@ -117,7 +118,7 @@ class Job:
             if folder.is_finished():
                 yield from self._finished_before()
                 return
-            folder.check_disk(plan.disk_needed(journal))
+            check_free_space(self.target, plan.disk_needed(journal))
             plan.check_memory()
             notices = list(plan.notices())
             if journal is None:

@@ -28,6 +28,7 @@ from mixq.quantize.sources.open import open_source
 from mixq.quantize.sources.source import Source
 from mixq.quantize.target import Target
 from mixq.system.memory import available_memory
+from mixq.system.paths import free_space
 from mixq.text.open import tokenizer_of
 
 SEARCH_VERSION = 1
@@ -182,7 +183,7 @@ class JobPlan:
             self.mix.as_dict(),
             self.sizes,
             self.disk_needed(self.folder.look(self.source.path)),
-            self.folder.disk_free(),
+            free_space(self.folder.path),
             self.memory_needed(),
             self.notices(),
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,24 +190,6 @@ class Target:
         # Both records stand there once old and once new while they are replaced.
         # And so do a calibration's states.
         return sum(todo.values()) + others + 4 * RECORD_BYTES * records + 2 * self.state_size - freed
-
-    def disk_free(self) -> int:
-        """Return the free bytes of the disk on which the folder lies, or will lie."""
-        path = self.path.absolute()
-        try:
-            return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
-        except OSError as error:
-            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
-
-    def check_disk(self, needed: int) -> None:
-        """Raise StorageError, with exact bytes, where the disk has less than `needed`."""
-        free = self.disk_free()
-        if needed > free:
-            raise StorageError(
-                f"{printable(self.path)} needs {needed:,} bytes, but only {free:,} are free: "
-                f"{needed - free:,} bytes are missing.",
-                hint="Free some space, or name a target on another disk.",
-            )
 
     def make(self) -> None:
         """Make the folder; raises StorageError."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.config import RuntimeOptions, did_you_mean, format_size, parse_size
 from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +76,7 @@ def plan(
 
     computer = _computer(hardware, runtime, refresh=refresh)
     candidates = _candidates(model, format)
-    space = parse_size(disk) if disk is not None else _free_disk() if hardware is None else None
+    space = parse_size(disk) if disk is not None else paths.free_space(paths.store()) if hardware is None else None
     made = make_plan(candidates[0], computer, runtime)
     others = [_compared(sizes, computer, runtime) for sizes in candidates] if len(candidates) > 1 else []
     command = _command(model, made, runtime, lies_here=len(candidates) == 1)
@@ -193,18 +193,6 @@ def _compared(sizes: ModelSizes, computer: Computer, asked: RuntimeOptions) -> d
         "tokens_per_second": made.decode.expected,
         "prompt_tokens_per_second": made.prefill.expected,
     }
-
-
-def _free_disk() -> int | None:
-    """Return the bytes that are free where models are kept."""
-    import shutil
-
-    from mixq.system import paths
-
-    folder: Path | None = paths.store()
-    while folder is not None and not folder.exists():
-        folder = folder.parent if folder.parent != folder else None
-    return None if folder is None else shutil.disk_usage(folder).free
 
 
 def _disk_note(made: Plan, space: int | None) -> str | None:

@@ -15,6 +15,7 @@ from mixq.cli.job_options import JobFlags
 from mixq.cli.quantize import print_plan, run_to_the_end, say_how_it_went
 from mixq.config import format_duration, format_size
 from mixq.errors import UsageError, printable
+from mixq.system.paths import check_free_space
 
 if TYPE_CHECKING:
     from mixq.formats.store import Entry
@@ -149,7 +150,7 @@ def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
     from mixq.cli.confirm import confirm
 
     _show_plan(job, errand, on_the_side=True)
-    job.plan.folder.check_disk(job.dry_run().disk_needed)
+    check_free_space(job.target, job.dry_run().disk_needed)
     job.plan.check_memory()
     if errand.entry is None and not yes and not confirm("Go on?", otherwise_yes=True):
         output.note("Nothing was written.")

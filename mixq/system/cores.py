@@ -1,7 +1,7 @@
 """How many cores this process may use: physical ones, within its affinity and its share of the machine.
 
-Contract: no torch; the operating system is asked, never timed. Two hardware threads of one core share its load and
-store units, so the second adds nothing to a kernel that waits for memory.
+Contract: no torch; the operating system's figures are read, nothing is timed. Two hardware threads of one core share
+its load and store units, so the second adds nothing to a kernel that waits for memory.
 """
 
 from __future__ import annotations
@@ -9,28 +9,32 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mixq.system import control_group
+from mixq.system.memory import control_groups, smallest, text_of
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def physical_cores() -> int:
-    """Return the number of physical cores open to this process, at least 1.
-
-    Counted are the cores of the process's affinity; a container's CPU quota lowers the number.
-    """
+    """Return the physical cores of this process's affinity, at least 1; a container's CPU quota lowers the number."""
     if not hasattr(os, "sched_getaffinity"):
         return max(1, os.cpu_count() or 1)
-    cpus = os.sched_getaffinity(0)
-    cores = {_core(cpu) for cpu in cpus}
-    quota = control_group.cpu_limit()
-    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
+    cores = len({_core(cpu) for cpu in os.sched_getaffinity(0)})
+    quota = cpu_limit()
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def cpu_limit() -> float | None:
+    """Return how many CPUs' time the processes of this control group may use together; None without a limit."""
+    return smallest(_cpus(group) for group in control_groups())
 
 
 def _core(cpu: int) -> tuple[str, str]:
-    """Return package and core of a hardware thread; one that says nothing is a core by itself."""
+    """Return package and core of a hardware thread; one without topology counts as a core of its own."""
     topology = _TOPOLOGY / f"cpu{cpu}" / "topology"
-    try:
-        return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()
-    except OSError:
-        return "unknown", str(cpu)
+    core = text_of(topology / "core_id")
+    return (text_of(topology / "physical_package_id"), core) if core else ("unknown", str(cpu))
+
+
+def _cpus(group: Path) -> float | None:
+    quota, _, period = text_of(group / "cpu.max").strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None

@@ -1,7 +1,7 @@
-"""Memory for what is read at full speed: anonymous, in huge pages where the system gives them.
+"""Anonymous memory in huge pages, where the system has them.
 
-Contract: the tensor returned starts on a huge page and owns its memory. With pages of 4 KiB a stream of weights spends
-part of its time on address translation, and a figure would measure that.
+Contract: the tensor returned starts on a huge page and owns its memory. Reading weights from pages of 4 KiB spends part
+of the time on address translation.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ HUGE_PAGE = 2 << 20
 
 
 def allocate(nbytes: int) -> Tensor:
-    """Return uint8 [nbytes], all zero; a page is taken when it is first touched.
+    """Return uint8 [nbytes] of zeros; a page takes memory when it is first touched.
 
     Raises:
-        DoesNotFitError: the system refused.
+        DoesNotFitError: the system refused the memory.
     """
     length = nbytes + HUGE_PAGE
     try:
-        # Without the flags it would be shared memory, for which huge pages are a setting of their own.
+        # Without the flags the memory is shared; huge pages for shared memory are another setting.
         private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
         pages = mmap.mmap(-1, length, flags=private) if private else mmap.mmap(-1, length)
     except (OSError, ValueError, OverflowError) as error:
         raise DoesNotFitError(
-            f"The system refused {format_size(nbytes)} of memory.", hint="Close other programs, or ask for less."
+            f"The system refused {format_size(nbytes)} of memory.",
+            hint="Close other programs, or use a smaller model or budget.",
         ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them

@@ -1,19 +1,26 @@
-"""How much memory there is, and how much this process has taken.
+"""How much memory the machine has, how much this process may take, and how much it holds.
 
-Contract: the operating system is asked, nothing is allocated. Sizes are in bytes. Where the system does not say
-(Windows has neither), the answer is None.
+Contract: the operating system's figures are read, nothing is allocated. Sizes are in bytes; None where the system does
+not report one. A container sees its own control group (version 2) as the outermost; systemd nests them
+(`systemd-run -p MemoryMax=16G`), and each of them may set a limit: the smallest counts. Where there are no such groups
+there is no limit here. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from mixq.system import control_group
+Limit = TypeVar("Limit", int, float)
 
 _MEMINFO = Path("/proc/meminfo")
 _STATM = Path("/proc/self/statm")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
 
 
 def total_memory() -> int | None:
@@ -24,14 +31,22 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return what can be taken without swapping: free and reclaimable, within the control group of a container."""
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+    """Return what can be taken without swapping: free and reclaimable, within the limits of control groups."""
+    available = _meminfo().get("MemAvailable")
+    if available is None:
         return total_memory()
-    left = control_group.memory_left()
-    return available if left is None else min(available, left)
+    return smallest([available, *map(_left_in, control_groups())])
+
+
+def swapped_memory() -> int:
+    """Return the bytes of swap that are in use."""
+    fields = _meminfo()
+    return fields.get("SwapTotal", 0) - fields.get("SwapFree", 0)
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that the processes of this control group may take together."""
+    return smallest(_number(group / "memory.max") for group in control_groups())
 
 
 def resident_memory() -> int | None:
@@ -51,3 +66,43 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def control_groups() -> list[Path]:
+    """Return the folders of this process's control group and of those around it."""
+    inside = next((line[3:] for line in text_of(_OWN_GROUP).splitlines() if line.startswith("0::/")), "/")
+    group = _CONTROL_GROUPS / inside.strip("/")
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(_CONTROL_GROUPS))]
+
+
+def smallest(limits: Iterable[Limit | None]) -> Limit | None:
+    """Return the smallest limit, None where there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def text_of(path: Path) -> str:
+    """Return the content of a file under /proc or /sys, "" where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _meminfo() -> dict[str, int]:
+    fields = (line.split() for line in text_of(_MEMINFO).splitlines())  # MemTotal: 9000 kB
+    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) > 1 and field[1].isdigit()}
+
+
+def _left_in(group: Path) -> int | None:
+    """Return the bytes that a control group has left; cached files count as use to the kernel, but give way."""
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        return None
+    fields = (line.partition(" ") for line in text_of(group / "memory.stat").splitlines())
+    cached = sum(int(value) for name, _, value in fields if name in _RECLAIMABLE and value.isdigit())
+    return max(0, limit - max(0, used - cached))
+
+
+def _number(path: Path) -> int | None:
+    text = text_of(path).strip()
+    return int(text) if text.isdigit() else None  # "max" is no limit

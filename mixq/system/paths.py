@@ -1,7 +1,7 @@
-"""Where things lie on a user's machine: the model store, the cache and the shipped demo model.
+"""Where things lie on a user's machine: the model store, the cache, config.toml, the demo model; free disk space.
 
-Contract: `resolve_model` turns what a user typed (a folder, a name in the store, or nothing) into a folder. This module
-creates nothing and opens no model. What only some paths need is imported where it is used: every command starts here.
+Contract: `resolve_model` returns the folder that a user means by a path or a name in the store. This module creates
+nothing and opens no model. Every command imports it, so it imports what only some functions need inside them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mixq.errors import ModelFileError, printable
+from mixq.errors import ModelFileError, StorageError, printable
 
 
 def expand(path: str) -> Path:
-    """Return a path with ~ filled in; one of an unknown user stays as it is."""
+    """Return a path with ~ expanded; ~name of an unknown user is left unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -29,7 +29,7 @@ def home() -> Path:
 
 
 def cache() -> Path:
-    """Return the folder of what can be made again: $MIXQ_HOME/cache, else the platform's cache folder."""
+    """Return the folder of files that mixq can make again: $MIXQ_HOME/cache, else the platform's cache folder."""
     import platformdirs
 
     override = os.environ.get("MIXQ_HOME")
@@ -58,10 +58,10 @@ def demo_source() -> Path:
 
 
 def resolve_model(name: str) -> Path:
-    """Return the folder that `name` means: a path that exists, or the name of a model in the store.
+    """Return the folder that `name` means: a folder that exists, or the name of a model in the store.
 
     Raises:
-        ModelFileError: neither exists, and the message names both places; or a job has not finished the model.
+        ModelFileError: there is neither, or a job has not finished the model.
     """
     as_path = expand(name)
     if name and as_path.is_dir():
@@ -70,12 +70,38 @@ def resolve_model(name: str) -> Path:
     if name and Path(name).name == name and name not in (".", "..") and in_store.is_dir():
         if (in_store / "job.json").exists() and not (in_store / "config.json").exists():
             raise ModelFileError(
-                f"{printable(name)} is not finished: a quantize job was interrupted there, or is at work.",
-                hint="`mixq list` shows how far it is and what goes on with it.",
+                f"{printable(name)} is not finished: its quantize job was interrupted or is running.",
+                hint="`mixq list` shows how far it is and the command that continues it.",
             )
         return in_store
     what = "is a file, not a model folder" if as_path.is_file() else "is neither a folder nor a model in the store"
     raise ModelFileError(
         f"{printable(name)!r} {what}.",
-        hint=f"`mixq list` shows the models in the store, which are folders under {printable(store())}.",
+        hint=f"`mixq list` shows the models of the store ({printable(store())}).",
     )
+
+
+def free_space(path: Path) -> int:
+    """Return the free bytes of the disk on which `path` lies, or would lie.
+
+    Raises:
+        StorageError: the disk cannot be read.
+    """
+    import shutil
+
+    place = path.absolute()
+    try:
+        return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
+
+
+def check_free_space(path: Path, needed: int, hint: str = "Free some space, or name a target on another disk.") -> None:
+    """Raise StorageError, with exact bytes, where the disk of `path` has less than `needed` free."""
+    free = free_space(path)
+    if needed > free:
+        raise StorageError(
+            f"{printable(path)} needs {needed:,} bytes, but only {free:,} are free: {needed - free:,} bytes are "
+            "missing.",
+            hint=hint,
+        )

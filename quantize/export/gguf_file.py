@@ -9,7 +9,6 @@ header is written by the package `gguf`.
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from mixq.errors import MixqError, ModelFileError, StorageError, UsageError, printable
+from mixq.errors import MixqError, ModelFileError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.atomic import partial_path, storage_error, sync_folder
 from mixq.formats.scheme import Scheme
@@ -29,6 +28,7 @@ from mixq.quantize.export.gguf_metadata import add_metadata
 from mixq.quantize.nonfinite import count_nonfinite
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.source import Source
+from mixq.system.paths import check_free_space
 
 ALIGNMENT = 32
 """Of each tensor's data, GGUF's default."""
@@ -132,13 +132,7 @@ class GgufExport:
 
     def _check_disk(self, written: int) -> None:
         needed = _padding(written) + sum(tensor.nbytes + _padding(tensor.nbytes) for tensor in self.tensors)
-        free = shutil.disk_usage(self.target.parent).free
-        if needed > free:
-            raise StorageError(
-                f"{printable(self.target)} needs {needed:,} more bytes, but only {free:,} are free: "
-                f"{needed - free:,} bytes are missing.",
-                hint="Free some space, or name a target on another disk.",
-            )
+        check_free_space(self.target, needed)
 
     def _write_tensors(self, file: BinaryIO, on_progress: Callable[[int, int], None]) -> None:
         total = sum(part.numel for tensor in self.tensors for part in tensor.parameters)

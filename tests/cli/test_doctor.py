@@ -13,7 +13,7 @@ from mixq.measure.machine import diagnosis, probe, problems
 from mixq.measure.machine.diagnosis import Diagnosis, diagnose
 from mixq.plan.computer import Computer
 from mixq.plan.presets import COMPUTERS
-from mixq.system import control_group
+from mixq.system import memory
 from tests.cli.conftest import RunCli
 
 
@@ -135,10 +135,10 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
     (tmp_path / "own").write_text("0::/user/session\n")
     (tmp_path / "huge").write_text("always madvise [never]\n")
     (tmp_path / "meminfo").write_text("SwapTotal: 8000000 kB\nSwapFree: 1000000 kB\n")
-    monkeypatch.setattr(control_group, "_ROOT", tmp_path / "group")
-    monkeypatch.setattr(control_group, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path / "group")
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
     monkeypatch.setattr(problems, "_HUGE_PAGES", tmp_path / "huge")
-    monkeypatch.setattr(problems, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     found = json.loads(cli("doctor", "--json").out)["problems"]
     said = " ".join(problem["what"] for problem in found)
     for words in (
@@ -164,7 +164,8 @@ def test_a_healthy_machine_has_no_problems(cli: RunCli, monkeypatch: pytest.Monk
     features = ("avx2", "avx512_vnni")
     healthy = {"gpu": "Some GPU", "gpu_use": None, "native_reason": None, "isa_forced": False, "features": features}
     pretend(monkeypatch, kernels_right=True, build_log=None, **healthy)
-    for module, names in {problems: ("_HUGE_PAGES", "_MEMINFO", "_NVIDIA"), control_group: ("_ROOT", "_OWN")}.items():
+    system = ("_MEMINFO", "_CONTROL_GROUPS", "_OWN_GROUP")
+    for module, names in {problems: ("_HUGE_PAGES", "_NVIDIA"), memory: system}.items():
         for name in names:
             monkeypatch.setattr(module, name, tmp_path / "not there")
     assert json.loads(cli("doctor", "--json").out)["problems"] == []

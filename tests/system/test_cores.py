@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixq.system import control_group, cores
+from mixq.system import cores, memory
 from mixq.system.cores import physical_cores
 
 
@@ -15,7 +15,7 @@ from mixq.system.cores import physical_cores
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a word about its topology and without a quota."""
     monkeypatch.setattr(cores, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(control_group, "_ROOT", tmp_path)
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
     return tmp_path
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mixq.system import control_group, memory
+from mixq.system import memory
+from mixq.system.cores import cpu_limit
 
 
 def test_the_figures_are_in_order() -> None:
@@ -22,8 +23,8 @@ def test_the_figures_are_in_order() -> None:
 def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A tree of control groups with two levels around this process's own, and a machine with 8 MB to take."""
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(control_group, "_ROOT", tmp_path / "groups")
-    monkeypatch.setattr(control_group, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    8000 kB\n")
     (tmp_path / "groups" / "user" / "session").mkdir(parents=True)
     (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/user/session\n")
@@ -56,8 +57,8 @@ def test_the_narrowest_group_counts(groups: Path, level: str) -> None:
         (groups / place / "memory.current").write_text("400000\n")
         (groups / place / "cpu.max").write_text("50000 100000\n" if place == level else "max 100000\n")
     assert memory.available_memory() == 600_000
-    assert control_group.memory_limit() == 1_000_000
-    assert control_group.cpu_limit() == 0.5
+    assert memory.memory_limit() == 1_000_000
+    assert cpu_limit() == 0.5
 
 
 def test_a_group_that_holds_more_than_it_may_leaves_nothing(groups: Path) -> None:

@@ -18,7 +18,8 @@ from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer
 from mixq.plan.shares import RAM, share_out
 from mixq.plan.sizes import ModelSizes
-from mixq.system import control_group
+from mixq.system.cores import cpu_limit
+from mixq.system.memory import memory_limit, swapped_memory, text_of
 
 SLOW_DISK = 1e9
 SLOW_RAM = 15e9
@@ -29,7 +30,6 @@ NOT_MEASURED = "gpu, not measured"
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NVIDIA = Path("/proc/driver/nvidia/version")
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
 
 
 def _of_system(found: Diagnosis) -> Iterator[Problem]:
-    memory, cpus = control_group.memory_limit(), control_group.cpu_limit()
+    memory, cpus = memory_limit(), cpu_limit()
     if memory is not None and found.memory_bytes is not None and memory < found.memory_bytes:
         yield Problem(
             f"This process may use {format_size(memory)} of the machine's {format_size(found.memory_bytes)} of RAM.",
@@ -153,31 +153,14 @@ def _of_system(found: Diagnosis) -> Iterator[Problem]:
             f"This process may use {cpus:.1f} of the machine's {found.logical_cpus} CPUs.",
             "Start its container or unit with more (docker run --cpus, systemd's CPUQuota).",
         )
-    if "[never]" in _text(_HUGE_PAGES):
+    if "[never]" in text_of(_HUGE_PAGES):
         yield Problem(
             "Transparent huge pages are off; the CPU's kernels read large pages faster.",
             f"echo madvise | sudo tee {_HUGE_PAGES}",
         )
-    swap = _swapped()
+    swap = swapped_memory()
     if swap >= SWAPPED:
         yield Problem(
             f"{format_size(swap)} of memory are swapped out: the machine has too little for what runs on it.",
             "Close other programs before a model is loaded.",
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _swapped() -> int:
-    """Return the bytes of swap that are in use."""
-    fields = dict(line.split(":", 1) for line in _text(_MEMINFO).splitlines() if ":" in line)
-    try:
-        total, free = (int(fields[name].split()[0]) for name in ("SwapTotal", "SwapFree"))
-    except (KeyError, ValueError, IndexError):
-        return 0
-    return 1024 * (total - free)

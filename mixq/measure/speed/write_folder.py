@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import StorageError, UsageError, printable
+from mixq.errors import UsageError, printable
 from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
 from mixq.formats.shard_writer import ShardWriter, shard_size
 from mixq.formats.shards import INDEX
 from mixq.measure.speed.synthetic import DEFAULT_MIX, Part, Recipe, parts
+from mixq.system.paths import check_free_space
 
 SIDE_BYTES = 512
 """At most what index and mixq.json say of one tensor or file."""
@@ -116,17 +117,8 @@ class FolderJob:
     def _check_disk(self) -> None:
         files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
         needed = self.nbytes + SIDE_BYTES * files
-        place = self.target.absolute()
-        try:
-            free = shutil.disk_usage(next(parent for parent in place.parents if parent.exists())).free
-        except OSError as error:
-            raise StorageError(f"{printable(self.target)} cannot be looked at: {printable(error)}.") from error
-        if needed > free:
-            raise StorageError(
-                f"{printable(self.target)} needs {needed:,} bytes, but only {free:,} are free: "
-                f"{needed - free:,} bytes are missing.",
-                hint="Free some space, name a folder on another disk, or write fewer layers: --layers N.",
-            )
+        hint = "Free some space, name a folder on another disk, or write fewer layers: --layers N."
+        check_free_space(self.target, needed, hint)
 
 
 def _tensor_bytes(part: Part) -> int:
