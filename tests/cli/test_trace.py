@@ -141,7 +141,7 @@ def test_a_base_model_completes(cli: RunCli, quantized: Path, prompts: Path, tmp
         (b"", "has no prompt"),
         (b"\n \n", "has no prompt"),
         (b"\xff", "not UTF-8"),
-        (b'{"prompt": "a"}\nplain', "line 2: is not JSON"),
+        (b'{"prompt": "a"}\nplain', "line 2 is not JSON"),
         (b'{"prompt": 5}', "line 1: prompt must be a text"),
         (b'{"prompt": " "}', "line 1: prompt must be a text"),
         (b'{"name": "x"}', "either prompt or messages"),
