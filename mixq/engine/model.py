@@ -22,7 +22,7 @@ from torch import Tensor
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.engine.answer import PREFILL_CHUNK, check_prompt
 from mixq.engine.events import Done, Event, Log
-from mixq.engine.placement import place
+from mixq.engine.loading import place
 from mixq.engine.progress import Progress, choose_progress
 from mixq.engine.prompting import Messages, Prompting
 from mixq.engine.session import Session
