@@ -161,18 +161,9 @@ def _scheme(folder: ModelFolder) -> str:
 
 
 def _in_formats(name: str, config: ModelConfig, first: str) -> list[ModelSizes]:
-    from mixq.formats.mix import Mix
     from mixq.plan.sizes import ModelSizes
 
-    sizes = []
-    for format in (first, *(other for other in FORMATS if other != first)):
-        mix = None
-        if format == "all-nl4":
-            mix = Mix.resolve(config, mix=format)
-        elif format != "bf16":
-            mix = Mix.resolve(config, format=format)
-        sizes.append(ModelSizes.of_mix(name, format, config, mix))
-    return sizes
+    return [ModelSizes.of_format(name, format, config) for format in dict.fromkeys((first, *FORMATS))]
 
 
 def _compared(sizes: ModelSizes, computer: Computer, asked: RuntimeOptions) -> dict[str, Any]:
@@ -184,11 +175,9 @@ def _compared(sizes: ModelSizes, computer: Computer, asked: RuntimeOptions) -> d
         made = make_plan(sizes, computer, asked)
     except (DoesNotFitError, UsageError) as error:  # the latter: how fast the disk reads is not known
         return {**row, "fits": False, "why_not": error.message}
-    config = sizes.config
-    experts = config.num_hidden_layers * config.num_local_experts if config.is_moe else 0
     return {
         **row,
-        "fits": made.shares.experts_in_ram == experts,
+        "fits": made.shares.experts_in_ram == sizes.expert_count,
         "expert_slots": 0 if made.shares.memory is None else made.shares.memory.slots,
         "tokens_per_second": made.decode.expected,
         "prompt_tokens_per_second": made.prefill.expected,

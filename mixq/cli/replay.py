@@ -182,13 +182,12 @@ def _weights(recording: Recording, model: str | None) -> Weights:
     from mixq.config import ModelConfig
     from mixq.engine.answer import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes
-    from mixq.formats.mix import Mix
     from mixq.models.presets import PRESETS
     from mixq.plan.sizes import ModelSizes
 
     if model in PRESETS:
         config = ModelConfig.from_dict(PRESETS[model])
-        sizes = ModelSizes.of_mix(model, "nl4", config, Mix.resolve(config, format="nl4"))
+        sizes = ModelSizes.of_format(model, "nl4", config)
     else:
         from mixq.formats.folder import ModelFolder
         from mixq.system.paths import resolve_model

@@ -17,7 +17,6 @@ from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.choose import choose_accelerator
 from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
 from mixq.experts.accelerators.trunk import Trunk, trunk_bytes
-from mixq.experts.cost import ModelCost
 from mixq.experts.memory_plan import plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.quota import Quotas
@@ -150,7 +149,7 @@ def _on_accelerator(
             accelerator,
             host_kernels,
             plan,
-            ModelCost.of(config, expert_bytes=store.slot_bytes),
+            replace(ModelSizes.of_weights(folder).cost(options.kv), expert_bytes=store.slot_bytes),
             miss=options.miss,
             policy=options.own_policy or options.cache_policy,
             seed=options.seed or 0,

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixq.config import ModelConfig
 from mixq.errors import UsageError
 
 STREAM_TOKENS_RANGE = (2, 256)
@@ -101,35 +100,6 @@ class ModelCost:
     head_bytes: int
     kv_bytes: int
     expert_flops: int
-
-    @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        *,
-        expert_bytes: int | None = None,
-        trunk_bytes: int | None = None,
-        head_bytes: int | None = None,
-        kv_bytes: int | None = None,
-    ) -> ModelCost:
-        """Return the sizes of a model; what is not given is that of a default `nl4` folder with a bfloat16 KV cache.
-
-        That is (DESIGN section 2): experts 4 + 8/32 bits a weight, q and o 4 + 8/16, k, v and head 8 + 16/128.
-        """
-        D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-        queries = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
-        attention = 2 * D * queries * 4.5 / 8 + 2 * D * keys * 8.125 / 8 + 2 * D * config.num_local_experts
-        return cls(
-            layers=config.num_hidden_layers,
-            experts=config.num_local_experts,
-            active=config.num_experts_per_tok,
-            expert_bytes=round(3 * D * F * 4.25 / 8 + 4 * (2 * F + D)) if expert_bytes is None else expert_bytes,
-            trunk_bytes=round(attention) if trunk_bytes is None else trunk_bytes,
-            head_bytes=round(D * V * 8.125 / 8) if head_bytes is None else head_bytes,
-            kv_bytes=4 * keys if kv_bytes is None else kv_bytes,
-            expert_flops=6 * D * F,
-        )
 
 
 @dataclass(frozen=True, slots=True)

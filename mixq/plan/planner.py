@@ -23,7 +23,7 @@ from mixq.experts.routing import draw_trace, parse_routing
 from mixq.plan.computer import Computer
 from mixq.plan.replay import Trace, replay, replay_hits
 from mixq.plan.shares import GPU, RAM, Shares, rows_of, share_out
-from mixq.plan.sizes import ModelSizes
+from mixq.plan.sizes import ModelSizes, prompt_operations
 
 SLACK = 0.1
 AROUND = "work around the kernels"
@@ -83,7 +83,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        config, memory, options = self.sizes.config, self.shares.memory, self.options
+        memory, options = self.shares.memory, self.options
         return {
             "model": self.sizes.name,
             "format": self.sizes.format,
@@ -100,7 +100,7 @@ class Plan:
             "ram_bytes": self.shares.total(RAM),
             "expert_slots": 0 if memory is None else memory.slots,
             "slots_by_layer": [] if memory is None else list(memory.quotas),
-            "experts": config.num_hidden_layers * config.num_local_experts if config.is_moe else 0,
+            "experts": self.sizes.expert_count,
             "experts_in_ram": self.shares.experts_in_ram,
             "hit_rate": self.hit_rate,
             "decode": self.decode.as_dict(),
@@ -214,9 +214,9 @@ class _Estimates:
             small = cpu.small_flops_plain if self._is_plain else cpu.small_flops
             rate = small if self._is_small else cpu.flops
             around = cpu.pass_seconds + self._layers * cpu.layer_seconds
-            return _Estimate.of({"arithmetic": self._operations(rows) / rate, AROUND: around})
-        arithmetic = self._operations(rows) / gpu.flops
-        copied = (self._experts - memory.slots) * self._used_by(rows)
+            return _Estimate.of({"arithmetic": prompt_operations(self.sizes.config, rows) / rate, AROUND: around})
+        arithmetic = prompt_operations(self.sizes.config, rows) / gpu.flops
+        copied = (self.sizes.expert_count - memory.slots) * self._used_by(rows)
         copies = copied * self.sizes.expert / self.computer.hardware().copy_alone
         around = cpu.pass_seconds + self._layers * gpu.layer_seconds
         seconds = max(arithmetic, copies) + around  # experts stream to the GPU while it computes others
@@ -230,7 +230,7 @@ class _Estimates:
     def add_disk(self, decode: _Estimate, prefill: _Estimate) -> None:
         """Add what experts cost that are read from the disk: whoever needs one waits for it."""
         config, fitting = self.sizes.config, self.shares.experts_in_ram
-        if fitting >= self._experts:
+        if fitting >= self.sizes.expert_count:
             return
         memory = self.shares.memory
         slots = [0] * self._layers if memory is None else list(memory.quotas)
@@ -245,21 +245,21 @@ class _Estimates:
             self._made_up(self.routing), slots, even(fitting, self._layers, config.num_local_experts)
         )
         decode.add("reading experts from the disk", read * self.sizes.expert / rate)
-        elsewhere = max(0, self._experts - fitting - sum(slots)) * self._used_by(rows_of(self.options))
+        elsewhere = max(0, self.sizes.expert_count - fitting - sum(slots)) * self._used_by(rows_of(self.options))
         prefill.add("reading experts from the disk", elsewhere * self.sizes.expert / rate)
 
     @property
     def _layers(self) -> int:
         return self.sizes.config.num_hidden_layers
 
-    @property
-    def _experts(self) -> int:
-        return self._layers * self.sizes.config.num_local_experts if self.sizes.config.is_moe else 0
-
     def _used_by(self, tokens: int) -> float:
         """Return the share of the experts that so many tokens use, routed without any pattern."""
         config = self.sizes.config
-        return 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens if self._experts else 0.0
+        return (
+            1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens
+            if self.sizes.expert_count
+            else 0.0
+        )
 
     @property
     def _seen(self) -> int:
@@ -291,7 +291,7 @@ class _Estimates:
         gpu, cost = self.computer.gpu, self.sizes.cost(self.options.kv)
         assert gpu is not None
         around = self.computer.cpu.pass_seconds + self._layers * gpu.layer_seconds
-        if not self._experts:
+        if not self.sizes.expert_count:
             read = self.sizes.token + self._seen * self.sizes.kv_position(self.options.kv)
             return _Estimate.of({"reading weights on the GPU": read / gpu.bandwidth, AROUND: around})
         hardware, policy, miss = self.computer.hardware(), self.options.cache_policy, self.options.miss
@@ -307,16 +307,6 @@ class _Estimates:
         }
         seconds, slowest = (result.seconds / result.tokens + around for result in (likely, worst))
         return _Estimate(seconds, max(seconds, slowest), parts)
-
-    def _operations(self, tokens: int) -> float:
-        """Return those of a prompt: two for each weight used and token, the head once, and attention."""
-        config = self.sizes.config
-        D, F = config.hidden_size, config.intermediate_size
-        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        active = config.num_experts_per_tok if config.is_moe else 1
-        weights = 2 * D * (queries + keys) + 3 * D * F * active
-        attention = 2 * queries * (tokens + 1)  # scores and values, over half of the prompt on average
-        return self._layers * tokens * (2.0 * weights + attention) + 2.0 * config.vocab_size * D
 
     def _made_up(self, routing: str) -> Trace:
         config = self.sizes.config

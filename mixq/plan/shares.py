@@ -107,7 +107,7 @@ def share_out(
         ram = int(ram * (1 - RAM_MARGIN))
     budget = None if ram is None and options.ram is None else _budget(options.ram, ram, "RAM", notes)
     fitting = _experts_in_ram(sizes, fixed, budget, passing=0 if device == "cpu" else STAGING_SLOTS)
-    experts = _experts(sizes)
+    experts = sizes.expert_count
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
     if fitting < experts:
@@ -116,12 +116,6 @@ def share_out(
             f"{experts - fitting} of {experts} experts do not fit into RAM: {those} are read from the disk each time."
         )
     return Shares((*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes))
-
-
-def _experts(sizes: ModelSizes) -> int:
-    """Return the experts of all layers."""
-    config = sizes.config
-    return config.num_hidden_layers * config.num_local_experts if config.is_moe else 0
 
 
 def _budget(asked: int | None, free: int | None, what: str, notes: list[str]) -> int:
@@ -157,7 +151,7 @@ def _gpu_places(sizes: ModelSizes, memory: MemoryPlan) -> list[Place]:
     ]
     if sizes.config.is_moe:
         places.append(
-            Place(GPU, f"slots for {memory.slots} of {_experts(sizes)} experts", memory.slots * memory.slot_bytes)
+            Place(GPU, f"slots for {memory.slots} of {sizes.expert_count} experts", memory.slots * memory.slot_bytes)
         )
     return places
 
@@ -168,7 +162,7 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passin
     Raises:
         DoesNotFitError: fewer than a token needs at once.
     """
-    experts = _experts(sizes)
+    experts = sizes.expert_count
     if budget is None:
         return experts
     least = fixed + ((sizes.config.num_experts_per_tok + passing) * sizes.expert if experts else 0)

@@ -1,19 +1,20 @@
-"""How many bytes a model takes, by what they are for: of a folder as it is, or of a mix that is not there yet.
+"""How many bytes and operations a model takes: of an open folder, or of a format that it could be quantized to.
 
-Contract: arithmetic over shapes, or over the headers of an open folder; no weight is read. Bytes as stored, which is as
-computed (DESIGN section 2).
+Contract: arithmetic over shapes, or over the headers of an open folder; no weight is read. Kernels use the bytes as
+stored, so a size on disk is a size in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from mixq.config import ModelConfig
 from mixq.experts.cost import ModelCost
-from mixq.formats.architecture import Parameter, parameters
-from mixq.formats.mix import Mix
+from mixq.formats.architecture import Parameter, bytes_read, parameters
+from mixq.formats.mix import AS_IT_IS, FORMATS, Mix
 from mixq.formats.packed import packed_bytes
 from mixq.formats.weights import Weights
 from mixq.model.kv_cache import KVCache
@@ -27,11 +28,12 @@ class ModelSizes:
 
     Attributes:
         name: for tables.
-        format: nl4, w4, w8, nf4, bf16 or what a folder's mix is called.
+        format: nl4, w4, w8, nf4, bf16 or the name of a folder's mix.
         config: its shape.
-        experts: of all experts; of a dense model, its feed-forward blocks are trunk.
+        experts: of all experts; the feed-forward blocks of a dense model count as trunk.
         trunk: of all layers besides their experts: attention, norms, routers.
         head, embedding: of each; a tied embedding is the head.
+        token: weights that a decode step reads.
     """
 
     name: str
@@ -41,10 +43,12 @@ class ModelSizes:
     trunk: int
     head: int
     embedding: int
+    token: int
 
     @classmethod
-    def of_mix(cls, name: str, format: str, config: ModelConfig, mix: Mix | None) -> ModelSizes:
-        """Return the sizes of weights in a mix; None leaves everything in bfloat16."""
+    def of_format(cls, name: str, format: str, config: ModelConfig) -> ModelSizes:
+        """Return the sizes of a model in a format or mix, see `resolve_mix`."""
+        mix = resolve_mix(config, format)
 
         def stored(parameter: Parameter) -> int:
             scheme = None if mix is None else mix.scheme_of(parameter)
@@ -65,14 +69,15 @@ class ModelSizes:
         return cls._sum(weights.path.name, format, weights.config, stored)
 
     @classmethod
-    def _sum(cls, name: str, format: str, config: ModelConfig, stored: dict[Parameter, int]) -> ModelSizes:
+    def _sum(cls, name: str, format: str, config: ModelConfig, stored: Mapping[Parameter, int]) -> ModelSizes:
         def total(*roles: str) -> int:
             return sum(nbytes for parameter, nbytes in stored.items() if parameter.role in roles)
 
         embedding = total("embedding")
         head = embedding if config.tie_word_embeddings else total("lm_head")
         rest = sum(stored.values()) - total("expert", "embedding", "lm_head")
-        return cls(name, format, config, total("expert"), rest, head, embedding)
+        token = sum(bytes_read(parameter, config, nbytes) for parameter, nbytes in stored.items())
+        return cls(name, format, config, total("expert"), rest, head, embedding, token)
 
     @property
     def total(self) -> int:
@@ -80,30 +85,68 @@ class ModelSizes:
         return self.experts + self.trunk + self.embedding + (0 if self.config.tie_word_embeddings else self.head)
 
     @property
-    def expert(self) -> int:
-        """Bytes of one expert, 0 for a dense model."""
-        count = self.config.num_hidden_layers * self.config.num_local_experts
-        return self.experts // count if self.config.is_moe else 0
+    def expert_count(self) -> int:
+        """Experts of all layers, 0 for a dense model."""
+        return self.config.num_hidden_layers * self.config.num_local_experts if self.config.is_moe else 0
 
     @property
-    def token(self) -> int:
-        """Bytes of weights that a decode step reads."""
-        config = self.config
-        active = self.experts * config.num_experts_per_tok // config.num_local_experts if config.is_moe else 0
-        return active + self.trunk + self.head
+    def expert(self) -> int:
+        """Bytes of one expert, 0 for a dense model."""
+        return self.experts // self.expert_count if self.expert_count else 0
 
     def kv_position(self, kv: str) -> int:
         """Return the bytes that one position takes in the KV cache of all layers."""
         return KVCache.bytes_per_position(self.config, KV_DTYPES[kv])
 
     def cost(self, kv: str = "bf16") -> ModelCost:
-        """Return what scheduler and replay go by; a dense model is one expert that every token uses."""
-        config = self.config
-        layers = config.num_hidden_layers
-        return ModelCost.of(
-            config,
+        """Return the bytes that scheduler and replay compute with; a dense model counts as one expert per layer."""
+        config, layers = self.config, self.config.num_hidden_layers
+        return ModelCost(
+            layers=layers,
+            experts=config.num_local_experts,
+            active=config.num_experts_per_tok,
             expert_bytes=max(self.expert, 1),
             trunk_bytes=self.trunk // layers,
             head_bytes=self.head,
             kv_bytes=self.kv_position(kv) // layers,
+            expert_flops=6 * config.hidden_size * config.intermediate_size,
         )
+
+
+def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
+    """Return the mix that a text names; None for unquantized weights.
+
+    Args:
+        text: `default`, a format (`nl4`, `w4`, `w8`, `nf4`) for its default mix, `bf16` for no quantization, `all-nl4`,
+            or pairs such as `experts=nl4:16,o=w8`.
+
+    Raises:
+        UsageError: an unknown name, or a mix that does not fit the model.
+    """
+    if text == AS_IT_IS:
+        return None
+    if text in ("default", *FORMATS):
+        return Mix.resolve(config, format="nl4" if text == "default" else text)
+    return Mix.resolve(config, mix=text)
+
+
+def positions_seen(config: ModelConfig, tokens: int, depth: int = 0) -> int:
+    """Return the positions that `tokens` tokens after `depth` others attend to, themselves included, in all."""
+    window = config.sliding_window or depth + tokens
+    return sum(min(position, window) for position in range(depth + 1, depth + tokens + 1))
+
+
+def prompt_operations(config: ModelConfig, tokens: int, depth: int = 0) -> float:
+    """Return the floating point operations of a prompt: two for each weight used and token, and attention.
+
+    The head runs once, for the last token; scores and weighted values cost two operations each for every head, head
+    dimension and position seen.
+    """
+    used = sum(
+        bytes_read(parameter, config, parameter.numel)
+        for parameter in parameters(config)
+        if parameter.layer is not None and parameter.role != "norm"
+    )
+    head = config.vocab_size * config.hidden_size
+    per_position = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    return 2.0 * (used * tokens + head) + per_position * positions_seen(config, tokens, depth)

@@ -13,12 +13,12 @@ import pytest
 import mixq
 from mixq.config import MISS_MODES, ModelConfig
 from mixq.experts import quota
-from mixq.experts.cost import ModelCost
 from mixq.experts.routing import Trace, draw_trace, parse_routing
 from mixq.measure.speed.synthetic import synthetic_model
 from mixq.models.presets import PRESETS
 from mixq.models.world import FAMILIES, questions
 from mixq.plan.replay import belady, replay, replay_hits
+from mixq.plan.sizes import ModelSizes
 from mixq.quantize import quantize
 from mixq.system import paths
 from tests.accept.tables import markdown, write
@@ -74,7 +74,7 @@ def test_hit_rates() -> None:
 
 
 def test_ways_to_serve_misses() -> None:
-    model = ModelCost.of(ModelConfig.from_dict(PRESETS["mixtral-8x7b"]))
+    model = ModelSizes.of_format("mixtral-8x7b", "nl4", ModelConfig.from_dict(PRESETS["mixtral-8x7b"])).cost()
     rows, worst = [], 1.0
     for computer in COMPUTERS.values():
         quotas = quota.even(computer.slots(model), 32, 8)

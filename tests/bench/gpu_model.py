@@ -21,10 +21,11 @@ from mixq.engine.model import Model
 from mixq.experts.accelerators.cuda import CudaAccelerator
 from mixq.experts.routing import parse_routing
 from mixq.measure.speed.synthetic import SyntheticWeights
-from mixq.measure.speed.workload import Workload, decode_bytes, prompt_operations, weight_bytes
+from mixq.measure.speed.workload import Workload, decode_bytes
 from mixq.model.attention import Chunk
 from mixq.models.presets import PRESETS
 from mixq.plan.recording import read_routing
+from mixq.plan.sizes import ModelSizes, prompt_operations
 from tests.bench.gpu_demo import close, memory_of
 from tests.bench.gpu_section import Session
 
@@ -207,7 +208,7 @@ def _decode(session: Session, model: Model, sizes: Sizes) -> dict[str, Any]:
         times.append(time.perf_counter() - begun)
     seconds = sum(times[sizes.warm_up :])
     kv = cache.nbytes // cache.capacity
-    step = decode_bytes(model.folder, kv, Workload(0, sizes.gen, sizes.warm_up))
+    step = decode_bytes(ModelSizes.of_weights(model.folder), kv, Workload(0, sizes.gen, sizes.warm_up))
     found: dict[str, Any] = {
         "decode_tokens_per_second": sizes.gen / seconds,
         "median_step_seconds": statistics.median(times[sizes.warm_up :]),
@@ -263,7 +264,7 @@ def _prefill(model: Model, sizes: Sizes) -> dict[str, Any]:
         if times[0] > 3:  # compiling does not matter then
             break
     seconds = min(times[1:] or times)
-    operations = prompt_operations(model.config, Workload(sizes.prompt, 0, 0))
+    operations = prompt_operations(model.config, sizes.prompt)
     return {
         "prefill_tokens_per_second": sizes.prompt / seconds,
         "prefill_gflops": operations / seconds / 1e9,
@@ -304,5 +305,5 @@ def profile(session: Session, model: Model) -> dict[str, Any]:
         {"call": event.key[:60], "calls": event.count, "microseconds": event.self_cpu_time_total}
         for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:15]
     ]
-    found["weights_read_bytes"] = weight_bytes(model.folder)
+    found["weights_read_bytes"] = ModelSizes.of_weights(model.folder).token
     return found

@@ -12,6 +12,7 @@ from mixq.config import ModelConfig
 from mixq.errors import UsageError
 from mixq.experts.cost import CostModel, Hardware, ModelCost
 from mixq.models.presets import PRESETS
+from mixq.plan.sizes import ModelSizes
 
 HARDWARE = Hardware(
     "test",
@@ -94,9 +95,9 @@ def test_the_limit_is_the_longest_of_three_places_read_at_once() -> None:
 
 
 def test_mixtrals_sizes_are_those_of_its_folder() -> None:
-    model = ModelCost.of(ModelConfig.from_dict(PRESETS["mixtral-8x7b"]))
+    model = ModelSizes.of_format("mixtral-8x7b", "nl4", ModelConfig.from_dict(PRESETS["mixtral-8x7b"])).cost()
     read = 32 * (2 * model.expert_bytes + model.trunk_bytes) + model.head_bytes
-    assert read == pytest.approx(7.0e9, rel=0.02), "bytes that a token reads, DESIGN section 2"
+    assert read == pytest.approx(7.0e9, rel=0.02), "bytes that a token reads"
     assert model.expert_bytes == pytest.approx(176.2e6 * 4.26 / 8, rel=0.005)
     assert model.kv_bytes * model.layers == 128 << 10
 

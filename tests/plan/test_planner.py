@@ -9,7 +9,6 @@ import pytest
 from mixq.config import ModelConfig, RuntimeOptions
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.experts.memory_plan import RAM_MARGIN
-from mixq.formats.mix import Mix
 from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer, CpuFigures, GpuFigures
 from mixq.plan.planner import _read_from_disk, plan
@@ -48,8 +47,7 @@ OPTIONS = RuntimeOptions()
 
 
 def sizes(name: str = "mixtral-8x7b", format: str = "nl4") -> ModelSizes:
-    config = ModelConfig.from_dict(PRESETS[name])
-    return ModelSizes.of_mix(name, format, config, None if format == "bf16" else Mix.resolve(config, format=format))
+    return ModelSizes.of_format(name, format, ModelConfig.from_dict(PRESETS[name]))
 
 
 def test_the_cpu_alone_takes_what_its_bytes_take() -> None:

@@ -9,13 +9,12 @@ import pytest
 import mixq
 from mixq.config import ModelConfig, RuntimeOptions
 from mixq.errors import DoesNotFitError
-from mixq.formats.mix import Mix
 from mixq.models.presets import PRESETS
 from mixq.plan.shares import DISK, GPU, RAM, share_out
 from mixq.plan.sizes import ModelSizes
 
 CONFIG = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
-MIXTRAL = ModelSizes.of_mix("mixtral-8x7b", "nl4", CONFIG, Mix.resolve(CONFIG))
+MIXTRAL = ModelSizes.of_format("mixtral-8x7b", "nl4", CONFIG)
 OPTIONS = RuntimeOptions()
 GB = 10**9
 
@@ -30,7 +29,7 @@ def test_sizes_of_a_folder_are_those_of_its_weights() -> None:
     model = mixq.load()
     sizes = ModelSizes.of_weights(model.folder, "bf16")
     assert sizes.total == model.folder.nbytes
-    alone = ModelSizes.of_mix("demo", "bf16", model.config, None)
+    alone = ModelSizes.of_format("demo", "bf16", model.config)
     assert (alone.total, alone.token, alone.expert) == (sizes.total, sizes.token, sizes.expert)
 
 
@@ -70,7 +69,7 @@ def test_too_little_is_refused_with_the_least_that_would_do() -> None:
     with pytest.raises(DoesNotFitError, match=r"promised 2\.0 GB"):
         share_out(MIXTRAL, replace(OPTIONS, vram=2 * GB), "cuda", 64 * GB, 8 * GB)
     config = ModelConfig.from_dict(PRESETS["mistral-7b"])
-    dense = ModelSizes.of_mix("mistral-7b", "bf16", config, None)
+    dense = ModelSizes.of_format("mistral-7b", "bf16", config)
     with pytest.raises(DoesNotFitError, match="mistral-7b in bf16 needs at least"):
         share_out(dense, OPTIONS, "cpu", 8 * GB)
 

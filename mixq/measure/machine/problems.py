@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.experts.memory_plan import RAM_MARGIN
-from mixq.formats.mix import Mix
 from mixq.measure.machine.diagnosis import Diagnosis
 from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer
@@ -94,7 +93,7 @@ def _of_measuring(computer: Computer) -> Iterator[Problem]:
 
 def _of_memory(computer: Computer) -> Iterator[Problem]:
     config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
-    sizes = ModelSizes.of_mix("mixtral-8x7b", "nl4", config, Mix.resolve(config))
+    sizes = ModelSizes.of_format("mixtral-8x7b", "nl4", config)
     needed = share_out(sizes, RuntimeOptions(), "cpu", None).total(RAM)
     free = computer.ram if computer.ram_free is None else computer.ram_free
     gpu = computer.gpu

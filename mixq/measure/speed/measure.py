@@ -28,11 +28,10 @@ from mixq.measure.speed.workload import (
     check_positions,
     decode_bytes,
     operations_per_token,
-    prompt_operations,
-    weight_bytes,
     weight_count,
 )
 from mixq.model.attention import Chunk
+from mixq.plan.sizes import ModelSizes, prompt_operations
 from mixq.system.memory import peak_memory
 
 WARM_UP_STEPS = 4
@@ -150,13 +149,14 @@ class Bench:
         self._kv_bytes = self._kv_cache.nbytes // self._kv_cache.capacity
         longest = max(test.positions for test in tests)
         self._ids = torch.randint(model.config.vocab_size, (longest,), generator=torch.Generator().manual_seed(seed))
+        self._sizes = ModelSizes.of_weights(model.folder)
         self._samples: list[Sample] = []
         self._about = facts_of_run(model, routing)
         self.facts = Facts(
             model=name or model.folder.path.name,
             nbytes=model.folder.nbytes,
             weights=weight_count(model.config),
-            token_bytes=weight_bytes(model.folder),
+            token_bytes=self._sizes.token,
             layers=model.config.num_hidden_layers,
             backend=_backend(model),
             threads=model.threads,
@@ -230,9 +230,9 @@ class Bench:
         mean = statistics.fmean(speeds)
         deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
         if test.prompt:
-            gflops = prompt_operations(self.model.config, test) / test.tokens * mean / 1e9
+            gflops = prompt_operations(self.model.config, test.tokens, test.depth) / test.tokens * mean / 1e9
             return Row(test, mean, deviation, speeds, gflops=gflops, experts=self._experts(samples))
-        bytes_per_token = decode_bytes(self.model.folder, self._kv_bytes, test)
+        bytes_per_token = decode_bytes(self._sizes, self._kv_bytes, test)
         shares = [
             bytes_per_token * sample.tokens_per_second / sample.bandwidth for sample in samples if sample.bandwidth
         ]

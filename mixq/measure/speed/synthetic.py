@@ -22,12 +22,13 @@ from mixq.engine.model import Model
 from mixq.errors import DoesNotFitError, UsageError, printable
 from mixq.formats import nl4
 from mixq.formats.architecture import Parameter, parameters
-from mixq.formats.mix import AS_IT_IS, FORMATS, Mix
+from mixq.formats.mix import Mix
 from mixq.formats.nl4 import Specs
 from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.scheme import Scheme
 from mixq.measure.speed.filler import Filler
 from mixq.models.presets import PRESETS
+from mixq.plan.sizes import resolve_mix
 from mixq.system.huge_pages import allocate
 from mixq.system.memory import available_memory
 
@@ -49,8 +50,7 @@ def synthetic_model(
     Args:
         model: name of a preset (`mixq.models.presets`), or the content of a config.json.
         layers: how many of its layers; None for all.
-        mix: `default`, `all-nl4`, pairs such as `experts=nl4:16,o=w8`, a format (`w4`, `w8`, `nf4`) for that
-            format's own mix, or `bf16` for no quantization.
+        mix: see `mixq.plan.sizes.resolve_mix`.
         seed: of the weights.
         options: fields of `RuntimeOptions`.
 
@@ -186,15 +186,6 @@ class SyntheticWeights:
         scheme, shape = self._packed[module]
         tensors = {suffix: self.stored[f"{module}.{suffix}"] for suffix in tensor_specs(scheme, shape)}
         return PackedLinear(scheme, shape, tensors, nl4.table_tensor() if scheme.name == "nl4" else None)
-
-
-def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
-    """Return the mix that `text` means (see `synthetic_model`), or None for unquantized weights."""
-    if text == AS_IT_IS:
-        return None
-    if text in FORMATS:
-        return Mix.resolve(config, format=text)
-    return Mix.resolve(config, mix=None if text == DEFAULT_MIX else text)
 
 
 def _named(model: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

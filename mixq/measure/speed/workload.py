@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from mixq.config import ModelConfig
 from mixq.errors import UsageError
-from mixq.formats.architecture import bytes_read, parameters
-from mixq.formats.weights import Weights
+from mixq.formats.architecture import parameters
+from mixq.plan.sizes import ModelSizes, positions_seen, prompt_operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,9 @@ def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> No
         )
 
 
-def weight_bytes(weights: Weights) -> int:
-    """Return the bytes of weights that a decode step reads: all layers, of the experts those used, norms and head."""
-    config = weights.config
-    return sum(
-        bytes_read(
-            parameter,
-            config,
-            (weights.linear(parameter.module) if parameter.quantizable else weights.tensor(parameter.name)).nbytes,
-        )
-        for parameter in parameters(config)
-    )
-
-
-def decode_bytes(weights: Weights, kv_bytes_per_position: int, test: Workload) -> float:
+def decode_bytes(sizes: ModelSizes, kv_bytes_per_position: int, test: Workload) -> float:
     """Return the bytes that a decode step of `test` reads, on average over its steps."""
-    return weight_bytes(weights) + kv_bytes_per_position * _seen(weights.config, test) / test.tokens
+    return sizes.token + kv_bytes_per_position * positions_seen(sizes.config, test.tokens, test.depth) / test.tokens
 
 
 def weight_count(config: ModelConfig) -> int:
@@ -95,35 +82,7 @@ def weight_count(config: ModelConfig) -> int:
     return sum(parameter.numel for parameter in parameters(config))
 
 
-def prompt_operations(config: ModelConfig, test: Workload) -> float:
-    """Return the floating point operations of running `test`: two for each weight used and token, and attention.
-
-    The head runs once, for the last token; scores and weighted values cost two operations each for every head, head
-    dimension and position seen.
-    """
-    used = 0
-    head = 0
-    for parameter in parameters(config):
-        if parameter.role == "lm_head":
-            head = parameter.numel
-        elif parameter.layer is not None and parameter.role != "norm":
-            used += bytes_read(parameter, config, parameter.numel)
-    if config.tie_word_embeddings:
-        head = config.vocab_size * config.hidden_size
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * _seen(config, test)
-    return 2.0 * (used * test.tokens + head) + attention
-
-
 def operations_per_token(config: ModelConfig, test: Workload) -> float:
-    """Return the floating point operations of a token: of a prompt its share, of a reply with the head each time."""
+    """Return the floating point operations of a token; in a prompt its share, in a reply with the head each time."""
     heads = 2.0 * config.vocab_size * config.hidden_size * (0 if test.prompt else test.tokens - 1)
-    return (prompt_operations(config, test) + heads) / test.tokens
-
-
-def _seen(config: ModelConfig, test: Workload) -> int:
-    """Return the positions that the test's tokens see, themselves included, summed over the tokens."""
-    window = config.sliding_window
-    return sum(
-        position if window is None else min(position, window)
-        for position in range(test.depth + 1, test.depth + test.tokens + 1)
-    )
+    return (prompt_operations(config, test.tokens, test.depth) + heads) / test.tokens

@@ -114,9 +114,10 @@ def ball(answer: str, language: str) -> Verdict:
                 thinks[who] = place
     for person, wanted in (("john", "box"), ("mark", "basket")):
         found = thinks.get(person)
+        if found is None:
+            return wrong(f"does not say where {person.title()} thinks the ball is; it is the {wanted}")
         if found != wanted:
-            said = f"thinks of the {found}" if found else "names no place"
-            return wrong(f"says that {person.title()} {said}; it is the {wanted}")
+            return wrong(f"says that {person.title()} thinks of the {found}; it is the {wanted}")
     return RIGHT
 
 

@@ -30,19 +30,22 @@ def numbers(answer: str, language: str) -> Verdict:
 
 def _counts(tree: ast.Module) -> str | None:
     """Return what a program counts instead of 1 to 100: by its ranges, else by the numbers that it has."""
-    ranges = [
-        range(*(argument.value for argument in node.args))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
-        if 1 <= len(node.args) <= 2
-        if all(isinstance(argument, ast.Constant) and type(argument.value) is int for argument in node.args)
-    ]
+    ranges = [found for node in ast.walk(tree) if (found := _literal_range(node)) is not None]
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int}
     if range(1, 101) in ranges or (range(100) in ranges and 1 in constants):
         return None
     if ranges:
         return f"counts {ranges[0][0]} to {ranges[0][-1]}" if ranges[0] else "counts nothing"
     return None if constants & {0, 1} and constants & {100, 101} else "does not count from 1 to 100"
+
+
+def _literal_range(node: ast.AST) -> range | None:
+    """Return the range of a call such as `range(1, 101)`."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
+        return None
+    values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    ends = [value for value in values if type(value) is int]
+    return range(*ends) if len(ends) == len(node.args) in (1, 2) else None
 
 
 def _is_endless(node: ast.AST) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from mixq.errors import DoesNotFitError
 from mixq.kernels import triton
-from mixq.measure.machine import probe, probe_cpu, probe_gpu
+from mixq.measure.machine import passes, probe, probe_cpu, probe_gpu
 from mixq.measure.machine.problems import NOT_MEASURED
 from mixq.plan.computer import Computer, GpuFigures
 from mixq.plan.presets import COMPUTERS
@@ -47,9 +47,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices so small that everything is measured in no time."""
     tiny = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
     tiny |= {"head_dim": 64, "vocab_size": 256}
-    for module in (probe_cpu, probe_gpu):
-        monkeypatch.setattr(module, "LARGE", {**probe_cpu.LARGE, **tiny})
-        monkeypatch.setattr(module, "SMALL", {**probe_cpu.SMALL, **tiny, "vocab_size": 1536})
+    for module in (passes, probe_cpu, probe_gpu):
+        monkeypatch.setattr(module, "LARGE", {**passes.LARGE, **tiny})
+        monkeypatch.setattr(passes, "SMALL", {**passes.SMALL, **tiny, "vocab_size": 1536})
     monkeypatch.setattr(probe_cpu, "_BUFFER", 4 << 20)
     monkeypatch.setattr(probe_gpu, "_BACK", 1 << 20)
 

@@ -19,7 +19,8 @@ from mixq.measure.speed import table
 from mixq.measure.speed.bandwidth import Bandwidth
 from mixq.measure.speed.measure import Bench, Row
 from mixq.measure.speed.synthetic import synthetic_model
-from mixq.measure.speed.workload import Workload, weight_bytes, workloads
+from mixq.measure.speed.workload import Workload, workloads
+from mixq.plan.sizes import ModelSizes
 from tests.measure.speed.test_synthetic import TINY
 
 TESTS = workloads([12], [6], [0, 20])
@@ -73,7 +74,7 @@ def test_a_deeper_decode_reads_more(bench: Bench, model: Model) -> None:
     assert far is not None
     kv = 2 * 2 * 2 * 32 * 2  # layers, keys and values, kv heads, head size, bfloat16
     assert far - near == pytest.approx(20 * kv)
-    assert near == pytest.approx(weight_bytes(model.folder) + 3.5 * kv)
+    assert near == pytest.approx(ModelSizes.of_weights(model.folder).token + 3.5 * kv)
 
 
 @needs_library

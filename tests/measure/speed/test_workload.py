@@ -11,12 +11,11 @@ from mixq.measure.speed.workload import (
     Workload,
     check_positions,
     decode_bytes,
-    prompt_operations,
-    weight_bytes,
     weight_count,
     workloads,
 )
 from mixq.models.presets import PRESETS
+from mixq.plan.sizes import ModelSizes, prompt_operations
 from mixq.quantize.layout import all_items, plan_shards
 from mixq.quantize.report import sizes_of_items
 from tests.measure.speed.test_synthetic import TINY, TINY_DENSE
@@ -47,23 +46,31 @@ def test_weight_bytes_are_those_that_show_reports(mix: str) -> None:
     weights = SyntheticWeights.make(TINY, mix=mix)
     if weights.mix is not None:
         items = all_items(plan_shards(weights.config, weights.mix))
-        assert weight_bytes(weights) == sizes_of_items(weights.config, items).token_bytes
+        assert ModelSizes.of_weights(weights).token == sizes_of_items(weights.config, items).token_bytes
     else:
         D, F, V, layers = 128, 256, 200, 2
         attention, norms, experts = 2 * D * D + 2 * 64 * D, 2 * D, 2 * 3 * D * F
-        assert weight_bytes(weights) == 2 * (layers * (attention + norms + 8 * D + experts) + D + V * D + D)
+        assert ModelSizes.of_weights(weights).token == 2 * (
+            layers * (attention + norms + 8 * D + experts) + D + V * D + D
+        )
 
 
 def test_decode_reads_the_kv_cache_up_to_each_position() -> None:
     weights = SyntheticWeights.make(TINY)
-    empty = weight_bytes(weights)
-    assert decode_bytes(weights, 10, Workload(0, 1, 0)) == empty + 10
-    assert decode_bytes(weights, 10, Workload(0, 4, 100)) == empty + 10 * (101 + 102 + 103 + 104) / 4
+    empty = ModelSizes.of_weights(weights).token
+    assert decode_bytes(ModelSizes.of_weights(weights), 10, Workload(0, 1, 0)) == empty + 10
+    assert (
+        decode_bytes(ModelSizes.of_weights(weights), 10, Workload(0, 4, 100))
+        == empty + 10 * (101 + 102 + 103 + 104) / 4
+    )
 
 
 def test_a_sliding_window_bounds_what_is_read() -> None:
     weights = SyntheticWeights.make(TINY_DENSE | {"sliding_window": 8})
-    assert decode_bytes(weights, 10, Workload(0, 4, 100)) == weight_bytes(weights) + 80
+    assert (
+        decode_bytes(ModelSizes.of_weights(weights), 10, Workload(0, 4, 100))
+        == ModelSizes.of_weights(weights).token + 80
+    )
 
 
 def test_operations_of_a_prompt() -> None:
@@ -72,7 +79,7 @@ def test_operations_of_a_prompt() -> None:
     layer = experts + attention + 8 * 4096
     scores = 4 * 32 * 128 * sum(range(1, 513))
     expected = 2 * 512 * 4 * layer + 2 * 32000 * 4096 + 4 * scores
-    assert prompt_operations(config, Workload(512, 0, 0)) == expected
+    assert prompt_operations(config, 512) == expected
 
 
 def test_weights_of_mixtral() -> None:
