@@ -128,7 +128,7 @@ class Answer:
         self._prompt_tokens: list[Token] = []
         self._last_row: Tensor | None = None  # log probabilities after the prompt tokens that have run
         self._experts = experts
-        self._experts_before = experts.snapshot() if experts is not None else None
+        self._experts_before = experts.telemetry.snapshot() if experts is not None else None
         self._began = time.perf_counter()
         self._asked = self._began if asked_at is None else asked_at
         self._first_token_at: float | None = None
@@ -243,7 +243,7 @@ class Answer:
             time_to_first_token=first - self._asked,
             context_used=self._kv_cache.length,
             context_size=self._kv_cache.capacity,
-            experts=experts.stats_since(before) if experts is not None and before is not None else None,
+            experts=experts.telemetry.stats_since(before) if experts is not None and before is not None else None,
         )
 
 

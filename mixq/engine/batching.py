@@ -146,7 +146,7 @@ class Batcher:
                 decode_tokens=totals.decode_tokens,
                 finished=dict(totals.finished),
                 decode_tokens_per_second=sum(n for n, _ in recent) / max(sum(s for _, s in recent), 1e-9),
-                expert_hit_rate=offload.counters.hit_rate if offload is not None else None,
+                expert_hit_rate=offload.telemetry.counters.hit_rate if offload is not None else None,
                 broken=self._broken,
             )
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from mixq.config import format_size
 from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
-from mixq.experts.executor import CpuExperts, Experts, LayerExperts, Lookahead
+from mixq.experts.executor import CpuExperts, Experts, LayerExperts
+from mixq.experts.lookahead import Lookahead
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier

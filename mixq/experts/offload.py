@@ -1,9 +1,9 @@
 """A model's experts between host memory and an accelerator: what all layers share.
 
-Contract: the policy (`cache`, `scheduler`) says what lies where and who computes; this module owns the memory and has
-it done. It is used by the one thread that runs the network. A slot is written only while it is loading and read only
-while it is in use, and the policy gives nobody else a slot that is either. `LayerExperts` in `executor` is one layer's
-view.
+Contract: the policy (`cache`, `scheduler`) says what lies where and which device computes; this module owns the memory
+and carries it out. It is used by the one thread that runs the network. A slot is written only while it is loading and
+read only while it is in use; the policy gives no other expert a slot that is either. `LayerExperts` in `executor` is
+one layer's view, and `telemetry` counts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from torch import Tensor
 
@@ -23,31 +22,25 @@ from mixq.experts.calibration import measure
 from mixq.experts.cost import CostModel, ModelCost
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.policies import PolicyOfLayer
-from mixq.experts.predictor import Recall
 from mixq.experts.ram_tier import RamTier
-from mixq.experts.scheduler import LayerPlan, Scheduler
+from mixq.experts.scheduler import Scheduler
 from mixq.experts.slot_memory import SlotMemory
 from mixq.experts.staging import Staging
-from mixq.experts.stats import BusyTimes, ExpertCounters, ExpertStats
 from mixq.experts.store import ExpertStore
+from mixq.experts.telemetry import ExpertTelemetry
 from mixq.experts.transfer import Upload, Uploader
 from mixq.kernels.dispatch import Kernels
-from mixq.kernels.reference import DECODE_ROWS
 
 STREAM_TOKENS = 16
 """From how many tokens of a prompt on an expert is copied to the accelerator rather than computed in place.
 
-A constant, never timed while it runs: which device computes must not depend on the machine's mood. Computing in place
-costs a read of the expert up to about this many rows (integer kernels), a copy costs one over the link.
+A constant, never timed while it runs: which device computes must not depend on how busy the machine is. Computing in
+place costs a read of the expert up to about this many rows (integer kernels), a copy costs one over the link.
 """
 
 
-OBSERVED = 0.5e-3
-"""Seconds of an expert below which times are not compared with the calibration: what is around them is longer."""
-
-
 class ExpertOffload:
-    """Slots, copies and counters of a model.
+    """Slots and copies of a model.
 
     Args:
         store: the experts in host memory.
@@ -61,8 +54,10 @@ class ExpertOffload:
         say: takes one line that the user should see.
 
     Attributes:
-        lockstep: wait for every copy before each decision, so that hits do not depend on timing (replays, tests).
-        trace: where decode's choices are noted, token by token and layer by layer; None for nowhere.
+        telemetry: what has been counted.
+        stream_tokens: from how many tokens on an expert of a prompt is copied.
+        lockstep: wait for every copy before each decision, and plan also layers whose experts are all in slots, so that
+            hits do not depend on timing (tests).
     """
 
     def __init__(
@@ -78,11 +73,9 @@ class ExpertOffload:
         seed: int = 0,
         popular: Sequence[Sequence[int]] | None = None,
         tier: RamTier | None = None,
-        stream_tokens: int = STREAM_TOKENS,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.store = store
-        self._active = cost.active
         self.accelerator = accelerator
         self.host_kernels = host_kernels
         self.plan = plan
@@ -93,24 +86,17 @@ class ExpertOffload:
         hardware = measure(store, accelerator, host_kernels, self.uploader, self.memory.staging[0], cost.expert_flops)
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
         self.uploader.expect(hardware.copy_bandwidth)
-        self._observes = plan.slot_bytes / hardware.cpu_bandwidth >= OBSERVED
+        self.telemetry = ExpertTelemetry(store, cost.active, self.scheduler, self.uploader)
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
         self.tier = tier
         if tier is not None:
             self.uploader.tell(tier.copied)
-        self.stream_tokens = stream_tokens
-        self.counters = ExpertCounters()
-        self._counts = True
-        self.recall = Recall()
-        self.times = BusyTimes()
-        self._predictions: dict[int, dict[int, list[int]]] = {}
+        self.stream_tokens = STREAM_TOKENS
         self._rows: dict[str, Tensor] = {}
         self.say = say
         if self.memory.make():
-            say(f"GPU memory is shorter than it was promised: {self.slots} of {plan.slots} expert slots were made.")
+            say(f"There is less GPU memory than planned: room for {self.slots} of {plan.slots} expert slots.")
         self.lockstep = False
-        self.trace: list[list[tuple[int, ...]]] | None = None
-        self._overlap_from = time.perf_counter()
 
     @property
     def slots(self) -> int:
@@ -125,34 +111,33 @@ class ExpertOffload:
         return self.uploader.start((layer, expert), slot, self.memory.memory(layer, slot), pieces, demanded=demanded)
 
     def read_in(self, layer: int, experts: Sequence[int]) -> None:
-        """These experts are about to be read from host memory."""
+        """Have experts in host memory before they are read."""
         if self.tier is not None and experts:
             self.tier.use(layer, experts)
             self.tier.wait()
 
     def all_resident(self, layer: int) -> bool:
-        """Return whether all experts of a layer are in slots; so for one that there is not."""
+        """Return whether all experts of a layer are in slots; True beyond the last layer."""
         return layer >= self.store.layers or self.memory.table(layer) is not None
 
     def residency(self) -> int | None:
         """Return a number that changes whenever an expert moves, None while not all have a slot."""
-        if self.trace is not None or not all(self.all_resident(layer) for layer in range(self.store.layers)):
+        if self.lockstep or not all(self.all_resident(layer) for layer in range(self.store.layers)):
             return None
         return self.memory.moves
 
     def settle(self) -> None:
-        """Tell the cache what has arrived and what is not in use any more; free the memory of slots that retired."""
+        """Tell the cache what has arrived and what is no longer in use; free the memory of retired slots."""
         if self.lockstep:
             self.uploader.drain()
         for upload in self.uploader.finished():
-            upload.done()  # raises what went wrong
-            if self.uploader.measured and self._observes:
-                self.scheduler.observe_copy(upload.nbytes, upload.nbytes / self.uploader.rate)
+            upload.done()  # raises its error
+            self.telemetry.note_copy(upload)
             assert upload.slot is not None
             self.cache.finish_load(upload.key[0], upload.slot)
         while self._in_use and self._in_use[0][0].done():
             launch, layer, slots = self._in_use.popleft()
-            self.note_launch(launch)
+            self.telemetry.note_launch(launch)
             for slot in slots:
                 self.cache.release(layer, slot)
         for layer, slot in self.cache.retired():
@@ -161,7 +146,7 @@ class ExpertOffload:
             self.say(line)
 
     def demand(self, layer: int, expert: int) -> Upload:
-        """Return the upload of an expert whose slot is loading; from now on somebody waits for it."""
+        """Return the upload of an expert whose slot is loading, put before those in the background."""
         upload = self.uploader.under_way(layer, expert)
         assert upload is not None, "a loading slot has an upload"
         self.uploader.demand(upload)
@@ -178,10 +163,10 @@ class ExpertOffload:
         """Wait for an upload, and count how long."""
         begun = time.perf_counter()
         upload.wait()
-        self.counters.wait_seconds += time.perf_counter() - begun
+        self.telemetry.counters.wait_seconds += time.perf_counter() - begun
 
-    def cancel_unbegun(self) -> None:
-        """Free the slots that the cache gave for loading and that nobody began to fill."""
+    def _cancel_unbegun(self) -> None:
+        """Free the slots that the cache gave for loading and whose upload has not begun."""
         for layer in range(self.store.layers):
             for expert in range(self.store.experts):
                 place = self.cache.state(layer, expert)
@@ -189,16 +174,29 @@ class ExpertOffload:
                 if place is not None and loading and self.uploader.under_way(layer, expert) is None:
                     self.cache.cancel_load(layer, place[0])
 
-    def holding(self, layer: int, slots: Iterable[int]) -> Held:
-        """Return a guard of slots that are about to be in use: what goes wrong before they are releases them."""
-        return Held(self, layer, list(slots))
+    @contextmanager
+    def acquired(self, layer: int, slots: Iterable[int]) -> Iterator[list[int]]:
+        """Guard acquired slots until a launch reads them.
 
-    def in_use_until(self, launch: Launch, layer: int, slots: Sequence[int]) -> None:
-        """These acquired slots are read until `launch` is done; `settle` releases them."""
+        If the pass is broken off, those that are still in the list are released, and slots that were to be loaded but
+        whose upload has not begun are free again.
+        """
+        held = list(slots)
+        try:
+            yield held
+        except BaseException:
+            for slot in held:
+                self.cache.release(layer, slot)
+            self._cancel_unbegun()
+            raise
+
+    def release_after(self, launch: Launch, layer: int, slots: list[int]) -> None:
+        """Take over acquired slots (the list is emptied): `settle` releases them once `launch` is done."""
         self._in_use.append((launch, layer, tuple(slots)))
+        slots.clear()
 
     def host_rows(self, name: str, like: Tensor) -> Tensor:
-        """Return host memory for a layer's rows, the same for every layer: a layer is over before the next begins."""
+        """Return host memory for a layer's rows, the same for every layer: one layer ends before the next begins."""
         rows = self._rows.get(name)
         if rows is None or rows.shape != like.shape or rows.dtype != like.dtype:
             rows = self._rows[name] = self.accelerator.host_rows(*like.shape, dtype=like.dtype)
@@ -207,86 +205,21 @@ class ExpertOffload:
     # Prompts
 
     def streams(self, tokens: float) -> bool:
-        """Return whether an expert that so many tokens chose is copied to the accelerator."""
+        """Return whether an expert that `tokens` tokens chose is copied to the accelerator."""
         return self.scheduler.miss == "fetch" or (self.scheduler.miss == "auto" and tokens >= self.stream_tokens)
 
     def stage_ahead(self, layer: int) -> None:
-        """Begin to copy a layer's first experts that are not there, while the layer before it computes."""
+        """Begin to copy the first experts of a layer that are in no slot, while the layer before it computes."""
         if layer < self.store.layers:
             absent = [e for e in range(self.store.experts) if self.cache.state(layer, e) is None]
             for expert in absent[: len(self.staging)]:
                 self.staging.stage(layer, expert)
 
-    # Notes
-
-    def note_choice(self, layer: int, ids: Tensor) -> list[int]:
-        """Note what the router chose, ids [T, A]; return the experts in the order in which they appear first."""
-        chosen = ids.tolist()
-        needed = list(dict.fromkeys(expert for row in chosen for expert in row))
-        for ahead, experts in self._predictions.pop(layer, {}).items():
-            self.recall.record(layer, ahead, experts, needed)
-        if self.trace is not None and len(chosen) == 1:
-            if layer == 0:
-                self.trace.append([])
-            self.trace[-1].append(tuple(chosen[0]))
-        return needed
-
-    def predicted(self, layer: int, ahead: int, experts: Sequence[int]) -> None:
-        """Note what was expected of a layer, to be compared with what comes."""
-        self._predictions.setdefault(layer, {})[ahead] = list(experts)
-
-    def count_whole_step(self) -> None:
-        """Count a token whose experts were all in slots, in every layer."""
-        for layer in range(self.store.layers):
-            self.count_resident(layer, self._active)
-
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Count nothing meanwhile of layers whose experts are all in slots."""
-        self._counts = False
-        try:
-            yield
-        finally:
-            self._counts = True
-
-    def count_resident(self, layer: int, experts: int) -> None:
-        """Count experts of decode that were all in slots."""
-        if not self._counts:
-            return
-        self.counters.requests += experts
-        self.counters.hits += experts
-        self.counters.hit_bytes += experts * self.store.expert_bytes(layer)
-
-    def count_decode(self, layer: int, plan: LayerPlan) -> None:
-        """Count where a layer's experts were computed."""
-        counters, nbytes = self.counters, self.store.expert_bytes(layer)
-        counters.hits += len(plan.hits)
-        counters.waits += len(plan.waits)
-        counters.fetches += len(plan.fetches)
-        counters.on_cpu += len(plan.cpu)
-        counters.requests += len(plan.hits) + len(plan.waits) + len(plan.fetches) + len(plan.cpu)
-        counters.hit_bytes += nbytes * len(plan.hits)
-        counters.cpu_bytes += nbytes * len(plan.cpu)
-        counters.fetched_bytes += nbytes * (len(plan.waits) + len(plan.fetches))
-
-    def note_launch(self, launch: Launch) -> None:
-        """Count how long the accelerator computed."""
-        begun, ended = launch.busy
-        self.times.gpu.append((begun, ended))
-        self.counters.gpu_seconds += ended - begun
-
-    def note_cpu(self, experts: int, rows: int, begun: float, ended: float) -> None:
-        """Count how long the CPU computed experts."""
-        self.times.cpu.append((begun, ended))
-        self.counters.cpu_seconds += ended - begun
-        if rows <= DECODE_ROWS and self._observes:
-            self.scheduler.observe_cpu(experts, rows, ended - begun)
-
     def warm(self, progress: Callable[[float], None] = lambda share: None) -> None:
         """Fill every slot before the first token, with the popular experts where they are known, else the first.
 
         Args:
-            progress: is told which share of the layers has been asked for.
+            progress: called with the share of the layers begun.
         """
         for layer in range(self.store.layers):
             progress(layer / self.store.layers)
@@ -300,7 +233,7 @@ class ExpertOffload:
     # Memory
 
     def make_room(self, error: OutOfMemory) -> bool:
-        """Give slots back after the memory has run out; False if there are none left to give."""
+        """Give slots back after the accelerator has run out of memory; return False if none are left."""
         self.quiesce()
         missing = max(error.asked - error.free, 1)
         had = self.slots
@@ -313,13 +246,13 @@ class ExpertOffload:
         if left == had:
             return False
         self.say(
-            f"GPU memory has run out: {had - left} of {had} expert slots ({format_size(freed)}) were given back, "
-            "and generation goes on."
+            f"GPU memory ran out: {had - left} of {had} expert slots ({format_size(freed)}) were given up, and "
+            "generation continues."
         )
         return True
 
     def resize(self, quotas: Sequence[int]) -> None:
-        """Change the slots of each layer; those that are busy go when they are done with."""
+        """Change the slots of each layer; those in use are removed when they are free."""
         self.accelerator.synchronize()
         for layer, quota in enumerate(quotas):
             for slot in self.cache.resize(layer, quota):
@@ -327,7 +260,7 @@ class ExpertOffload:
         self.memory.make()
 
     def quiesce(self) -> None:
-        """Wait until no copy and no work is under way."""
+        """Wait until no copies and no work are left."""
         for upload in self.uploader.cancel_waiting():
             assert upload.slot is not None
             self.cache.cancel_load(upload.key[0], upload.slot)
@@ -336,49 +269,6 @@ class ExpertOffload:
         self.accelerator.synchronize()
         self.settle()
 
-    # Telemetry
-
-    def snapshot(self) -> ExpertCounters:
-        """Return the counters as they are, to be given to `stats_since`."""
-        self.counters.uploaded_bytes = self.uploader.nbytes
-        copies = self.uploader.busy()
-        self.counters.copy_seconds += sum(
-            end - max(begin, self._overlap_from) for begin, end in copies if end > self._overlap_from
-        )
-        self.counters.overlap_seconds += self.times.overlap(copies, self._overlap_from)
-        self._overlap_from = time.perf_counter()
-        return self.counters.copy()
-
-    def stats_since(self, earlier: ExpertCounters) -> ExpertStats:
-        """Return what has happened since a snapshot."""
-        counters = self.snapshot().since(earlier)
-        return ExpertStats(counters, self.recall.by_lookahead(), self.scheduler.limit_seconds(counters))
-
     def close(self) -> None:
-        """End the threads; the slots' memory goes with the accelerator."""
+        """End the threads; the slots' memory is freed with the accelerator."""
         self.uploader.close()
-
-
-class Held:
-    """Slots that have been acquired and whose reader has not been launched yet.
-
-    When a pass is broken off they are released, and slots that were to be loaded but are not are free again.
-    """
-
-    def __init__(self, offload: ExpertOffload, layer: int, slots: list[int]) -> None:
-        self._offload, self._layer, self._slots = offload, layer, slots
-
-    def __enter__(self) -> Held:
-        return self
-
-    def hand_over(self, launch: Launch) -> None:
-        """They are read until `launch` is done."""
-        self._offload.in_use_until(launch, self._layer, self._slots)
-        self._slots = []
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            return
-        for slot in self._slots:
-            self._offload.cache.release(self._layer, slot)
-        self._offload.cancel_unbegun()

@@ -60,19 +60,6 @@ class Copies(Protocol):
         ...
 
 
-class Served(Protocol):
-    """Bytes of experts by the place that served them."""
-
-    @property
-    def hit_bytes(self) -> int: ...
-
-    @property
-    def cpu_bytes(self) -> int: ...
-
-    @property
-    def fetched_bytes(self) -> int: ...
-
-
 class Scheduler:
     """Plans layers, by a cost model that follows the measurement where that is far off.
 
@@ -234,11 +221,6 @@ class Scheduler:
         alone = self._given.cpu_seconds(experts, rows)
         self._observe("cpu", seconds, alone, alone * self._given.hardware.cpu_bandwidth / cpu_rate)
 
-    def observe_gpu(self, experts: int, rows: int, seconds: float) -> None:
-        """The accelerator computed resident experts in one launch."""
-        alone = self._given.gpu_seconds(experts, rows)
-        self._observe("gpu", seconds, alone, alone)
-
     def observe_copy(self, nbytes: int, seconds: float) -> None:
         """A copy took so long once it had begun."""
         _, copy_rate = self._given.hardware.shared()
@@ -256,6 +238,6 @@ class Scheduler:
         """Return one line, once, when decisions have begun to follow the measurement."""
         return None if self._drift is None else self._drift.notice()
 
-    def limit_seconds(self, served: Served) -> float:
+    def limit_seconds(self, hit_bytes: int, cpu_bytes: int, fetched_bytes: int) -> float:
         """Return the shortest time in which memories and link, as calibrated, could have served experts."""
-        return self._given.limit_seconds(served.hit_bytes, served.cpu_bytes, served.fetched_bytes)
+        return self._given.limit_seconds(hit_bytes, cpu_bytes, fetched_bytes)

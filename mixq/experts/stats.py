@@ -1,17 +1,13 @@
-"""What the experts of a run cost: hits, copies, and how busy CPU, GPU and copies were.
+"""What the experts of a run cost, as plain data for events and `--json`: hits, copies, and seconds of each device.
 
-Contract: `ExpertCounters` counts while a model runs; `since` gives what happened between two moments, as plain data for
-events and `--json`. Seconds are wall time. This module decides nothing.
+Contract: `mixq.experts.telemetry` counts; `since` gives what happened between two moments. Seconds are wall time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
-
-Interval = tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -19,8 +15,8 @@ class ExpertCounters:
     """Totals since the model was loaded.
 
     Attributes:
-        requests, hits: experts asked for in decode, and those that were in a slot.
-        waits, fetches, on_cpu: the others: already on their way, copied because of it, or computed in place.
+        requests, hits: experts needed in decode, and those that were in a slot.
+        waits, fetches, on_cpu: the others: being copied already, copied on demand, or computed in place.
         prefill_resident, prefill_streamed, prefill_on_cpu: the same for prompts, whose experts serve many tokens.
         uploaded_bytes: copied to the accelerator, background included.
         hit_bytes, cpu_bytes, fetched_bytes: weights that decode used of each place.
@@ -56,7 +52,7 @@ class ExpertCounters:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of decode's experts that were in a slot; None where none was asked for."""
+        """Share of decode's experts that were in a slot; None before the first."""
         return self.hits / self.requests if self.requests else None
 
 
@@ -65,7 +61,7 @@ class ExpertStats:
     """One answer's part of the counters.
 
     Attributes:
-        recall: share of the experts used that the routers named, by how many layers ahead.
+        recall: share of the used experts that had been predicted, by how many layers ahead.
         limit_seconds: the shortest time in which memories and link could have served decode's experts: the longest of
             hit bytes over the GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None where the
             bandwidths are not known.
@@ -94,7 +90,7 @@ class ExpertStats:
         }
 
     def line(self) -> str:
-        """Return the one line that a chat shows; empty where decode used no expert."""
+        """Return the line that a chat shows; empty if decode used no expert."""
         counters = self.counters
         if counters.hit_rate is None:
             return ""
@@ -104,36 +100,6 @@ class ExpertStats:
         if (counters.fetches + counters.waits) / counters.requests >= 0.005:
             parts.append(f"{(counters.fetches + counters.waits) / counters.requests:.0%} waited for")
         if 1 in self.recall:
-            parts.append(f"{self.recall[1]:.0%} foreseen")
+            parts.append(f"{self.recall[1]:.0%} predicted")
         parts.append(f"{counters.uploaded_bytes / 1e9:.2f} GB up")
         return " · ".join(parts)
-
-
-class BusyTimes:
-    """When the CPU and the GPU computed experts of late; with the uploader's times it gives what overlapped."""
-
-    def __init__(self) -> None:
-        self.cpu: deque[Interval] = deque(maxlen=4096)
-        self.gpu: deque[Interval] = deque(maxlen=4096)
-
-    def overlap(self, copies: Iterable[Interval], since: float) -> float:
-        """Return the seconds after `since` in which at least two of CPU, GPU and copies were busy."""
-        return overlapping([self.cpu, self.gpu, copies], since)
-
-
-def overlapping(groups: Iterable[Iterable[Interval]], since: float = 0.0) -> float:
-    """Return the seconds after `since` in which at least two of the groups were busy."""
-    edges: list[tuple[float, int, int]] = []
-    for group, intervals in enumerate(groups):
-        for begin, end in intervals:
-            if end > max(begin, since):
-                edges += [(max(begin, since), 1, group), (end, -1, group)]
-    edges.sort(key=lambda edge: edge[0])
-    depth: dict[int, int] = {}
-    total, last = 0.0, 0.0
-    for moment, step, group in edges:
-        if sum(count > 0 for count in depth.values()) >= 2:
-            total += moment - last
-        depth[group] = depth.get(group, 0) + step
-        last = moment
-    return total

@@ -29,7 +29,7 @@ from mixq.engine.model import Model
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
 from mixq.errors import PromptError, UsageError, printable
-from mixq.experts.executor import Lookahead
+from mixq.experts.lookahead import Lookahead
 from mixq.experts.memory_plan import workspace_bytes
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.measure.prompt_file import NamedPrompt

@@ -43,7 +43,7 @@ class Captures:
             return self._accelerator.capture(work)
 
         def uncounted() -> None:  # how often it is called says nothing about how often it is replayed
-            with offload.uncounted():
+            with offload.telemetry.uncounted():
                 work()
 
         return self._accelerator.capture(uncounted)
@@ -57,7 +57,7 @@ class Captures:
     def count_whole_step(self) -> None:
         """Count the experts of a step that was replayed as a whole."""
         if self._offload is not None:
-            self._offload.count_whole_step()
+            self._offload.telemetry.count_whole_step()
 
 
 class DecodeSteps:

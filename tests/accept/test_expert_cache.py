@@ -121,11 +121,11 @@ def test_what_the_routers_foresee(demo: Path) -> None:
     offload.resize([2] * offload.store.layers)
     for turn in questions(10 * len(FAMILIES), SEED):
         model.chat([{"role": "user", "content": turn.user}], temperature=0, max_tokens=100, stream=False)
-    recall = offload.recall
+    recall = offload.telemetry.recall
     layers = range(1, offload.store.layers)
     ahead = sorted(recall.by_lookahead())
     rows = [
-        [f"{distance} ahead", f"{recall.by_lookahead()[distance]:.2f}", f"{recall.favourites(distance):.2f}"]
+        [f"{distance} ahead", f"{recall.by_lookahead()[distance]:.2f}", f"{recall.first_choices(distance):.2f}"]
         + [f"{recall.by_layer(distance)[layer]:.2f}" if layer in recall.by_layer(distance) else "" for layer in layers]
         for distance in ahead
     ]
@@ -185,11 +185,11 @@ def test_copies_and_compute_overlap() -> None:
         model.network.override_routing(parse_routing("sticky:0.39", layers=2, experts=8, active=2, seed=SEED))
         cache = model.new_kv_cache()
         model.forward([1], kv_cache=cache)
-        before, began = offload.snapshot(), time.perf_counter()
+        before, began = offload.telemetry.snapshot(), time.perf_counter()
         for token in range(2, 50):
             model.forward([token], kv_cache=cache)
         seconds = time.perf_counter() - began
-        counters = offload.stats_since(before).counters
+        counters = offload.telemetry.stats_since(before).counters
         busy = counters.cpu_seconds + counters.gpu_seconds + counters.copy_seconds
         rows.append(
             [

@@ -111,11 +111,11 @@ def run(model: Model, subject: Subject, slots: int, file: Path) -> Measured:
     model.network.override_routing(routing)
     for _ in range(2):  # the first brings pages, cache and scheduler into their stride
         cache = model.new_kv_cache()
-        before, begun = offload.snapshot(), time.perf_counter()
+        before, begun = offload.telemetry.snapshot(), time.perf_counter()
         for token in range(subject.tokens):
             model.forward([token], kv_cache=cache)
         seconds = (time.perf_counter() - begun) / subject.tokens
-    return Measured(seconds, offload.stats_since(before).counters)
+    return Measured(seconds, offload.telemetry.stats_since(before).counters)
 
 
 Settings = tuple[str, str, int]

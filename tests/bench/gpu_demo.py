@@ -95,10 +95,10 @@ def _logits(session: Session, folder: Path, expected: Tensor, **options: Any) ->
     assert offload is not None
     for slots in (0, 3) if session.quick else (0, 1, 4, 8):
         offload.resize([slots] * offload.store.layers)
-        before = offload.snapshot()
+        before = offload.telemetry.snapshot()
         answer = logits(model)
         offload.quiesce()
-        counters = offload.snapshot().since(before)
+        counters = offload.telemetry.snapshot().since(before)
         error = float((answer - expected).norm() / expected.norm())
         found = {
             **options,

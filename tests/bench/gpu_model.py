@@ -202,7 +202,7 @@ def _decode(session: Session, model: Model, sizes: Sizes) -> dict[str, Any]:
     before = None
     for number, token in enumerate(torch.split(ids, 1)):
         if number == sizes.warm_up:
-            before = offload.snapshot() if offload is not None else None
+            before = offload.telemetry.snapshot() if offload is not None else None
         begun = time.perf_counter()
         model.network.forward([Chunk(token, cache)])
         times.append(time.perf_counter() - begun)
@@ -220,7 +220,7 @@ def _decode(session: Session, model: Model, sizes: Sizes) -> dict[str, Any]:
         if ram:
             found["share_of_limit"] = step * sizes.gen / ram / seconds
         return found
-    counters = offload.stats_since(before).counters
+    counters = offload.telemetry.stats_since(before).counters
     experts = model.config.num_experts_per_tok * sum(
         offload.store.expert_bytes(layer) for layer in range(model.config.num_hidden_layers)
     )

@@ -69,7 +69,7 @@ def test_guesses_are_those_of_the_routers_ahead(quantized: Path) -> None:
     recording = recorder.recording()
     assert recording is not None
     replies = ~recording.is_prompt
-    for ahead, counted in offload.recall.by_lookahead().items():
+    for ahead, counted in offload.telemetry.recall.by_lookahead().items():
         named = recording.predicted[replies, ahead - 1, ahead:]
         used = recording.experts[replies, ahead:]
         assert (named != NOTHING).all()

@@ -34,17 +34,18 @@ def test_hits_are_the_same_layer_by_layer(demo: Path, plan: MemoryPlan, slots: i
     offload = model.placement.offload
     assert offload is not None
     assert offload.cache.quotas == (slots,) * 5
-    offload.lockstep, offload.trace = True, []
+    offload.lockstep, trace = True, []
     for layer in model.network.layers:
         layer.feed_forward.experts.predict_nothing()
     cache = model.new_kv_cache()
     for token in TOKENS:
         model.forward([token], kv_cache=cache)
+        trace += model.network.chosen_experts()
     offload.quiesce()
-    assert [len(token) for token in offload.trace] == [5] * len(TOKENS)
-    replayed = replay_hits(offload.trace, [slots] * 5, policy, miss, experts=8, seed=SEED)
+    assert [len(token) for token in trace] == [5] * len(TOKENS)
+    replayed = replay_hits(trace, [slots] * 5, policy, miss, experts=8, seed=SEED)
     counted = offload.cache.counters
     assert [(c.hits, c.misses) for c in counted] == [(c.hits, c.misses) for c in replayed]
-    assert sum(c.hits for c in counted) == offload.counters.hits
+    assert sum(c.hits for c in counted) == offload.telemetry.counters.hits
     if slots:
-        assert 0 < offload.counters.hits < offload.counters.requests
+        assert 0 < offload.telemetry.counters.hits < offload.telemetry.counters.requests

@@ -96,7 +96,7 @@ def test_a_policy_of_ones_own_decides(tiny: Path) -> None:
         offload.quiesce()
         hits[policy] = [counted.hits for counted in offload.cache.counters]
         if policy is Noted:
-            assert sum(what == "used" for what, _ in Noted.log) >= offload.counters.requests
+            assert sum(what == "used" for what, _ in Noted.log) >= offload.telemetry.counters.requests
             assert sum(what == "victim" for what, _ in Noted.log) > 0
     assert hits[Noted] == hits["lru"] != hits[Largest]
     assert Largest.made[1:] == [(0, 4), (1, 4), (2, 4)]  # after the one that was looked at

@@ -51,7 +51,7 @@ def test_every_cache_gives_the_cpus_bits(
     assert torch.equal(logits(model), expected)
     offload.quiesce()
     offload.cache.check()
-    counters = offload.counters
+    counters = offload.telemetry.counters
     assert counters.requests == counters.hits + counters.waits + counters.fetches + counters.on_cpu
     if miss == "fetch":
         assert counters.on_cpu == counters.prefill_on_cpu == 0
@@ -70,7 +70,7 @@ def test_prompts_stream_what_is_not_there_and_fill_empty_slots(demo: Path, plan:
         offload.resize([0] * offload.store.layers)
         offload.resize([slots] * offload.store.layers)  # empty ones
         assert torch.equal(model.forward(prompt), cpu.forward(prompt))
-        assert offload.counters.prefill_streamed > 0
+        assert offload.telemetry.counters.prefill_streamed > 0
         offload.quiesce()
         filled = [sum(offload.cache.state(layer, e) is not None for e in range(8)) for layer in range(5)]
         assert all(count == slots for count in filled)
@@ -180,7 +180,7 @@ def test_three_experts_a_token_are_summed_in_the_routers_order(tmp_path: Path) -
     offload.lockstep = True
     following = [30, 60, 90, 120, 150, 180]
     assert torch.equal(logits(sim, PROMPT, following), logits(cpu, PROMPT, following))
-    assert 0 < offload.counters.hits < offload.counters.requests
+    assert 0 < offload.telemetry.counters.hits < offload.telemetry.counters.requests
 
 
 @pytest.mark.parametrize("format", ["bf16", "w4", "w8", "nf4"])

@@ -61,7 +61,7 @@ def test_captured_steps_have_the_same_bits(folder: Path, capturing: None, slots:
         assert plain.network.chosen_experts() == model.network.chosen_experts()
     assert caches[1].length == len(PROMPT) + len(NEXT)
     assert step_of(model.network) == (slots == 4)
-    counters = offload_of(model).counters
+    counters = offload_of(model).telemetry.counters
     assert counters.requests == len(NEXT) * 3 * 2
     if slots == 4:
         assert counters.hits == counters.requests

@@ -183,13 +183,13 @@ def test_predictions_go_on_unless_a_choice_was_replaced(folder: Path) -> None:
     model = on_sim(folder, 2)
     offload = offload_of(model)
     asked: list[int] = []
-    predicted = offload.predicted
+    note_prediction = offload.telemetry.note_prediction
 
     def noted(layer: int, ahead: int, experts: Any) -> None:
         asked.append(layer - ahead)
-        predicted(layer, ahead, experts)
+        note_prediction(layer, ahead, experts)
 
-    offload.predicted = noted  # type: ignore[method-assign]
+    offload.telemetry.note_prediction = noted  # type: ignore[method-assign]
     cache = model.new_kv_cache()
     with model.network.hook_router(lambda *seen: None):
         model.network.forward(one(5, cache))

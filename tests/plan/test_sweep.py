@@ -162,24 +162,25 @@ def test_the_hits_of_a_recorded_run_are_those_of_its_replay(
     offload = model.placement.offload
     assert offload is not None
     offload.resize([slots] * 5)
-    offload.lockstep, offload.trace = True, []
+    offload.lockstep = True
     for layer in model.network.layers:
         layer.feed_forward.experts.predict_nothing()
     model.placement.offload.cache.counters.clear()
-    recorder = Recorder(model)
+    recorder, chosen = Recorder(model), []
     prompts = [NamedPrompt("a", "What is 7 + 8?"), NamedPrompt("b", "Who wrote the letter?")]
     for prompt, task in zip(
         prompts, recorder.tasks(prompts, max_tokens=40, temperature=0, ignore_eos=True), strict=True
     ):
-        recorder.run(prompt.name, task)
+        recorder.run(prompt.name, task, on_token=lambda count: chosen.append(model.network.chosen_experts()))
     recording = recorder.recording()
     assert recording is not None
+    decoded = [tuple(experts) for (experts,) in (found for found in chosen if len(found) == 1)]
     by_number = [list(range(8))] * 5 if policy == "static" else None
-    assert [tuple(token) for token in offload.trace] == [tuple(token) for token in recording.routing().tokens]
+    assert decoded == [tuple(token) for token in recording.routing().tokens]
     replies = recording.experts[~recording.is_prompt]
     counts = replay_hits(replies.tolist(), [slots] * 5, policy, "fetch", popular=by_number)
-    assert sum(c.hits for c in counts) == offload.counters.hits
-    assert offload.counters.requests == len(replies) * 10
+    assert sum(c.hits for c in counts) == offload.telemetry.counters.hits
+    assert offload.telemetry.counters.requests == len(replies) * 10
     if policy != "static":  # which there keeps the first experts, here those that are used most
-        assert int(hit_curves(replies, 8, policy)[:, slots].sum()) == offload.counters.hits
-    assert 0 < offload.counters.hits < offload.counters.requests
+        assert int(hit_curves(replies, 8, policy)[:, slots].sum()) == offload.telemetry.counters.hits
+    assert 0 < offload.telemetry.counters.hits < offload.telemetry.counters.requests

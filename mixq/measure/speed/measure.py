@@ -174,13 +174,13 @@ class Bench:
             for _ in range(self.repeats):
                 bandwidth = self.bandwidth.probe() if self.bandwidth is not None else 0.0
                 offload = self.model.placement.offload
-                before = offload.snapshot() if offload is not None else None
+                before = offload.telemetry.snapshot() if offload is not None else None
                 busy = self.model.kernels.busy_ns()
                 begun = time.perf_counter()
                 self._run(test, test.tokens)
                 seconds = time.perf_counter() - begun
                 busy_seconds = (self.model.kernels.busy_ns() - busy) / 1e9
-                experts = offload.stats_since(before) if offload is not None and before is not None else None
+                experts = offload.telemetry.stats_since(before) if offload is not None and before is not None else None
                 sample = Sample(test, seconds, busy_seconds, bandwidth, experts)
                 self._samples.append(sample)
                 yield sample

@@ -53,4 +53,4 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
     # A prompt's attention is bfloat16 on a GPU and float32 on the CPU.
     want, got = (model.forward(PROMPT, kv_cache=cache) for model, cache in zip((cpu, gpu), caches, strict=True))
     assert float((got - want).norm() / want.norm()) < 2e-2
-    assert 0 < offload.counters.hits < offload.counters.requests
+    assert 0 < offload.telemetry.counters.hits < offload.telemetry.counters.requests

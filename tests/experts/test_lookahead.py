@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from mixq.experts.predictor import Recall
+from mixq.experts.lookahead import Recall
 
 
 def filled() -> Recall:
@@ -27,14 +25,14 @@ def test_recall_is_the_share_of_used_experts_that_were_named() -> None:
 
 def test_the_routers_first_choice_is_counted_apart() -> None:
     recall = filled()
-    assert recall.favourites(1) == pytest.approx(1 / 3), "in one pass of three"
-    assert recall.favourites(2) == 1.0
+    assert recall.first_choices(1) == pytest.approx(1 / 3), "in one pass of three"
+    assert recall.first_choices(2) == 1.0
 
 
 def test_before_the_first_prediction_there_is_nothing_to_say() -> None:
     recall = Recall()
-    assert recall.by_lookahead() == recall.by_layer(1) == recall.as_dict() == {}
-    assert recall.favourites(1) is None
+    assert recall.by_lookahead() == recall.by_layer(1) == {}
+    assert recall.first_choices(1) is None
 
 
 def test_naming_more_does_not_count_twice_and_using_none_is_no_use() -> None:
@@ -43,10 +41,3 @@ def test_naming_more_does_not_count_twice_and_using_none_is_no_use() -> None:
     recall.record(0, 1, [1], [])
     recall.record(0, 2, [1], [])
     assert recall.by_lookahead() == {1: 1.0}
-
-
-def test_telemetry_is_plain_data() -> None:
-    found = json.loads(json.dumps(filled().as_dict()))
-    assert found["1"]["recall"] == pytest.approx(0.5)
-    assert found["1"]["by_layer"] == {"3": pytest.approx(0.75), "4": 0.0}
-    assert found["2"] == {"recall": 1.0, "first_choice": 1.0, "by_layer": {"4": 1.0}}
