@@ -14,8 +14,9 @@ from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from mixq.plan.computer import Computer
+    from mixq.plan.excerpt import Machine
     from mixq.plan.recording import Recording
-    from mixq.plan.sweep import Combination, Machine, Sweep, Weights
+    from mixq.plan.sweep import Combination, ReplayModel, Sweep
 
 DEFAULTS = RuntimeOptions()
 POLICIES = ("lru", "lfu", "static", "belady")
@@ -167,9 +168,9 @@ def _names(text: str, flag: str, known: tuple[str, ...], elsewhere: tuple[str, .
     return list(dict.fromkeys(names))
 
 
-def _weights(recording: Recording, model: str | None) -> Weights:
+def _weights(recording: Recording, model: str | None) -> ReplayModel:
     """Return whose bytes things cost."""
-    from mixq.plan.sweep import Weights
+    from mixq.plan.sweep import ReplayModel
 
     if model is None:
         facts = recording.facts
@@ -178,7 +179,9 @@ def _weights(recording: Recording, model: str | None) -> Weights:
                 "The recording does not say how large its model is.", hint="Say whose sizes: --model mixtral-8x7b."
             )
         workspace = facts.settings.get("workspace_bytes", 0)
-        return Weights(facts.model, facts.cost, workspace if type(workspace) is int and 0 <= workspace < 2**50 else 0)
+        return ReplayModel(
+            facts.model, facts.cost, workspace if type(workspace) is int and 0 <= workspace < 2**50 else 0
+        )
     from mixq.config import ModelConfig
     from mixq.engine.answer import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes
@@ -197,13 +200,13 @@ def _weights(recording: Recording, model: str | None) -> Weights:
         raise UsageError(
             f"{printable(model)} has no experts.", hint="A recording is of experts: name a model with some."
         )
-    return Weights(sizes.name, sizes.cost(), workspace_bytes(sizes.config, PREFILL_CHUNK))
+    return ReplayModel(sizes.name, sizes.cost(), workspace_bytes(sizes.config, PREFILL_CHUNK))
 
 
 def _machine(name: str | None, budgets: list[int] | None) -> Machine:
     """Return what it is played on."""
+    from mixq.plan.excerpt import Machine
     from mixq.plan.presets import COMPUTERS, find_computer
-    from mixq.plan.sweep import Machine
 
     if name is not None and name != "sim":
         computer = find_computer(name)

@@ -23,10 +23,11 @@ from mixq.experts.stats import ExpertCounters
 from mixq.measure.prompt_file import built_in
 from mixq.measure.recorder import Recorder
 from mixq.measure.speed.synthetic import synthetic_model
+from mixq.plan.excerpt import Machine
 from mixq.plan.recording import Recording, read_routing
 from mixq.plan.replay import replay
 from mixq.plan.sizes import ModelSizes
-from mixq.plan.sweep import Machine, Weights, sweep
+from mixq.plan.sweep import ReplayModel, sweep
 from mixq.quantize import quantize
 from mixq.system import paths
 from tests.accept.tables import markdown, write
@@ -203,7 +204,7 @@ def test_replay_says_what_is_measured(
     assert offload is not None
     given, cost = offload.scheduler.cost.hardware, ModelSizes.of_weights(model.folder, "").cost()
     model.close()
-    weights = Weights(subject.name, cost)
+    weights = ReplayModel(subject.name, cost)
     measured = measure_all(subject, file)
     runs = {
         "alone": measured["lru", "cpu", 0],

@@ -195,7 +195,6 @@ def test_names_of_a_file_do_no_harm(cli: RunCli, tmp_path: Path) -> None:
 
 def test_the_commit_is_found_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mixq").mkdir()
-    (tmp_path / "mixq" / "engine.py").touch()
     git = tmp_path / ".git"
     git.mkdir()
     monkeypatch.setattr(record.mixq, "__file__", str(tmp_path / "mixq" / "__init__.py"))

@@ -14,16 +14,17 @@ from mixq.experts.cost import Hardware, ModelCost
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.measure.prompt_file import NamedPrompt
 from mixq.measure.recorder import Recorder
+from mixq.plan.excerpt import Machine
 from mixq.plan.hit_curves import hit_curves, most_used
 from mixq.plan.recording import Facts, PromptFacts, Recording
 from mixq.plan.replay import belady, replay, replay_hits
-from mixq.plan.sweep import Machine, Weights, default_budgets, sweep
+from mixq.plan.sweep import ReplayModel, default_budgets, sweep
 from mixq.quantize import quantize
 from mixq.system import paths
 
 COST = ModelCost(4, 8, 2, 90_000_000, 25_000_000, 130_000_000, 4096, 350_000_000)
 MACHINE = Machine(Hardware("desktop", 40e9, 5e11, 300e9, 2e13, 20e9, ram_bandwidth=50e9), 1e-3, 1e-4)
-WEIGHTS = Weights("mixtral, four layers", COST)
+WEIGHTS = ReplayModel("mixtral, four layers", COST)
 POLICIES = ("lru", "lfu", "static", "belady")
 
 
@@ -117,11 +118,11 @@ def test_the_best_is_one_that_can_be_run() -> None:
 
 
 def test_recorded_layers_stand_for_those_of_a_deeper_model() -> None:
-    deep = Weights("deep", dataclasses.replace(COST, layers=8))
+    deep = ReplayModel("deep", dataclasses.replace(COST, layers=8))
     recording = recorded()
     found = sweep(recording, deep, MACHINE, [10**12], context=1024, excerpt=32)
     assert found.layers == 8
-    assert any("4 layers recorded stand for the 8" in note for note in found.notes)
+    assert any("4 recorded layers stand for the 8" in note for note in found.notes)
     curve = found.curves["lru"]
     assert np.array_equal(curve[0::2], curve[1::2])
     assert not np.array_equal(curve[0], curve[2])
@@ -136,8 +137,8 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 def test_another_models_experts_are_refused() -> None:
-    with pytest.raises(UsageError, match="8 experts a layer, 2 of them used; wide has 16 and 2"):
-        sweep(recorded(), Weights("wide", dataclasses.replace(COST, experts=16)), MACHINE, [10**12])
+    with pytest.raises(UsageError, match="has 8 experts a layer, 2 of them used; wide has 16 and 2"):
+        sweep(recorded(), ReplayModel("wide", dataclasses.replace(COST, experts=16)), MACHINE, [10**12])
 
 
 def test_prompts_alone_are_played_and_said() -> None:

@@ -65,17 +65,11 @@ def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that mixq runs from, 12 digits; None where it runs from no checkout.
+    """Return the commit of the checkout that mixq runs from, 12 digits; None if it is installed elsewhere.
 
-    Only files of git are read. What was changed since the commit is not looked for.
+    Only git's files are read, so uncommitted changes are not seen.
     """
-    for folder in Path(mixq.__file__).resolve().parents:
-        if (folder / ".git").is_dir() and (folder / "mixq" / "engine.py").is_file():
-            return _head(folder / ".git")
-    return None
-
-
-def _head(git: Path) -> str | None:
+    git = Path(mixq.__file__).resolve().parents[1] / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         reference = _REFERENCE.fullmatch(head)
