@@ -1,13 +1,15 @@
-"""The server as an ASGI application: which address is answered by what, behind the guard.
+"""The server as an ASGI application: the handler of each address, behind guard, metrics and access log.
 
 Contract: `create_app` opens no port and loads no model. Every failure that a client can cause is a JSON error with a
-status of 4xx or 503 (`errors`); what is left is a defect, 500 without details.
+status of 4xx or 503 (`errors`); anything else is a defect, answered by 500 without details.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -17,69 +19,48 @@ from starlette.types import ASGIApp
 
 from mixq.config import did_you_mean, parse_size
 from mixq.errors import MixqError, UsageError, printable
-from mixq.server import (
-    facts,
-    fields,
-    models_list,
-    ollama,
-    openai_chat,
-    openai_completions,
-    page_files,
-    tokens,
-)
+from mixq.server import facts, ollama, openai_chat, openai_completions, page_files, tokens
+from mixq.server.body import Body, Whole, must_be, read
 from mixq.server.engine_host import EngineHost
-from mixq.server.errors import RequestError, bad_field
-from mixq.server.fields import Field
+from mixq.server.errors import RequestError, error_reply, json_reply
 from mixq.server.guard import Guard, Settings
-from mixq.server.hang_up import EndsWithClient
-from mixq.server.json_body import json_body
 from mixq.server.metrics import CONTENT_TYPE, Metrics, Observed
-from mixq.server.replies import error_reply, json_reply
 
 Handler = Callable[[EngineHost, HttpRequest], Awaitable[Response]]
 
 
-async def health(host: EngineHost, _http: HttpRequest) -> Response:
-    """Say whether requests are answered."""
-    return json_reply({"status": "ok" if host.state == "ready" else host.state}, 200 if host.state == "ready" else 503)
+def _bytes(value: Any) -> Any:
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except UsageError:
+        return None
 
 
-async def status(host: EngineHost, _http: HttpRequest) -> Response:
-    """Say what the page shows."""
-    return json_reply(facts.status(host))
+Size = Annotated[Whole, BeforeValidator(_bytes), must_be("a size such as 8GB", lambda size: 1 <= size <= 2**60)]
+
+
+class ReloadBody(Body):
+    """The fields of /mixq/reload; null means all free GPU memory."""
+
+    vram: Size | None
 
 
 async def reload(host: EngineHost, http: HttpRequest) -> Response:
     """Begin to load the model with another share of GPU memory."""
-    values = fields.read({"vram": Field(_vram, nullable=True, required=True)}, await json_body(http))
-    host.reload({"vram": values["vram"]})
-    return json_reply(facts.status(host), 202)
-
-
-def _vram(value: object, param: str) -> int:
-    if isinstance(value, str):
-        try:
-            value = parse_size(value)
-        except UsageError as error:
-            raise bad_field(param, f"{param}: {error.message} {error.hint or ''}".rstrip()) from None
-    found: int = fields.whole(1, 2**60)(value, param)
-    return found
-
-
-async def version(_host: EngineHost, _http: HttpRequest) -> Response:
-    """Say mixq's version, where Ollama says its own."""
-    return json_reply({"version": facts.VERSION})
+    body = await read(ReloadBody, http)
+    host.reload({"vram": body.vram})
+    return json_reply(facts.status_of(host), 202)
 
 
 GET: dict[str, Handler] = {
-    "/health": health,
-    "/v1/models": models_list.listed,
-    "/v1/models/{name:path}": models_list.one,
+    "/health": facts.health,
+    "/v1/models": facts.models,
+    "/v1/models/{name:path}": facts.model,
     "/tokenizer_info": tokens.tokenizer_info,
-    "/mixq/status": status,
+    "/mixq/status": facts.status,
     "/api/tags": ollama.tags,
     "/api/ps": ollama.running,
-    "/api/version": version,
+    "/api/version": ollama.version,
 }
 POST: dict[str, Handler] = {
     "/v1/chat/completions": openai_chat.complete,
@@ -123,8 +104,7 @@ def create_app(host: EngineHost, settings: Settings, log: Callable[[str], None] 
         exception_handlers={MixqError: _mixq_error, HTTPException: _http_error, Exception: _defect},
     )
     starlette.router.redirect_slashes = False
-    paths = ("/", "/metrics", *GET, *POST)
-    return Observed(Guard(EndsWithClient(starlette), settings), metrics, paths, log)
+    return Observed(Guard(starlette, settings), metrics, ("/", "/metrics", *GET, *POST), log)
 
 
 async def _mixq_error(http: HttpRequest, error: Exception) -> Response:
@@ -135,15 +115,15 @@ async def _mixq_error(http: HttpRequest, error: Exception) -> Response:
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = http.url.path
-    shown = printable(path, 80)
+    address = printable(path, 80)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        refused = RequestError(405, f"{shown} is asked with {allowed}.")
+        refused = RequestError(405, f"{address} takes {allowed}, not {printable(http.method, 20)}.")
     else:
         near = did_you_mean(path[:80], [known for known in (*GET, *POST) if "{" not in known])
-        refused = RequestError(error.status_code, f"There is no {shown} here.{near}", code="unknown_url")
+        refused = RequestError(error.status_code, f"There is no {address} here.{near}", code="unknown_url")
     return error_reply(refused, path)
 
 
 async def _defect(http: HttpRequest, _error: Exception) -> Response:
-    return error_reply(RequestError(500, "The server has failed; its own words say why."), http.url.path)
+    return error_reply(RequestError(500, "The server failed; see the server log."), http.url.path)

@@ -1,8 +1,9 @@
-"""The model that a server answers with: loaded, asked, loaded anew with another split, closed.
+"""The model behind a server: loaded, used, reloaded with other options, closed.
 
-Contract: an `EngineHost` has a model and its batcher, or says why not (`RequestError` 503 while it loads). Whatever can
-take long, tokenizing and grammars before all, runs on threads of its own, never on the event loop. A reload ends what
-runs with an error; if the new split does not work, the former comes back. The event loop owns everything but `load`.
+Contract: an `EngineHost` has a model and its batcher, or raises why not (`RequestError` 503 while it loads). Slow work,
+such as tokenizing and compiling grammars, runs on threads, never on the event loop. A reload ends running answers with
+an error; if the new options do not work, the previous ones are loaded again. All methods but `load` and `close` belong
+to the event loop.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ from mixq.engine.model import Model
 from mixq.engine.request import BatcherState, Request
 from mixq.engine.sampling import default_sampling
 from mixq.errors import MixqError, printable
+from mixq.server.answers import Answers
 from mixq.server.errors import RequestError, shown
-from mixq.server.streams import Answers
 
 Load = Callable[[Mapping[str, Any]], Model]
 """Loads the model with these runtime options."""
 
 Make = Callable[[Model], Sequence[Request]]
-"""Makes requests from what a client has sent; runs on a thread, and raises MixqError for what cannot be asked."""
+"""Makes the engine's requests from a client's; runs on a thread, and raises MixqError for what cannot be answered."""
 
 T = TypeVar("T")
 
 PREPARING_THREADS = 2
 CLOSE_SECONDS = 30.0
-"""How long a reload waits for the pass that is running: a chunk of a prompt on a slow machine."""
+"""How long a reload waits for the running pass: a chunk of a prompt on a slow machine."""
 LEAVE_SECONDS = 5.0
-"""How long a reload waits for clients to read that their answers have ended: they hold the former model in memory."""
+"""How long a reload waits for clients to read the end of their answers: unread ones keep the previous model alive."""
 LOADING_RETRY = 5
 NOTES = 20
+RELOADING = "the model is being reloaded"
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loaded model and what runs it."""
+    """A loaded model, its batcher, and its own sampling parameters."""
 
     model: Model
     batcher: Batcher
@@ -55,13 +57,13 @@ class EngineHost:
     """Holds the model.
 
     Args:
-        load: makes it.
+        load: loads it.
         options: for `load`.
         name: of the model in replies.
         aliases: other names that requests may use.
         queue: requests that may wait.
-        reuse: whether kept conversations are taken over.
-        say: takes lines for whoever runs the server.
+        reuse: reuse the KV caches of kept conversations.
+        say: takes lines for the server's log.
     """
 
     def __init__(
@@ -86,12 +88,12 @@ class EngineHost:
         self._reuse = reuse
         self._print = say
         self._engine: Engine | None = None
-        self._live: dict[Answers, asyncio.Task[Any] | None] = {}  # and who reads them
+        self._live: dict[Answers, asyncio.Task[Any] | None] = {}  # with the task that reads them
         self._pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="mixq-prepare")
         self._reloading: asyncio.Task[None] | None = None
 
     def load(self) -> None:
-        """Load the model, in this thread; before anything else.
+        """Load the model, in this thread, before anything else.
 
         Raises:
             MixqError: it cannot be loaded.
@@ -101,8 +103,8 @@ class EngineHost:
 
     def _start(self, options: Mapping[str, Any]) -> Engine:
         model = self._load(options)
-        if model.folder.tokenizer_path is not None:
-            _ = model.tokenizer, model.template  # read now, so that a broken one is said before the first request
+        if model.prompting.has_text:
+            _ = model.tokenizer, model.template  # read now: a broken one is reported before the first request
         for line in (*model.notes, *model.notices()):
             if line not in self.notes:
                 self.notes.append(line)
@@ -111,29 +113,29 @@ class EngineHost:
 
     @property
     def engine(self) -> Engine:
-        """The model and what runs it.
+        """The model and its batcher.
 
         Raises:
-            RequestError: 503, it is being loaded, could not be loaded, or the server is stopping.
+            RequestError: 503, the model is loading or could not be loaded, or the server is stopping.
         """
         if self.state == "ready" and self._engine is not None:
             return self._engine
         why = {
-            "loading": "The model is being loaded.",
-            "failed": "The model could not be loaded: " + (self.notes[-1] if self.notes else "see the server's words."),
+            "loading": "The model is loading.",
+            "failed": "The model could not be loaded: " + (self.notes[-1] if self.notes else "see the server log."),
         }.get(self.state, "The server is stopping.")
         raise RequestError(503, why, code=f"model_{self.state}", retry_after=LOADING_RETRY)
 
     @property
     def capacity(self) -> int:
-        """How many answers one request may ask for: what queue and sequences take at most."""
+        """The most answers of one request: those that run and those that may wait."""
         return self._queue + self.engine.batcher.sequences
 
     def check_name(self, name: str | None) -> None:
-        """Refuse a model that is not the one that is served; None stands for that one.
+        """Refuse a name that is not the served model's; None is the served model.
 
         Raises:
-            RequestError: 404 model_not_found, which names those there are.
+            RequestError: 404 model_not_found, with the names that there are.
         """
         if name is None or name.removesuffix(":latest") in (self.name, *self.aliases):
             return
@@ -143,22 +145,22 @@ class EngineHost:
             f"There is no model {shown(name)} here; this server has {served}.",
             param="model",
             code="model_not_found",
-            hint="`mixq serve --alias NAME` lets it answer to another name.",
+            hint="`mixq serve --alias NAME` adds a name.",
         )
 
     def say(self, line: str) -> None:
-        """Note a line for whoever runs the server, once."""
+        """Write a line to the server's log and to the notes of the status, once."""
         if line not in self.notes:
             self.notes.append(line)
             self._print(line)
 
     @asynccontextmanager
     async def answers(self, make: Make) -> AsyncIterator[Answers]:
-        """Ask, and cancel what still runs at the end.
+        """Submit requests; cancel what still runs at the end.
 
         Raises:
             RequestError: no model, or what `make` refuses.
-            MixqError: see `Batcher.submit`.
+            MixqError: what `Batcher.submit` raises.
         """
         engine = self.engine
         answers = Answers(asyncio.get_running_loop(), self.say)
@@ -171,38 +173,38 @@ class EngineHost:
             answers.cancel()
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Run what may take long on a thread; nobody waits for it who does not need it."""
+        """Run slow work on a thread, so that the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def batcher_state(self) -> BatcherState | None:
-        """Return what the batcher says, None while there is none."""
+        """Return the batcher's state, None without a model."""
         return self._engine.batcher.state() if self._engine is not None else None
 
     @property
     def model(self) -> Model | None:
-        """The model, None while it is being loaded."""
+        """The model, None while it is loading."""
         return self._engine.model if self._engine is not None else None
 
     def reload(self, changes: Mapping[str, Any]) -> None:
-        """Begin to load the model with other options; `state` tells when it is done.
+        """Begin to load the model with other options; `state` is "loading" until it is done.
 
         Raises:
-            RequestError: 503, it is being loaded already.
+            RequestError: 503, it is loading already.
         """
         if self.state not in ("ready", "failed"):
             _ = self.engine  # raises
         self.state = "loading"
-        self._end_answers("the model is being loaded anew")
+        self._end_answers(RELOADING)
         self._reloading = asyncio.get_running_loop().create_task(self._reload(dict(changes)))
 
     async def _reload(self, changes: dict[str, Any]) -> None:
-        former, self._engine = self._engine, None
+        previous, self._engine = self._engine, None
         wanted = {**self.options, **changes}
         try:
-            if former is not None:
-                await asyncio.to_thread(_close, former)
+            if previous is not None:
+                await asyncio.to_thread(_close, previous)
                 await self._readers_leave()
-                former = None  # its memory is free before the next is loaded
+                previous = None  # its memory is free before the next is loaded
                 gc.collect()
             self._engine = await self._start_or_note(wanted)
             if self._engine is not None:
@@ -232,12 +234,12 @@ class EngineHost:
             return None
 
     def stop(self, reason: str) -> None:
-        """Take no requests any more, and end every answer with an error; on the event loop."""
+        """Refuse further requests, and end every answer with an error."""
         self.state = "stopping"
         self._end_answers(reason)
 
     def close(self, timeout: float) -> bool:
-        """End the engine's thread; return whether it has ended. From any thread, once the loop has been stopped."""
+        """End the engine's thread, after the event loop has stopped; return whether it has ended."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         return self._engine is None or self._engine.batcher.close(timeout=timeout)
 
@@ -248,5 +250,5 @@ class EngineHost:
 
 
 def _close(engine: Engine) -> None:
-    engine.batcher.close("the model is being loaded anew", CLOSE_SECONDS)
+    engine.batcher.close(RELOADING, CLOSE_SECONDS)
     engine.model.close()

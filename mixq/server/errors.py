@@ -1,25 +1,31 @@
-"""What a client is told when a request cannot be answered: one error, in OpenAI's form and in Ollama's.
+"""Errors as clients see them: one exception, and its form in OpenAI's and in Ollama's interface.
 
-Contract: `as_request_error` turns every `MixqError` into a status that says whose fault it is: 4xx the client's, 503 to
-be tried again, 500 the model's. Messages quote a field's value at most, never a body.
+Contract: `as_request_error` gives every `MixqError` a status: 4xx for the client's faults, 503 for what a later try may
+change, 500 for the rest. A message quotes at most the start of one value, never a whole body.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from starlette.responses import Response
+
 from mixq.errors import MixqError, PromptTooLong, QueueFull, UsageError, printable
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+"""OpenAI's error types by status; others are invalid_request_error, from 500 on server_error."""
 
 
 class RequestError(MixqError):
     """A request that is refused.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: the cause.
         param: the field at fault, such as "messages[2].content".
         code: for programs, such as "context_length_exceeded".
-        retry_after: seconds after which it may be worth to ask again.
+        retry_after: seconds until another try makes sense.
     """
 
     def __init__(
@@ -60,37 +66,50 @@ def bad_field(param: str, message: str, *, code: str | None = None) -> RequestEr
 
 
 def shown(value: object) -> str:
-    """Return a value from a request for a message: on one line, and short."""
+    """Return a value from a request for a message: one line, and short."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return f'"{printable(value, 60)}"'
-    return printable(repr(value), 60)
+        return json.dumps(value)
+    return f'"{printable(value, 60)}"' if isinstance(value, str) else printable(repr(value), 60)
 
 
 def as_request_error(error: MixqError) -> RequestError:
-    """Return what a client is told of a failure."""
+    """Return a failure as the client's error."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, PromptTooLong):
         return RequestError(400, error.message, code="context_length_exceeded", hint=error.hint)
     if isinstance(error, QueueFull):
         return RequestError(503, error.message, code="queue_full", retry_after=error.retry_after, hint=error.hint)
-    if isinstance(error, UsageError):
-        return RequestError(400, error.message, hint=error.hint)
-    return RequestError(500, error.message, hint=error.hint)
+    return RequestError(400 if isinstance(error, UsageError) else 500, error.message, hint=error.hint)
 
 
 def openai_error(error: MixqError) -> dict[str, Any]:
-    """Return the body of an error as OpenAI writes it."""
+    """Return the body of an error in OpenAI's form."""
     refused = as_request_error(error)
-    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-    kind = kinds.get(refused.status, "invalid_request_error" if refused.status < 500 else "server_error")
+    kind = KINDS.get(refused.status, "invalid_request_error" if refused.status < 500 else "server_error")
     return {"error": {"message": refused.text, "type": kind, "param": refused.param, "code": refused.code}}
 
 
 def ollama_error(error: MixqError) -> dict[str, Any]:
-    """Return the body of an error as Ollama writes it."""
+    """Return the body of an error in Ollama's form."""
     return {"error": as_request_error(error).text}
+
+
+def dump(document: Any) -> bytes:
+    """Return compact JSON; lone surrogates, which UTF-8 cannot hold, become JSON escapes."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+def json_reply(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON document."""
+    return Response(dump(document), status, headers, media_type="application/json")
+
+
+def error_reply(error: MixqError, path: str, *, close: bool = False) -> Response:
+    """Return an error: Ollama's form under /api/, else OpenAI's; `close` where part of the body was not read."""
+    refused = as_request_error(error)
+    body = ollama_error(refused) if path.startswith("/api/") else openai_error(refused)
+    return json_reply(body, refused.status, {**refused.headers, **({"Connection": "close"} if close else {})})

@@ -1,8 +1,9 @@
-"""The gate in front of everything: who may ask, from where, and how much they may send.
+"""The outermost check of requests: allowed hosts and origins, the key, the size and pace of the body.
 
-Contract: an ASGI layer that refuses by itself, or puts the whole body into the scope (`json_body.BODY`) and hands on.
-It checks in this order: Host (DNS rebinding), Origin (pages of other sites), the key, the body's size and pace. Without
-`cors_origins` no page of another site may read an answer. Neither keys nor bodies are kept or written anywhere.
+Contract: an ASGI layer that refuses, or puts the whole body into the scope (`body.BODY`) and runs the application
+until the client hangs up. It checks in this order: Host (DNS rebinding), Origin (pages of other sites), the key, the
+body. Without `cors_origins` no page of another site may read an answer. Neither keys nor bodies are kept or written.
+Starlette's middlewares do not do: one allows names but no ranges of addresses, the other lets foreign pages send.
 """
 
 from __future__ import annotations
@@ -13,29 +14,28 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mixq.server.errors import RequestError, shown
-from mixq.server.json_body import BODY
-from mixq.server.replies import error_reply
+from mixq.server.body import BODY
+from mixq.server.errors import RequestError, error_reply, shown
 
 MAX_BODY = 1 << 20
 BODY_SECONDS = 30.0
 """For the whole body: a megabyte at 35 kB/s."""
 
 DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
-"""What is read and thrown away of a body that is too large: a client that still sends does not read its refusal."""
+"""How much of a body that is too large is read and dropped: a client does not read its refusal while it sends."""
 
 MAX_HEAD = 16 << 10
-"""Bytes of all headers; what comes in one piece passes the protocol's own limit."""
+"""Bytes of all headers; h11's own limit lets larger ones pass that arrive in one piece."""
 
 OPEN_PATHS = re.compile(r"/|/health|/page/(vendor/)?[^/]*|/favicon\.ico")
-"""What needs no key: the page, which asks for it, and whether the server lives."""
+"""Addresses without a key: the page, which asks the user for it, and the health check."""
 
 METHODS = "GET, POST, OPTIONS"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -50,7 +50,7 @@ class Settings:
         host: the address that the server listens on.
         api_key: None for no key.
         cors_origins: sites whose pages may use the server; "*" for all.
-        allowed_hosts: further names under which the server is asked.
+        allowed_hosts: further values of Host that are allowed.
         body_seconds: for the whole body of a request.
     """
 
@@ -62,7 +62,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
+    """Return whether an address can be reached only from this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -72,7 +72,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Refuses, or hands on."""
+    """The layer."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -81,7 +81,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":  # no lifespan events are asked for, and web sockets are not offered
+        if scope["type"] != "http":  # lifespan events and web sockets are off
             return
         headers = Headers(scope=scope)
         try:
@@ -92,33 +92,32 @@ class Guard:
             await error_reply(error, scope["path"])(scope, receive, send)
             return
         if origin is not None:
-            send = _with_headers(send, self._cors_headers(origin))
+            send = _with_cors(send, origin)
         if scope["method"] == "OPTIONS" and origin is not None and "access-control-request-method" in headers:
             await _preflight(headers)(scope, receive, send)
             return
         try:
             self._check_key(scope["path"], headers)
-            scope[BODY] = await asyncio.wait_for(_whole_body(headers, receive), self._settings.body_seconds)
+            body = await asyncio.wait_for(_whole_body(headers, receive), self._settings.body_seconds)
         except TimeoutError:
             late = RequestError(408, f"The body did not arrive within {self._settings.body_seconds:g} seconds.")
             await error_reply(late, scope["path"], close=True)(scope, receive, send)
         except RequestError as error:
             await error_reply(error, scope["path"], close=error.status == 413)(scope, receive, send)
-        except _HungUp:
-            pass
         else:
-            await self._app(scope, receive, send)
+            if body is not None:
+                scope[BODY] = body
+                await _until_hang_up(self._app, scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or not self._is_own_name(match["name"].lower()):
-            asked = shown(hosts[0]) if len(hosts) == 1 else "no name" if not hosts else "several names"
             raise RequestError(
                 403,
-                f"This server is not asked as {asked}.",
+                f"Host {', '.join(map(shown, hosts))} is not allowed." if hosts else "The Host header is missing.",
                 code="host_not_allowed",
-                hint="`mixq serve --allowed-host NAME` allows a name.",
+                hint="Allow it with `mixq serve --allowed-host NAME`.",
             )
 
     def _is_own_name(self, name: str) -> bool:
@@ -129,14 +128,14 @@ class Guard:
             return is_loopback(name)
         if name == "localhost":
             return True
-        try:  # an attacker's page needs a name that it can point elsewhere; an address it cannot
+        try:  # DNS rebinding needs a name; an address cannot be pointed elsewhere
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:
             return False
         return True
 
     def _checked_origin(self, headers: Headers) -> str | None:
-        """Return the site of another origin that may read the reply; None where there is none."""
+        """Return the other site that may read the reply, None for this server's own pages and for programs."""
         origins = headers.getlist("origin")
         if not origins:
             return None
@@ -147,18 +146,11 @@ class Guard:
         if len(origins) != 1 or not ("*" in allowed or origins[0].lower() in (each.lower() for each in allowed)):
             raise RequestError(
                 403,
-                f"Pages of {shown(origins[0])} may not use this server.",
+                f"Origin {shown(origins[0])} is not allowed.",
                 code="origin_not_allowed",
-                hint="`mixq serve --cors-origin ORIGIN` allows a site.",
+                hint="Allow it with `mixq serve --cors-origin ORIGIN`.",
             )
         return origins[0]
-
-    def _cors_headers(self, origin: str) -> dict[str, str]:
-        return {
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "Retry-After",
-            "Vary": "Origin",
-        }
 
     def _check_key(self, path: str, headers: Headers) -> None:
         if self._key_digest is None or OPEN_PATHS.fullmatch(path):
@@ -167,17 +159,8 @@ class Guard:
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         digest = _digest(key.strip().encode("latin-1", "replace"))
         if scheme.lower() != "bearer" or not hmac.compare_digest(digest, self._key_digest):
-            raise RequestError(
-                401,
-                "This server wants its key: Authorization: Bearer KEY."
-                if not given
-                else "The key is not this server's.",
-                code="invalid_api_key",
-            )
-
-
-class _HungUp(Exception):
-    """The client went away before its body was there."""
+            message = "Wrong API key." if given else "An API key is required: send Authorization: Bearer KEY."
+            raise RequestError(401, message, code="invalid_api_key")
 
 
 def _digest(key: bytes) -> bytes:
@@ -185,7 +168,8 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def _whole_body(headers: Headers, receive: Receive) -> bytes:
+async def _whole_body(headers: Headers, receive: Receive) -> bytes | None:
+    """Return the body, None if the client hangs up before all of it has arrived."""
     declared = int(headers.get("content-length", "0"))  # the protocol has checked that it is digits
     if declared > MAX_BODY:
         if declared <= DRAIN_BODY and "expect" not in headers:
@@ -196,7 +180,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _HungUp
+            return None
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             body.clear()
@@ -207,7 +191,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes:
 
 
 async def _drain(receive: Receive) -> None:
-    """Throw away what a client is still sending, as long as it keeps coming, and not for ever."""
+    """Drop what a client is still sending, up to `DRAIN_BODY` bytes and `DRAIN_SECONDS`."""
     size = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -216,6 +200,38 @@ async def _drain(receive: Receive) -> None:
                 size += len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return
+
+
+async def _until_hang_up(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the application as a task that is cancelled, wherever it waits, when the client hangs up."""
+    whole = False
+
+    async def noting_the_end(message: Message) -> None:
+        nonlocal whole
+        await send(message)
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    work = asyncio.ensure_future(app(scope, _nothing_more, noting_the_end))
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and not whole:
+            work.cancel()
+        await asyncio.wait((work,))
+        if not work.cancelled():
+            work.result()  # raises what it raised
+    finally:
+        gone.cancel()
+        work.cancel()  # the server is stopping
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _nothing_more() -> Any:
+    return await asyncio.Future()
 
 
 def _check_size(headers: Headers) -> None:
@@ -227,19 +243,24 @@ def _too_large() -> RequestError:
     return RequestError(413, f"The body is larger than {MAX_BODY} bytes.", code="body_too_large")
 
 
-def _with_headers(send: Send, extra: Mapping[str, str]) -> Send:
-    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in extra.items()]
+def _with_cors(send: Send, origin: str) -> Send:
+    """Return `send` with headers that let the pages of a site read the reply."""
+    extra = {
+        b"access-control-allow-origin": origin.encode("latin-1"),
+        b"access-control-expose-headers": b"Retry-After",
+        b"vary": b"Origin",
+    }
 
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *raw]}
+            message = {**message, "headers": [*message["headers"], *extra.items()]}
         await send(message)
 
     return wrapped
 
 
 def _preflight(headers: Headers) -> Response:
-    """Return the answer to a browser that asks whether it may ask."""
+    """Return the answer to a browser's preflight request."""
     wished = headers.get("access-control-request-headers", "")
     names = [name.strip() for name in wished.split(",") if _HEADER_NAME.fullmatch(name.strip())]
     return Response(

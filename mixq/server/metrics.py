@@ -1,7 +1,7 @@
-"""/metrics: counts of requests by this server, and the engine's own figures, in Prometheus's text form.
+"""/metrics: request counts and the engine's figures in Prometheus's text format, and the access log.
 
-Contract: one registry per server. Label values come from fixed lists, never from a request: an address that does not
-exist counts as "other". The layer also writes the access log: time, method, path of the same list, status, seconds.
+Contract: one registry per server. Label values come from fixed lists, never from a request: an unknown address counts
+as "other". The access log has time, method, path (from the same list), status and seconds.
 """
 
 from __future__ import annotations
@@ -19,50 +19,45 @@ from mixq.system import memory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUIET = ("/health", "/metrics", "/mixq/status")
-"""What is asked every second; the access log leaves it out where it goes well."""
+"""Polled every second; the access log has only their failures."""
 
 HUNG_UP = 499
-"""Stands in log and metrics for a client that went away before its reply began; nginx's number."""
+"""Status in log and metrics when the client went away before its reply began; nginx's number."""
 
 
 def _group(path: str) -> str:
     return next((prefix for prefix in ("/page", "/v1/models") if path.startswith(f"{prefix}/")), "other")
 
 
-class Metrics:
-    """Counts requests; the engine is asked when the figures are."""
+class Metrics(Collector):
+    """The counters of requests, and the engine's figures as they are when a client reads them."""
 
     def __init__(self, host: EngineHost) -> None:
-        self.registry = CollectorRegistry()
+        self._host = host
+        self._registry = CollectorRegistry()
         self.requests = Counter(
-            "mixq_http_requests", "Requests by address and status.", ["path", "status"], registry=self.registry
+            "mixq_http_requests", "Requests by address and status.", ["path", "status"], registry=self._registry
         )
         self.seconds = Histogram(
             "mixq_http_request_seconds",
             "From the first byte of a request to the last of its reply.",
             ["path"],
-            registry=self.registry,
+            registry=self._registry,
             buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
         )
-        self.registry.register(_EngineCollector(host))
+        self._registry.register(self)
 
     def text(self) -> bytes:
-        """Return all figures."""
-        return generate_latest(self.registry)
-
-
-class _EngineCollector(Collector):
-    def __init__(self, host: EngineHost) -> None:
-        self._host = host
+        """Return all figures in the text format."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the engine says now."""
-        host = self._host
-        yield GaugeMetricFamily("mixq_ready", "1 while requests are answered.", float(host.state == "ready"))
+        """Yield the engine's figures."""
+        yield GaugeMetricFamily("mixq_ready", "1 while requests are answered.", float(self._host.state == "ready"))
         resident = memory.resident_memory()
         if resident is not None:
             yield GaugeMetricFamily("mixq_resident_bytes", "Memory of the process.", resident)
-        state = host.batcher_state()
+        state = self._host.batcher_state()
         if state is None:
             return
         for name, text, gauge in (
@@ -71,10 +66,10 @@ class _EngineCollector(Collector):
             ("kept_conversations", "Conversations whose KV cache is kept.", state.kept),
             ("kv_positions_in_use", "Positions of KV caches in which answers run.", state.busy_positions),
             ("decode_tokens_per_second", "Of the last seconds, all answers together.", state.decode_tokens_per_second),
+            ("expert_hit_rate", "Experts found in GPU memory.", state.expert_hit_rate),
         ):
-            yield GaugeMetricFamily(f"mixq_{name}", text, gauge)
-        if state.expert_hit_rate is not None:
-            yield GaugeMetricFamily("mixq_expert_hit_rate", "Experts found in GPU memory.", state.expert_hit_rate)
+            if gauge is not None:
+                yield GaugeMetricFamily(f"mixq_{name}", text, gauge)
         for name, text, count in (
             ("prompt_tokens", "Prompt tokens that were run.", state.prompt_tokens),
             ("cached_tokens", "Prompt tokens found in a kept KV cache.", state.cached_tokens),

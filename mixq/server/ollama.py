@@ -8,105 +8,111 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from math import prod
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.engine.events import Done, Token
+from mixq.engine.events import Done, Event, Token
 from mixq.engine.model import Model
 from mixq.engine.request import Request
 from mixq.errors import MixqError
-from mixq.server import fields, ollama_fields
-from mixq.server.engine_host import EngineHost, Make
-from mixq.server.errors import bad_field, ollama_error
-from mixq.server.facts import Facts
-from mixq.server.json_body import dump, json_body
-from mixq.server.openai_chat import encode_chat, tokenizer_of
-from mixq.server.replies import json_reply
-from mixq.server.streams import Answers, EventStream
+from mixq.formats.architecture import parameters
+from mixq.formats.folder import ModelFolder
+from mixq.server.answers import Result
+from mixq.server.body import read
+from mixq.server.engine_host import EngineHost
+from mixq.server.errors import bad_field, json_reply, ollama_error
+from mixq.server.facts import VERSION
+from mixq.server.ollama_body import ChatBody, GenerateBody, Shared, ShowBody
+from mixq.server.prompts import encode_chat, encode_text
+from mixq.server.replies import Document, Reply, answer
 
-Piece = Callable[[str], Mapping[str, Any]]
-"""Text as a part of a reply: /api/chat and /api/generate differ in nothing else."""
+Encode = Callable[[Model], tuple[list[int], bool]]
+"""Returns a prompt's ids, and whether the answer continues its text."""
 
 
 async def chat(host: EngineHost, http: HttpRequest) -> Response:
     """Answer a conversation."""
-    values = fields.read(ollama_fields.CHAT, await json_body(http))
-    messages = ollama_fields.read_messages(values["messages"])
-    make = _request(host, values, lambda model: (encode_chat(model, messages, host.name), False))
-    return await _reply(host, values, make, lambda text: {"message": {"role": "assistant", "content": text}})
+    body = await read(ChatBody, http)
+    messages = [message.model_dump() for message in body.messages]
+    reply = OllamaReply(
+        host,
+        body,
+        lambda model: (encode_chat(model, messages, host.name), False),
+        lambda text: {"message": {"role": "assistant", "content": text}},
+    )
+    return await answer(host, reply, stream=body.stream)
 
 
 async def generate(host: EngineHost, http: HttpRequest) -> Response:
-    """Answer a prompt: as a message, or, with `raw` and for a base model, as a text to go on from."""
-    values = fields.read(ollama_fields.GENERATE, await json_body(http))
-    prompt, system = values["prompt"], values["system"]
+    """Answer a prompt: as a message, or, with `raw` and for a base model, as a text to continue."""
+    body = await read(GenerateBody, http)
 
     def encode(model: Model) -> tuple[list[int], bool]:
-        if values["raw"] or not model.is_chat:
-            if system:
-                raise bad_field("system", "system is not supported here: a text to go on from has no place for it.")
-            tokenizer = tokenizer_of(model)
-            return [*tokenizer.begin_ids, *tokenizer.encode(prompt)], True
-        head = [{"role": "system", "content": system}] if system else []
-        return encode_chat(model, [*head, {"role": "user", "content": prompt}], host.name), False
+        if body.raw or not model.is_chat:
+            if body.system:
+                raise bad_field("system", "system is not supported here: a text to continue has no place for it.")
+            return encode_text(model, body.prompt), True
+        system = [{"role": "system", "content": body.system}] if body.system else []
+        return encode_chat(model, [*system, {"role": "user", "content": body.prompt}], host.name), False
 
-    make = _request(host, values, encode)
-    if not prompt:  # Ollama's way to ask for a model to be loaded
-        end = {"response": "", "done": True, "done_reason": "load"}
-        return json_reply({"model": host.name, "created_at": _now(), **end})
-    return await _reply(host, values, make, lambda text: {"response": text})
+    reply = OllamaReply(host, body, encode, lambda text: {"response": text})
+    if not body.prompt:  # Ollama's way to load a model
+        return json_reply({**_head(host), "response": "", "done": True, "done_reason": "load"})
+    return await answer(host, reply, stream=body.stream)
 
 
-def _request(host: EngineHost, values: Mapping[str, Any], encode: Callable[[Model], tuple[list[int], bool]]) -> Make:
-    """Check a request; return what makes it. `encode` gives ids, and whether the answer goes on from a text."""
-    host.check_name(values["model"])
-    engine = host.engine
-    model = engine.model
-    params = ollama_fields.sampling(values["options"], engine.sampling, seed=model.options.seed, context=model.context)
-    spec = ollama_fields.grammar(values["format"])
+class OllamaReply(Reply):
+    """One request and its reply.
 
-    def make(model: Model) -> list[Request]:
-        ids, continues = encode(model)
-        return [Request(ids, params, continues_text=continues, grammar=spec)]
+    Args:
+        piece: makes a part of a reply of text: the only difference between /api/chat and /api/generate.
+    """
 
-    return make
+    media_type = "application/x-ndjson"
+    suffix = b"\n"
 
+    def __init__(self, host: EngineHost, body: Shared, encode: Encode, piece: Callable[[str], Document]) -> None:
+        host.check_name(body.model)
+        engine = host.engine
+        seed, context = engine.model.options.seed, engine.model.context
+        self._host = host
+        self._params = body.options.sampling(engine.sampling, seed=seed, context=context)
+        self._grammar = body.grammar()
+        self._encode = encode
+        self._piece = piece
 
-async def _reply(host: EngineHost, values: Mapping[str, Any], make: Make, piece: Piece) -> Response:
-    if not values["stream"]:
-        async with host.answers(make) as answers:
-            done = (await answers.results(1))[0].done
-        return json_reply({**_head(host), **piece(done.text), **_end(done)})
-    stack = AsyncExitStack()
-    answers = await stack.enter_async_context(host.answers(make))
-    return EventStream(_lines(host, answers, piece), "application/x-ndjson", stack)
+    def requests(self, model: Model) -> list[Request]:
+        """Return the request."""
+        ids, continues = self._encode(model)
+        return [Request(ids, self._params, continues_text=continues, grammar=self._grammar)]
 
+    def whole(self, results: Sequence[Result]) -> Document:
+        done = results[0].done
+        return {**_head(self._host), **self._piece(done.text), **_end(done)}
 
-async def _lines(host: EngineHost, answers: Answers, piece: Piece) -> AsyncIterator[bytes]:
-    try:
-        async for batch in answers.batches():
-            lines = []
-            for _, event in batch:
-                if isinstance(event, Token) and event.text:
-                    lines.append({**_head(host), **piece(event.text), "done": False})
-                elif isinstance(event, Done):
-                    lines.append({**_head(host), **piece(event.tail), **_end(event)})
-            if lines:
-                yield b"".join(dump(line) + b"\n" for line in lines)
-    except MixqError as error:
-        yield dump(ollama_error(error)) + b"\n"
+    def part(self, index: int, event: Event) -> list[Document]:
+        """Return the line of a token or of the end."""
+        if isinstance(event, Token) and event.text:
+            return [{**_head(self._host), **self._piece(event.text), "done": False}]
+        if isinstance(event, Done):
+            return [{**_head(self._host), **self._piece(event.tail), **_end(event)}]
+        return []
 
-
-def _head(host: EngineHost) -> dict[str, Any]:
-    return {"model": host.name, "created_at": _now()}
+    def error(self, error: MixqError) -> Document:
+        return ollama_error(error)
 
 
-def _end(done: Done) -> dict[str, Any]:
+def _head(host: EngineHost) -> Document:
+    return {"model": host.name, "created_at": _time(time.time())}
+
+
+def _end(done: Done) -> Document:
     stats = done.stats
     seconds = {
         "total_duration": stats.time_to_first_token + stats.decode_seconds,
@@ -123,65 +129,96 @@ def _end(done: Done) -> dict[str, Any]:
     }
 
 
-def _now() -> str:
-    return _time(time.time())
-
-
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _listed(host: EngineHost, facts: Facts) -> dict[str, Any]:
-    return {
+def _listed(host: EngineHost, **more: Any) -> Response:
+    """Return a list of the one model."""
+    folder = host.engine.model.folder
+    entry = {
         "name": host.name,
         "model": host.name,
-        "modified_at": _time(facts.modified_at),
-        "size": facts.nbytes,
-        "digest": hashlib.sha256(f"{facts.name}\0{facts.nbytes}".encode()).hexdigest(),
-        "details": _details(facts),
+        "modified_at": _modified_at(folder.path),
+        "size": folder.nbytes,
+        "digest": hashlib.sha256(f"{host.name}\0{folder.nbytes}".encode()).hexdigest(),
+        "details": _details(host.engine.model),
+        **more,
     }
+    return json_reply({"models": [entry]})
 
 
-def _details(facts: Facts) -> dict[str, Any]:
+def _modified_at(folder: Path) -> str:
+    config = folder / "config.json"
+    return _time(config.stat().st_mtime if config.is_file() else 0.0)
+
+
+def _details(model: Model) -> Document:
+    count, family = _parameter_count(model), _family(model)
+    quantization = model.folder.quantization if isinstance(model.folder, ModelFolder) else None
     return {
         "parent_model": "",
         "format": "safetensors",
-        "family": facts.family,
-        "families": [facts.family],
-        "parameter_size": facts.parameter_size,
-        "quantization_level": facts.quantization,
+        "family": family,
+        "families": [family],
+        "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M",
+        "quantization_level": quantization.method if quantization else "not quantized",
     }
+
+
+def _family(model: Model) -> str:
+    return "mixtral" if model.config.is_moe else "mistral"
+
+
+def _parameter_count(model: Model) -> int:
+    return sum(prod(parameter.shape) for parameter in parameters(model.config))
+
+
+async def version(_host: EngineHost, _http: HttpRequest) -> Response:
+    """Return mixq's version, in place of Ollama's."""
+    return json_reply({"version": VERSION})
 
 
 async def tags(host: EngineHost, _http: HttpRequest) -> Response:
     """List the model."""
-    return json_reply({"models": [_listed(host, Facts.of(host.name, host.engine.model))]})
+    return _listed(host)
 
 
 async def running(host: EngineHost, _http: HttpRequest) -> Response:
     """List the model again: it is loaded, and stays."""
     model = host.engine.model
-    facts = Facts.of(host.name, model)
     vram = model.placement.as_dict().get("vram_taken_bytes", 0)
-    forever = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": vram, "context_length": model.context}
-    return json_reply({"models": [{**_listed(host, facts), **forever}]})
+    return _listed(host, expires_at="9999-12-31T23:59:59Z", size_vram=vram, context_length=model.context)
 
 
 async def show(host: EngineHost, http: HttpRequest) -> Response:
     """Describe the model."""
-    values = fields.read(ollama_fields.SHOW, await json_body(http))
-    host.check_name(values["model"] if values["model"] is not None else values["name"])
+    body = await read(ShowBody, http)
+    host.check_name(body.model if body.model is not None else body.name)
     engine = host.engine
-    facts = Facts.of(host.name, engine.model)
+    model, config = engine.model, engine.model.config
+    family = _family(model)
+    shape = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "vocab_size": config.vocab_size,
+        "expert_count": config.num_local_experts,
+        "expert_used_count": config.num_experts_per_tok,
+    }
+    general = {"general.architecture": family, "general.parameter_count": _parameter_count(model)}
     return json_reply(
         {
             "modelfile": "",
             "parameters": "\n".join(f"{name} {value}" for name, value in engine.sampling.items()),
-            "template": f"(the chat format {engine.model.template.name}, made of token ids)",
+            "template": f"(the chat format {model.template.name}, made of token ids)",
             "license": "",
-            "details": _details(facts),
-            "model_info": facts.model_info(),
+            "details": _details(model),
+            "model_info": {**general, **{f"{family}.{key}": value for key, value in shape.items()}},
             "capabilities": ["completion"],
-            "modified_at": _time(facts.modified_at),
+            "modified_at": _modified_at(model.folder.path),
         }
     )

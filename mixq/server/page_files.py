@@ -1,12 +1,13 @@
 """The web page: the files of mixq/server/page/, at / and /page/NAME, and those of its folder vendor.
 
-Contract: nothing else is read: names are matched against a pattern, the kind is known by the suffix. The page loads
-nothing from other sites; `POLICY` makes browsers refuse it.
+Contract: no other file is read: a name matches `_NAME`, and its suffix is one of `KINDS`. The page loads nothing from
+other sites; `POLICY` makes browsers refuse it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from pathlib import Path
 
@@ -50,10 +51,7 @@ async def other(http: HttpRequest) -> Response:
 async def _file(name: str) -> Response:
     path = FOLDER / name
     kind = KINDS.get(path.suffix)
-    if kind is None or not _NAME.fullmatch(name):
-        raise RequestError(404, "The page has no such file.")
-    try:
-        content = await asyncio.to_thread(path.read_bytes)
-    except OSError:
-        raise RequestError(404, "The page has no such file.") from None
-    return Response(content, media_type=kind, headers=HEADERS)
+    if kind is not None and _NAME.fullmatch(name):
+        with contextlib.suppress(OSError):
+            return Response(await asyncio.to_thread(path.read_bytes), media_type=kind, headers=HEADERS)
+    raise RequestError(404, "The page has no such file.")

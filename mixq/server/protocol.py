@@ -1,58 +1,42 @@
 """HTTP/1.1 over one connection, with the time-outs that uvicorn does not have.
 
-Contract: a connection is closed that brings no whole request head within `HEAD_SECONDS`, or takes nothing of a reply
-for `WRITE_SECONDS`; so neither slow senders nor slow readers stay, and neither holds up others. What h11 refuses (a bad
-Content-Length, headers beyond 16 KiB) is answered with a JSON error that says why.
+Contract: a connection is closed if no whole request head arrives within `head_seconds`, or if the client reads nothing
+of a reply for `write_seconds`. What h11 refuses (a bad Content-Length, headers beyond 16 KiB) is answered with a JSON
+error that says why. uvicorn's own limits do not do: it has no time-out for heads and writes, `limit_concurrency` keeps
+idle connections open, and its answer to bad requests is plain text without the cause.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mixq.server.errors import RequestError, openai_error
-from mixq.server.json_body import dump
+from mixq.server.errors import RequestError, dump, openai_error
 
-HEAD_SECONDS = 10.0
-WRITE_SECONDS = 30.0
-WATCH_SECONDS = 1.0
 MOST_CONNECTIONS = 512
-"""Beyond them a new connection is closed at once: file descriptors are limited too."""
-
-
-class _Connection(h11.Connection):
-    """Remembers why it refused."""
-
-    refusal: h11.RemoteProtocolError | None = None
-
-    def next_event(self) -> Any:
-        try:
-            return super().next_event()
-        except h11.RemoteProtocolError as error:
-            self.refusal = error
-            raise
+"""Further connections are closed at once: file descriptors are limited too."""
 
 
 class WatchedProtocol(H11Protocol):
-    """uvicorn's protocol, watched."""
+    """uvicorn's protocol with time-outs."""
 
-    head_seconds = HEAD_SECONDS
-    write_seconds = WRITE_SECONDS
-    watch_seconds = WATCH_SECONDS
+    head_seconds = 10.0
+    write_seconds = 30.0
+    watch_seconds = 1.0  # between two looks
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Connection(h11.SERVER, self.conn._max_incomplete_event_size)
         self._watch: asyncio.TimerHandle | None = None
         self._head_since: float | None = None
         self._stuck_since: float | None = None
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, and begin to watch it."""
+        """Accept a connection and begin to watch it."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
@@ -61,7 +45,7 @@ class WatchedProtocol(H11Protocol):
         self._watch = self.loop.call_later(self.watch_seconds, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the watch with the connection."""
+        """Stop watching."""
         if self._watch is not None:
             self._watch.cancel()
         super().connection_lost(exc)
@@ -84,25 +68,26 @@ class WatchedProtocol(H11Protocol):
             self.transport.abort()
 
     def _waits_for_a_head(self) -> bool:
-        """Return whether there is no request, or only the beginning of one; an idle client has its own time-out."""
+        """Return whether the request's head is not complete; idle connections have uvicorn's own time-out."""
         idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
         return not idle and self.conn.their_state is h11.IDLE
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        """There are none."""
+        """Never called: web sockets are off."""
         raise AssertionError("ws is none")
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with a request that is none; nothing where a reply has begun."""
-        refusal = self.conn.refusal if isinstance(self.conn, _Connection) else None
+        """Answer what is not HTTP with the cause, unless a reply has begun; called while h11's error is handled."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        status = refusal.error_status_hint if refusal is not None else 400
-        cause = str(refusal) if refusal is not None else msg
+        refusal = sys.exception()
+        status, cause = 400, msg
+        if isinstance(refusal, h11.RemoteProtocolError):
+            status, cause = refusal.error_status_hint, str(refusal)
         if status == 431:
             cause = "the headers are too large"
-        body = dump(openai_error(RequestError(status, f"This is no HTTP request: {cause}.")))
+        body = dump(openai_error(RequestError(status, f"This is not an HTTP request: {cause}.")))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -1,25 +1,117 @@
-"""Replies that are not streams: JSON, and errors in the form that the address's clients read."""
+"""From a request to its reply, in one way for all interfaces: whole, or written as the answers come.
+
+Contract: a `Reply` is one request in the form of one interface: the engine's requests, and the documents that its
+answers become. `answer` runs it. What is refused before a stream begins is raised; what fails in it is its last event.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from mixq.engine.events import Event
+from mixq.engine.model import Model
+from mixq.engine.request import Request
 from mixq.errors import MixqError
-from mixq.server.errors import as_request_error, ollama_error, openai_error
-from mixq.server.json_body import dump
+from mixq.server.answers import Answers, Result
+from mixq.server.engine_host import EngineHost
+from mixq.server.errors import dump, json_reply
+
+Document = dict[str, Any]
 
 
-def json_reply(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a JSON document."""
-    return Response(dump(document), status, dict(headers or {}), media_type="application/json")
+class Reply(ABC):
+    """One request and its reply."""
+
+    media_type: ClassVar[str]
+    """Of a stream."""
+    prefix: ClassVar[bytes] = b""
+    suffix: ClassVar[bytes]
+    """Around each document of a stream."""
+    end: ClassVar[bytes] = b""
+    """The last bytes of a stream without an error."""
+
+    @abstractmethod
+    def requests(self, model: Model) -> Sequence[Request]:
+        """Return what the engine is to answer; on a thread, once, before the rest.
+
+        Raises:
+            MixqError: it cannot be answered.
+        """
+
+    @abstractmethod
+    def whole(self, results: Sequence[Result]) -> Document:
+        """Return all answers as one document."""
+
+    @abstractmethod
+    def part(self, index: int, event: Event) -> list[Document]:
+        """Return what a stream says of an event of answer number `index`."""
+
+    def opening(self) -> list[Document]:
+        """Return what a stream begins with."""
+        return []
+
+    def closing(self) -> list[Document]:
+        """Return what a stream ends with."""
+        return []
+
+    @abstractmethod
+    def error(self, error: MixqError) -> Document:
+        """Return the last document of a stream that fails."""
+
+    async def chunks(self, answers: Answers) -> AsyncIterator[bytes]:
+        """Yield the bytes of a stream."""
+        try:
+            yield self._frames(self.opening())
+            async for batch in answers.batches():
+                yield self._frames(document for index, event in batch for document in self.part(index, event))
+            yield self._frames(self.closing()) + self.end
+        except MixqError as error:
+            yield self._frames([self.error(error)])
+
+    def _frames(self, documents: Iterable[Document]) -> bytes:
+        return b"".join(self.prefix + dump(document) + self.suffix for document in documents)
 
 
-def error_reply(error: MixqError, path: str, *, close: bool = False) -> Response:
-    """Return an error: Ollama's form under /api/, else OpenAI's; `close` where the body was not read to its end."""
-    refused = as_request_error(error)
-    body = ollama_error(refused) if path.startswith("/api/") else openai_error(refused)
-    headers = {**refused.headers, **({"Connection": "close"} if close else {})}
-    return json_reply(body, refused.status, headers)
+async def answer(host: EngineHost, reply: Reply, *, stream: bool) -> Response:
+    """Answer a request.
+
+    Raises:
+        MixqError: it cannot be answered.
+    """
+    async with AsyncExitStack() as stack:
+        answers = await stack.enter_async_context(host.answers(reply.requests))
+        if stream:
+            return EventStream(reply.chunks(answers), reply.media_type, stack.pop_all())
+        results = await answers.results()
+    return json_reply(await host.aside(lambda: reply.whole(results)))
+
+
+class EventStream(Response):
+    """A reply that is written as it comes, one chunk at a time: a slow reader holds up only itself.
+
+    Args:
+        stack: what to leave at the end, also after an error or a hang-up: it cancels what still runs.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], media_type: str, stack: AsyncExitStack) -> None:
+        self.status_code = 200
+        self.media_type = media_type
+        self.background = None
+        self._chunks = chunks
+        self._stack = stack
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the reply; a task that is cancelled leaves in the middle."""
+        async with self._stack:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for chunk in self._chunks:
+                if chunk:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

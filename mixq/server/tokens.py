@@ -1,81 +1,80 @@
-"""Tokens by themselves: /tokenize, /detokenize and /tokenizer_info, as vLLM and lm_eval know them.
+"""Tokens by themselves: /tokenize, /detokenize and /tokenizer_info, as vLLM and lm_eval have them.
 
 Contract: text becomes ordinary tokens, whatever it spells, unless `parse_special` asks for more; a prompt that is
-nothing but a control token's name ("</s>") is that token, since clients ask so for its id.
+only the name of a control token ("</s>") is that token, since clients get its id in this way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from mixq.server import fields
+from mixq.server.body import Body, ModelName, read
 from mixq.server.engine_host import EngineHost
-from mixq.server.errors import bad_field
-from mixq.server.fields import Field
-from mixq.server.json_body import json_body
-from mixq.server.openai_chat import encode_chat, read_messages, tokenizer_of
-from mixq.server.replies import json_reply
+from mixq.server.errors import bad_field, json_reply
+from mixq.server.openai_body import Messages
+from mixq.server.prompts import encode_chat, tokenizer_of
 
-TOKENIZE: fields.Schema = {
-    "model": Field(fields.text),
-    "prompt": Field(fields.text),
-    "content": Field(fields.text),  # llama.cpp's name for it
-    "messages": Field(fields.listed),
-    "add_special_tokens": Field(fields.flag, default=True),
-    "parse_special": Field(fields.flag, default=False),
-    "return_token_strs": Field(fields.flag, default=False),
-}
-DETOKENIZE: fields.Schema = {
-    "model": Field(fields.text),
-    "tokens": Field(lambda value, _: value, required=True),
-}
+
+class TokenizeBody(Body):
+    """The body of /tokenize; `content` is llama.cpp's name for a prompt without the begin token."""
+
+    model: ModelName = None
+    prompt: str = ""
+    content: str = ""
+    messages: Messages = Field(default_factory=list)
+    add_special_tokens: bool = True
+    parse_special: bool = False
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(Body):
+    """The body of /detokenize."""
+
+    model: ModelName = None
+    tokens: Annotated[list[int], Field(fail_fast=True)]
 
 
 async def tokenize(host: EngineHost, http: HttpRequest) -> Response:
     """Return the ids of a text, or of a conversation as the model reads it."""
-    values = fields.read(TOKENIZE, await json_body(http))
-    host.check_name(values["model"])
-    given = [name for name in ("prompt", "content", "messages") if values[name] is not None]
+    body = await read(TokenizeBody, http)
+    host.check_name(body.model)
+    given = body.model_fields_set & {"prompt", "content", "messages"}
     if len(given) != 1:
         raise bad_field("prompt", "Give one of prompt, content and messages.")
-    messages = read_messages(values["messages"]) if given == ["messages"] else []
     model = host.engine.model
     tokenizer = tokenizer_of(model)
 
     def ids() -> list[int]:
-        if messages:
-            return encode_chat(model, messages, host.name)
-        text: str = values[given[0]]
+        if body.messages:
+            return encode_chat(model, [message.model_dump() for message in body.messages], host.name)
+        text = body.prompt or body.content
         special = tokenizer.special_id(text)
         if special is not None:
             return [special]
-        begin = tokenizer.begin_ids if values["add_special_tokens"] and given == ["prompt"] else ()
-        return [*begin, *tokenizer.encode(text, parse_special=values["parse_special"])]
+        begin = tokenizer.begin_ids if body.add_special_tokens and "prompt" in given else ()
+        return [*begin, *tokenizer.encode(text, parse_special=body.parse_special)]
 
     tokens = await host.aside(ids)
-    reply: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": model.context}
-    if values["return_token_strs"]:
-        reply["token_strs"] = [tokenizer.token_text(i) for i in tokens]
-    return json_reply(reply)
+    strings = {"token_strs": [tokenizer.token_text(i) for i in tokens]} if body.return_token_strs else {}
+    return json_reply({"tokens": tokens, "count": len(tokens), "max_model_len": model.context, **strings})
 
 
 async def detokenize(host: EngineHost, http: HttpRequest) -> Response:
     """Return the text of ids."""
-    values = fields.read(DETOKENIZE, await json_body(http))
-    host.check_name(values["model"])
+    body = await read(DetokenizeBody, http)
+    host.check_name(body.model)
     tokenizer = tokenizer_of(host.engine.model)
-    tokens = values["tokens"]
-    check = fields.whole(0, tokenizer.vocab_size - 1)
-    if not isinstance(tokens, list):
-        raise bad_field("tokens", "tokens must be a list of token ids.")
 
     def text() -> str:
-        for i, each in enumerate(tokens):
-            check(each, f"tokens[{i}]")
-        return tokenizer.decode(tokens)
+        for i, token in enumerate(body.tokens):
+            if not 0 <= token < tokenizer.vocab_size:
+                last = tokenizer.vocab_size - 1
+                raise bad_field(f"tokens[{i}]", f"tokens[{i}] must be a token id from 0 to {last}, not {token}.")
+        return tokenizer.decode(body.tokens)
 
     decoded = await host.aside(text)
     return json_reply({"prompt": decoded, "content": decoded})

@@ -151,7 +151,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capfd: pytest.Ca
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert exit_code(["serve", "/no/such/model", "--port", str(port)]) == 2
-    assert f"Port {port} is taken." in capfd.readouterr().err
+    assert f"Port {port} is in use." in capfd.readouterr().err
 
 
 def test_a_model_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_names_that_the_server_is_asked_by(demo: Running, host: str, status: int
         found, _, body = demo.request(f"GET {path} HTTP/1.1\nHost: {host}")
         assert found == status or (path == "/" and (found, status) == (404, 200))
         if status == 403:
-            assert b"not asked as" in body
+            assert b"is not allowed" in body
 
 
 def test_a_request_without_a_name_is_refused(demo: Running) -> None:

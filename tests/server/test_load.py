@@ -172,9 +172,7 @@ def test_a_model_is_loaded_anew_while_the_server_says_so(tiny: Path) -> None:
         assert reply.status_code == 202
         assert reply.json()["loading"] is True
         with client:
-            assert b'data: {"error":{"message":"The answer was broken off: the model is being loaded anew' in rest(
-                client
-            )
+            assert b'data: {"error":{"message":"The answer was broken off: the model is being reloaded' in rest(client)
         wait_until(lambda: len(loader.asked) == 2)
         health = server.get("/health")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})

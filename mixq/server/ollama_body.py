@@ -1,0 +1,154 @@
+"""The fields of Ollama's interface, and the sampling parameters they become.
+
+Contract: options that are decided when the server starts (num_gpu, num_thread, ...) are refused by name. num_ctx is
+accepted up to the server's context: no prompt is ever cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from mixq.engine.sampling import SamplingParams
+from mixq.server.body import Body, ModelName, Nullable, Whole, ignored, number, refused, wanted, whole
+from mixq.server.errors import bad_field
+from mixq.server.openai_body import (
+    MOST,
+    NO_INFILL,
+    NO_THINKING,
+    NO_TOOLS,
+    SAMPLING,
+    TEXT_ONLY,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Share,
+    Stops,
+    TopK,
+    TopP,
+)
+from mixq.text.grammar import GrammarSpec
+
+AT_START = "it is decided when the server starts"
+NO_LOGPROBS = "/v1/chat/completions and /v1/completions have them"
+NO_CUT = "a prompt is never cut"
+
+
+class Options(Body):
+    """The field `options`."""
+
+    temperature: Annotated[float, number(0, 100)] = 0
+    top_k: TopK = 0
+    top_p: TopP = 1
+    min_p: Share = 0
+    repeat_penalty: RepetitionPenalty = 1
+    presence_penalty: Penalty = 0
+    frequency_penalty: Penalty = 0
+    seed: Seed = 0
+    stop: Stops = Field(default_factory=list)
+    num_predict: Annotated[Whole, whole(-2, MOST)] = -1
+    num_ctx: Annotated[Whole, whole(1, MOST)] = 1
+    unused: ClassVar = {
+        **ignored("num_keep"),  # what to keep of a prompt that is cut
+        **refused("the penalty covers all tokens", "repeat_last_n", neutral=(-1,)),
+        **refused("there is no such filter", "tfs_z", "typical_p", neutral=(1, 1.0)),
+        **refused("there is no such way to sample", "mirostat", neutral=(0,)),
+        **refused("there is no such way to sample", "mirostat_tau", "mirostat_eta"),
+        **refused("the penalty covers all tokens", "penalize_newline", neutral=(True,)),
+        **refused(AT_START, "num_gpu", "num_thread", "num_batch", "main_gpu", "low_vram", "numa"),
+        **refused(AT_START, "use_mmap", "use_mlock", "f16_kv", "vocab_only", "logits_all", "embedding_only"),
+    }
+
+    def sampling(self, own: Mapping[str, float], *, seed: int | None, context: int) -> SamplingParams:
+        """Return the sampling parameters.
+
+        Args:
+            own: the model's own.
+            seed: for requests without one.
+            context: tokens that the server has room for.
+
+        Raises:
+            RequestError: num_ctx is more than that.
+        """
+        if self.num_ctx > context:
+            message = f"options.num_ctx is {self.num_ctx}; this server has {context}: `mixq serve --context N` sets it."
+            raise bad_field("options.num_ctx", message)
+        given = self.model_dump(include=SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
+        if "repeat_penalty" in given:
+            given["repetition_penalty"] = given.pop("repeat_penalty")
+        most = self.num_predict if self.num_predict >= 0 else None  # -1 and -2: to the end
+        return SamplingParams.from_kwargs(**{**own, "seed": seed, **given, "stop": self.stop, "max_tokens": most})
+
+
+def _check_format(value: Any) -> Any:
+    if not isinstance(value, dict) and value not in (None, "", "json"):
+        raise wanted('"json" or a JSON schema')
+    return value
+
+
+class Shared(Body):
+    """The fields of /api/chat and /api/generate."""
+
+    model: ModelName = None
+    stream: Nullable[bool] = True
+    format: Annotated[Any, AfterValidator(_check_format)] = None
+    options: Nullable[Options] = Options()
+    unused: ClassVar = {
+        **ignored("keep_alive"),  # the model stays loaded
+        **refused(NO_THINKING, "think", neutral=(False,)),
+        **refused(NO_LOGPROBS, "logprobs", neutral=(False,)),
+        **refused(NO_LOGPROBS, "top_logprobs", neutral=(0,)),
+        **refused(NO_CUT, "truncate", "shift", neutral=(False, True)),
+    }
+
+    def grammar(self) -> GrammarSpec | None:
+        """Return what the text must be, None for any text."""
+        if self.format in (None, ""):
+            return None
+        return GrammarSpec() if self.format == "json" else GrammarSpec(self.format)
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = ""
+    unused: ClassVar = {
+        **refused(TEXT_ONLY, "images", neutral=([],)),
+        **refused(NO_TOOLS, "tool_calls", neutral=([],)),
+        **refused(NO_TOOLS, "tool_name", "tool_call_id", neutral=("",)),
+        **refused(NO_THINKING, "thinking", neutral=("",)),
+    }
+
+
+class ChatBody(Shared):
+    """The fields of /api/chat."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    unused: ClassVar = {**Shared.unused, **refused(NO_TOOLS, "tools", neutral=([],))}
+
+
+class GenerateBody(Shared):
+    """The fields of /api/generate."""
+
+    prompt: str = ""
+    system: Nullable[str] = ""
+    raw: Nullable[bool] = False
+    unused: ClassVar = {
+        **Shared.unused,
+        **refused(NO_INFILL, "suffix", neutral=("",)),
+        **refused("the chat format is set when the server starts, by --template", "template", neutral=("",)),
+        **refused("a conversation continues by its messages, at /api/chat", "context", neutral=([],)),
+        **refused(TEXT_ONLY, "images", neutral=([],)),
+    }
+
+
+class ShowBody(Body):
+    """The fields of /api/show."""
+
+    model: ModelName = None
+    name: ModelName = None  # the older name
+    verbose: Nullable[bool] = False
+    unused: ClassVar = {**refused("the model is as it is", "template", "system", neutral=("",)), **ignored("options")}
