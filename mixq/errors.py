@@ -101,7 +101,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def is_integer(value: object, low: int = 0, high: int = 2**63 - 1) -> TypeGuard[int]:
+def is_integer(value: object, low: int = 0, high: float = 2**63 - 1) -> TypeGuard[int]:
     """Whether it is a whole number within bounds; true and 1.0 are not."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -146,7 +146,7 @@ class Fields:
         for name in self.values:
             if name not in known:
                 shown = printable(repr(name), 80)
-                raise self.error(f"{self.where}{shown} is not a known field." + did_you_mean(str(name)[:80], known))
+                raise self.error(f"{self.where}unknown key {shown}." + did_you_mean(str(name)[:80], known))
 
     def integer(
         self, name: str, low: int | None = None, high: int | None = None, *, default: int = REQUIRED, allowed: str = ""

@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from mixq.engine.sampling import SamplingParams
-from mixq.errors import ModelFileError, PromptError, StorageError, UsageError, printable
+from mixq.errors import ModelFileError, PromptError, StorageError, UsageError, is_integer, printable
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
 from mixq.system import paths
@@ -122,7 +123,7 @@ def _checked(raw: Mapping[str, Any], shown: str) -> SavedSession:
     if raw.get("format") != FORMAT:
         raise bad("is not a session of mixq")
     version = raw.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if not is_integer(version, 1, inf):
         raise bad(f"has version {printable(repr(version), 40)}, which no mixq wrote")
     if version > VERSION:
         raise SessionFileError(

@@ -10,7 +10,7 @@ import typer
 
 from mixq.cli import options, output
 from mixq.config import CACHE_POLICIES, MISS_MODES, RuntimeOptions, did_you_mean, format_size, parse_size
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, is_integer, printable
 
 if TYPE_CHECKING:
     from mixq.plan.computer import Computer
@@ -179,9 +179,7 @@ def _weights(recording: Recording, model: str | None) -> ReplayModel:
                 "The recording does not say how large its model is.", hint="Say whose sizes: --model mixtral-8x7b."
             )
         workspace = facts.settings.get("workspace_bytes", 0)
-        return ReplayModel(
-            facts.model, facts.cost, workspace if type(workspace) is int and 0 <= workspace < 2**50 else 0
-        )
+        return ReplayModel(facts.model, facts.cost, workspace if is_integer(workspace, 0, 2**50) else 0)
     from mixq.config import ModelConfig
     from mixq.engine.answer import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes

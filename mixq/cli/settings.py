@@ -17,8 +17,7 @@ import typer.core
 
 from mixq.cli import options
 from mixq.cli.flag_groups import Group
-from mixq.config import did_you_mean
-from mixq.errors import StorageError, UsageError, printable
+from mixq.errors import Fields, StorageError, UsageError, printable
 from mixq.system import paths
 
 
@@ -30,7 +29,6 @@ def _types(group: Callable[..., Any]) -> dict[str, type]:
 
 KINDS = {"model": str, "system": str, "history": bool, "plain": bool}
 KINDS |= _types(options.runtime_options) | _types(options.SamplingFlags)
-_KIND_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -50,14 +48,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{printable(path)} is not TOML: {printable(error)}.") from error
-    for key, value in settings.items():
-        kind = KINDS.get(key)
-        if kind is None:
-            raise UsageError(f"{printable(path)}: unknown key {printable(repr(key))}." + did_you_mean(key, KINDS))
-        accepted = (int, float) if kind is float else (kind,)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"{printable(path)}: {key} is {printable(repr(value))}; it must be {_KIND_NAMES[kind]}.")
-    return settings
+    fields = Fields(settings, f"{printable(path)}: ", UsageError)
+    fields.only(KINDS)
+    read: dict[type, Callable[[str], object]] = {
+        str: fields.text,
+        int: fields.integer,
+        float: fields.number,
+        bool: fields.boolean,
+    }
+    return {key: read[KINDS[key]](key) for key in settings}
 
 
 class _FileDefaults(Mapping[str, Any]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import Fields, ModelFileError, UsageError, is_integer, is_number, printable
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
@@ -82,14 +82,14 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        checked = Fields({name: getattr(self, name) for name in _BOUNDS}, error=UsageError)
         for name, (low, high) in _BOUNDS.items():
-            value: Any = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            if getattr(self, name) is None and name in _OPTIONAL:
                 continue
-            is_number = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
-            if not (is_number and low <= value <= high):
-                number = "whole number" if name in _WHOLE else "number"
-                raise UsageError(f"{name} is {printable(repr(value))}; it must be a {number} from {low} to {high:g}.")
+            if name in _WHOLE:
+                checked.integer(name, int(low), int(high))
+            else:
+                checked.number(name, low, high)
         if self.top_p == 0.0:
             raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
         _check_bias(self.logit_bias)
@@ -122,33 +122,23 @@ def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
     do_sample = generation_config.get("do_sample")
     if do_sample is None:
         return dict(DEFAULT_SAMPLING)
-    if not isinstance(do_sample, bool):
-        raise _bad_default("do_sample", do_sample, "true or false")
-    if not do_sample:
+    fields = Fields(generation_config, "generation_config.json: ")
+    if not fields.boolean("do_sample"):
         return {"temperature": 0.0}
     asked: dict[str, float] = {}
     for name, default in _TRANSFORMERS_DEFAULTS.items():
-        value = generation_config.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise _bad_default(name, value, "a number")
-        if name == "top_k" and not isinstance(value, int):
-            raise _bad_default(name, value, "a whole number")
-        asked[name] = value
+        if name == "top_k":
+            asked[name] = fields.integer(name, default=int(default))
+        else:
+            asked[name] = fields.number(name, default=default)
     return asked
-
-
-def _bad_default(field: str, value: object, allowed: str) -> ModelFileError:
-    return ModelFileError(f"generation_config.json: {field} is {printable(repr(value))}; it must be {allowed}.")
 
 
 def _check_bias(logit_bias: Any) -> None:
     if not isinstance(logit_bias, Mapping):
         raise UsageError("logit_bias must map token ids to numbers.")
     for token_id, bias in logit_bias.items():
-        is_id = isinstance(token_id, int) and not isinstance(token_id, bool) and token_id >= 0
-        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
-        if not (is_id and is_number and -100 <= bias <= 100):
+        if not (is_integer(token_id) and is_number(bias, -100, 100)):
             shown = f"{printable(repr(token_id))}: {printable(repr(bias))}"
             raise UsageError(f"logit_bias has {shown}; it must map token ids to numbers from -100 to 100.")
 

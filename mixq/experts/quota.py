@@ -13,7 +13,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 
 from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, is_integer, printable
 from mixq.experts.cache import ExpertCache
 from mixq.experts.policies import PolicyOfLayer
 from mixq.formats.atomic import atomic_write_json
@@ -144,10 +144,10 @@ class Quotas:
             if key not in _KEYS:
                 raise ModelFileError(f"{name}: {printable(repr(key))} is not known." + did_you_mean(key, _KEYS))
         layers, experts = (content.get(key, 0) for key in ("layers", "experts"))
-        if not (_whole(layers, 1, _MOST) and _whole(experts, 1, _MOST)):
+        if not (is_integer(layers, 1, _MOST) and is_integer(experts, 1, _MOST)):
             raise ModelFileError(f"{name}: layers and experts must be whole numbers from 1 to {_MOST}.")
         quotas, popular = content.get("quotas"), content.get("popular")
-        if not (isinstance(quotas, list) and len(quotas) == layers and all(_whole(q, 0, experts) for q in quotas)):
+        if not (isinstance(quotas, list) and len(quotas) == layers and all(is_integer(q, 0, experts) for q in quotas)):
             raise ModelFileError(f"{name}: quotas must be {layers} whole numbers from 0 to {experts}.")
         if popular is not None and not (
             isinstance(popular, list) and len(popular) == layers and all(_is_order(order, experts) for order in popular)
@@ -160,12 +160,8 @@ class Quotas:
         return cls(layers, experts, tuple(quotas), source, orders)
 
 
-def _whole(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
 def _is_order(order: object, experts: int) -> bool:
-    return isinstance(order, list) and all(type(e) is int for e in order) and sorted(order) == list(range(experts))
+    return isinstance(order, list) and all(map(is_integer, order)) and sorted(order) == list(range(experts))
 
 
 def hit_curve(trace: Sequence[Sequence[int]], experts: int, policy: str | PolicyOfLayer = "lru") -> list[int]:

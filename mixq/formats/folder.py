@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, printable
+from mixq.errors import ModelFileError, is_integer, printable
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import Layout
 from mixq.formats.mapped import MappedShard
@@ -135,7 +135,7 @@ def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:
     if named is None:
         return config.eos_token_ids
     listed = named if isinstance(named, list) else [named]
-    if not listed or not all(type(i) is int and 0 <= i < config.vocab_size for i in listed):
+    if not listed or not all(is_integer(token_id, 0, config.vocab_size - 1) for token_id in listed):
         raise ModelFileError(
             f"generation_config.json: eos_token_id is {printable(repr(named))}; "
             f"it must be token ids below {config.vocab_size}."

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mixq.config import format_size
-from mixq.errors import ModelFileError, StorageError, printable
+from mixq.errors import ModelFileError, StorageError, is_integer, printable
 from mixq.formats.json_file import parse_json_object, regular_file_size
 
 MAX_HEADER_BYTES = 8 << 20
@@ -132,10 +132,6 @@ def _check(raw: dict[str, Any], shown: str, data_start: int, file_size: int) -> 
     return ShardHeader(entries, metadata, data_start, file_size)
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntry:
     if not NAME.fullmatch(name):
         raise ModelFileError(
@@ -147,9 +143,9 @@ def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntr
     if dtype is None:
         raise ModelFileError(f"{shown}: tensor {name!r} has the unknown dtype {printable(repr(fields['dtype']))}.")
     shape, offsets = fields["shape"], fields["data_offsets"]
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(is_integer(n) for n in shape):
         raise ModelFileError(f"{shown}: tensor {name!r} has the senseless shape {printable(repr(shape))}.")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_integer(n) for n in offsets):
         raise ModelFileError(f"{shown}: tensor {name!r} has the senseless data_offsets {printable(repr(offsets))}.")
     nbytes = dtype.itemsize
     for length in shape:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mixq.errors import is_integer
 from mixq.formats.nibbles import look_up_nibbles, pack_nibbles, unpack_nibbles
 
 DEFAULT_TABLE: tuple[int, ...] = (-123, -92, -71, -54, -39, -26, -14, -3, 9, 20, 33, 46, 61, 78, 100, 127)
@@ -27,7 +28,7 @@ def is_table(values: object) -> bool:
         isinstance(values, Sequence)
         and not isinstance(values, str | bytes)
         and len(values) == 16
-        and all(isinstance(v, int) and not isinstance(v, bool) and -128 <= v <= 127 for v in values)
+        and all(is_integer(value, -128, 127) for value in values)
         and all(low < high for low, high in pairwise(values))
     )
 

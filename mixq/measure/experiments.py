@@ -25,7 +25,7 @@ from torch import Tensor
 from mixq.engine.answer import PREFILL_CHUNK, check_prompt
 from mixq.engine.model import Model
 from mixq.engine.prompting import TextOrIds
-from mixq.errors import UsageError, printable
+from mixq.errors import Fields, UsageError, printable
 from mixq.kernels import reference
 from mixq.model.attention import Chunk
 
@@ -195,6 +195,5 @@ def _several(items: Any, what: str) -> Collection[Any]:
 
 
 def _number(value: Any, low: int, high: int, what: str) -> int:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{what} is {printable(repr(value))}; it must be a whole number from {low} to {high}.")
-    return int(value)
+    value = int(value) if isinstance(value, np.integer) else value
+    return Fields({what: value}, error=UsageError).integer(what, low, high)

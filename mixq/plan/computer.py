@@ -8,17 +8,16 @@ error with a suggestion.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, is_integer, is_number, printable
 from mixq.experts.cost import Hardware
 from mixq.formats.atomic import atomic_write_json
-from mixq.formats.json_file import regular_file_size
+from mixq.formats.json_file import read_json_object
 
 FORMAT = "mixq-hardware"
 VERSION = 1
@@ -152,19 +151,7 @@ class Computer:
             ModelFileError: it is none, or a figure makes no sense.
             StorageError: it cannot be read.
         """
-        regular_file_size(path)  # no pipe, which would be waited for
-        try:
-            with path.open("rb") as file:
-                text = file.read(_LARGEST_FILE + 1)
-        except OSError as error:
-            raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
-        if len(text) > _LARGEST_FILE:
-            raise ModelFileError(f"{printable(path)} is larger than {_LARGEST_FILE} bytes: it is no hardware file.")
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"{printable(path)} is not JSON.") from error
-        return cls.from_dict(content, str(path))
+        return cls.from_dict(read_json_object(path, _LARGEST_FILE), str(path))
 
     @classmethod
     def from_dict(cls, content: object, where: str) -> Computer:
@@ -266,8 +253,8 @@ def _checked(key: str, value: object, where: str) -> Any:
             return value
         raise ModelFileError(f"{printable(where)}: {key} must be a text.")
     unit = _unit(key)
-    number = isinstance(value, int) if unit.whole else isinstance(value, int | float)
-    if not number or isinstance(value, bool) or not unit.least <= value <= unit.most:  # type: ignore[operator]
+    whole = unit.whole and is_integer(value, int(unit.least), int(unit.most))
+    if not whole and (unit.whole or not is_number(value, unit.least, unit.most)):
         what = "a whole number" if unit.whole else "a number"
         what += " above 0" if unit.least else ", 0 or above"
         given = printable(repr(value), 60)

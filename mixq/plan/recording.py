@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, is_integer, printable
 from mixq.experts.cost import ModelCost
 from mixq.experts.routing import Trace
 from mixq.formats.atomic import atomic_write_bytes
@@ -217,7 +217,7 @@ def _facts(header: Mapping[str, Any]) -> Facts:
 
 def _whole(holder: Mapping[str, Any], name: str, low: int, high: int) -> int:
     value = holder.get(name)
-    if type(value) is not int or not low <= value <= high:
+    if not is_integer(value, low, high):
         raise _Bad(f"{name} is {printable(repr(value))}; it must be a whole number from {low} to {high}")
     return value
 

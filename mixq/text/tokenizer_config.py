@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, printable
+from mixq.errors import ModelFileError, StorageError, is_integer, printable
 from mixq.formats.json_file import MAX_BYTES, parse_json_object, regular_file_size
 from mixq.text.tokenizer import MAX_VOCABULARY
 
@@ -168,7 +168,7 @@ def _token(content: object, where: str, special: bool) -> AddedToken:
 
 
 def _checked_id(value: object, where: str) -> int:
-    if type(value) is not int or not 0 <= value < MAX_VOCABULARY:
+    if not is_integer(value, 0, MAX_VOCABULARY - 1):
         raise ModelFileError(
             f"{where}: an added token has the id {printable(repr(value), 60)}; "
             f"ids are whole numbers below {MAX_VOCABULARY:,}."

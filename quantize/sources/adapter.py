@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from mixq.config import ModelConfig, did_you_mean
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import Fields, ModelFileError, UsageError, printable
 from mixq.formats.architecture import LINEAR_ROLES, Parameter, parameters
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import FLOAT_DTYPES
@@ -168,14 +168,10 @@ class Adapter:
             )
 
     def _rank(self, value: object, field: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_RANK:
-            raise self._error(f"{field} is {printable(repr(value))}; it must be a whole number from 1.")
-        return value
+        return Fields({field: value}, error=self._error).integer(field, 1, MAX_RANK)
 
     def _alpha(self, value: object, field: str) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e9:
-            raise self._error(f"{field} is {printable(repr(value))}; it must be a number.")
-        return float(value)
+        return Fields({field: value}, error=self._error).number(field, -1e9, 1e9)
 
     def _patterns(self, field: str) -> list[tuple[re.Pattern[str], float]]:
         """Return rank_pattern or alpha_pattern, whose keys are regular expressions of the ends of modules' names."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixq.quantize.sources.column_groups import Grouping, unpack_words, words_for
-from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, read_group_size
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, checked_fields, read_group_size
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -35,9 +35,7 @@ class AwqSource(ColumnPackedSource):
             raise bad_field("version", version, "'gemm'")
         if raw.get("backend") == "llm-awq":  # transformers takes this for a version too
             raise bad_field("backend", raw["backend"], "that of AutoAWQ")
-        bits = raw.get("bits", raw.get("w_bit"))
-        if not isinstance(bits, int) or isinstance(bits, bool) or bits != BITS:
-            raise bad_field("bits", bits, "4")
+        bits = checked_fields(raw).one_of("bits" if "bits" in raw else "w_bit", (BITS,))
         return Grouping(bits, read_group_size("group_size", raw.get("group_size", raw.get("q_group_size"))))
 
     def _specs(self, module: str, shape: tuple[int, int]) -> Specs:

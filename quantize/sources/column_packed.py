@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, printable
+from mixq.errors import Fields, ModelFileError, is_integer, printable
 from mixq.formats import int_groups
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.json_file import parse_json_object
@@ -242,8 +242,13 @@ def bad_field(field: str, value: object, allowed: str) -> ModelFileError:
     return ModelFileError(f"config.json: {where} is {printable(repr(value))}; it must be {allowed}.")
 
 
+def checked_fields(raw: Mapping[str, Any]) -> Fields:
+    """Return the reader of quantization_config."""
+    return Fields(raw, "config.json: quantization_config.")
+
+
 def read_group_size(field: str, value: object) -> int:
     """Return a group size, -1 for one group a row; raises ModelFileError."""
-    if isinstance(value, int) and not isinstance(value, bool) and (value == -1 or 0 < value < 2**31):
-        return value
+    if value == -1 or is_integer(value, 1, 2**31 - 1):
+        return int(value)
     raise bad_field(field, value, "a positive size, or -1 for one group a row")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, printable
+from mixq.errors import ModelFileError, is_integer, printable
 
 ARCHITECTURE = "llama"
 ROPE_THETA = {"MixtralForCausalLM": 1e6, "LlamaForCausalLM": 1e4}
@@ -83,8 +83,8 @@ class _Fields:
 
     def whole(self, key: str, default: int | None = None, *, least: int = 0) -> int:
         value = self.metadata.get(f"{ARCHITECTURE}.{key}", default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self._bad(key, value, f"a whole number from {least} on")
+        if not is_integer(value, least):
+            raise self._bad(key, value, f"a whole number of at least {least}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:

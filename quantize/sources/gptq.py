@@ -19,7 +19,7 @@ from torch import Tensor
 from mixq.errors import ModelFileError
 from mixq.formats.stored import StoredTensors
 from mixq.quantize.sources.column_groups import WORD, Grouping, unpack_words, words_for
-from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, read_group_size
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, checked_fields, read_group_size
 from mixq.quantize.sources.place import Place
 
 BITS = (2, 4, 8)
@@ -46,9 +46,7 @@ class GptqSource(ColumnPackedSource):
             raise bad_field("is_marlin_format", raw["is_marlin_format"], "false")
         if raw.get("pack_dtype", "int32") not in ("int32", None):
             raise bad_field("pack_dtype", raw["pack_dtype"], "'int32'")
-        bits = raw.get("bits")
-        if not isinstance(bits, int) or isinstance(bits, bool) or bits not in BITS:
-            raise bad_field("bits", bits, "2, 4 or 8")
+        bits = checked_fields(raw).one_of("bits", BITS)
         self._zero_offset = 1 if format == "gptq" else 0
         return Grouping(bits, read_group_size("group_size", raw.get("group_size")))
 

@@ -147,7 +147,7 @@ def test_llama_bench_lines_are_read(tmp_path: Path) -> None:
     [
         ("", 3, "has no results"),
         ("{\n", 3, "line 1 is not JSON"),
-        ("[]\n", 3, "line 1 is no result"),
+        ("[]\n", 3, "line 1 must be a JSON object"),
         (line(100) + line(), 3, "line 2: samples_ts"),
         (line(0), 3, "samples_ts"),
         (line(-1.0), 3, "samples_ts"),

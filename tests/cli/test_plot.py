@@ -81,10 +81,10 @@ def test_without_matplotlib_the_terminal_still_draws(
         (b"{\n", "line 1 is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         (b'{"combinations": 3, "hit_rate_by_slots": {}}', "combinations must be a list"),
-        (b'{"combinations": [{}], "hit_rate_by_slots": {}}', "vram of combination 1 is not a number"),
+        (b'{"combinations": [{}], "hit_rate_by_slots": {}}', "combination 1: vram is missing; it must be a number"),
         (b'{"combinations": [{"vram": NaN}], "hit_rate_by_slots": {}}', "combinations"),
         (
-            b'{"model_filename": "m", "n_gen": 8, "samples_ts": [1, 2], "plan": {"vram_bytes": 1e999}}',
+            b'{"model_filename": "m", "n_gen": 8, "samples_ts": [1, 2], "plan": {"vram_bytes": 1e99}}',
             "no figure to draw",
         ),
         (b'{"model_filename": "m", "n_gen": 8, "samples_ts": [1, 2]}', "no figure to draw"),

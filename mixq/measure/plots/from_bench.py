@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixq.errors import printable
+from mixq.errors import is_number, printable
 from mixq.measure.plots.figure import Chart, Figure, Series, by_size
 
 Line = tuple[str, str, float, Mapping[str, Any]]
@@ -82,5 +82,4 @@ def _plan(facts: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(facts: Mapping[str, Any], name: str) -> float | None:
     value = facts.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 < value < 1e18
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    return float(value) if is_number(value, 1e-6, 1e18) else None

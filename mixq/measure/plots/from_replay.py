@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mixq.errors import ModelFileError, printable
+from mixq.errors import Fields, ModelFileError, printable
 from mixq.measure.plots.figure import Chart, Figure, by_size
 
 MOST = 10_000
@@ -47,7 +47,4 @@ def figures(content: Mapping[str, Any], where: str) -> list[Figure]:
 
 
 def _number(row: Mapping[str, Any], field: str, where: str, number: int) -> float:
-    value = row.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
-        raise ModelFileError(f"{printable(where)}: {field} of combination {number + 1} is not a number.")
-    return float(value)
+    return Fields(row, f"{printable(where)}: combination {number + 1}: ").number(field, 0, 1e18)

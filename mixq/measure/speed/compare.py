@@ -7,7 +7,6 @@ runs besides their speed (machine, kernels, plan) is named.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
-from mixq.formats.json_file import regular_file_size
+from mixq.errors import ModelFileError, StorageError, UsageError, is_integer, is_number, printable
+from mixq.formats.json_file import parse_json_object, regular_file_size
 
 LONGEST_LINE = 1 << 20
 MOST_LINES = 100_000
@@ -117,17 +116,12 @@ def read(path: Path) -> list[Measured]:
 
 
 def _measured(line: bytes, where: str) -> Measured:
-    try:
-        record = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{printable(where)} is not JSON.") from error
-    if not isinstance(record, dict):
-        raise ModelFileError(f"{printable(where)} is no result of a bench.")
+    record = parse_json_object(line, where)
     samples = record.get("samples_ts")
     if not isinstance(samples, list) or not samples or not all(_is_speed(sample) for sample in samples):
         raise ModelFileError(f"{printable(where)}: samples_ts must be tokens per second above 0.")
     lengths = [record.get(name, 0) for name in ("n_prompt", "n_gen", "n_depth")]
-    if not all(type(length) is int and 0 <= length < 2**31 for length in lengths):
+    if not all(is_integer(length, 0, 2**31 - 1) for length in lengths):
         raise ModelFileError(f"{printable(where)}: n_prompt, n_gen and n_depth must be whole numbers.")
     prompt, gen, depth = lengths
     name = "+".join(part for part in (f"pp{prompt}" if prompt else "", f"tg{gen}" if gen else "") if part)
@@ -141,11 +135,7 @@ def _measured(line: bytes, where: str) -> Measured:
 
 
 def _is_speed(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-9 < value < 1e12
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return is_number(value, 1e-9, 1e12)
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:

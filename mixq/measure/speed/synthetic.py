@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size
 from mixq.engine.model import Model
-from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.errors import DoesNotFitError, UsageError, is_integer, printable
 from mixq.formats import nl4
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.mix import Mix
@@ -202,7 +202,7 @@ def _named(model: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _with_layers(name: str, config: ModelConfig, layers: int | None) -> ModelConfig:
     if layers is None:
         return config
-    if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= config.num_hidden_layers:
+    if not is_integer(layers, 1, config.num_hidden_layers):
         raise UsageError(
             f"layers is {printable(repr(layers))}; {name} has {config.num_hidden_layers}, so it must be a whole number "
             f"from 1 to {config.num_hidden_layers}."

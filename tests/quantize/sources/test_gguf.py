@@ -412,7 +412,7 @@ def test_a_vocabulary_that_contradicts_itself(metadata: dict[str, Any], match: s
         ({"llama.feed_forward_length": 128}, r"'blk\.0\.ffn_gate_exps\.weight' has shape \[4, 256, 256\]"),
         ({"llama.embedding_length": "x"}, "embedding_length is 'x'; it must be a whole number"),
         ({"llama.attention.head_count": [4, 4]}, "head_count is .*; it must be a whole number"),
-        ({"llama.attention.head_count": 0}, "head_count is 0; it must be a whole number from 1 on"),
+        ({"llama.attention.head_count": 0}, "head_count is 0; it must be a whole number of at least 1"),
         ({"llama.attention.head_count_kv": 3}, "not a multiple"),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_norm_eps is nan"),
         ({"llama.expert_count": 8}, r"tensor 'blk\.0\.ffn_gate_inp\.weight' has shape \[4, 256\]"),
