@@ -20,7 +20,7 @@ from torch import Tensor
 from mixq.engine.events import Done, Event, Failed, FinishReason, PromptLogprobs, PromptProgress, Stats, Token
 from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
 from mixq.engine.sequences import KeptSequence
-from mixq.errors import MixqError, PromptError, PromptTooLong, printable
+from mixq.errors import MixqError, PromptError, PromptTooLong, is_integer, printable
 from mixq.experts.offload import ExpertOffload
 from mixq.model.attention import Chunk
 from mixq.model.mixtral import Mixtral
@@ -99,25 +99,16 @@ class Answer:
         experts: counts where experts are computed, for the statistics.
         asked_at: when the request came (`time.perf_counter`); None is now.
 
-    Raises:
-        PromptError: the prompt is empty, does not fit into the context, or holds an id outside the vocabulary.
-
     Attributes:
         finished: the last event was Done or Failed.
     """
 
     def __init__(
-        self,
-        task: Task,
-        sequence: KeptSequence,
-        *,
-        experts: ExpertOffload | None = None,
-        asked_at: float | None = None,
+        self, task: Task, sequence: KeptSequence, *, experts: ExpertOffload | None, asked_at: float | None = None
     ) -> None:
-        check_prompt(task.prompt_ids, sequence.kv_cache.capacity, task.vocab_size)
         self.task = task
+        self.sequence = sequence
         self.finished = False
-        self._ids = sequence.ids
         self._kv_cache = sequence.kv_cache
         self._cached = sequence.kv_cache.length
         assert self._cached < len(task.prompt_ids), "the caller leaves at least one token to run"
@@ -146,7 +137,7 @@ class Answer:
     def schedule(self) -> Chunk:
         """Return the tokens to run next: a chunk of the prompt, or the last token."""
         done = self._kv_cache.length
-        return Chunk(torch.tensor(self._ids[done : done + PREFILL_CHUNK]), self._kv_cache)
+        return Chunk(torch.tensor(self.sequence.ids[done : done + PREFILL_CHUNK]), self._kv_cache)
 
     def take(self, logits: Tensor, experts: Sequence[Sequence[int]] = ()) -> list[Event | Failed]:
         """Return the events that follow from the tokens that have run; the next token is chosen here.
@@ -203,7 +194,7 @@ class Answer:
             likely = top_logprobs(logprobs, params.logprobs)
             token = replace(token, logprob=float(logprobs[token_id]), top_logprobs=likely)
         self._tokens.append(token)
-        self._ids.append(token_id)
+        self.sequence.ids.append(token_id)
         yield token
         reason = self._reason_to_end(stopped or (grammar is not None and grammar.complete))
         if reason is not None:
@@ -259,7 +250,7 @@ def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> N
     if len(prompt_ids) > capacity:
         raise PromptTooLong(len(prompt_ids), capacity)
     for token_id in prompt_ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
+        if not is_integer(token_id, low=-(2**63)):
             raise PromptError(f"{printable(repr(token_id))} is not a token id; ids are whole numbers.")
     worst = max(prompt_ids) if min(prompt_ids) >= 0 else min(prompt_ids)
     if not 0 <= worst < vocab_size:

@@ -23,8 +23,8 @@ from mixq.engine.answer import Answer, Task, step
 from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats
 from mixq.engine.model import Model
 from mixq.engine.request import BatcherState, Request
-from mixq.engine.sequences import WORTH_SHARING, KeptSequence, SequencePool, common_prefix
-from mixq.errors import MixqError, QueueFull, UsageError
+from mixq.engine.sequences import WORTH_SHARING, SequencePool, common_prefix
+from mixq.errors import MixqError, QueueFull
 
 MAX_SEQUENCES = 8
 """Rows up to which a decode pass has the arithmetic of a single row: integer dot products."""
@@ -48,7 +48,6 @@ class _Item:
     cancelled: bool = False
     turn: int = 0  # when a chunk of its prompt was run last, as a count
     answer: Answer | None = None
-    sequence: KeptSequence | None = None
 
     @property
     def decodes(self) -> bool:
@@ -116,7 +115,7 @@ class Batcher:
             QueueFull: too many requests wait.
             MixqError: the batcher is closed.
         """
-        tasks = [self._task(request) for request in requests]
+        tasks = [self.model.prompting.task(request) for request in requests]
         now = time.perf_counter()
         items = [_Item(i, r, t, deliver, now) for i, (r, t) in enumerate(zip(requests, tasks, strict=True))]
         with self._changed:
@@ -157,18 +156,6 @@ class Batcher:
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-    def _task(self, request: Request) -> Task:
-        if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= 100:
-            raise UsageError(f"prompt_logprobs is {request.prompt_logprobs}; it must be from 0 to 100.")
-        return self.model.prompting.task(
-            request.prompt_ids,
-            request.params,
-            continues_text=request.continues_text,
-            grammar=request.grammar,
-            prompt_logprobs=request.prompt_logprobs,
-            show_experts=request.experts,
-        )
 
     def _cancel(self, items: Sequence[_Item]) -> None:
         with self._changed:
@@ -227,11 +214,11 @@ class Batcher:
             self._turns += 1
             item.turn = self._turns
             try:
-                if item.answer is None:
-                    self._begin(item)
-                self._pass([item])
-            except MixqError as error:
+                self._begin(item)
+            except MixqError as error:  # no memory for its KV cache
                 self._fail(item, error)
+            else:
+                self._pass([item])
             return
 
     def _run_answers(self) -> None:
@@ -240,11 +227,7 @@ class Batcher:
         if not answers:
             return
         begun = time.perf_counter()
-        try:
-            self._pass(answers)
-        except MixqError as error:  # the pass itself failed, so every answer in it did
-            for item in answers:
-                self._fail(item, error)
+        self._pass(answers)
         with self._changed:
             now = time.perf_counter()
             self._recent.append((now, len(answers), now - begun))
@@ -252,8 +235,12 @@ class Batcher:
                 self._recent.popleft()
 
     def _pass(self, items: Sequence[_Item]) -> None:
-        """Advance some requests together, and deliver what comes of it."""
-        events = step(self.model.network, [item.answer for item in items if item.answer is not None]).events
+        """Advance some requests together, and deliver their events."""
+        events: Sequence[Sequence[Event | Failed]]
+        try:
+            events = step(self.model.network, [item.answer for item in items if item.answer is not None]).events
+        except MixqError as error:  # the pass itself failed, so every answer in it did
+            events = [[Failed(error)]] * len(items)
         for item, of_item in zip(items, events, strict=True):
             for event in of_item:
                 if isinstance(event, Failed):
@@ -273,10 +260,12 @@ class Batcher:
         return to_come >= WORTH_SHARING and to_come > self._pool.shared(ids)
 
     def _begin(self, item: _Item) -> None:
+        if item.answer is not None:
+            return
         reuse = self._reuse and item.request.reuse and item.request.prompt_logprobs is None
-        item.sequence = self._pool.take(item.task.prompt_ids, reuse=reuse)
+        sequence = self._pool.take(item.task.prompt_ids, reuse=reuse)
         experts = self.model.placement.offload
-        item.answer = Answer(item.task, item.sequence, experts=experts, asked_at=item.asked_at)
+        item.answer = Answer(item.task, sequence, experts=experts, asked_at=item.asked_at)
 
     def _end(self, item: _Item, reason: FinishReason) -> None:
         self._finish(item, item.answer.end(reason) if item.answer is not None else _never_begun(item))
@@ -293,9 +282,9 @@ class Batcher:
 
     def _leave(self, item: _Item, reason: str, stats: Stats | None) -> None:
         """Forget a request that has ended; its KV cache is kept."""
-        if item.sequence is not None:
-            item.sequence.busy = False
-        item.answer = item.sequence = None
+        if item.answer is not None:
+            item.answer.sequence.busy = False
+        item.answer = None
         with self._changed:
             if item in self._running:
                 self._running.remove(item)

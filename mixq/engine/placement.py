@@ -68,12 +68,12 @@ class Placement:
     def experts(self, layer: int) -> Experts:
         """Return what computes the experts of a layer."""
         if self.offload is not None:
-            return LayerExperts(self.offload, layer, self._lookahead(layer))
+            return LayerExperts(self.offload, layer, self.lookahead(layer))
         # Nothing is predicted for the disk, where a wrong prediction costs a read: with predictions that are right in
         # 80 % of cases a token read 3.7 GB, without any 2.8 (tests/bench/ram_tier.py).
         return CpuExperts(self.folder, layer, self.host_kernels, tier=self.tier)
 
-    def _lookahead(self, layer: int) -> Lookahead:
+    def lookahead(self, layer: int) -> Lookahead:
         """Return the routers of the next layers."""
         config, tensor = self.weights.config, self.weights.tensor
         last = min(layer + LOOKAHEAD, config.num_hidden_layers - 1)

@@ -1,7 +1,7 @@
-"""How far the loading of a model is, told to whoever waits for it.
+"""Progress of loading a model.
 
-Contract: a `Progress` is called with what is being done and the share of it that is done. `TextProgress` writes one
-line over itself, as a terminal and a notebook both show it, and nothing at all where loading is quick.
+Contract: a `Progress` is called with the kind of work and the share of it that is done. `TextProgress` rewrites one
+line, which terminals and notebooks both show, and writes nothing when loading is quick.
 """
 
 from __future__ import annotations
@@ -14,34 +14,29 @@ from typing import TextIO
 from mixq.errors import UsageError, printable
 
 Progress = Callable[[str, float], None]
-"""(what, share): `share` is 0 to 1 of this part of the work."""
+"""(what, share): `share` is 0 to 1 of this part of the work; `what` is empty when the model is loaded."""
 
 PATIENCE = 1.0
-"""Seconds of loading during which nothing is said."""
+"""Seconds of loading before the first line."""
 
 EVERY = 0.2
 """Seconds between two lines."""
 
 
 def choose_progress(wanted: bool | Progress | None, where: str) -> Progress:
-    """Return who is told.
+    """Return the function to call.
 
     Args:
-        wanted: a function, True for a line of text, False for nobody; None for the line in a notebook alone.
+        wanted: a function, True for a line of text, False for nothing; None for the line in a notebook only.
         where: the model's name.
     """
     if wanted is None:
-        wanted = in_notebook()
+        wanted = "ipykernel" in sys.modules  # a notebook's process
     if isinstance(wanted, bool):
         return TextProgress(where, patience=PATIENCE) if wanted else lambda what, share: None
     if not callable(wanted):
         raise UsageError(f"progress is {printable(repr(wanted))}; it must be True, False or a function.")
     return wanted
-
-
-def in_notebook() -> bool:
-    """Return whether this is a notebook's process."""
-    return "ipykernel" in sys.modules
 
 
 class TextProgress:
@@ -59,7 +54,7 @@ class TextProgress:
         self._width = 0
 
     def __call__(self, what: str, share: float) -> None:
-        """See `Progress`; the line ends when all is done, which is a share of 1 of nothing in particular ("")."""
+        """Write the line if the last one is old enough; end it when the model is loaded."""
         if not what:
             if self._width:
                 self._write("loaded", "\n")

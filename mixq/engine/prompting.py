@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixq.engine.answer import Task, check_prompt
-from mixq.engine.sampling import SamplingParams
+from mixq.engine.request import Request
 from mixq.errors import PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
 from mixq.text.chat_template import ChatTemplate, Message
 from mixq.text.choice import choose_template
-from mixq.text.grammar import GrammarCompiler, GrammarSpec
+from mixq.text.grammar import GrammarCompiler
 from mixq.text.open import open_tokenizer
 from mixq.text.stream import StreamDecoder
 from mixq.text.templates import get_template
@@ -128,44 +128,32 @@ class Prompting:
         """Return the prompt that asks for the next reply of a conversation; messages and errors as for `Model.chat`."""
         return self.template.encode(self.tokenizer, messages)
 
-    def task(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        continues_text: bool,
-        grammar: GrammarSpec | None = None,
-        prompt_logprobs: int | None = None,
-        show_experts: bool = False,
-    ) -> Task:
+    def task(self, request: Request) -> Task:
         """Return the task of answering a prompt, checked against this model.
-
-        Args:
-            prompt_ids: the whole prompt.
-            params: how to choose tokens and when to stop.
-            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-            grammar, prompt_logprobs, show_experts: fields of `Task`.
 
         Raises:
             PromptError: the prompt is empty, too long for the context, or has an id outside the vocabulary.
             UsageError: stop texts or a grammar for a model without a tokenizer; a grammar that cannot be followed; a
                 token outside the vocabulary in logit_bias.
         """
+        params, grammar, scored = request.params, request.grammar, request.prompt_logprobs
         if not self.has_text and (params.stop or grammar is not None):
             raise UsageError("Stop texts and grammars need a tokenizer; the model folder has none.")
-        check_prompt(prompt_ids, self._context, self.vocab_size)
+        check_prompt(request.prompt_ids, self._context, self.vocab_size)
         if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
             raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")
-        decoder = StreamDecoder(self.tokenizer, strip_leading_space=not continues_text) if self.has_text else None
-        if self.has_text and not continues_text:
+        if scored is not None and not 0 <= scored <= 100:
+            raise UsageError(f"prompt_logprobs is {scored}; it must be from 0 to 100.")
+        is_reply = not request.continues_text
+        if self.has_text and is_reply:
             params = replace(params, stop=(*params.stop, *self.template.stops))
         return Task(
-            list(prompt_ids),
+            list(request.prompt_ids),
             params,
             self.eos_token_ids,
             self.vocab_size,
-            decoder,
+            StreamDecoder(self.tokenizer, strip_leading_space=is_reply) if self.has_text else None,
             self._grammars.compile(grammar) if grammar is not None else None,
-            prompt_logprobs,
-            show_experts,
+            scored,
+            request.experts,
         )

@@ -1,4 +1,4 @@
-"""The request that a batcher takes, and the state that it reports."""
+"""The request for an answer, and the state that a batcher of them reports."""
 
 from __future__ import annotations
 

@@ -15,36 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.config import did_you_mean
-from mixq.errors import Fields, ModelFileError, UsageError, is_integer, is_number, printable
+from mixq.errors import Fields, ModelFileError, UsageError, did_you_mean, is_integer, is_number, printable
 
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
-    "top_k": (0, 2**31 - 1),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "seed": (0, 2**63 - 1),
-    "max_tokens": (0, 2**31 - 1),
-    "logprobs": (0, 100),
-}
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: float32 differences of logits divided by it overflow."""
 
 DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
 """Where generation_config.json does not say whether to sample, as Mixtral's."""
 
-_TRANSFORMERS_DEFAULTS: Mapping[str, float] = {
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
-_WHOLE = ("top_k", "seed", "max_tokens", "logprobs")
-_OPTIONAL = ("seed", "max_tokens", "logprobs")
+_TRANSFORMERS_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +61,17 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        checked = Fields({name: getattr(self, name) for name in _BOUNDS}, error=UsageError)
-        for name, (low, high) in _BOUNDS.items():
-            if getattr(self, name) is None and name in _OPTIONAL:
-                continue
-            if name in _WHOLE:
-                checked.integer(name, int(low), int(high))
-            else:
-                checked.number(name, low, high)
+        checked = Fields({f.name: getattr(self, f.name) for f in fields(self)}, error=UsageError)
+        checked.number("temperature", 0, 100)
+        checked.integer("top_k", 0, 2**31 - 1)
+        checked.number("top_p", 0, 1)
+        checked.number("min_p", 0, 1)
+        checked.number("repetition_penalty", 0.01, 100)
+        checked.number("presence_penalty", -2, 2)
+        checked.number("frequency_penalty", -2, 2)
+        checked.integer("seed", 0, default=0)
+        checked.integer("max_tokens", 0, 2**31 - 1, default=0)
+        checked.integer("logprobs", 0, 100, default=0)
         if self.top_p == 0.0:
             raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
         _check_bias(self.logit_bias)
@@ -119,19 +101,13 @@ def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ModelFileError: a value of the wrong kind; bounds are checked by `SamplingParams`.
     """
-    do_sample = generation_config.get("do_sample")
-    if do_sample is None:
-        return dict(DEFAULT_SAMPLING)
     fields = Fields(generation_config, "generation_config.json: ")
+    if generation_config.get("do_sample") is None:
+        return dict(DEFAULT_SAMPLING)
     if not fields.boolean("do_sample"):
         return {"temperature": 0.0}
-    asked: dict[str, float] = {}
-    for name, default in _TRANSFORMERS_DEFAULTS.items():
-        if name == "top_k":
-            asked[name] = fields.integer(name, default=int(default))
-        else:
-            asked[name] = fields.number(name, default=default)
-    return asked
+    numbers = {name: fields.number(name, default=default) for name, default in _TRANSFORMERS_DEFAULTS.items()}
+    return {**numbers, "top_k": fields.integer("top_k", default=50)}
 
 
 def _check_bias(logit_bias: Any) -> None:

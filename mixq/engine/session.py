@@ -13,6 +13,7 @@ from typing import Any
 from mixq.engine.answer import Answer, Task, step
 from mixq.engine.events import Done, Event, Failed, Log, Notice
 from mixq.engine.prompting import Messages, Prompting
+from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
 from mixq.experts.offload import ExpertOffload
@@ -68,19 +69,13 @@ class Session:
         """Answer exact ids. The prompt is checked now, the model runs as the iterator is read.
 
         Args:
-            prompt_ids: the whole prompt.
-            continues_text: keep the space in front of the first word (completion), or take it off (a reply).
+            prompt_ids, continues_text, experts, grammar: fields of `mixq.engine.request.Request`.
             cancel: ends the answer when set.
-            experts: list with each token the experts that computed it.
-            grammar: what the text must be.
             sampling: fields of `SamplingParams`.
         """
-        sampling.setdefault("seed", self._seed)
-        params = SamplingParams.from_kwargs(**sampling)
-        task = self._prompting.task(
-            prompt_ids, params, continues_text=continues_text, grammar=grammar, show_experts=experts
-        )
-        return self._events(task, cancel)
+        params = SamplingParams.from_kwargs(**{"seed": self._seed, **sampling})
+        request = Request(prompt_ids, params, continues_text=continues_text, grammar=grammar, experts=experts)
+        return self._events(self._prompting.task(request), cancel)
 
     def _events(self, task: Task, cancel: threading.Event | None) -> Iterator[Event]:
         if self._sequence is None:

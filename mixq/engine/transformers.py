@@ -4,31 +4,28 @@
 
 Contract: `AutoTokenizer.from_pretrained(path)` gives ids as transformers does, begin token included, and
 `AutoModelForCausalLM.from_pretrained(path)` generates from them with those arguments of `GenerationMixin.generate` that
-are listed at `CausalLM.generate`. What is not listed is refused by name, never ignored. The path is a model folder or a
-name in the model store; nothing is downloaded. For new code `mixq.load` is the better way.
+`CausalLM.generate` lists. Other arguments are refused by name, never ignored. The path is a model folder or a name in
+the model store; nothing is downloaded. New code should use `mixq.load`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixq.config import did_you_mean
 from mixq.engine.model import Model, load
-from mixq.engine.prompting import Messages
+from mixq.engine.prompting import Messages, Prompting
 from mixq.engine.sampling import default_sampling
-from mixq.errors import PromptError, UsageError, printable
+from mixq.errors import PromptError, UsageError, did_you_mean, printable
 from mixq.formats.folder import ModelFolder
 from mixq.system import paths
 from mixq.text.chat_template import ChatTemplate
-from mixq.text.choice import choose_template
-from mixq.text.open import open_tokenizer
 from mixq.text.tokenizer import Tokenizer
-from mixq.text.tokenizer_config import TokenizerConfig
 
 Path = str | os.PathLike[str] | None
 _DEVICES = {None: "auto", "auto": "auto", "cpu": "cpu", "cuda": "cuda", "cuda:0": "cuda"}
@@ -46,9 +43,9 @@ class AutoModelForCausalLM:
 
         Args:
             path: a folder or a name in the model store; None is the demo model.
-            options: those of `mixq.load`; besides them device_map ("auto", "cpu", "cuda") chooses the device. The
-                folder's own schemes and mixq's arithmetic stand for torch_dtype, dtype, load_in_4bit, load_in_8bit and
-                low_cpu_mem_usage, which are taken and change nothing.
+            options: those of `mixq.load`, and device_map ("auto", "cpu", "cuda"), which chooses the device.
+                torch_dtype, dtype, load_in_4bit, load_in_8bit and low_cpu_mem_usage are accepted without effect: the
+                folder's schemes decide.
         """
         device_map = options.pop("device_map", None)
         if not isinstance(device_map, str | None) or device_map not in _DEVICES:
@@ -117,11 +114,11 @@ class CausalLM:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
     def eval(self) -> CausalLM:
-        """Return the model: it only answers, so nothing has to be switched off."""
+        """Return the model; there is no training mode to leave."""
         return self
 
     def to(self, device: object) -> CausalLM:
-        """Return the model: it was placed when it was loaded."""
+        """Return the model; its weights stay where `from_pretrained` put them."""
         return self
 
     @property
@@ -129,11 +126,11 @@ class CausalLM:
         return self.model.eos_token_ids[0]
 
     def _sampling(self, do_sample: bool | None, given: Mapping[str, Any]) -> dict[str, Any]:
-        wished = dict(self.model.folder.generation_config)
-        if do_sample is not None or not isinstance(wished.get("do_sample"), bool):
-            wished["do_sample"] = bool(do_sample)
-        params = default_sampling(wished)
-        if wished["do_sample"]:
+        asked = dict(self.model.folder.generation_config)
+        if do_sample is not None or not isinstance(asked.get("do_sample"), bool):
+            asked["do_sample"] = bool(do_sample)
+        params = default_sampling(asked)
+        if asked["do_sample"]:
             params |= {name: value for name, value in given.items() if value is not None}
             params["seed"] = int(torch.randint(2**63 - 1, ()))
         elif given.get("repetition_penalty") is not None:
@@ -148,9 +145,8 @@ class AutoTokenizer:
     def from_pretrained(cls, path: Path = None) -> TensorTokenizer:
         """Open the tokenizer of a model folder, or of a name in the model store; None is the demo model's."""
         folder = ModelFolder.open(paths.demo_source() if path is None else paths.resolve_model(os.fspath(path)))
-        config = TokenizerConfig.read(folder.path)
-        tokenizer = open_tokenizer(folder.path, config)
-        return TensorTokenizer(tokenizer, choose_template(folder.path, tokenizer, config, folder.raw_config))
+        prompting = Prompting(folder)
+        return TensorTokenizer(prompting.tokenizer, prompting.template)
 
 
 class Encoding(dict[str, Any]):
@@ -163,7 +159,7 @@ class Encoding(dict[str, Any]):
             raise AttributeError(name) from None
 
     def to(self, device: object) -> Encoding:
-        """Return it as it is: mixq takes ids in host memory, wherever the weights are."""
+        """Return it unchanged: mixq takes ids in host memory, wherever the weights are."""
         return self
 
 
@@ -204,11 +200,7 @@ class TensorTokenizer:
         fill = self.eos_token_id if self.pad_token_id is None else self.pad_token_id
         ids = [[fill] * gap + row for gap, row in zip(missing, rows, strict=True)]
         mask = [[0] * gap + [1] * len(row) for gap, row in zip(missing, rows, strict=True)]
-        if return_tensors is None:
-            return Encoding(
-                input_ids=ids if text is texts else ids[0], attention_mask=mask if text is texts else mask[0]
-            )
-        return Encoding(input_ids=_tensor(ids, return_tensors), attention_mask=_tensor(mask, return_tensors))
+        return _encoding(ids, mask, return_tensors, single=isinstance(text, str))
 
     def apply_chat_template(
         self, conversation: Messages, *, tokenize: bool = True, return_tensors: str | None = None, **options: Any
@@ -227,25 +219,19 @@ class TensorTokenizer:
         if not tokenize:
             raise UsageError("mixq builds chat prompts as ids, not as text.", hint="Leave tokenize=False out.")
         ids = self.template.encode(self.tokenizer, conversation)
-        shaped = ids if return_tensors is None else _tensor([ids], return_tensors)
-        if not as_dict:
-            return shaped
-        mask = [1] * len(ids) if return_tensors is None else torch.ones(1, len(ids), dtype=torch.long)
-        return Encoding(input_ids=shaped, attention_mask=mask)
+        encoding = _encoding([ids], [[1] * len(ids)], return_tensors, single=True)
+        return encoding if as_dict else encoding.input_ids
 
     def decode(self, ids: Tensor | Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids [T]; with the names of control tokens unless they are to be skipped."""
+        tokenizer = self.tokenizer
         listed = [int(i) for i in ids]
         if skip_special_tokens:
-            return self.tokenizer.decode(listed)
-        text, run = "", list[int]()
-        for token_id in listed:
-            if self.tokenizer.is_control(token_id):
-                text += (self.tokenizer.decode(run) if run else "") + self.tokenizer.token_text(token_id)
-                run = []
-            else:
-                run.append(token_id)
-        return text + (self.tokenizer.decode(run) if run else "")
+            return tokenizer.decode(listed)
+        return "".join(
+            "".join(map(tokenizer.token_text, run)) if control else tokenizer.decode(list(run))
+            for control, run in groupby(listed, tokenizer.is_control)
+        )
 
     def batch_decode(self, rows: Iterable[Tensor | Iterable[int]], *, skip_special_tokens: bool = False) -> list[str]:
         """Return the texts of several rows of ids."""
@@ -257,10 +243,13 @@ def _refuse(options: Mapping[str, Any], known: Sequence[str]) -> None:
         raise UsageError(f"mixq's tokenizer does not take {printable(name)!r}." + did_you_mean(name, known))
 
 
-def _tensor(rows: list[list[int]], kind: str) -> Tensor:
+def _encoding(ids: list[list[int]], mask: list[list[int]], kind: str | None, *, single: bool) -> Encoding:
+    """Return rows as tensors [B, T]; without a kind as lists, those of a single text alone."""
+    if kind is None:
+        return Encoding(input_ids=ids[0] if single else ids, attention_mask=mask[0] if single else mask)
     if kind != "pt":
         raise UsageError(f"return_tensors is {printable(repr(kind))}; mixq gives 'pt'.")
-    return torch.tensor(rows, dtype=torch.long)
+    return Encoding(input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask, dtype=torch.long))
 
 
 def _prompts(ids: Tensor | None) -> Tensor:

@@ -1,12 +1,12 @@
-"""Perplexity of a model on a text, and how far it has moved from a reference model.
+"""Perplexity of a model on a text, and its distance from a reference model.
 
 Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache with the begin token
-in front; every token of a window is predicted from those before it. Where windows overlap (a stride), only what no
-window before has predicted counts, so that each token of the text counts once. Perplexity is exp of the mean negative
-log likelihood. With a reference, at each position: KL(reference || model) in nats, and whether both find the same token
-likeliest. Logits are held for `ROWS` positions at a time, whatever the window.
+in front; every token of a window is predicted from those before it. Where windows overlap (a stride), each token counts
+in the first window that predicts it. Perplexity is exp of the mean negative log likelihood. With a reference, at each
+position: KL(reference || model) in nats, and whether both have the same most likely token. Logits are held for `ROWS`
+positions at a time, whatever the window.
 
-Windows without overlap give a higher perplexity than a sliding window does, the more so the shorter they are: compare
+Windows without overlap give a higher perplexity than a sliding window, the more so the shorter they are: compare
 only figures with the same window and stride, and only models with the same tokenizer.
 """
 
@@ -35,7 +35,7 @@ class Comparison:
         reference_perplexity: of the reference.
         mean_kl: mean KL(reference || model), nats per token.
         max_kl: at the worst position.
-        top1_agreement: share of positions where both find the same token likeliest.
+        top1_agreement: share of positions where both have the same most likely token.
     """
 
     reference_perplexity: float
@@ -46,13 +46,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class PerplexityReport:
-    """What `perplexity` found.
+    """The result of `perplexity`.
 
     Attributes:
         tokens: tokens of the text that were predicted.
         windows, window_tokens: how the text was cut; the last window may be shorter.
         perplexity: exp of the mean negative log likelihood.
-        standard_error: of `perplexity`, from the spread over tokens; neighbours are not independent, so a lower bound.
+        standard_error: of `perplexity`, from the spread over tokens; a lower bound, since neighbours are correlated.
         comparison: with the reference, where one was given.
     """
 
@@ -85,25 +85,25 @@ def perplexity(
         text: what to predict.
         reference: usually the unquantized model; it must have the same tokenizer.
         window: tokens of a window, the begin token included; None takes the context (the smaller of the two).
-        stride: tokens by which each window lies after the one before; None: no overlap. Half a window takes twice as
-            long, and gives each token at least half a window of what stands before it.
+        stride: tokens from the start of a window to the next; None: no overlap. Half a window takes twice as long, and
+            predicts each token from at least half a window.
         max_tokens: measure only this many tokens from the start; None measures all.
         progress: called with tokens done and tokens in all.
 
     Raises:
         PromptError: the text is empty, or a model has no tokenizer.
-        UsageError: the tokenizers differ, or a window, stride or number of tokens makes no sense.
+        UsageError: the tokenizers differ, or a window, stride or number of tokens is out of bounds.
         ModelFileError: the model's logits are not finite.
     """
     context = model.context if reference is None else min(model.context, reference.context)
     window = context if window is None else window
     if not 2 <= window <= context:
-        raise UsageError(f"a window of {window} tokens is not possible; it must be from 2 to the context, {context}.")
+        raise UsageError(f"window is {window} tokens; it must be from 2 to the context, {context}.")
     stride = window - 1 if stride is None else stride
     if not 1 <= stride < window:
-        raise UsageError(f"a stride of {stride} tokens is not possible; it must be from 1 to {window - 1}.")
+        raise UsageError(f"stride is {stride} tokens; it must be from 1 to {window - 1}.")
     if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"{max_tokens} tokens cannot be measured; give 1 or more.")
+        raise UsageError(f"The number of tokens to measure is {max_tokens}; give 1 or more.")
     ids = model.tokenizer.encode(text)
     if not ids:
         raise PromptError("The text is empty.", hint="Give a file with some text.")
@@ -114,16 +114,16 @@ def perplexity(
     if max(ids) >= model.config.vocab_size:
         raise ModelFileError(
             f"The tokenizer gives token {max(ids)}; the model has a vocabulary of {model.config.vocab_size}.",
-            hint="The tokenizer is of another model.",
+            hint="The tokenizer belongs to another model.",
         )
     ids = ids[:max_tokens]
-    sums = _Sums()
+    sums = _Sums(compared=reference is not None)
     windows = range(0, max(len(ids) - (window - 1) + stride, 1), stride)  # the last is the first to reach the end
     for start in windows:
         _measure_window(model, reference, ids[start : start + window - 1], sums.tokens - start, sums)
         if progress is not None:
             progress(sums.tokens, len(ids))
-    return sums.report(len(windows), window, compared=reference is not None)
+    return sums.report(len(windows), window)
 
 
 def _measure_window(model: Model, reference: Model | None, targets: Sequence[int], known: int, sums: _Sums) -> None:
@@ -135,68 +135,51 @@ def _measure_window(model: Model, reference: Model | None, targets: Sequence[int
         rows = inputs[start : start + ROWS]
         skip = max(0, known - start)
         wanted = torch.tensor(targets[start : start + ROWS])[skip:]  # [T]
-        logits = model.forward(rows, kv_cache=cache)  # [ROWS, V]
-        others = None if reference is None else reference.forward(rows, kv_cache=reference_cache)
+        logits = model.forward(rows, kv_cache=cache)[skip:]  # [T, V]
+        others = None if reference is None else reference.forward(rows, kv_cache=reference_cache)[skip:]
         if len(wanted):
-            sums.add(_logprobs(logits, skip), wanted, None if others is None else _logprobs(others, skip))
+            sums.add(logits.log_softmax(-1), wanted, None if others is None else others.log_softmax(-1))
 
 
 class _Sums:
     """Sums over positions, in float64: a text has too many for float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compared: bool) -> None:
+        self.compared = compared
         self.tokens = 0
-        self.nll = 0.0
-        self.nll_squared = 0.0
-        self.reference_nll = 0.0
-        self.kl = 0.0
-        self.max_kl = 0.0
+        self.nll = self.nll_squared = self.reference_nll = self.kl = self.max_kl = 0.0
         self.agreed = 0
 
     def add(self, logprobs: Tensor, wanted: Tensor, reference: Tensor | None) -> None:
-        nll = _nll(logprobs, wanted)  # [T]
-        _check_finite(nll, "model")
+        """Add T positions: log probabilities [T, V] of the model and its reference, and the right tokens [T]."""
+        nll = _nll(logprobs, wanted, "model")  # [T]
         self.tokens += len(wanted)
         self.nll += float(nll.sum())
         self.nll_squared += float(nll.square().sum())
         if reference is not None:
-            reference_nll = _nll(reference, wanted)  # [T]
-            _check_finite(reference_nll, "reference")
+            self.reference_nll += float(_nll(reference, wanted, "reference").sum())
             kl = (reference.exp().double() * (reference - logprobs).double()).sum(-1)  # [T]
             self.kl += float(kl.sum())
             self.max_kl = max(self.max_kl, float(kl.max()))
-            self.reference_nll += float(reference_nll.sum())
             self.agreed += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
 
-    def report(self, windows: int, window: int, *, compared: bool) -> PerplexityReport:
-        mean = self.nll / self.tokens
-        variance = max(0.0, self.nll_squared / self.tokens - mean * mean)
-        value = _exp(mean)
+    def report(self, windows: int, window: int) -> PerplexityReport:
+        """Return the figures of all positions."""
+        T = self.tokens
+        variance = max(0.0, self.nll_squared / T - (self.nll / T) ** 2)
+        value = _exp(self.nll / T)
         comparison = None
-        if compared:
-            comparison = Comparison(
-                reference_perplexity=_exp(self.reference_nll / self.tokens),
-                mean_kl=self.kl / self.tokens,
-                max_kl=self.max_kl,
-                top1_agreement=self.agreed / self.tokens,
-            )
-        error = value * math.sqrt(variance / self.tokens)
-        return PerplexityReport(self.tokens, windows, window, value, error, comparison)
+        if self.compared:
+            comparison = Comparison(_exp(self.reference_nll / T), self.kl / T, self.max_kl, self.agreed / T)
+        return PerplexityReport(T, windows, window, value, value * math.sqrt(variance / T), comparison)
 
 
-def _logprobs(logits: Tensor, skip: int) -> Tensor:
-    """Return log p [T, V] of all rows but the first `skip`."""
-    return logits[skip:].log_softmax(-1)
-
-
-def _nll(logprobs: Tensor, wanted: Tensor) -> Tensor:
+def _nll(logprobs: Tensor, wanted: Tensor, whose: str) -> Tensor:
     """Return -log p of the wanted tokens [T], given log p of all [T, V], in float64."""
-    return -logprobs.gather(-1, wanted[:, None])[:, 0].double()
-
-
-def _check_finite(nll: Tensor, whose: str) -> None:
+    nll = -logprobs.gather(-1, wanted[:, None])[:, 0].double()
     if not bool(torch.isfinite(nll).all()):
         raise ModelFileError(f"The {whose}'s logits are not finite.", hint="Check its folder with `mixq verify`.")
+    return nll
 
 
 def _exp(mean_nll: float) -> float:

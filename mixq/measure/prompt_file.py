@@ -1,13 +1,12 @@
-"""Prompts from a file, and a small set of them for who has none.
+"""Prompts from a file, and a small built-in set.
 
 Contract: a file has one prompt a line, or JSON lines: {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}
-as OpenAI's interface has them, each with a "name" if it likes. Blank lines are passed over; what cannot be read as
-either is an error that names the line. No model is known here.
+as in OpenAI's API, each with an optional "name". Blank lines are skipped; an error names its line. No model is known
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mixq.config import did_you_mean
@@ -22,7 +21,7 @@ _KEYS = ("prompt", "messages", "name")
 
 @dataclass(frozen=True, slots=True)
 class NamedPrompt:
-    """A text to go on from or to answer, or a conversation to go on with: one of the two."""
+    """Either a text to continue or answer, or a conversation to continue."""
 
     name: str
     text: str = ""
@@ -36,7 +35,7 @@ def parse_prompts(text: str, where: str) -> list[NamedPrompt]:
         where: the file's name, for messages.
 
     Raises:
-        PromptError: there is none, or a line is no prompt.
+        PromptError: the file has no prompt, or a line that is not one.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
@@ -52,7 +51,7 @@ def _parsed(line: str, number: int, where: str) -> NamedPrompt:
     try:
         entry = parse_json_object(line.encode(), where)
     except ModelFileError as error:
-        raise PromptError(error.message, hint="Either every line is a JSON object, or none.") from error
+        raise PromptError(error.message, hint="Make every line a JSON object, or none.") from error
     for key in entry:
         if key not in _KEYS:
             known = did_you_mean(key, _KEYS)
@@ -67,7 +66,7 @@ def _parsed(line: str, number: int, where: str) -> NamedPrompt:
             raise PromptError(f"{printable(where)}: prompt must be a text.")
         return NamedPrompt(_short(name or text), text)
     if not isinstance(messages, list) or not messages:
-        raise PromptError(f"{printable(where)}: messages must be a list of them.")
+        raise PromptError(f"{printable(where)}: messages must be a list of messages.")
     try:
         turns = tuple(Message.of(message) for message in messages)
     except UsageError as error:
@@ -81,26 +80,24 @@ def _short(text: str) -> str:
 
 def built_in() -> list[NamedPrompt]:
     """Return a small set: several languages, and code."""
-    return list(_built_in())
+    return [NamedPrompt(name, text) for name, text in _BUILT_IN]
 
 
-def _built_in() -> Iterator[NamedPrompt]:
-    for name, text in (
-        ("English: story", "Write the first paragraph of a story about a lighthouse keeper who finds a letter."),
-        ("English: science", "Explain in a few sentences why the sky is blue and the sunset is red."),
-        ("English: advice", "How do I get better at sleeping when I travel across time zones?"),
-        ("English: arithmetic", "What is 25 - (4 * 2) + 3? Show each step."),
-        ("French: histoire", "Raconte en quelques phrases l'histoire d'un boulanger qui perd la recette de son pain."),
-        ("French: question", "Pourquoi les feuilles des arbres changent-elles de couleur en automne ?"),
-        ("German: Erklärung", "Erkläre in einfachen Worten, wie ein Kühlschrank funktioniert."),
-        ("German: Brief", "Schreibe einen kurzen Brief an die Nachbarn: am Samstag gibt es ein Fest im Hof."),
-        ("Spanish: receta", "Dame una receta sencilla de tortilla de patatas para cuatro personas."),
-        ("Italian: viaggio", "Descrivi una passeggiata di un giorno a Roma, dal mattino alla sera."),
-        ("Chinese", "请用几句话介绍一下长城的历史。"),
-        ("Code: Python", "Write a Python function that returns the longest palindrome in a string, with a test."),
-        ("Code: C", "Write a C function that reverses a singly linked list in place."),
-        ("Code: SQL", "Write a SQL query for the three best paid employees of each department."),
-        ("Code: bug", "What is wrong here?\n\nfor i in range(len(items)):\n    if not items[i]:\n        del items[i]"),
-        ("Table", "List five European rivers as a Markdown table with their length in kilometres."),
-    ):
-        yield NamedPrompt(name, text)
+_BUILT_IN = (
+    ("English: story", "Write the first paragraph of a story about a lighthouse keeper who finds a letter."),
+    ("English: science", "Explain in a few sentences why the sky is blue and the sunset is red."),
+    ("English: advice", "How do I get better at sleeping when I travel across time zones?"),
+    ("English: arithmetic", "What is 25 - (4 * 2) + 3? Show each step."),
+    ("French: histoire", "Raconte en quelques phrases l'histoire d'un boulanger qui perd la recette de son pain."),
+    ("French: question", "Pourquoi les feuilles des arbres changent-elles de couleur en automne ?"),
+    ("German: Erklärung", "Erkläre in einfachen Worten, wie ein Kühlschrank funktioniert."),
+    ("German: Brief", "Schreibe einen kurzen Brief an die Nachbarn: am Samstag gibt es ein Fest im Hof."),
+    ("Spanish: receta", "Dame una receta sencilla de tortilla de patatas para cuatro personas."),
+    ("Italian: viaggio", "Descrivi una passeggiata di un giorno a Roma, dal mattino alla sera."),
+    ("Chinese", "请用几句话介绍一下长城的历史。"),
+    ("Code: Python", "Write a Python function that returns the longest palindrome in a string, with a test."),
+    ("Code: C", "Write a C function that reverses a singly linked list in place."),
+    ("Code: SQL", "Write a SQL query for the three best paid employees of each department."),
+    ("Code: bug", "What is wrong here?\n\nfor i in range(len(items)):\n    if not items[i]:\n        del items[i]"),
+    ("Table", "List five European rivers as a Markdown table with their length in kilometres."),
+)

@@ -26,18 +26,16 @@ from torch import Tensor
 from mixq.engine.answer import PREFILL_CHUNK, Answer, Pass, Task, step
 from mixq.engine.events import Done, Failed
 from mixq.engine.model import Model
+from mixq.engine.placement import LOOKAHEAD
+from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
 from mixq.errors import PromptError, UsageError, printable
-from mixq.experts.lookahead import Lookahead
 from mixq.experts.memory_plan import workspace_bytes
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.measure.prompt_file import NamedPrompt
 from mixq.plan.recording import NOTHING, Facts, Recording, count_prompts
 from mixq.plan.sizes import ModelSizes
-
-LOOKAHEAD = 2
-"""Layers ahead whose choices are predicted, as the engine does."""
 
 
 class Recorder:
@@ -63,19 +61,9 @@ class Recorder:
         self.model = model
         self.name = name or model.folder.path.name
         self._ahead = min(LOOKAHEAD, config.num_hidden_layers - 1)
-        layers = model.network.layers
-        routers = [(layer.post_attention_layernorm, layer.feed_forward.gate) for layer in layers]  # type: ignore[union-attr]
-        self._lookaheads = [
-            Lookahead(
-                model.network.kernels,
-                routers[i + 1 : i + 1 + self._ahead],
-                config.rms_norm_eps,
-                config.num_experts_per_tok,
-            )
-            for i in range(len(layers))
-        ]
+        self._lookaheads = [model.placement.lookahead(layer) for layer in range(config.num_hidden_layers)]
         self._names: list[str] = []
-        self._passes: list[_RecordedPass] = []
+        self._passes: list[dict[str, NDArray[Any]]] = []
         self._layers = _Layers()
         self._begun = datetime.now(UTC)
 
@@ -95,13 +83,13 @@ class Recorder:
         model = self.model
         if model.is_chat:
             messages = prompt.messages or [{"role": "user", "content": prompt.text}]
-            return model.prompting.task(model.encode_chat(messages), params, continues_text=False)
+            return model.prompting.task(Request(model.encode_chat(messages), params))
         if prompt.messages:
             raise PromptError(
                 f"{printable(prompt.name)} is a conversation, and this model has no chat format: {model.template.why}.",
                 hint="Give texts, or --template.",
             )
-        return model.prompting.task(model.encode(prompt.text), params, continues_text=True)
+        return model.prompting.task(Request(model.encode(prompt.text), params, continues_text=True))
 
     def run(
         self,
@@ -142,8 +130,7 @@ class Recorder:
         if not self._passes:
             return None
         model, config = self.model, self.model.config
-        prompt = np.concatenate([np.full(len(p.tokens), p.prompt, dtype=np.int32) for p in self._passes])
-        is_prompt = np.concatenate([np.full(len(p.tokens), p.in_prompt) for p in self._passes])
+        arrays = {name: np.concatenate([one[name] for one in self._passes]) for name in self._passes[0]}
         cost = ModelSizes.of_weights(model.folder, "").cost(model.options.kv)
         facts = Facts(
             model=self.name,
@@ -154,7 +141,7 @@ class Recorder:
             device=model.placement.device if model.placement.accelerator is None else model.options.device,
             mixq=metadata.version("mixq"),
             created=self._begun.isoformat(timespec="seconds"),
-            prompts=count_prompts(self._names, prompt, is_prompt),
+            prompts=count_prompts(self._names, arrays["prompt"], arrays["is_prompt"]),
             expert_bytes=cost.expert_bytes,
             trunk_bytes=cost.trunk_bytes,
             head_bytes=cost.head_bytes,
@@ -162,37 +149,24 @@ class Recorder:
             expert_flops=cost.expert_flops,
             settings=self._settings(),
         )
-        return Recording(
-            facts,
-            experts=np.concatenate([p.experts for p in self._passes]),
-            weights=np.concatenate([p.weights for p in self._passes]),
-            predicted=np.concatenate([p.predicted for p in self._passes]),
-            tokens=np.concatenate([p.tokens for p in self._passes]),
-            prompt=prompt,
-            is_prompt=is_prompt,
-            seconds=np.concatenate([np.full(len(p.tokens), p.seconds, dtype=np.float32) for p in self._passes]),
-        )
+        return Recording(facts, **arrays)
 
     def _settings(self) -> dict[str, Any]:
         model, options = self.model, self.model.options
-        offload = model.placement.offload
-        return {
+        offload, plan = model.placement.offload, model.placement.plan
+        settings: dict[str, Any] = {
             "threads": model.threads,
             "kernels": model.kernels.name,
             "context": model.context,
             "kv": options.kv,
             "workspace_bytes": workspace_bytes(model.config, min(PREFILL_CHUNK, model.context)),
-            **(
-                {
-                    "miss": options.miss,
-                    "cache_policy": options.cache_policy,
-                    "quotas": list(offload.cache.quotas),
-                    "vram_bytes": model.placement.plan.promised if model.placement.plan is not None else None,
-                }
-                if offload is not None
-                else {}
-            ),
         }
+        if offload is not None and plan is not None:
+            settings["miss"] = options.miss
+            settings["cache_policy"] = options.cache_policy
+            settings["quotas"] = list(offload.cache.quotas)
+            settings["vram_bytes"] = plan.promised
+        return settings
 
     # One pass
 
@@ -214,8 +188,8 @@ class Recorder:
         return [ids for _, ids in self._lookaheads[layer].predict(residual)]
 
     @torch.inference_mode()
-    def _finished(self, run: Pass, *, in_prompt: bool) -> _RecordedPass:
-        """Bring what the layers have shown to the host."""
+    def _finished(self, run: Pass, *, in_prompt: bool) -> dict[str, NDArray[Any]]:
+        """Return a pass as the arrays of a recording, whose first axis is T."""
         layers, self._layers = self._layers, _Layers()
         for layer, residual in enumerate(layers.residuals):
             layers.predictions.append(self._predict(layer, residual))
@@ -224,15 +198,15 @@ class Recorder:
         for layer, predictions in enumerate(layers.predictions):
             for ahead, ids in enumerate(predictions):
                 predicted[:, ahead, layer + 1 + ahead] = ids.cpu().numpy()
-        return _RecordedPass(
-            prompt=len(self._names) - 1,
-            in_prompt=in_prompt,
-            seconds=max(run.seconds - layers.seconds, 0.0) / T,
-            tokens=run.token_ids.numpy().astype(np.int32),
-            experts=torch.stack(layers.ids, dim=1).cpu().numpy().astype(np.uint8),  # [T, L, A]
-            weights=torch.stack(layers.weights, dim=1).cpu().numpy().astype(np.float16),
-            predicted=predicted,
-        )
+        return {
+            "experts": torch.stack(layers.ids, dim=1).cpu().numpy().astype(np.uint8),  # [T, L, A]
+            "weights": torch.stack(layers.weights, dim=1).cpu().numpy().astype(np.float16),
+            "predicted": predicted,
+            "tokens": run.token_ids.numpy().astype(np.int32),
+            "prompt": np.full(T, len(self._names) - 1, dtype=np.int32),
+            "is_prompt": np.full(T, in_prompt),
+            "seconds": np.full(T, max(run.seconds - layers.seconds, 0.0) / T, dtype=np.float32),
+        }
 
 
 @dataclass(slots=True)
@@ -244,16 +218,3 @@ class _Layers:
     residuals: list[Tensor] = field(default_factory=list)
     predictions: list[list[Tensor]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _RecordedPass:
-    """One pass as it is recorded; `seconds` of each token."""
-
-    prompt: int
-    in_prompt: bool
-    seconds: float
-    tokens: NDArray[np.int32]
-    experts: NDArray[np.uint8]
-    weights: NDArray[np.float16]
-    predicted: NDArray[np.uint8]

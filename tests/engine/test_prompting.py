@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import mixq
 from mixq.engine.events import Done, Notice, Token
 from mixq.engine.model import Model
+from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.errors import ModelFileError, PromptError, UsageError
 from mixq.quantize import quantize
@@ -91,9 +92,9 @@ def test_a_reply_ends_at_every_end_token(end: int, tmp_path: Path) -> None:
 def test_a_reply_ends_at_the_texts_of_its_format_and_a_completion_does_not(tmp_path: Path) -> None:
     model = mixq.load(write(tmp_path / "vicuna", {}), exact=True)
     assert model.template.name == "vicuna"
-    asked = model.prompting.task([1], SamplingParams(stop=("mine",)), continues_text=False)
+    asked = model.prompting.task(Request([1], SamplingParams(stop=("mine",))))
     assert asked.params.stop == ("mine", " USER:", "\nUSER:")
-    assert model.prompting.task([1], SamplingParams(), continues_text=True).params.stop == ()
+    assert model.prompting.task(Request([1], SamplingParams(), continues_text=True)).params.stop == ()
 
 
 def test_a_base_model_completes_and_says_so_when_asked_to_chat(tmp_path: Path) -> None:
