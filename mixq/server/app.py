@@ -7,6 +7,7 @@ status of 4xx or 503 (`errors`); anything else is a defect, answered by 500 with
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -24,7 +25,7 @@ from mixq.server.body import Body, Whole, must_be, read
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import RequestError, error_reply, json_reply
 from mixq.server.guard import Guard, Settings
-from mixq.server.metrics import CONTENT_TYPE, Metrics, Observed
+from mixq.server.metrics import Metrics
 
 Handler = Callable[[EngineHost, HttpRequest], Awaitable[Response]]
 
@@ -84,27 +85,19 @@ def create_app(host: EngineHost, settings: Settings, log: Callable[[str], None] 
     """
     metrics = Metrics(host)
 
-    def endpoint(handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def handle(http: HttpRequest) -> Response:
-            return await handler(host, http)
-
-        return handle
-
-    async def figures(_host: EngineHost, _http: HttpRequest) -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
-
     routes = [
         Route("/", page_files.index, methods=["GET"]),
         Route("/page/{name:path}", page_files.other, methods=["GET"]),
-        *(Route(path, endpoint(handler), methods=["GET"]) for path, handler in (*GET.items(), ("/metrics", figures))),
-        *(Route(path, endpoint(handler), methods=["POST"]) for path, handler in POST.items()),
+        Route("/metrics", metrics.reply, methods=["GET"]),
+        *(Route(path, partial(handler, host), methods=["GET"]) for path, handler in GET.items()),
+        *(Route(path, partial(handler, host), methods=["POST"]) for path, handler in POST.items()),
     ]
     starlette = Starlette(
         routes=routes,
         exception_handlers={MixqError: _mixq_error, HTTPException: _http_error, Exception: _defect},
     )
     starlette.router.redirect_slashes = False
-    return Observed(Guard(starlette, settings), metrics, ("/", "/metrics", *GET, *POST), log)
+    return metrics.watch(Guard(starlette, settings), {"/", "/metrics", *GET, *POST}, log)
 
 
 async def _mixq_error(http: HttpRequest, error: Exception) -> Response:

@@ -195,22 +195,21 @@ class EngineHost:
             _ = self.engine  # raises
         self.state = "loading"
         self._end_answers(RELOADING)
-        self._reloading = asyncio.get_running_loop().create_task(self._reload(dict(changes)))
+        self._reloading = asyncio.get_running_loop().create_task(self._reload(changes))
 
-    async def _reload(self, changes: dict[str, Any]) -> None:
+    async def _reload(self, changes: Mapping[str, Any]) -> None:
         previous, self._engine = self._engine, None
-        wanted = {**self.options, **changes}
         try:
             if previous is not None:
                 await asyncio.to_thread(_close, previous)
                 await self._readers_leave()
                 previous = None  # its memory is free before the next is loaded
                 gc.collect()
-            self._engine = await self._start_or_note(wanted)
-            if self._engine is not None:
-                self.options = wanted
-            else:
-                self._engine = await self._start_or_note(self.options)
+            for options in ({**self.options, **changes}, self.options):
+                self._engine = await self._start_or_note(options)
+                if self._engine is not None:
+                    self.options = options
+                    break
         finally:
             if self.state == "loading":
                 self.state = "ready" if self._engine is not None else "failed"

@@ -3,7 +3,7 @@
 Contract: an ASGI layer that refuses, or puts the whole body into the scope (`body.BODY`) and runs the application
 until the client hangs up. It checks in this order: Host (DNS rebinding), Origin (pages of other sites), the key, the
 body. Without `cors_origins` no page of another site may read an answer. Neither keys nor bodies are kept or written.
-Starlette's middlewares do not do: one allows names but no ranges of addresses, the other lets foreign pages send.
+Starlette's middlewares do not suffice: one allows names but no ranges of addresses, the other lets foreign pages send.
 """
 
 from __future__ import annotations
@@ -81,8 +81,6 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":  # lifespan events and web sockets are off
-            return
         headers = Headers(scope=scope)
         try:
             _check_size(headers)

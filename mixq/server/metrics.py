@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixq.server.engine_host import EngineHost
@@ -47,9 +49,9 @@ class Metrics(Collector):
         )
         self._registry.register(self)
 
-    def text(self) -> bytes:
+    async def reply(self, _http: HttpRequest) -> Response:
         """Return all figures in the text format."""
-        return generate_latest(self._registry)
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's figures."""
@@ -81,37 +83,34 @@ class Metrics(Collector):
             finished.add_metric([reason], count)
         yield finished
 
+    def watch(self, app: ASGIApp, paths: Collection[str], log: Callable[[str], None]) -> ASGIApp:
+        """Return an application whose requests are counted and logged.
 
-class Observed:
-    """An ASGI layer that counts requests and writes the access log."""
+        Args:
+            paths: that are label values as they are.
+            log: takes the lines of the access log.
+        """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], log: Callable[[str], None]) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._paths = frozenset(paths)
-        self._log = log
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            status = HUNG_UP
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            return
-        status = HUNG_UP
+            async def noting_status(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
 
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
+            began = time.perf_counter()
+            try:
+                await app(scope, receive, noting_status)
+            finally:
+                path = scope["path"]
+                name = path if path in paths else _group(path)
+                seconds = time.perf_counter() - began
+                self.requests.labels(name, str(status)).inc()
+                self.seconds.labels(name).observe(seconds)
+                if name not in QUIET or status >= 400:
+                    method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
+                    log(f"{time.strftime('%H:%M:%S')} {method} {name} {status} {seconds:.2f} s")
 
-        began = time.perf_counter()
-        try:
-            await self._app(scope, receive, observed)
-        finally:
-            path = scope["path"]
-            name = path if path in self._paths else _group(path)
-            seconds = time.perf_counter() - began
-            self._metrics.requests.labels(name, str(status)).inc()
-            self._metrics.seconds.labels(name).observe(seconds)
-            if name not in QUIET or status >= 400:
-                method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
-                self._log(f"{time.strftime('%H:%M:%S')} {method} {name} {status} {seconds:.2f} s")
+        return watched

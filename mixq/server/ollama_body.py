@@ -12,23 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from mixq.engine.sampling import SamplingParams
+from mixq.server import openai_body as openai
 from mixq.server.body import Body, ModelName, Nullable, Whole, ignored, number, refused, wanted, whole
 from mixq.server.errors import bad_field
-from mixq.server.openai_body import (
-    MOST,
-    NO_INFILL,
-    NO_THINKING,
-    NO_TOOLS,
-    SAMPLING,
-    TEXT_ONLY,
-    Penalty,
-    RepetitionPenalty,
-    Seed,
-    Share,
-    Stops,
-    TopK,
-    TopP,
-)
 from mixq.text.grammar import GrammarSpec
 
 AT_START = "it is decided when the server starts"
@@ -40,16 +26,16 @@ class Options(Body):
     """The field `options`."""
 
     temperature: Annotated[float, number(0, 100)] = 0
-    top_k: TopK = 0
-    top_p: TopP = 1
-    min_p: Share = 0
-    repeat_penalty: RepetitionPenalty = 1
-    presence_penalty: Penalty = 0
-    frequency_penalty: Penalty = 0
-    seed: Seed = 0
-    stop: Stops = Field(default_factory=list)
-    num_predict: Annotated[Whole, whole(-2, MOST)] = -1
-    num_ctx: Annotated[Whole, whole(1, MOST)] = 1
+    top_k: openai.TopK = 0
+    top_p: openai.TopP = 1
+    min_p: openai.Share = 0
+    repeat_penalty: openai.RepetitionPenalty = 1
+    presence_penalty: openai.Penalty = 0
+    frequency_penalty: openai.Penalty = 0
+    seed: openai.Seed = 0
+    stop: openai.Stops = Field(default_factory=list)
+    num_predict: Annotated[Whole, whole(-2, openai.MOST)] = -1
+    num_ctx: Annotated[Whole, whole(1, openai.MOST)] = 1
     unused: ClassVar = {
         **ignored("num_keep"),  # what to keep of a prompt that is cut
         **refused("the penalty covers all tokens", "repeat_last_n", neutral=(-1,)),
@@ -75,7 +61,7 @@ class Options(Body):
         if self.num_ctx > context:
             message = f"options.num_ctx is {self.num_ctx}; this server has {context}: `mixq serve --context N` sets it."
             raise bad_field("options.num_ctx", message)
-        given = self.model_dump(include=SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
+        given = self.model_dump(include=openai.SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
         if "repeat_penalty" in given:
             given["repetition_penalty"] = given.pop("repeat_penalty")
         most = self.num_predict if self.num_predict >= 0 else None  # -1 and -2: to the end
@@ -97,7 +83,7 @@ class Shared(Body):
     options: Nullable[Options] = Options()
     unused: ClassVar = {
         **ignored("keep_alive"),  # the model stays loaded
-        **refused(NO_THINKING, "think", neutral=(False,)),
+        **refused(openai.NO_THINKING, "think", neutral=(False,)),
         **refused(NO_LOGPROBS, "logprobs", neutral=(False,)),
         **refused(NO_LOGPROBS, "top_logprobs", neutral=(0,)),
         **refused(NO_CUT, "truncate", "shift", neutral=(False, True)),
@@ -116,10 +102,10 @@ class Message(Body):
     role: Literal["system", "user", "assistant"]
     content: str = ""
     unused: ClassVar = {
-        **refused(TEXT_ONLY, "images", neutral=([],)),
-        **refused(NO_TOOLS, "tool_calls", neutral=([],)),
-        **refused(NO_TOOLS, "tool_name", "tool_call_id", neutral=("",)),
-        **refused(NO_THINKING, "thinking", neutral=("",)),
+        **refused(openai.TEXT_ONLY, "images", neutral=([],)),
+        **refused(openai.NO_TOOLS, "tool_calls", neutral=([],)),
+        **refused(openai.NO_TOOLS, "tool_name", "tool_call_id", neutral=("",)),
+        **refused(openai.NO_THINKING, "thinking", neutral=("",)),
     }
 
 
@@ -127,7 +113,7 @@ class ChatBody(Shared):
     """The fields of /api/chat."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    unused: ClassVar = {**Shared.unused, **refused(NO_TOOLS, "tools", neutral=([],))}
+    unused: ClassVar = {**Shared.unused, **refused(openai.NO_TOOLS, "tools", neutral=([],))}
 
 
 class GenerateBody(Shared):
@@ -138,10 +124,10 @@ class GenerateBody(Shared):
     raw: Nullable[bool] = False
     unused: ClassVar = {
         **Shared.unused,
-        **refused(NO_INFILL, "suffix", neutral=("",)),
+        **refused(openai.NO_INFILL, "suffix", neutral=("",)),
         **refused("the chat format is set when the server starts, by --template", "template", neutral=("",)),
         **refused("a conversation continues by its messages, at /api/chat", "context", neutral=([],)),
-        **refused(TEXT_ONLY, "images", neutral=([],)),
+        **refused(openai.TEXT_ONLY, "images", neutral=([],)),
     }
 
 

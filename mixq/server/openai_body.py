@@ -28,7 +28,7 @@ DEFAULT_MAX_TOKENS = 16
 SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 }  # fmt: skip
-"""Body that are sampling parameters as they are."""
+"""Fields that are sampling parameters as they are."""
 
 NO_TOOLS = "Mixtral 8x7B has no format for tools"
 TEXT_ONLY = "the model reads and writes only text"
@@ -147,20 +147,18 @@ class Shared(Body):
         **refused("prompts are not changed", "safe_prompt", neutral=(False,)),
     }
 
-    @model_validator(mode="after")
-    def check_seeds(self) -> Shared:
-        """Refuse two seeds."""
-        if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
-            raise bad_field("random_seed", "seed and random_seed differ; give one.")
-        return self
-
     def sampling(self, own: Mapping[str, float], *, seed: int | None) -> dict[str, Any]:
         """Return the sampling parameters, without max_tokens and logprobs.
 
         Args:
             own: the model's own.
             seed: for requests without one.
+
+        Raises:
+            RequestError: two seeds.
         """
+        if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
+            raise bad_field("random_seed", "seed and random_seed differ; give one.")
         seeds = [each for each in (self.seed, self.random_seed, seed) if each is not None]
         bias = {int(token): value for token, value in self.logit_bias.items()}
         given = self.model_dump(include=SAMPLING, exclude_unset=True, exclude_none=True)
@@ -249,14 +247,19 @@ class ChatBody(Shared):
         **refused("an answer is not predicted", "prediction", neutral=({"type": "content", "content": ""},)),
     }
 
-    @model_validator(mode="after")
-    def check_pairs(self) -> ChatBody:
-        """Refuse fields that contradict each other."""
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+    def limits(self) -> dict[str, int | None]:
+        """Return max_tokens and logprobs.
+
+        Raises:
+            RequestError: fields that contradict each other.
+        """
+        most, new = self.max_tokens, self.max_completion_tokens
+        if None not in (most, new) and most != new:
             raise bad_field("max_tokens", "max_tokens and max_completion_tokens differ; give one.")
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_field("top_logprobs", "top_logprobs needs logprobs true.")
-        return self
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return {"max_tokens": most if new is None else new, "logprobs": logprobs}
 
 
 def _as_prompts(value: Any) -> Any:
@@ -282,13 +285,6 @@ class CompletionBody(Shared):
         **refused("answers are not chosen among", "best_of", neutral=(1,)),
         **refused(NO_INFILL, "suffix", neutral=("",)),
     }
-
-    @model_validator(mode="after")
-    def check_echo(self) -> CompletionBody:
-        """Refuse scores of a prompt in a stream."""
-        if self.scores_prompt and self.stream:
-            raise bad_field("echo", "echo with logprobs is not supported in a stream.", code="unsupported_parameter")
-        return self
 
     @property
     def scores_prompt(self) -> bool:

@@ -38,14 +38,7 @@ class ChatReply(OpenAIReply):
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, host: EngineHost, body: ChatBody) -> None:
-        limits = (body.max_completion_tokens, body.max_tokens)
-        super().__init__(
-            host,
-            body,
-            "chatcmpl",
-            max_tokens=next((limit for limit in limits if limit is not None), None),
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
+        super().__init__(host, body, "chatcmpl", **body.limits())
         self._messages = [message.model_dump() for message in body.messages]
         self._tokenizer = tokenizer_of(host.engine.model)
 

@@ -32,6 +32,8 @@ async def complete(host: EngineHost, http: HttpRequest) -> Response:
     """Continue prompts."""
     body = await read(CompletionBody, http)
     host.check_name(body.model)
+    if body.scores_prompt and body.stream:
+        raise bad_field("echo", "echo with logprobs is not supported in a stream.", code="unsupported_parameter")
     most = host.capacity // body.n
     if len(body.prompt) > most:
         asked = f"prompt has {len(body.prompt)} entries with {body.n} choices each"

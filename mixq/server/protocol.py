@@ -2,8 +2,8 @@
 
 Contract: a connection is closed if no whole request head arrives within `head_seconds`, or if the client reads nothing
 of a reply for `write_seconds`. What h11 refuses (a bad Content-Length, headers beyond 16 KiB) is answered with a JSON
-error that says why. uvicorn's own limits do not do: it has no time-out for heads and writes, `limit_concurrency` keeps
-idle connections open, and its answer to bad requests is plain text without the cause.
+error that says why. uvicorn's own limits do not suffice: it has no time-out for heads and writes, its
+`limit_concurrency` keeps idle connections open, and it answers bad requests in plain text without the cause.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WatchedProtocol(H11Protocol):
 
     head_seconds = 10.0
     write_seconds = 30.0
-    watch_seconds = 1.0  # between two looks
+    watch_seconds = 1.0  # between two checks
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ class WatchedProtocol(H11Protocol):
             transport.abort()
             return
         self._head_since = self.loop.time()
-        self._watch = self.loop.call_later(self.watch_seconds, self._look)
+        self._watch = self.loop.call_later(self.watch_seconds, self._check_times)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""
@@ -50,8 +50,8 @@ class WatchedProtocol(H11Protocol):
             self._watch.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
-        self._watch = self.loop.call_later(self.watch_seconds, self._look)
+    def _check_times(self) -> None:
+        self._watch = self.loop.call_later(self.watch_seconds, self._check_times)
         now = self.loop.time()
         if self._waits_for_a_head():
             self._head_since = self._head_since or now

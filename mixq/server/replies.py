@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mixq.engine.events import Event
@@ -92,26 +92,20 @@ async def answer(host: EngineHost, reply: Reply, *, stream: bool) -> Response:
     return json_reply(await host.aside(lambda: reply.whole(results)))
 
 
-class EventStream(Response):
-    """A reply that is written as it comes, one chunk at a time: a slow reader holds up only itself.
+class EventStream(StreamingResponse):
+    """A reply that is written as it comes.
 
     Args:
-        stack: what to leave at the end, also after an error or a hang-up: it cancels what still runs.
+        stack: what to leave at the end, also after an error or a hang-up: it cancels what still runs. Starlette alone
+            would leave that to the garbage collector.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], media_type: str, stack: AsyncExitStack) -> None:
-        self.status_code = 200
-        self.media_type = media_type
-        self.background = None
-        self._chunks = chunks
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(chunks, headers=headers, media_type=media_type)
         self._stack = stack
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the reply; a task that is cancelled leaves in the middle."""
         async with self._stack:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for chunk in self._chunks:
-                if chunk:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self.stream_response(send)
