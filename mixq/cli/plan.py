@@ -239,7 +239,7 @@ def _print(made: Plan, others: list[dict[str, Any]], command: str) -> None:
     for name, speed in (("decode", made.decode), (f"prompt of {made.prompt}", made.prefill)):
         console.print(
             f"{name}  {_rate(speed.expected)} tokens/s ({_rate(speed.low)} to {_rate(speed.high)}), limited by "
-            f"{speed.bottleneck}",
+            f"{speed.limit}",
             soft_wrap=True,
         )
     if others:

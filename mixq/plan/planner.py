@@ -1,11 +1,11 @@
-"""How fast a model will be on a computer, and what it takes of it, before anything is loaded or downloaded.
+"""Predicts how fast a model will be on a computer and what memory it takes, before anything is loaded or downloaded.
 
 Contract: arithmetic over sizes (`mixq.plan.sizes`) and a computer's figures (`mixq.plan.computer`). Memory is shared
-out by `mixq.plan.shares`; the hits of the expert cache come from its own policy code, played on made-up routing
-(`mixq.plan.replay`). Nothing is measured here, and no weight is touched.
+out by `mixq.plan.shares`; cache hits come from the cache's own policies on made-up routing (`mixq.plan.replay`).
+Nothing is measured here, and no weight is read.
 
-The figure expected is that of routing as Mixtral is reported to have it, with the context half full. The range goes
-from routing without any pattern on a machine that gives a tenth less, to Mixtral's on one that gives a tenth more.
+The expected speed is that of routing as reported for Mixtral, with the context half full. The range goes from uniform
+routing on a machine 10 % slower to Mixtral's routing on a machine 10 % faster.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from mixq.plan.shares import GPU, RAM, Shares, rows_of, share_out
 from mixq.plan.sizes import ModelSizes, prompt_operations
 
 SLACK = 0.1
-AROUND = "work around the kernels"
+OVERHEAD = "work around the kernels"
+"""How `bottleneck` and `seconds` of --json call the time that Python takes."""
 
+FROM_DISK = "reading experts from the disk"
+TO_GPU = "copies to the GPU"
+ON_GPU = "reading weights on the GPU"
 _TOKENS = 160  # of made-up routing
-_SMALL = 1 << 20  # weights of a matrix below which one thread computes, as the engine chooses
+_SMALL = 1 << 20  # weights of a matrix below which the engine computes on one thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,9 @@ class Speed:
     """Tokens per second.
 
     Attributes:
-        low, expected, high: the range and what is likeliest.
-        bottleneck: what takes most of the time.
-        parts: seconds of a token, by what takes them; parts of a GPU's step overlap.
+        low, expected, high: the likeliest speed and its range.
+        bottleneck: the part that takes most of the time.
+        parts: seconds of a token by cause; parts of a GPU's step overlap.
     """
 
     low: float
@@ -47,6 +51,11 @@ class Speed:
     high: float
     bottleneck: str
     parts: Mapping[str, float]
+
+    @property
+    def limit(self) -> str:
+        """The bottleneck, for people."""
+        return "Python overhead" if self.bottleneck == OVERHEAD else self.bottleneck
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -61,13 +70,13 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a model will do on a computer.
+    """The memory and speed predicted for a model on a computer.
 
     Attributes:
         device: cpu, cuda or sim.
-        hit_rate: expected share of a token's experts that lie in GPU memory; None without slots.
-        prompt: tokens of the prompt that `prefill` is about.
-        notes: a sentence for each thing that the user should know.
+        hit_rate: expected share of expert lookups that hit GPU memory; None without slots.
+        prompt: tokens of the prompt of `prefill`.
+        notes: sentences for the user.
     """
 
     sizes: ModelSizes
@@ -110,17 +119,17 @@ class Plan:
 
 
 def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, routing: str = "mixtral") -> Plan:
-    """Return what a model will do.
+    """Return the memory and speed predicted for a model.
 
     Args:
         sizes: of the model in its format.
         computer: for `--device sim`, its `gpu` has the figures of the simulated accelerator.
-        options: context, budgets and so on; what is larger than the model allows is cut as the engine does.
-        routing: which experts are expected, see `mixq.experts.routing`.
+        options: context, budgets and so on; a context beyond the model's is cut, as in the engine.
+        routing: how experts are assumed to be chosen, see `mixq.experts.routing`.
 
     Raises:
         UsageError: a device that the computer does not have.
-        DoesNotFitError: not even the weights that every token uses fit.
+        DoesNotFitError: the weights that every token uses do not fit.
     """
     options = replace(options, context=min(options.context, sizes.config.max_position_embeddings))
     gpu = computer.gpu
@@ -138,27 +147,16 @@ def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, rout
             device, notes = "cpu", (f"The model runs on the CPU: {error.message}",)
     if device == "cpu":
         shares = share_out(sizes, options, device, ram)
-    maker = _Estimates(sizes, computer, options, shares, device, routing)
-    decode, prefill = maker.decode(), maker.prefill()
-    maker.add_disk(decode, prefill)
-    rows = rows_of(options)
-    return Plan(
-        sizes,
-        computer,
-        options,
-        device,
-        shares,
-        maker.hit_rate(),
-        decode.speed(1),
-        prefill.speed(rows),
-        rows,
-        (*notes, *shares.notes),
-    )
+    estimates = _Estimates(sizes, computer, options, shares, device, routing)
+    decode, prefill, rows = estimates.decode(), estimates.prefill(), rows_of(options)
+    estimates.add_disk(decode, prefill)
+    speeds = decode.speed(1), prefill.speed(rows)
+    return Plan(sizes, computer, options, device, shares, estimates.hit_rate(), *speeds, rows, (*notes, *shares.notes))
 
 
 @dataclass(slots=True)
 class _Estimate:
-    """Seconds of a pass: as expected, at worst, and of its parts."""
+    """Seconds of a pass: expected, at worst, and of its parts."""
 
     seconds: float
     slowest: float
@@ -166,11 +164,11 @@ class _Estimate:
 
     @classmethod
     def of(cls, parts: Mapping[str, float]) -> _Estimate:
-        """Return what takes place one after the other."""
+        """Return the sum of parts that do not overlap."""
         return cls(sum(parts.values()), sum(parts.values()), dict(parts))
 
     def add(self, what: str, seconds: float) -> None:
-        """Add something that everything else waits for."""
+        """Add a part that overlaps nothing."""
         self.seconds += seconds
         self.slowest += seconds
         self.parts[what] = seconds
@@ -202,8 +200,8 @@ class _Estimates:
             return self._on_gpu(memory)
         parts = self._on_cpu()
         gpu = self.computer.gpu
-        if self.device == "sim" and gpu is not None:  # the same cores compute, beside what goes to and fro
-            parts[AROUND] += self._layers * gpu.layer_seconds
+        if self.device == "sim" and gpu is not None:  # the same cores compute, and hand rows over
+            parts[OVERHEAD] += self._layers * gpu.layer_seconds
         return _Estimate.of(parts)
 
     def prefill(self) -> _Estimate:
@@ -214,21 +212,26 @@ class _Estimates:
             small = cpu.small_flops_plain if self._is_plain else cpu.small_flops
             rate = small if self._is_small else cpu.flops
             around = cpu.pass_seconds + self._layers * cpu.layer_seconds
-            return _Estimate.of({"arithmetic": prompt_operations(self.sizes.config, rows) / rate, AROUND: around})
+            return _Estimate.of({"arithmetic": prompt_operations(self.sizes.config, rows) / rate, OVERHEAD: around})
         arithmetic = prompt_operations(self.sizes.config, rows) / gpu.flops
         copied = (self.sizes.expert_count - memory.slots) * self._used_by(rows)
         copies = copied * self.sizes.expert / self.computer.hardware().copy_alone
         around = cpu.pass_seconds + self._layers * gpu.layer_seconds
         seconds = max(arithmetic, copies) + around  # experts stream to the GPU while it computes others
-        return _Estimate(seconds, seconds, {"arithmetic": arithmetic, "copies to the GPU": copies, AROUND: around})
+        return _Estimate(seconds, seconds, {"arithmetic": arithmetic, TO_GPU: copies, OVERHEAD: around})
 
     def hit_rate(self) -> float | None:
-        """Return the share of a token's experts that lie in slots."""
+        """Return the share of expert lookups that hit a slot."""
         memory = self.shares.memory
-        return self._hits(memory.quotas, self.options.cache_policy) if memory is not None and memory.slots else None
+        if memory is None or not memory.slots:
+            return None
+        experts = self.sizes.config.num_local_experts
+        trace = self._made_up(self.routing)
+        layers = replay_hits(trace, memory.quotas, self.options.cache_policy, experts=experts)
+        return sum(layer.hits for layer in layers) / max(1, sum(layer.hits + layer.misses for layer in layers))
 
     def add_disk(self, decode: _Estimate, prefill: _Estimate) -> None:
-        """Add what experts cost that are read from the disk: whoever needs one waits for it."""
+        """Add the time in which experts are read from the disk; a token that needs one waits for it."""
         config, fitting = self.sizes.config, self.shares.experts_in_ram
         if fitting >= self.sizes.expert_count:
             return
@@ -237,23 +240,23 @@ class _Estimates:
         rate = self.computer.disk_bandwidth
         if rate is None:
             raise UsageError(
-                f"The experts do not fit into RAM, and nobody knows how fast the disk of "
-                f"{printable(self.computer.name)} reads.",
-                hint="Give disk_bandwidth in the hardware file, or more RAM.",
+                "The experts do not fit into RAM, and the disk bandwidth of "
+                f"{printable(self.computer.name)} is not known.",
+                hint="Set disk_bandwidth in the hardware file, or plan with more --ram.",
             )
         read = _read_from_disk(
             self._made_up(self.routing), slots, even(fitting, self._layers, config.num_local_experts)
         )
-        decode.add("reading experts from the disk", read * self.sizes.expert / rate)
+        decode.add(FROM_DISK, read * self.sizes.expert / rate)
         elsewhere = max(0, self.sizes.expert_count - fitting - sum(slots)) * self._used_by(rows_of(self.options))
-        prefill.add("reading experts from the disk", elsewhere * self.sizes.expert / rate)
+        prefill.add(FROM_DISK, elsewhere * self.sizes.expert / rate)
 
     @property
     def _layers(self) -> int:
         return self.sizes.config.num_hidden_layers
 
     def _used_by(self, tokens: int) -> float:
-        """Return the share of the experts that so many tokens use, routed without any pattern."""
+        """Return the share of the experts that so many tokens use with uniform routing."""
         config = self.sizes.config
         return (
             1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens
@@ -284,7 +287,7 @@ class _Estimates:
         return {
             f"reading weights from {where}": self.sizes.token / rate,
             "reading the KV cache": seen / cpu.read_bandwidth,
-            AROUND: cpu.pass_seconds + self._layers * cpu.layer_seconds,
+            OVERHEAD: cpu.pass_seconds + self._layers * cpu.layer_seconds,
         }
 
     def _on_gpu(self, memory: MemoryPlan) -> _Estimate:
@@ -293,7 +296,7 @@ class _Estimates:
         around = self.computer.cpu.pass_seconds + self._layers * gpu.layer_seconds
         if not self.sizes.expert_count:
             read = self.sizes.token + self._seen * self.sizes.kv_position(self.options.kv)
-            return _Estimate.of({"reading weights on the GPU": read / gpu.bandwidth, AROUND: around})
+            return _Estimate.of({ON_GPU: read / gpu.bandwidth, OVERHEAD: around})
         hardware, policy, miss = self.computer.hardware(), self.options.cache_policy, self.options.miss
         likely, worst = (
             replay(self._made_up(routing), hardware, cost, memory.quotas, policy, miss, context=self._seen)
@@ -301,9 +304,9 @@ class _Estimates:
         )
         parts = {
             "experts on the CPU": likely.cpu_seconds / likely.tokens,
-            "copies to the GPU": likely.copy_seconds / likely.tokens,
-            "reading weights on the GPU": likely.gpu_seconds / likely.tokens,
-            AROUND: around,
+            TO_GPU: likely.copy_seconds / likely.tokens,
+            ON_GPU: likely.gpu_seconds / likely.tokens,
+            OVERHEAD: around,
         }
         seconds, slowest = (result.seconds / result.tokens + around for result in (likely, worst))
         return _Estimate(seconds, max(seconds, slowest), parts)
@@ -314,17 +317,12 @@ class _Estimates:
         drawn = parse_routing(routing, layers=layers, experts=experts, active=active)
         return draw_trace(drawn, _TOKENS, layers=layers, experts=experts, active=active).tokens
 
-    def _hits(self, quotas: Sequence[int], policy: str) -> float:
-        """Return the share of a token's experts that so many places of each layer hold."""
-        layers = replay_hits(self._made_up(self.routing), quotas, policy, experts=self.sizes.config.num_local_experts)
-        return sum(layer.hits for layer in layers) / max(1, sum(layer.hits + layer.misses for layer in layers))
-
 
 def _read_from_disk(trace: Trace, slots: Sequence[int], in_ram: Sequence[int]) -> float:
-    """Return how many experts a token waits for that are neither in slots nor in RAM.
+    """Return how many experts a token reads from the disk, being neither in slots nor in RAM.
 
-    Both keep what was used last; what is found in a slot is no use of RAM, and what leaves a slot is not put back there
-    (`mixq.experts.ram_tier`).
+    Both keep the experts used last. A hit in a slot does not count as a use in RAM, and an expert evicted from a slot
+    is not put back there (`mixq.experts.ram_tier`).
 
     Args:
         slots, in_ram: experts of each layer that there is room for.

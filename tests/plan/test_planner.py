@@ -99,7 +99,7 @@ def test_what_does_not_fit_into_ram_comes_from_the_disk() -> None:
     assert made.decode.bottleneck == "reading experts from the disk"
     assert "reading experts from the disk" in made.prefill.parts
     assert made.decode.expected < plan(sizes(), LAPTOP, replace(OPTIONS, device="cpu")).decode.expected / 2
-    with pytest.raises(UsageError, match="nobody knows how fast the disk of a laptop reads"):
+    with pytest.raises(UsageError, match="the disk bandwidth of a laptop is not known"):
         plan(sizes(), replace(little, disk_bandwidth=None), OPTIONS)
 
 

@@ -104,7 +104,7 @@ def diagnose() -> Diagnosis:
         features=features,
         cores=physical_cores(),
         logical_cpus=os.cpu_count() or 1,
-        isa="reference" if library is None else native_library.isa_name(native_library.isa()),
+        isa=isa_in_use(),
         isa_forced=bool(os.environ.get("MIXQ_CPU_ISA")),
         isas=tuple(native_library.supported_isas()),
         native_library=None if library is None else str(library._name),
@@ -114,7 +114,7 @@ def diagnose() -> Diagnosis:
         kernels_right=_kernels_right(),
         torch=torch.__version__,
         torch_threads=torch.get_num_threads(),
-        gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        gpu=gpu_name(),
         gpu_use=triton.unavailable_reason(),
         bitsandbytes=_installed("bitsandbytes"),
         memory_bytes=total_memory(),
@@ -127,8 +127,18 @@ def diagnose() -> Diagnosis:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system has it."""
+    """Return the processor's name as the system reports it."""
     return _cpu()[0]
+
+
+def isa_in_use() -> str:
+    """Return the instruction set of the CPU's kernels, "reference" for torch's."""
+    return "reference" if native_library.library() is None else native_library.isa_name(native_library.isa())
+
+
+def gpu_name() -> str | None:
+    """Return the name of the first GPU that torch sees."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from mixq.errors import DoesNotFitError, MixqError, printable
-from mixq.kernels import native_library, triton
-from mixq.measure.machine.diagnosis import cpu_name
+from mixq.kernels import triton
+from mixq.measure.machine.diagnosis import cpu_name, gpu_name, isa_in_use
 from mixq.measure.machine.probe_cpu import measure_cpu
 from mixq.measure.machine.probe_gpu import measure_gpu
 from mixq.measure.machine.problems import NOT_MEASURED
@@ -122,9 +122,8 @@ def _now(computer: Computer) -> Computer:
 
 
 def _name() -> str:
-    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    cores = physical_cores()
-    return f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'}{gpu}"
+    gpu, cores = gpu_name(), physical_cores()
+    return f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'}" + ("" if gpu is None else f", {gpu}")
 
 
 def _versions() -> dict[str, str]:
@@ -134,17 +133,15 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "cpu": cpu_name(),
         "cores": str(physical_cores()),
-        "isa": "reference" if native_library.library() is None else native_library.isa_name(native_library.isa()),
+        "isa": isa_in_use(),
         "gpu": _gpu(),
     }
 
 
 def _gpu() -> str:
     """Return the GPU that is used; a compiler or driver that comes later changes it."""
-    if not torch.cuda.is_available():
-        return "none"
-    used = "" if triton.unavailable_reason() is None else ", not used"
-    return torch.cuda.get_device_name(0) + used
+    name = gpu_name()
+    return "none" if name is None else name if triton.unavailable_reason() is None else f"{name}, not used"
 
 
 def disk_bandwidth() -> float | None:

@@ -1,9 +1,8 @@
 """Prompt and decode speed of a loaded model, a sample at a time.
 
 Contract: `Bench.samples` runs the tests in turn, each after a warm-up, and yields one `Sample` for each repetition; the
-bandwidth is probed before every one. `Bench.rows` sums up the samples so far, so that a run can be broken off at any
-point. Token ids are random from a fixed seed; only the network is timed (sampling and text are not), as llama-bench
-does. This module knows no terminal.
+bandwidth is probed before each. `Bench.rows` sums up the samples so far, so that a run can be interrupted at any point.
+Token ids are random from a fixed seed; only the network is timed, not sampling and text, as in llama-bench.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Sample:
 
     Attributes:
         seconds: wall time.
-        busy_seconds: the part of it spent inside the native kernels (0 where nobody counts).
+        busy_seconds: the part of it spent inside the native kernels; 0 where that is not counted.
         bandwidth: bytes per second that the threads could read just before; 0.0 where there is no probe.
         experts: where experts were computed; None on the CPU alone.
     """
@@ -66,13 +65,12 @@ class Row:
     Attributes:
         deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
         bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
-        share_of_limit: bytes per second over the bandwidth, which is that before each sample, since it drifts on shared
-            machines (by half within a minute); the median; None where it is not known. With an accelerator: the
-            shortest time in which its memory, the RAM and the link could have served the same experts at once, and its
-            memory the rest, over the time that was taken.
+        share_of_limit: median of bytes per second over the bandwidth probed just before the sample, as it drifts on
+            shared machines (by half within a minute); None where it is not known. With an accelerator: the shortest
+            time in which its memory, the RAM and the link could have served the same experts at once, and its memory
+            the rest, over the measured time.
         gflops: operations of a prompt per second; None for decode.
-        operations_per_token, read_per_token: what a token takes of arithmetic and, a prompt's weights being read once
-            for each of its chunks, of memory.
+        operations_per_token, read_per_token: of a token; a prompt reads the weights once for each of its chunks.
         overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
         experts: where experts were computed, over all samples; None on the CPU alone.
     """
@@ -93,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was measured, and on what."""
+    """What was measured, and how it ran."""
 
     model: str
     nbytes: int
@@ -187,12 +185,8 @@ class Bench:
 
     def rows(self) -> list[Row]:
         """Return the figures of the samples so far, test by test."""
-        rows = []
-        for test in self.tests:
-            samples = [sample for sample in self._samples if sample.workload == test]
-            if samples:
-                rows.append(self._row(test, samples))
-        return rows
+        by_test = {test: [sample for sample in self._samples if sample.workload == test] for test in self.tests}
+        return [self._row(test, samples) for test, samples in by_test.items() if samples]
 
     def as_dict(self) -> dict[str, Any]:
         """Return facts that hold for the whole run."""
@@ -220,61 +214,49 @@ class Bench:
                 self.model.network.forward([Chunk(ids, self._kv_cache)])
 
     def _row(self, test: Workload, samples: Sequence[Sample]) -> Row:
-        row = self._figures_of(test, samples)
-        passes = -(-test.prompt // PREFILL_CHUNK)
-        read = self.facts.nbytes * passes / test.prompt if passes else row.bytes_per_token or 0.0
-        return replace(row, operations_per_token=operations_per_token(self.model.config, test), read_per_token=read)
-
-    def _figures_of(self, test: Workload, samples: Sequence[Sample]) -> Row:
         speeds = tuple(sample.tokens_per_second for sample in samples)
         mean = statistics.fmean(speeds)
-        deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
-        if test.prompt:
-            gflops = prompt_operations(self.model.config, test.tokens, test.depth) / test.tokens * mean / 1e9
-            return Row(test, mean, deviation, speeds, gflops=gflops, experts=self._experts(samples))
-        bytes_per_token = decode_bytes(self._sizes, self._kv_bytes, test)
-        shares = [
-            bytes_per_token * sample.tokens_per_second / sample.bandwidth for sample in samples if sample.bandwidth
-        ]
-        offload = self.model.placement.offload
-        if offload is not None:
-            gpu = offload.scheduler.cost.hardware.gpu_bandwidth
-            rest = (bytes_per_token - self._expert_bytes()) * test.tokens / gpu
-            shares = [
-                (sample.experts.limit_seconds + rest) / sample.seconds
-                for sample in samples
-                if sample.experts is not None and sample.experts.limit_seconds is not None
-            ]
-        outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
-        counted = any(sample.busy_seconds for sample in samples) and offload is None
-        return Row(
+        stats = [sample.experts for sample in samples if sample.experts is not None]
+        row = Row(
             test,
             mean,
-            deviation,
+            statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
             speeds,
+            experts=ExpertStats.joined(stats) if stats else None,
+            operations_per_token=operations_per_token(self.model.config, test),
+        )
+        if test.prompt:
+            gflops = prompt_operations(self.model.config, test.tokens, test.depth) / test.tokens * mean / 1e9
+            passes = -(-test.prompt // PREFILL_CHUNK)
+            return replace(row, gflops=gflops, read_per_token=self.facts.nbytes * passes / test.prompt)
+        bytes_per_token = decode_bytes(self._sizes, self._kv_bytes, test)
+        outside = statistics.fmean(sample.seconds - sample.busy_seconds for sample in samples)
+        counted = any(sample.busy_seconds for sample in samples) and self.model.placement.offload is None
+        return replace(
+            row,
             bytes_per_token=bytes_per_token,
+            read_per_token=bytes_per_token,
             bytes_per_second=bytes_per_token * mean,
-            share_of_limit=statistics.median(shares) if shares else None,
+            share_of_limit=self._share_of_limit(test, samples, bytes_per_token),
             overhead_us=outside * 1e6 / (test.tokens * self.model.config.num_hidden_layers) if counted else None,
-            experts=self._experts(samples),
         )
 
-    def _expert_bytes(self) -> int:
-        """Return the bytes of experts that a token reads."""
-        store = self.model.placement.offload
-        assert store is not None
-        layers = range(self.model.config.num_hidden_layers)
-        return self.model.config.num_experts_per_tok * sum(store.store.expert_bytes(layer) for layer in layers)
-
-    @staticmethod
-    def _experts(samples: Sequence[Sample]) -> ExpertStats | None:
-        """Return the samples' statistics as one."""
-        stats = [sample.experts for sample in samples if sample.experts is not None]
-        return ExpertStats.joined(stats) if stats else None
+    def _share_of_limit(self, test: Workload, samples: Sequence[Sample], bytes_per_token: float) -> float | None:
+        """Return the median over the samples, see `Row`."""
+        offload = self.model.placement.offload
+        if offload is None:
+            shares = [bytes_per_token * s.tokens_per_second / s.bandwidth for s in samples if s.bandwidth]
+        else:
+            config = self.model.config
+            experts = config.num_experts_per_tok * sum(map(offload.store.expert_bytes, range(config.num_hidden_layers)))
+            rest = (bytes_per_token - experts) * test.tokens / offload.scheduler.cost.hardware.gpu_bandwidth
+            limits = [(s.experts.limit_seconds, s.seconds) for s in samples if s.experts is not None]
+            shares = [(limit + rest) / seconds for limit, seconds in limits if limit is not None]
+        return statistics.median(shares) if shares else None
 
 
 def _backend(model: Model) -> str:
-    """Return what computes, for people."""
+    """Return the device and kernels, for people."""
     host = f"CPU {model.placement.host_kernels.name}"
     accelerator = model.placement.accelerator
     if accelerator is None:

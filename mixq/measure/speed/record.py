@@ -21,8 +21,7 @@ import torch
 import mixq
 from mixq.engine.model import Model
 from mixq.errors import StorageError, printable
-from mixq.kernels import native_library
-from mixq.measure.machine.diagnosis import cpu_name
+from mixq.measure.machine.diagnosis import cpu_name, gpu_name, isa_in_use
 from mixq.system.cores import physical_cores
 from mixq.system.memory import total_memory
 
@@ -39,14 +38,14 @@ def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
         "torch": torch.__version__,
         "test_time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu_info": cpu_name(),
-        "gpu_info": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+        "gpu_info": gpu_name() or "",
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cores": physical_cores(),
             "memory_bytes": total_memory(),
         },
         "kernels": {
-            "cpu": "reference" if native_library.library() is None else native_library.isa_name(native_library.isa()),
+            "cpu": isa_in_use(),
             "trunk": model.kernels.name,
         },
         "plan": {

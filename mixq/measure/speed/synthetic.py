@@ -1,9 +1,9 @@
-"""Models of true sizes with made-up weights, in seconds: what a speed can be measured on without a checkpoint.
+"""Models of real sizes with made-up weights, made in seconds: for speed measurements without a checkpoint.
 
-Contract: every tensor has the dtype, shape and layout that the model folder would have, and memory of its own, so that
-reads come from RAM. The values are random and tame: codes uniform, scales such that a Linear keeps the variance of
-what it is given, so that activations stay finite through any number of layers. What the model says means nothing.
-A whole model is made in memory (`SyntheticWeights`), or one part of it after the other in the same memory (`parts`).
+Contract: every tensor has the dtype, shape and layout of a model folder, and memory of its own, so that reads come from
+RAM. Codes are uniform and scales such that a Linear keeps its input's variance, so activations stay finite through any
+number of layers. The answers mean nothing. `SyntheticWeights` holds a whole model in memory, `parts` makes one part
+after the other in the same memory.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def synthetic_model(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The tensors of one layer, or of what stands outside the layers (`layer` is None).
+    """The tensors of one layer, or of those outside the layers (`layer` is None).
 
     Attributes:
         specs: {stored name: (dtype, shape)}.
@@ -77,9 +77,9 @@ class Part:
     packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of memory, gaps for alignment included."""
-        return _arena_bytes(self.specs)
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensors, without gaps for alignment."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.specs.values())
 
     def fill(self, filler: Filler, stored: Mapping[str, Tensor]) -> None:
         """Give the tensors their values."""
@@ -89,13 +89,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a made-up model consists of: shapes and schemes, no values.
+    """The shapes and schemes of a made-up model, without values.
 
     Attributes:
         name: the preset's, or the type of the model.
-        raw: the content of its config.json, without a word on quantization.
+        raw: the content of its config.json, without quantization_config.
         mix: None for unquantized weights.
-        parts: the layers in order, and what stands outside them last.
+        parts: the layers in order, then the tensors outside them.
     """
 
     name: str
@@ -120,11 +120,11 @@ class Recipe:
 
 
 def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor]]]:
-    """Make the model up part by part, with the very values of `SyntheticWeights.make`.
+    """Make the model part by part, with the values of `SyntheticWeights.make`.
 
-    The tensors {stored name: values} of a part are gone when the next is asked for: the memory is the same.
+    The tensors {stored name: values} of a part are valid until the next is asked for: they share one memory.
     """
-    arena = allocate(max(part.nbytes for part in recipe.parts))
+    arena = allocate(max(_arena_bytes(part.specs) for part in recipe.parts))
     filler = Filler(seed)
     for part in recipe.parts:
         stored = _lay_out(part.specs, arena)
@@ -134,10 +134,10 @@ def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticWeights:
-    """Made-up weights, with what a model folder says of its own (`mixq.formats.weights.Weights`).
+    """Made-up weights, with the interface of a model folder (`mixq.formats.weights.Weights`).
 
     Attributes:
-        path: a name, `synthetic-mixtral-8x7b`; nothing lies there.
+        path: a name, such as `synthetic-mixtral-8x7b`; it does not exist.
         mix: None for unquantized weights.
         stored: every tensor by the name that it would have in a shard.
     """
@@ -154,7 +154,7 @@ class SyntheticWeights:
     def make(
         cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX, seed: int = 0
     ) -> SyntheticWeights:
-        """Make the weights up; see `synthetic_model`."""
+        """Make the weights in memory; arguments and errors as in `synthetic_model`."""
         recipe = Recipe.of(model, layers=layers, mix=mix)
         specs = {name: spec for part in recipe.parts for name, spec in part.specs.items()}
         _check_memory(recipe, _arena_bytes(specs))
@@ -228,7 +228,7 @@ def _check_memory(recipe: Recipe, needed: int) -> None:
     free = available_memory()
     if free is None or needed <= free * _USABLE:
         return
-    layers, layer_bytes = recipe.config.num_hidden_layers, recipe.parts[0].nbytes
+    layers, layer_bytes = recipe.config.num_hidden_layers, _arena_bytes(recipe.parts[0].specs)
     fitting = int((free * _USABLE - (needed - layers * layer_bytes)) // layer_bytes)
     raise DoesNotFitError(
         f"{recipe.name} with {layers} layers needs {format_size(needed)} of memory; {format_size(free)} are free.",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from mixq.measure.speed.measure import Bench, Row
@@ -68,12 +67,14 @@ def markdown(bench: Bench) -> str:
         str(facts.threads),
     )
     lines = [(*RUN, "test", *FIGURES), *((*model, row.workload.name, *figures(row)) for row in bench.rows())]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    right = [name not in ("model", "backend", "test") for name in lines[0]]
-    rule = ["-" * (width - 1) + (":" if is_right else "-") for width, is_right in zip(widths, right, strict=True)]
-    text = [_line(lines[0], widths, right), "| " + " | ".join(rule) + " |"]
-    text += [_line(line, widths, right) for line in lines[1:]]
-    return "\n".join(text) + "\n"
+    columns = []
+    for name, *cells in zip(*lines, strict=True):
+        width = max(map(len, (name, *cells)))
+        if name in ("model", "backend", "test"):
+            columns.append([name.ljust(width), "-" * width, *(cell.ljust(width) for cell in cells)])
+        else:
+            columns.append([name.rjust(width), "-" * (width - 1) + ":", *(cell.rjust(width) for cell in cells)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns, strict=True))
 
 
 def figures(row: Row) -> tuple[str, ...]:
@@ -90,14 +91,6 @@ def figures(row: Row) -> tuple[str, ...]:
 
 def _optional(value: float | None, factor: float, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value * factor:{form}}{unit}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    padded = [
-        cell.rjust(width) if is_right else cell.ljust(width)
-        for cell, width, is_right in zip(cells, widths, right, strict=True)
-    ]
-    return "| " + " | ".join(padded) + " |"
 
 
 def _figures(row: Row) -> dict[str, Any]:

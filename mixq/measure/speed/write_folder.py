@@ -1,8 +1,8 @@
-"""A made-up model on disk: a model folder like one that `mixq quantize` made, of true sizes, without a tokenizer.
+"""Writes a made-up model: a folder like one of `mixq quantize`, of real sizes, without a tokenizer.
 
 Contract: `FolderJob` decides sizes and refuses before anything is written; `run` makes one shard after the other in the
-memory of one, config.json last. Stopped by an error or by Ctrl-C it removes all that it wrote, and the folder. The
-folder has the very weights that `SyntheticWeights.make` has for the same arguments.
+memory of one, config.json last. Stopped by an error or by Ctrl-C it removes the folder. The weights are those of
+`SyntheticWeights.make` for the same arguments.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from mixq.formats.atomic import atomic_write_bytes, storage_error
 from mixq.formats.manifest import Manifest
 from mixq.formats.shard_writer import ShardWriter, shard_size
 from mixq.formats.shards import INDEX
-from mixq.measure.speed.synthetic import DEFAULT_MIX, Part, Recipe, parts
+from mixq.measure.speed.synthetic import DEFAULT_MIX, Recipe, parts
 from mixq.system.paths import check_free_space
 
 SIDE_BYTES = 512
-"""At most what index and mixq.json say of one tensor or file."""
+"""Upper bound of what index and mixq.json take for one tensor or file."""
 
 
 class FolderJob:
     """A folder to be written.
 
     Args:
-        target: where; nothing may be there yet.
+        target: a path that does not exist yet.
         model, layers, mix, seed: see `mixq.measure.speed.synthetic.synthetic_model`.
 
     Attributes:
         nbytes: of all shards.
 
     Raises:
-        UsageError: something is there, or an unknown preset or mix.
+        UsageError: the path exists, or an unknown preset or mix.
         StorageError: the disk has not enough room.
     """
 
@@ -56,7 +56,7 @@ class FolderJob:
         self._settings = {"made_up": True, "mix": mix, "seed": seed}
         self.nbytes = sum(shard_size(part.specs) for part in self.recipe.parts)
         if target.exists() or target.is_symlink():
-            raise UsageError(f"{printable(target)} exists already.", hint="Name a folder that is not there yet.")
+            raise UsageError(f"{printable(target)} exists already.", hint="Name a new folder.")
         self._check_disk()
 
     def run(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -66,7 +66,7 @@ class FolderJob:
             on_progress: called with (bytes of shards written, bytes of all) after each.
 
         Raises:
-            UsageError: the folder has come into being meanwhile.
+            UsageError: the folder was created in the meantime.
             StorageError: a write failed.
         """
         try:
@@ -79,7 +79,7 @@ class FolderJob:
         try:
             self._write(on_progress)
         except BaseException:
-            shutil.rmtree(self.target, ignore_errors=True)  # made above: nobody else's files are in it
+            shutil.rmtree(self.target, ignore_errors=True)  # made above, so it holds only what this job wrote
             raise
 
     def _write(self, on_progress: Callable[[int, int], None] | None) -> None:
@@ -98,7 +98,8 @@ class FolderJob:
             if on_progress is not None:
                 on_progress(done, self.nbytes)
         config = _json_bytes(self._config())
-        index = _json_bytes({"metadata": {"total_size": self._tensor_bytes()}, "weight_map": weight_map})
+        size = sum(part.tensor_bytes for part in self.recipe.parts)
+        index = _json_bytes({"metadata": {"total_size": size}, "weight_map": weight_map})
         sums = {INDEX: hashlib.sha256(index).hexdigest(), "config.json": hashlib.sha256(config).hexdigest()}
         atomic_write_bytes(self.target / INDEX, index)
         Manifest({"name": f"synthetic-{self.recipe.name}"}, self._settings, shards, sums).write(self.target)
@@ -111,24 +112,11 @@ class FolderJob:
             config["quantization_config"] = self.recipe.mix.quantization.to_dict()
         return config
 
-    def _tensor_bytes(self) -> int:
-        return sum(_tensor_bytes(part) for part in self.recipe.parts)
-
     def _check_disk(self) -> None:
         files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
         needed = self.nbytes + SIDE_BYTES * files
         hint = "Free some space, name a folder on another disk, or write fewer layers: --layers N."
         check_free_space(self.target, needed, hint)
-
-
-def _tensor_bytes(part: Part) -> int:
-    count = 0
-    for dtype, shape in part.specs.values():
-        elements = 1
-        for size in shape:
-            elements *= size
-        count += dtype.itemsize * elements
-    return count
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
