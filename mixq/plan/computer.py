@@ -31,14 +31,14 @@ class CpuFigures:
     Attributes:
         cores: physical ones that a model may use.
         read_bandwidth: of plain reads of RAM, by all threads.
-        kernel_bandwidth: at which the decode kernels read experts of Mixtral's size (nl4 g32) from RAM.
+        kernel_bandwidth: of the decode kernels reading experts of Mixtral's size (nl4 g32) from RAM.
         cache_bytes: of the last level cache.
-        cache_bandwidth, cache_bandwidth_plain: at which one thread's decode kernels read small matrices that lie in the
-            cache, quantized and in bfloat16.
+        cache_bandwidth, cache_bandwidth_plain: of one thread's decode kernels reading small matrices from the cache,
+            quantized and in bfloat16.
         flops: of a prompt's experts of Mixtral's size with 128 rows each.
         small_flops, small_flops_plain: of a prompt at the demo model's sizes, one thread, quantized and in bfloat16.
-        layer_seconds: what a layer costs besides reading its weights.
-        pass_seconds: what a pass costs besides layers and head.
+        layer_seconds: of a layer, without reading its weights.
+        pass_seconds: of a pass, without layers and head.
     """
 
     cores: int
@@ -59,15 +59,15 @@ class GpuFigures:
     """What mixq's kernels get out of a GPU and its link.
 
     Attributes:
-        memory, free: bytes; free is None where it is not known.
+        memory, free: bytes; free is None if unknown.
         bandwidth, flops: of the kernels in its memory, and of prompts.
         copy_bandwidth, copy_back: from host memory to the GPU, and back.
         copy_under_load: to the GPU while the CPU's kernels read RAM.
-        copy_latency: seconds that each copy takes besides.
-        handover_seconds: to bring a row and the router's choice to the host and an answer back.
-        launch_seconds: until the GPU begins what it was asked to do.
-        layer_seconds: what a layer costs besides all that.
-        pinned_limit: bytes that can be locked for copies; None where no limit was met.
+        copy_latency: seconds that each copy takes in addition.
+        handover_seconds: to copy a row and the router's choice to the host and the result back.
+        launch_seconds: from a kernel's launch to its start.
+        layer_seconds: of a layer in addition to all that.
+        pinned_limit: bytes that can be locked for copies; None if no limit was met.
     """
 
     name: str
@@ -90,12 +90,12 @@ class Computer:
     """A computer.
 
     Attributes:
-        ram, ram_free: bytes; free is None where it is not known.
-        disk_bandwidth: of reads past the page cache; None where it is not known.
-        gpu: None without one that can be used.
+        ram, ram_free: bytes; free is None if unknown.
+        disk_bandwidth: of reads past the page cache; None if unknown.
+        gpu: None without a usable one.
         measured: ISO time; None for a preset.
-        versions: of what measured it.
-        load: share of the processor that other programs took meanwhile; None where it is not known.
+        versions: of the software that measured it.
+        load: share of the processor that other programs took during the measurement; None if unknown.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Computer:
     load: float | None = None
 
     def hardware(self) -> Hardware:
-        """Return what scheduler and replay go by.
+        """Return the figures that scheduler and replay compute with.
 
         Raises:
             UsageError: there is no GPU.
@@ -148,55 +148,42 @@ class Computer:
         """Read a hardware file.
 
         Raises:
-            ModelFileError: it is none, or a figure makes no sense.
+            ModelFileError: not a hardware file, or a figure out of bounds.
             StorageError: it cannot be read.
         """
         return cls.from_dict(read_json_object(path, _LARGEST_FILE), str(path))
 
     @classmethod
     def from_dict(cls, content: object, where: str) -> Computer:
-        """Return the computer that a hardware file's content describes; see `read`."""
+        """Return the computer of a hardware file's content; errors as in `read`."""
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ModelFileError(
-                f"{printable(where)} is no hardware file: its format is not {FORMAT!r}.",
+                f"{printable(where)} is not a hardware file: its format is not {FORMAT!r}.",
                 hint="Make one with: mixq doctor --save FILE",
             )
         if content.get("version") != VERSION:
             raise ModelFileError(
-                f"{printable(where)} is of version {printable(content.get('version'))}, not {VERSION}."
+                f"{printable(where)} has version {printable(content.get('version'))}; supported is {VERSION}."
             )
-        given = {key: value for key, value in content.items() if key not in ("format", "version")}
-        gpu = given.pop("gpu", None)
-        versions = given.pop("versions", {})
-        cpu = given.pop("cpu", None)
-        if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
-            raise ModelFileError(f"{printable(where)}: versions must be names and texts.")
-        values: dict[str, Any] = {
-            "cpu": _figures(CpuFigures, cpu, f"{where}: cpu"),
-            "gpu": None if gpu is None else _figures(GpuFigures, gpu, f"{where}: gpu"),
-        }
-        _check_keys(cls, {*given, *values, "versions"}, where)
-        for key, value in given.items():
-            values[key] = _checked(key, value, where)
-        found = cls(**values, versions=dict(versions))
+        found = _read(cls, {k: v for k, v in content.items() if k not in ("format", "version")}, where)
         _check_free("ram_free", found.ram_free, "ram", found.ram, where)
         if found.gpu is not None:
             _check_free("free", found.gpu.free, "memory", found.gpu.memory, f"{where}: gpu")
         return found
 
 
-Figures = TypeVar("Figures", CpuFigures, GpuFigures)
+Read = TypeVar("Read", CpuFigures, GpuFigures, Computer)
 _TEXTS = ("name", "measured")
-_MAY_BE_NONE = ("free", "pinned_limit", "ram_free", "disk_bandwidth", "measured", "load")
+_MAY_BE_NONE = ("gpu", "free", "pinned_limit", "ram_free", "disk_bandwidth", "measured", "load")
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """What a figure counts.
+    """The unit and bounds of a figure.
 
     Attributes:
-        least, most: what makes sense, so that a slip of the unit (GB for bytes, microseconds for seconds) is found.
-        example: how such a figure is written.
+        least, most: bounds that reveal a wrong unit (GB for bytes, microseconds for seconds).
+        example: for the error message.
     """
 
     least: float
@@ -219,7 +206,7 @@ _UNITS = {
 
 
 def _unit(key: str) -> _Unit:
-    """Return the unit of a figure, which its name tells."""
+    """Return the unit of a figure by its name."""
     if key in _UNITS:
         return _UNITS[key]
     if key == "copy_latency" or key.endswith("_seconds"):
@@ -227,7 +214,8 @@ def _unit(key: str) -> _Unit:
     return _FLOPS if "flops" in key else _RATE
 
 
-def _figures(kind: type[Figures], content: object, where: str) -> Figures:
+def _read(kind: type[Read], content: object, where: str) -> Read:
+    """Return the dataclass of a JSON object; its keys and every figure are checked."""
     if not isinstance(content, Mapping):
         raise ModelFileError(f"{printable(where)} must be an object with the figures.")
     _check_keys(kind, set(content), where)
@@ -245,9 +233,15 @@ def _check_keys(kind: type[Any], given: set[str], where: str) -> None:
 
 
 def _checked(key: str, value: object, where: str) -> Any:
-    """Return a figure that makes sense."""
+    """Return the value of a key, a figure only within its unit's bounds."""
     if value is None and key in _MAY_BE_NONE:
         return None
+    if key in ("cpu", "gpu"):
+        return _read(CpuFigures if key == "cpu" else GpuFigures, value, f"{where}: {key}")
+    if key == "versions":
+        if isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values()):
+            return dict(value)
+        raise ModelFileError(f"{printable(where)}: versions must be names and texts.")
     if key in _TEXTS:
         if isinstance(value, str) and 0 < len(value) <= 200:
             return value

@@ -1,11 +1,10 @@
-"""Computers that are not at hand, described by figures.
+"""Presets of computers, for plans for another machine.
 
-Contract: achieved, not printed, figures. A GPU's memory at 85 % of its printed bandwidth (256 GB/s of an RTX 4060
-laptop GPU, 360 of an RTX 3060 12 GB, 1008 of an RTX 4090); its prompts at about a third of its printed bfloat16 rate;
-links as long copies get them (PCIe 4.0 x8 12 of 16 GB/s, x16 25 of 32 GB/s); RAM at 85 %
-of two channels' printed bandwidth (DDR4-3200 51, DDR5-5600 90 GB/s), of which decode kernels get nine tenths. Free
-memory is what a desktop leaves: 0.8 GB of a card, 4 GB of RAM. The small figures (launch, handover, work around the
-kernels) are those of a current core under Python.
+Contract: achieved figures, not those of data sheets. GPU memory at 85 % of its nominal bandwidth (256 GB/s of an RTX
+4060 laptop GPU, 360 of an RTX 3060 12 GB, 1008 of an RTX 4090); prompts at about a third of the nominal bfloat16 rate;
+links as in long copies (PCIe 4.0 x8 12 of 16 GB/s, x16 25 of 32 GB/s); RAM at 85 % of two channels' nominal bandwidth
+(DDR4-3200 51, DDR5-5600 90 GB/s), of which decode kernels get 90 %. A desktop takes 0.8 GB of the GPU's memory and 4 GB
+of RAM. Launch, handover and Python overhead are those of a current core.
 """
 
 from __future__ import annotations
@@ -91,15 +90,15 @@ def find_computer(name: str) -> Computer:
 
     Raises:
         UsageError: neither a preset nor a file.
-        ModelFileError: a file that is no hardware file, or figures that make no sense.
+        ModelFileError: not a hardware file, or figures out of bounds.
     """
     if name in COMPUTERS:
         return COMPUTERS[name]
     path = paths.expand(name)
-    if os.path.isfile(path):  # unlike Path's, it takes a name of any length
+    if os.path.isfile(path):  # unlike Path.is_file, it takes a name of any length
         return Computer.read(path)
     raise UsageError(
-        f"{printable(repr(name))} is no hardware file and no preset; there are {', '.join(COMPUTERS)}."
+        f"{printable(repr(name))} is neither a hardware file nor a preset; presets are {', '.join(COMPUTERS)}."
         + did_you_mean(name.lower(), COMPUTERS),
-        hint="Make a file of a computer with: mixq doctor --save FILE",
+        hint="Make a hardware file on the other computer: mixq doctor --save FILE",
     )

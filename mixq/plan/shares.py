@@ -1,4 +1,4 @@
-"""What lies where: GPU memory, RAM and disk, shared out before anything is loaded.
+"""The memory placement: what goes to GPU memory, RAM and disk, computed before anything is loaded.
 
 Contract: arithmetic over sizes and budgets. The GPU's part is the engine's own function (`mixq.experts.memory_plan`).
 The engine compares these figures with what it measures after loading, so they count everything that a process takes:
@@ -31,12 +31,12 @@ GPU, RAM, DISK = "GPU memory", "RAM", "disk"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something that takes memory.
+    """A part of the model and the memory it takes.
 
     Attributes:
         where: GPU memory, RAM or disk.
-        what: for people.
-        nbytes: what it takes there.
+        what: the part, for people.
+        nbytes: its size there.
     """
 
     where: str
@@ -46,13 +46,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Who gets how much.
+    """The memory placement of a model.
 
     Attributes:
-        places: everything, by place.
+        places: all parts, by place.
         memory: the accelerator's memory; None on the CPU alone.
         experts_in_ram: how many of all experts the RAM has room for; 0 for a dense model.
-        notes: a sentence for each thing that the user should know.
+        notes: sentences for the user.
     """
 
     places: tuple[Place, ...]
@@ -61,7 +61,7 @@ class Shares:
     notes: tuple[str, ...]
 
     def total(self, where: str) -> int:
-        """Return the bytes that are taken of GPU memory, RAM or disk."""
+        """Return the bytes taken of GPU memory, RAM or disk."""
         return sum(place.nbytes for place in self.places if place.where == where)
 
 
@@ -73,35 +73,42 @@ def rows_of(options: RuntimeOptions) -> int:
 def share_out(
     sizes: ModelSizes, options: RuntimeOptions, device: str, ram: int | None, vram: int | None = None
 ) -> Shares:
-    """Return who gets how much.
+    """Return the memory placement of a model.
 
     Args:
         options: context, sequences and KV type; `options.ram` and `options.vram` are budgets within `ram` and `vram`.
         device: cpu, cuda or sim.
-        ram: bytes of RAM that are free, of which a margin stays so unless `options.ram` says otherwise; None where the
-            system does not say, which is as much as is needed.
-        vram: bytes of the accelerator's memory that are free.
+        ram: free bytes of RAM, of which a margin stays free unless `options.ram` is set; None for as much as needed
+            (the system reports no figure).
+        vram: free bytes of the accelerator's memory.
 
     Raises:
-        DoesNotFitError: not even what every token uses fits.
+        DoesNotFitError: the weights that every token uses do not fit.
     """
     notes: list[str] = []
     places: list[Place] = []
     memory = None
     kv_cache = options.sequences * options.context * sizes.kv_position(options.kv)
     trunk = sizes.trunk + sizes.head
+    workspace = workspace_bytes(sizes.config, rows_of(options))
     if device != "cpu":
         assert vram is not None
-        memory = _on_gpu(sizes, options, device, _budget(options.vram, vram, "GPU memory", notes), kv_cache, trunk)
+        memory = plan_memory(
+            sizes.config,
+            _budget(options.vram, vram, "GPU memory", notes),
+            kv_cache=kv_cache,
+            trunk=trunk,
+            workspace=workspace,
+            slot_bytes=sizes.expert,
+            driver=DRIVER_BYTES if device == "cuda" else 0,
+        )
         places += _gpu_places(sizes, memory)
-    in_ram = [
-        Place(RAM, "Python and libraries", HOST_BYTES_CUDA if device == "cuda" else HOST_BYTES),
-        Place(RAM, "activations of a prompt", workspace_bytes(sizes.config, rows_of(options))),
-    ]
-    if not (sizes.config.tie_word_embeddings and device == "cpu"):
-        in_ram.insert(1, Place(RAM, "embedding", sizes.embedding))
+    in_ram = [Place(RAM, "Python and libraries", HOST_BYTES_CUDA if device == "cuda" else HOST_BYTES)]
     if device == "cpu":
-        in_ram[1:1] = [Place(RAM, "KV cache", kv_cache), Place(RAM, "attention, router, norms and head", trunk)]
+        in_ram += [Place(RAM, "KV cache", kv_cache), Place(RAM, "attention, router, norms and head", trunk)]
+    if not (sizes.config.tie_word_embeddings and device == "cpu"):
+        in_ram.append(Place(RAM, "embedding", sizes.embedding))
+    in_ram.append(Place(RAM, "activations of a prompt", workspace))
     fixed = sum(place.nbytes for place in in_ram)
     if ram is not None and options.ram is None:
         ram = int(ram * (1 - RAM_MARGIN))
@@ -111,56 +118,39 @@ def share_out(
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
     if fitting < experts:
-        those = "they" if memory is None or not memory.slots else "those that have no slot in GPU memory either"
+        those = "they" if memory is None or not memory.slots else "those without a slot in GPU memory"
         notes.append(
-            f"{experts - fitting} of {experts} experts do not fit into RAM: {those} are read from the disk each time."
+            f"{experts - fitting} of {experts} experts do not fit into RAM: {those} are read from the disk at each use."
         )
     return Shares((*places, *in_ram, Place(DISK, "the model folder", sizes.total)), memory, fitting, tuple(notes))
 
 
 def _budget(asked: int | None, free: int | None, what: str, notes: list[str]) -> int:
-    """Return the smaller of what was promised and what is free."""
+    """Return the smaller of a budget and the free memory."""
     if asked is None:
         assert free is not None
         return free
     if free is not None and asked > free:
-        notes.append(f"{format_size(asked)} of {what} were promised; {format_size(free)} are free.")
+        notes.append(f"The budget is {format_size(asked)} of {what}; only {format_size(free)} are free.")
         return free
     return asked
 
 
-def _on_gpu(
-    sizes: ModelSizes, options: RuntimeOptions, device: str, promised: int, kv_cache: int, trunk: int
-) -> MemoryPlan:
-    return plan_memory(
-        sizes.config,
-        promised,
-        kv_cache=kv_cache,
-        trunk=trunk,
-        workspace=workspace_bytes(sizes.config, rows_of(options)),
-        slot_bytes=sizes.expert,
-        driver=DRIVER_BYTES if device == "cuda" else 0,
-    )
-
-
 def _gpu_places(sizes: ModelSizes, memory: MemoryPlan) -> list[Place]:
-    places = [
+    slots = f"slots for {memory.slots} of {sizes.expert_count} experts"
+    return [
         Place(GPU, "KV cache", memory.kv_cache),
         Place(GPU, "attention, router, norms and head", memory.trunk),
         Place(GPU, "driver, activations, copies under way", memory.driver + memory.workspace + memory.staging),
+        *([Place(GPU, slots, memory.slots * memory.slot_bytes)] if sizes.expert_count else []),
     ]
-    if sizes.config.is_moe:
-        places.append(
-            Place(GPU, f"slots for {memory.slots} of {sizes.expert_count} experts", memory.slots * memory.slot_bytes)
-        )
-    return places
 
 
 def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passing: int) -> int:
-    """Return how many experts fit beside all the rest; where not all do, `passing` are on their way to the GPU.
+    """Return how many experts fit beside `fixed` bytes; if not all do, `passing` of them only pass on to the GPU.
 
     Raises:
-        DoesNotFitError: fewer than a token needs at once.
+        DoesNotFitError: fewer than a token needs.
     """
     experts = sizes.expert_count
     if budget is None:
@@ -168,8 +158,8 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passin
     least = fixed + ((sizes.config.num_experts_per_tok + passing) * sizes.expert if experts else 0)
     if least > budget:
         raise DoesNotFitError(
-            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; it may take "
-            f"{format_size(budget)}.",
+            f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; "
+            f"{format_size(budget)} are available.",
             hint="Take a smaller --context, or --kv int8"
             + ("." if "nl4" in sizes.format else ", or a smaller format (nl4)."),
         )

@@ -112,7 +112,7 @@ def test_whatever_stands_there_is_taken_or_refused(path: str, value: object) -> 
 def test_whatever_the_file_is(value: object) -> None:
     if isinstance(value, Mapping) and value.get("format") == "mixq-hardware":
         return
-    with pytest.raises(ModelFileError, match="is no hardware file"):
+    with pytest.raises(ModelFileError, match="is not a hardware file"):
         Computer.from_dict(value, "file")
 
 
@@ -156,5 +156,5 @@ def test_find_a_preset_or_a_file(tmp_path: Path) -> None:
     LAPTOP.write(tmp_path / "mine.json")
     assert find_computer(str(tmp_path / "mine.json")) == LAPTOP
     for name in ("rtx-409", "~nobody-of-that-name/file", "x" * 5000, "\0", str(tmp_path)):
-        with pytest.raises(UsageError, match="no hardware file and no preset"):
+        with pytest.raises(UsageError, match="neither a hardware file nor a preset"):
             find_computer(name)

@@ -57,14 +57,14 @@ def test_all_fits_where_the_system_does_not_say() -> None:
 
 def test_more_promised_than_free_is_said() -> None:
     shares = share_out(MIXTRAL, replace(OPTIONS, ram=64 * GB, vram=24 * GB), "cuda", 32 * GB, 10 * GB)
-    assert "64.0 GB of RAM were promised; 32.0 GB are free." in shares.notes
-    assert "24.0 GB of GPU memory were promised; 10.0 GB are free." in shares.notes
+    assert "The budget is 64.0 GB of RAM; only 32.0 GB are free." in shares.notes
+    assert "The budget is 24.0 GB of GPU memory; only 10.0 GB are free." in shares.notes
     assert shares.total(GPU) <= 10 * GB
     assert shares.total(RAM) <= 32 * GB
 
 
 def test_too_little_is_refused_with_the_least_that_would_do() -> None:
-    with pytest.raises(DoesNotFitError, match=r"needs at least 3\.3 GB of RAM; it may take 2\.0 GB"):
+    with pytest.raises(DoesNotFitError, match=r"needs at least 3\.3 GB of RAM; 2\.0 GB are available"):
         share_out(MIXTRAL, replace(OPTIONS, ram=2 * GB), "cpu", 64 * GB)
     with pytest.raises(DoesNotFitError, match=r"promised 2\.0 GB"):
         share_out(MIXTRAL, replace(OPTIONS, vram=2 * GB), "cuda", 64 * GB, 8 * GB)
