@@ -123,14 +123,23 @@ def regular_file_size(path: Path) -> int:
     return status.st_size
 
 
-def read_json_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the JSON object in a file of at most `limit` bytes."""
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes.
+
+    Raises:
+        ModelFileError: there is no such file, it is larger, or it is not a regular file.
+        StorageError: it cannot be read.
+    """
     size = regular_file_size(path)
     if size > limit:
         raise ModelFileError(f"{printable(path)} has {size:,} bytes; a file of its kind has at most {limit:,}.")
     try:
         with path.open("rb") as file:
-            text = file.read(limit)
+            return file.read(limit)
     except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
-    return parse_json_object(text, path.name)
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error.strerror)}.") from error
+
+
+def read_json_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file of at most `limit` bytes; errors as for `read_bounded`."""
+    return parse_json_object(read_bounded(path, limit), path.name)

@@ -1,8 +1,8 @@
 """mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
 
-Contract: every file it names is whole by the time it is written. Last in it stands the sha256 of all that is before,
-so that a bit that flips in the file itself shows. Reading checks that and types; whether the files still have these
-sums is the verifier's question.
+Contract: it is written last, when every file that it names is complete. Its last key is the sha256 of everything before
+it, which detects a changed bit in mixq.json itself. Reading checks that sum and the types; `mixq verify` compares the
+files with their sums.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, printable
+from mixq.errors import Fields, ModelFileError, printable
 from mixq.formats.atomic import atomic_write_bytes
 from mixq.formats.json_file import read_json_object
 
@@ -63,37 +62,30 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read and check mixq.json; raises ModelFileError."""
         raw = read_json_object(folder / FILE_NAME)
-        version = raw.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool | float):
-            raise ModelFileError(
-                f"{FILE_NAME}: format_version is {printable(repr(version))}; this mixq reads {FORMAT_VERSION}."
-            )
-        known = {key.name for key in fields(cls)} | {"sha256"}
-        for key in raw:
-            if key not in known:
-                raise ModelFileError(f"{FILE_NAME}: unknown key {printable(key)!r}." + did_you_mean(key, known))
+        checked = Fields(raw, f"{FILE_NAME}: ")
+        checked.one_of("format_version", (FORMAT_VERSION,))
+        checked.only([*(key.name for key in fields(cls)), "sha256"])
         own = raw.pop("sha256", None)
         if own is not None and own != _sum(raw):
             raise ModelFileError(
-                f"{FILE_NAME} was changed: it has not the sha256 that stands in it.",
+                f"{FILE_NAME} was changed: its content does not have the sha256 that it names.",
                 hint="Copy the file again, or quantize again into an empty folder.",
             )
-        for key in ("group_errors", "few_tokens"):
-            raw.setdefault(key, {})
-        if not isinstance(raw.setdefault("sizes", []), list):
-            raise ModelFileError(f"{FILE_NAME}: sizes is not a list.")
+        for key, empty in (("group_errors", {}), ("few_tokens", {}), ("sizes", [])):
+            raw.setdefault(key, empty)
+        if not isinstance(raw["sizes"], list):
+            raise checked.wrong("sizes", "a list")
         for key in ("source", "settings", "shards", "files", "errors", "group_errors", "few_tokens"):
-            if not isinstance(raw.get(key), dict):
-                raise ModelFileError(f"{FILE_NAME}: {key} is missing, or not an object.")
+            checked.object(key)
         for key in ("shards", "files"):
             for name, digest in raw[key].items():
                 if not _NAME.fullmatch(name) or name in (".", "..") or not isinstance(digest, str):
                     raise ModelFileError(f"{FILE_NAME}: {printable(repr(name))} in {key} is not the name of a file.")
                 if not _SHA256.fullmatch(digest):
                     raise ModelFileError(f"{FILE_NAME}: the sha256 of {printable(name)} is not one.")
-        for name, value in (*raw["errors"].items(), *raw["group_errors"].items()):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ModelFileError(f"{FILE_NAME}: the error of {printable(name)!r} is not a number.")
+        for errors in (checked.object("errors"), checked.object("group_errors")):
+            for name in errors.values:
+                errors.number(name)
         return cls(**{key.name: raw[key.name] for key in fields(cls)})
 
 

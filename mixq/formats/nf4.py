@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixq.errors import ModelFileError, printable
+from mixq.errors import Fields, ModelFileError, is_integer
+from mixq.formats.json_file import parse_json_object
 from mixq.formats.nl4 import Specs
 
 STATE = "weight.quant_state.bitsandbytes__nf4"
@@ -62,38 +63,21 @@ class State:
     @classmethod
     def from_json(cls, data: bytes) -> State:
         """Check and return the state; raises ModelFileError."""
-        try:
-            raw = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError):
-            raise ModelFileError("nf4: the quant_state is not JSON.") from None
-        if not isinstance(raw, dict):
-            raise ModelFileError("nf4: the quant_state is not a JSON object.")
-
-        def bad(field: str, allowed: str) -> ModelFileError:
-            return ModelFileError(
-                f"nf4: {field} in the quant_state is {printable(repr(raw.get(field)))}; it must be {allowed}."
-            )
-
-        def is_size(value: object) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-        shape = raw.get("shape")
-        if not (isinstance(shape, list) and len(shape) == 2 and all(is_size(n) for n in shape)):
-            raise bad("shape", "two positive sizes")
-        if raw.get("quant_type") != "nf4":
-            raise bad("quant_type", "'nf4'")
-        if raw.get("blocksize") not in BLOCK_SIZES or isinstance(raw["blocksize"], float):
-            raise bad("blocksize", f"one of {', '.join(map(str, BLOCK_SIZES))}")
-        if not isinstance(raw.get("dtype"), str) or raw["dtype"] not in DTYPES:
-            raise bad("dtype", f"one of {', '.join(DTYPES)}")
-        nested_blocksize, offset = raw.get("nested_blocksize", 0), raw.get("nested_offset", 0.0)
-        if nested_blocksize != 0 and not is_size(nested_blocksize):
-            raise bad("nested_blocksize", "a positive size")
-        if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < 1e30:
-            raise bad("nested_offset", "a number")
-        if nested_blocksize and raw.get("nested_dtype", "float32") != "float32":
-            raise bad("nested_dtype", "'float32'")
-        return cls((shape[0], shape[1]), raw["blocksize"], DTYPES[raw["dtype"]], nested_blocksize, float(offset))
+        fields = Fields(parse_json_object(data, "nf4: the quant_state"), "nf4: quant_state.")
+        shape = fields.values.get("shape")
+        if not (isinstance(shape, list) and len(shape) == 2 and all(is_integer(n, 1, 2**31 - 1) for n in shape)):
+            raise fields.wrong("shape", "two positive sizes")
+        fields.one_of("quant_type", ("nf4",))
+        state = cls(
+            (shape[0], shape[1]),
+            fields.one_of("blocksize", BLOCK_SIZES),
+            DTYPES[fields.one_of("dtype", tuple(DTYPES))],
+            fields.integer("nested_blocksize", 0, 2**31 - 1, default=0),
+            fields.number("nested_offset", -1e30, 1e30, default=0.0),
+        )
+        if state.nested:
+            fields.one_of("nested_dtype", ("float32",), default="float32")
+        return state
 
 
 def specs(shape: tuple[int, int], blocksize: int, dtype: torch.dtype) -> Specs:

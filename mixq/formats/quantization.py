@@ -1,6 +1,6 @@
 """config.json's `quantization_config`: which Linear is packed in which scheme.
 
-Contract: three methods are read. "mixq" is this project's (DESIGN.md section 2): regexes over whole Linear names, first
+Contract: three methods are read. "mixq" is this project's (mixq/README.md): regexes over whole Linear names, first
 match wins. "compressed-tensors" is read where it is pack-quantized, symmetric int4 or int8 groups, by that library's
 own matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and SGLang
 load it. "bitsandbytes" is read only, for nf4. Patterns come from files; see `patterns` for those accepted.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import Fields, ModelFileError, UsageError, printable
 from mixq.formats.nl4 import DEFAULT_TABLE, is_table
 from mixq.formats.patterns import compile_pattern
 from mixq.formats.scheme import Scheme
@@ -25,6 +25,7 @@ ATTENTION_TARGET = r"re:.*self_attn\..*_proj$"
 MLP_TARGET = r"re:.*\.mlp\..*_proj$"
 DEFAULT_IGNORE = ("lm_head", r"re:.*block_sparse_moe\.gate$")
 
+PACK_QUANTIZED = "pack-quantized"
 AS_IT_IS = "bf16"
 """In place of a scheme: what the pattern matches is not quantized."""
 
@@ -117,13 +118,13 @@ class QuantizationConfig:
             return None
         if not isinstance(raw, Mapping):
             raise ModelFileError("config.json: quantization_config is not an object.")
-        method = raw.get("quant_method")
+        method, fields = raw.get("quant_method"), Fields(raw, "config.json: quantization_config.")
         if method == "mixq":
-            return _parse_mixq(raw)
+            return _parse_mixq(fields)
         if method == "compressed-tensors":
-            return _parse_compressed_tensors(raw)
+            return _parse_compressed_tensors(fields)
         if method == "bitsandbytes":
-            return _parse_bitsandbytes(raw)
+            return _parse_bitsandbytes(fields)
         raise ModelFileError(
             f"config.json: quant_method is {printable(repr(method))}, which mixq does not read.",
             hint="It reads mixq, compressed-tensors (pack-quantized), bitsandbytes (nf4) and unquantized folders.",
@@ -149,7 +150,7 @@ class QuantizationConfig:
                 groups.setdefault(scheme, []).append(target)
         return {
             "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
+            "format": PACK_QUANTIZED,
             "quantization_status": "compressed",
             "config_groups": {
                 f"group_{i}": {
@@ -164,7 +165,7 @@ class QuantizationConfig:
                     },
                     "input_activations": None,
                     "output_activations": None,
-                    "format": "pack-quantized",
+                    "format": PACK_QUANTIZED,
                 }
                 for i, (scheme, targets) in enumerate(groups.items())
             },
@@ -174,105 +175,76 @@ class QuantizationConfig:
         }
 
 
-def _bad(field_name: str, value: object, allowed: str) -> ModelFileError:
-    return ModelFileError(
-        f"config.json: quantization_config's {field_name} is {printable(repr(value))}; mixq reads {allowed}."
-    )
-
-
-def _scheme(name: str, group_size: object, field_name: str) -> Scheme:
-    if not isinstance(group_size, int) or isinstance(group_size, bool):
-        raise _bad(f"{field_name}.group_size", group_size, "a whole number")
+def _scheme(name: str, fields: Fields) -> Scheme:
+    """Return the scheme of that name with the group size that stands in the fields."""
     try:
-        return Scheme(name, group_size)
+        return Scheme(name, fields.integer("group_size"))
     except UsageError as error:
-        raise ModelFileError(f"config.json: quantization_config's {field_name}: {error.message}") from None
+        raise ModelFileError(f"{fields.where.rstrip('.')}: {error.message}") from None
 
 
-def _parse_mixq(raw: Mapping[str, Any]) -> QuantizationConfig:
-    if raw.get("version") != VERSION or isinstance(raw.get("version"), bool):
-        raise _bad("version", raw.get("version"), f"version {VERSION}; this folder was made for another mixq")
-    for key in raw:
-        if key not in ("quant_method", "version", "table", "schemes"):
-            raise ModelFileError(f"config.json: quantization_config has the unknown key {printable(key)!r}.")
-    table = raw.get("table", list(DEFAULT_TABLE))
+def _parse_mixq(fields: Fields) -> QuantizationConfig:
+    fields.one_of("version", (VERSION,))
+    fields.only(("quant_method", "version", "table", "schemes"))
+    table = fields.values.get("table", list(DEFAULT_TABLE))
     if not is_table(table):
-        raise _bad("table", table, "16 ascending whole numbers from -128 to 127")
-    listed = raw.get("schemes")
-    if not isinstance(listed, Mapping):
-        raise _bad("schemes", listed, "an object of patterns")
+        raise fields.wrong("table", "16 ascending whole numbers from -128 to 127")
+    entries = fields.object("schemes")
     schemes: dict[str, Scheme | None] = {}
-    for target, entry in listed.items():
+    for target, entry in entries.values.items():
         if entry == {"scheme": AS_IT_IS}:
             schemes[target] = None
             continue
-        if not isinstance(entry, Mapping) or entry.keys() != {"scheme", "group_size"}:
-            raise _bad(f"schemes[{printable(repr(target), 80)}]", entry, "an object of scheme and group_size")
-        schemes[target] = _scheme(str(entry["scheme"]), entry["group_size"], f"schemes[{printable(target, 80)!r}]")
+        scheme = entries.object(target)
+        scheme.only(("scheme", "group_size"))
+        schemes[target] = _scheme(scheme.text("scheme"), scheme)
     return QuantizationConfig("mixq", schemes, tuple(table))
 
 
-def _texts(raw: Mapping[str, Any], key: str, field_name: str) -> list[str]:
-    value = raw.get(key) or []
+def _texts(fields: Fields, name: str) -> list[str]:
+    value = fields.values.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise _bad(field_name, value, "a list of text")
+        raise fields.wrong(name, "a list of texts")
     return value
 
 
-def _parse_compressed_tensors(raw: Mapping[str, Any]) -> QuantizationConfig:
-    if raw.get("format") != "pack-quantized":
-        raise _bad("format", raw.get("format"), "'pack-quantized'")
-    if raw.get("quantization_status", "compressed") != "compressed":
-        raise _bad("quantization_status", raw.get("quantization_status"), "'compressed'")
-    for key in ("kv_cache_scheme", "transform_config"):
-        if raw.get(key):
-            raise _bad(key, raw[key], "null")
-    sparsity = raw.get("sparsity_config") or {}
-    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
-        raise _bad("sparsity_config", sparsity, "no sparsity")
-    groups = raw.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
-        raise _bad("config_groups", groups, "one group or more")
+def _parse_compressed_tensors(fields: Fields) -> QuantizationConfig:
+    fields.one_of("format", (PACK_QUANTIZED,))
+    fields.one_of("quantization_status", ("compressed",), default="compressed")
+    for name in ("kv_cache_scheme", "transform_config"):
+        if fields.values.get(name):
+            raise fields.wrong(name, "null")
+    fields.object("sparsity_config", default={}).one_of("format", ("dense",), default="dense")
+    groups = fields.object("config_groups")
+    if not groups.values:
+        raise fields.wrong("config_groups", "an object of at least one group")
     schemes: dict[str, Scheme] = {}
-    for group_name, group in groups.items():
-        shown = f"config_groups.{printable(group_name, 40)}"
-        if not isinstance(group, Mapping):
-            raise _bad(shown, group, "an object")
-        scheme = _parse_weights(group, shown)
-        for target in _texts(group, "targets", f"{shown}.targets"):
+    for name in groups.values:
+        group = groups.object(name)
+        scheme = _parse_group(group)
+        for target in _texts(group, "targets"):
             if schemes.setdefault(target, scheme) != scheme:
-                raise _bad(f"{shown}.targets", target, "a target in one group only")
-    return QuantizationConfig("compressed-tensors", schemes, ignore=tuple(_texts(raw, "ignore", "ignore")))
+                raise group.wrong("targets", f"disjoint from the other groups': {printable(target, 80)!r} is in two")
+    return QuantizationConfig("compressed-tensors", schemes, ignore=tuple(_texts(fields, "ignore")))
 
 
-def _parse_weights(group: Mapping[str, Any], shown: str) -> Scheme:
+def _parse_group(group: Fields) -> Scheme:
     """Return the scheme of one of compressed-tensors' config groups."""
-    if (group.get("format") or "pack-quantized") != "pack-quantized":
-        raise _bad(f"{shown}.format", group["format"], "'pack-quantized'")
-    for key in ("input_activations", "output_activations"):
-        if group.get(key):
-            raise _bad(f"{shown}.{key}", group[key], "null: weights are quantized, activations are not stored so")
-    weights = group.get("weights")
-    if not isinstance(weights, Mapping):
-        raise _bad(f"{shown}.weights", weights, "an object")
-    for key, default, allowed in (
-        ("type", "int", ("int",)),
-        ("num_bits", 8, (4, 8)),
-        ("symmetric", True, (True,)),
-        ("strategy", "group", ("group",)),
-        ("dynamic", False, (False,)),
-        ("actorder", None, (None, "weight", "static")),
-    ):
-        value = weights.get(key, default)
-        if value not in allowed or isinstance(value, float):
-            raise _bad(f"{shown}.weights.{key}", value, " or ".join(map(repr, allowed)))
-    bits = weights.get("num_bits", 8)
-    return _scheme(f"w{int(bits)}", weights.get("group_size"), f"{shown}.weights")
+    group.one_of("format", (PACK_QUANTIZED,), default=PACK_QUANTIZED)
+    for name in ("input_activations", "output_activations"):
+        if group.values.get(name):
+            raise group.wrong(name, "null: only weights may be quantized")
+    weights = group.object("weights")
+    weights.one_of("type", ("int",), default="int")
+    weights.one_of("strategy", ("group",), default="group")
+    weights.one_of("symmetric", (True,), default=True)
+    weights.one_of("dynamic", (False,), default=False)
+    weights.one_of("actorder", ("weight", "static"), default="weight")
+    return _scheme(f"w{weights.one_of('num_bits', (4, 8), default=8)}", weights)
 
 
-def _parse_bitsandbytes(raw: Mapping[str, Any]) -> QuantizationConfig:
-    if raw.get("load_in_4bit") is not True:
-        raise _bad("load_in_4bit", raw.get("load_in_4bit"), "true: 8-bit bitsandbytes folders are not supported")
-    if raw.get("bnb_4bit_quant_type") != "nf4":
-        raise _bad("bnb_4bit_quant_type", raw.get("bnb_4bit_quant_type"), "'nf4'")
+def _parse_bitsandbytes(fields: Fields) -> QuantizationConfig:
+    if not fields.boolean("load_in_4bit", default=False):
+        raise fields.wrong("load_in_4bit", "true: 8-bit bitsandbytes folders are not supported")
+    fields.one_of("bnb_4bit_quant_type", ("nf4",))
     return QuantizationConfig("bitsandbytes", {"Linear": Scheme("nf4", 64)})

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixq.errors import ModelFileError, StorageError, printable
-from mixq.formats.json_file import parse_json_object
+from mixq.errors import ModelFileError, is_integer, printable
+from mixq.formats.json_file import parse_json_object, read_bounded
 from mixq.text.tokenizer import MAX_VOCABULARY, Pieces, Tokenizer, check_size
 from mixq.text.tokenizer_config import AddedToken, TokenizerConfig, is_turn_marker
 
@@ -49,7 +49,7 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path, content: bytes | None = None, config: TokenizerConfig | None = None) -> None:
         path, config = Path(path), config or TokenizerConfig()
-        data = _checked(_read(path) if content is None else content, path)
+        data = _checked(read_bounded(path, MAX_JSON_BYTES) if content is None else content, path)
         added = _added_tokens(data, config, path)
         self._data = _without_extras(data, added)
         self._library = _open(self._data, path)
@@ -102,14 +102,6 @@ class JsonTokenizer(Tokenizer):
         return _open({**self._data, "pre_tokenizer": json.loads(text)}, self.path)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
-
-
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
     """Return the parsed file, of which is known afterwards that it has a vocabulary of a sane size."""
     check_size(content, path, "tokenizer.json", MAX_JSON_BYTES)
@@ -138,7 +130,7 @@ def _checked(content: bytes, path: Path) -> dict[str, Any]:
 def _check_ids(ids: Iterable[object], path: Path) -> None:
     seen: set[int] = set()
     for token_id in ids:
-        if type(token_id) is not int or not 0 <= token_id < MAX_VOCABULARY or token_id in seen:
+        if not is_integer(token_id, 0, MAX_VOCABULARY - 1) or token_id in seen:
             raise ModelFileError(
                 f"{printable(path)}: {printable(repr(token_id), 60)} is no id of its own below {MAX_VOCABULARY:,}."
             )
@@ -155,12 +147,7 @@ def _added_tokens(data: Mapping[str, Any], config: TokenizerConfig, path: Path) 
     added = {}
     for entry in listed:
         token_id, content = entry.get("id"), entry.get("content")
-        if (
-            type(token_id) is not int
-            or not 0 <= token_id < MAX_VOCABULARY
-            or not isinstance(content, str)
-            or not content
-        ):
+        if not is_integer(token_id, 0, MAX_VOCABULARY - 1) or not isinstance(content, str) or not content:
             raise ModelFileError(f"{printable(path)}: an added token has no id or no content.")
         beside = config.added.get(token_id)
         special = entry.get("special") is True or (beside is not None and beside.is_control)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from mixq.errors import ModelFileError, StorageError, printable
+from mixq.errors import ModelFileError, printable
+from mixq.formats.json_file import read_bounded
 from mixq.text.tokenizer import MAX_FILE_BYTES, MAX_VOCABULARY, Pieces, Tokenizer, check_size
 from mixq.text.tokenizer_config import TokenizerConfig
 
@@ -37,7 +38,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path, content: bytes | None = None, config: TokenizerConfig | None = None) -> None:
         path, config = Path(path), config or TokenizerConfig()
-        self._content = _read(path) if content is None else content
+        self._content = read_bounded(path, MAX_FILE_BYTES) if content is None else content
         self._processor = processor = _parse(self._content, path)
         # sentencepiece gives -1 where the piece is missing, or is not a control piece: text could then spell it.
         if processor.bos_id() < 0 or processor.eos_id() < 0:
@@ -100,14 +101,6 @@ def _with_added(pieces: Pieces, names: list[str], config: TokenizerConfig) -> tu
         if not token.is_control:
             words[token.content] = token_id
     return pieces, words
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
 
 
 def _parse(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:

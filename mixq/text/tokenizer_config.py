@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, is_integer, printable
-from mixq.formats.json_file import MAX_BYTES, parse_json_object, regular_file_size
+from mixq.errors import ModelFileError, is_integer, printable
+from mixq.formats.json_file import MAX_BYTES, parse_json_object, read_bounded
 from mixq.text.tokenizer import MAX_VOCABULARY
 
 CONFIG = "tokenizer_config.json"
@@ -76,7 +76,7 @@ class TokenizerConfig:
         """
         limits = {CONFIG: MAX_BYTES, SPECIAL_TOKENS: MAX_BYTES, ADDED_TOKENS: MAX_BYTES, JINJA: MAX_JINJA}
         there = [name for name in limits if (folder / name).exists() or (folder / name).is_symlink()]
-        return cls.of({name: _read(folder / name, limits[name]) for name in there})
+        return cls.of({name: read_bounded(folder / name, limits[name]) for name in there})
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> TokenizerConfig:
@@ -106,17 +106,6 @@ def is_turn_marker(content: str) -> bool:
 
 def _parsed(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return parse_json_object(files[name], name) if name in files else {}
-
-
-def _read(path: Path, limit: int) -> bytes:
-    size = regular_file_size(path)
-    if size > limit:
-        raise ModelFileError(f"{printable(path)} has {size:,} bytes; a file of its kind has at most {limit:,}.")
-    try:
-        with path.open("rb") as file:
-            return file.read(limit)
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
 
 
 def _template(value: object) -> str | None:

@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixq.errors import ModelFileError, StorageError, UsageError
+from mixq.errors import ModelFileError, UsageError
 from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer as Tokenizer
 from tests.text.samples import CONTROL_SPELLINGS, SCRIPTS
 
@@ -93,7 +93,7 @@ def test_truncated_file(tmp_path: Path, mixtral_tokenizer_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No such file"):
+    with pytest.raises(ModelFileError, match="does not exist"):
         Tokenizer(tmp_path / "tokenizer.model")
 
 
