@@ -1,9 +1,9 @@
 """Markdown as it comes: which blocks are finished, and what is still open.
 
 Contract: `BlockSplitter` cuts a text that arrives in pieces into top-level blocks, where each item of a top-level list
-is a block of its own. A block that has been given is never changed by what follows, and the blocks are the same however
-the text was cut into pieces. HTML, images and link references are not Markdown here: a reader of a terminal should see
-them as they were written, and a reference could change a block that has long been printed. No terminal, no rich.
+is a block of its own. Later text never changes a block that has been returned, and the blocks are the same however the
+text was cut into pieces. HTML, images and link references are not Markdown here: on a terminal they should appear as
+they were written, and a reference could change a block that was printed long before. No terminal, no rich.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+
 Follows = Literal["nothing", "item", "block"]
 
 _LISTS = ("bullet_list_open", "ordered_list_open")
@@ -25,23 +27,16 @@ _ONLY_MARKERS = re.compile(r"[ \t]*(?:[-=*_+#>`~|:. \t]+|\d{1,9}[.)]?[ \t]*)")
 @lru_cache(maxsize=1)
 def parser() -> MarkdownIt:
     """Return the parser of everything a model writes. Lines of a paragraph keep their indentation: it may be code."""
-    from markdown_it import MarkdownIt
-
-    markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 12})
-    return markdown.enable(["table", "strikethrough"]).disable(
-        ["reference", "html_block", "html_inline", "image", "newline"]
-    )
-
-
-@lru_cache(maxsize=1)
-def _block_parser() -> MarkdownIt:
-    """Return a parser that finds blocks alone: what stands in a line takes most of the time."""
-    from markdown_it import MarkdownIt
-
-    markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 12})
-    markdown.enable("table").disable(["reference", "html_block"])
-    markdown.core.ruler.disable("inline")
+    markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 12}).enable(["table", "strikethrough"])
+    markdown.disable(["reference", "html_block", "html_inline", "image", "newline"])
+    markdown.core.ruler.push("plain_autolinks", _plain_autolinks)
     return markdown
+
+
+def _plain_autolinks(state: StateCore) -> None:
+    """Make <https://example.org> plain text: its address is written already."""
+    for token in state.tokens:
+        token.children = [child for child in token.children or () if child.markup != "autolink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Block:
     Attributes:
         source: its lines.
         number: of an item of a numbered list; None elsewhere.
-        follows: what stands before it: nothing, another item of the same list, or something else.
+        follows: what comes before it: nothing, another item of the same list, or another block.
     """
 
     source: str
@@ -59,9 +54,8 @@ class Block:
     follows: Follows = "nothing"
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a block begins: line, number and what it follows."""
+class _Start(NamedTuple):
+    """Where a block begins: its line, the number of an item, and what it follows."""
 
     line: int
     number: int | None
@@ -73,15 +67,21 @@ class BlockSplitter:
 
     def __init__(self) -> None:
         self._open = ""
-        self._first: _Start | None = None  # how the open text begins, where that was found out with the block before
+        self._first: _Start | None = None  # of the open text, if it was found with the block before
 
     def push(self, text: str) -> list[Block]:
         """Take more text and return the blocks that are finished by it."""
         self._open += text
-        end = self._open.rfind("\n") + 1
         if "\n" not in text:
             return []  # nothing is certain before the end of a line
-        return self._take(self._open[:end], self._open[end:])
+        end = self._open.rfind("\n") + 1
+        lines = _lines(self._open[:end])
+        starts = self._starts(self._open[:end])
+        if len(starts) < 2:
+            return []
+        self._first = starts[-1]
+        self._open = "".join(lines[starts[-1].line :]) + self._open[end:]
+        return _cut(lines, starts)[:-1]
 
     def finish(self) -> list[Block]:
         """Return the rest, when no more text will come."""
@@ -93,56 +93,36 @@ class BlockSplitter:
     def open_blocks(self) -> list[Block]:
         """What is still open, as it would be drawn now: most often one block, or none.
 
-        A last line of nothing but markers is left out: what `-` or three backticks become, the next character says.
+        A last line of markers alone is left out: the next character decides what `-` or three backticks become.
         """
         head, newline, last = self._open.rpartition("\n")
         shown = head + newline if _ONLY_MARKERS.fullmatch(last) else self._open
         return self._blocks(shown)
 
-    def _take(self, complete: str, incomplete: str) -> list[Block]:
-        starts = self._starts(complete)
-        if len(starts) < 2:
-            return []
-        lines = _lines(complete)
-        blocks = _cut(lines, starts)
-        self._first = starts[-1]
-        self._open = "".join(lines[starts[-1].line :]) + incomplete
-        return blocks[:-1]
-
     def _blocks(self, text: str) -> list[Block]:
         return _cut(_lines(text), self._starts(text))
 
     def _starts(self, text: str) -> list[_Start]:
-        """Return where the blocks of `text` begin; the first is as it was when it stood behind its predecessor."""
+        """Return where the blocks of `text` begin; number and predecessor of the first are known from before."""
+        tokens: list[Token] = []
+        parser().block.parse(text, parser(), {}, tokens)  # blocks alone: their text takes most of the time
         found: list[_Start] = []
         number: int | None = None
-        follows: Follows
-        first_of_list = True
-        for token in _block_parser().parse(text):
-            if token.map is None:
-                continue
-            line = token.map[0]
+        in_list = False
+        for token in tokens:
+            is_item = token.level == 1 and token.type == "list_item_open"
             if token.level == 0 and token.type in _LISTS:
-                ordered = token.type == "ordered_list_open"
-                number = int(token.attrs.get("start", 1)) if ordered else None
-                first_of_list = True
-            elif token.level == 1 and token.type == "list_item_open":
+                number = int(token.attrs.get("start", 1)) if token.tag == "ol" else None
+                in_list = False
+            elif token.map is not None and (is_item or (token.level == 0 and token.nesting >= 0)):
+                follows: Follows = "item" if is_item and in_list else "block" if found else "nothing"
+                start = _Start(token.map[0], number if is_item else None, follows)
                 if not found and self._first is not None:
-                    found.append(_Start(line, self._first.number, self._first.follows))
-                    number = self._first.number
-                else:
-                    follows = "item" if not first_of_list else _behind(found)
-                    found.append(_Start(line, number, follows))
-                first_of_list = False
-                number = None if number is None else number + 1
-            elif token.level == 0 and token.nesting >= 0:
-                follows = self._first.follows if not found and self._first is not None else _behind(found)
-                found.append(_Start(line, None, follows))
+                    start = self._first._replace(line=start.line)
+                found.append(start)
+                in_list = True
+                number = None if start.number is None else start.number + 1
         return found
-
-
-def _behind(found: Sequence[_Start]) -> Follows:
-    return "block" if found else "nothing"
 
 
 def _lines(text: str) -> list[str]:
