@@ -1,24 +1,24 @@
-"""The chat at a terminal: read a line, obey it if it is a command, else answer it.
+"""The chat at a terminal: read a line, carry it out if it is a command, else send it to the model.
 
 Contract: `Chat.run` returns when the user leaves. A failure of one turn or command is shown, the conversation is then
-as it was before, and the chat goes on. What a model or a file says passes `safe_text` before it is shown.
+as it was before, and the chat continues. What a model or a file says passes `safe_text` before it is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from mixq.chat import status
-from mixq.chat.commands import COMMANDS, KEYS, Order, nothing_behind, setting_name, setting_value, settings, understand
-from mixq.chat.conversation import Conversation, no_model, show_events
+from mixq.chat.commands import COMMANDS, KEYS, Order, setting_name, setting_value, settings, understand
+from mixq.chat.dialogue import show_events
 from mixq.chat.heat_map import heat_map
 from mixq.chat.input import Interrupted
-from mixq.chat.model_command import ModelCommand
 from mixq.chat.safe_text import harmless
 from mixq.chat.session_commands import SessionCommands
+from mixq.chat.state import ChatState, Loaded, Models
 from mixq.chat.terminal import Terminal, edited_in_editor
 from mixq.config import format_size
 from mixq.engine.events import Done, Event
@@ -28,47 +28,10 @@ from mixq.system.memory import resident_memory
 if TYPE_CHECKING:
     from mixq.engine.model import Model
 
+ReadLine = Callable[[str], str]
+"""Reads a line at the prompt, which shows the given text already: `mixq.chat.input.LineInput.read`."""
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model to chat with.
-
-    Attributes:
-        name: as it was asked for; None for the demo model.
-        model: itself.
-        sampling: what it wishes, and what the command line says.
-    """
-
-    name: str | None
-    model: Model
-    sampling: Mapping[str, Any]
-
-    @property
-    def title(self) -> str:
-        """What it is called on the screen."""
-        return "the demo model" if self.name is None else printable(Path(self.name).name or self.name)
-
-
-class Models(Protocol):
-    """Where models come from."""
-
-    def names(self) -> list[str]:
-        """Return the names of the store."""
-        ...
-
-    def check(self, name: str) -> None:
-        """Raise a MixqError where there is no such model, or it can be seen to be damaged."""
-        ...
-
-    def load(self, name: str | None) -> Loaded:
-        """Load a model."""
-        ...
-
-
-class Prompt(Protocol):
-    """Where lines come from: `mixq.chat.input.LineInput`."""
-
-    def read(self, default: str = "") -> str: ...
+ENDINGS = {"length": "[stopped at max_tokens]", "context": "[the context is full]", "cancelled": "[stopped]"}
 
 
 class Chat:
@@ -82,77 +45,47 @@ class Chat:
     """
 
     def __init__(self, loaded: Loaded, models: Models, terminal: Terminal, system: str = "") -> None:
-        self._loaded: Loaded | None = loaded
-        self.terminal = terminal
-        self.changed: dict[str, Any] = {}  # sampling parameters, by /set and /load
-        self.conversation = Conversation(loaded.model, loaded.sampling, system)
-        self.model_names = _names(loaded)
-        self._prompt: Prompt | None = None
-        self.sessions = SessionCommands(self)
+        self.state = ChatState(loaded, terminal, system)
+        self._models = models
+        self._terminal = terminal
+        self._dialogue = self.state.dialogue
+        sessions = SessionCommands(self.state)
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/set": self._set,
             "/system": self._system,
             "/regen": self._regenerate,
             "/edit": self._edit,
-            "/save": self.sessions.save,
-            "/load": self.sessions.load,
-            "/clear": self.sessions.clear,
+            "/save": sessions.save,
+            "/load": sessions.load,
+            "/clear": sessions.clear,
             "/stats": self._stats,
             "/experts": self._experts,
-            "/model": ModelCommand(self, models).obey,
+            "/model": self._model,
         }
         assert {*self._commands, "/exit"} == {command.name for command in COMMANDS}
 
-    @property
-    def loaded(self) -> Loaded:
-        """The model.
-
-        Raises:
-            UsageError: the last one is gone, and no other could be loaded.
-        """
-        if self._loaded is None:
-            raise no_model()
-        return self._loaded
-
-    def let_go(self) -> str | None:
-        """Close the model, so that its memory is free, and return its name; nothing where there is none."""
-        if self._loaded is None:
-            return None
-        name = self._loaded.name
-        self.conversation.let_go()
-        self._loaded.model.close()
-        self._loaded = None
-        return name
-
-    def use(self, loaded: Loaded) -> None:
-        """Go on with another model."""
-        self._loaded = loaded
-        self.model_names = _names(loaded)
-        self.conversation.use_model(loaded.model)
-        self.use_settings()
-
     def status_line(self, width: int) -> str:
-        """Return the figures that stand below the prompt."""
-        talk = self.conversation
-        if self._loaded is None:
+        """Return the figures below the prompt."""
+        if not self.state.has_model:
             return "no model"[:width]
-        return status.toolbar(talk.last, talk.context_used, self.loaded.model.stats(), resident_memory(), width)
+        talk, stats = self._dialogue, self.state.loaded.model.stats()
+        return status.toolbar(talk.last, talk.context_used, stats, resident_memory(), width)
 
-    def run(self, prompt: Prompt) -> None:
+    def run(self, read_line: ReadLine) -> None:
         """Read and answer until the user leaves."""
-        self._prompt = prompt
-        self.welcome()
+        self._read_line = read_line
+        self._welcome()
         leaving = False
         while True:
             try:
-                line = prompt.read()
+                line = read_line("")
             except EOFError:
                 return
             except Interrupted:
                 if leaving:
                     return
-                self.terminal.note("Ctrl-C again leaves, and so does Ctrl-D.")
+                self._terminal.note("Ctrl-C again leaves, and so does Ctrl-D.")
                 leaving = True
                 continue
             leaving = False
@@ -162,161 +95,166 @@ class Chat:
                     return
                 self._follow(meant)
             except MixqError as error:
-                self.terminal.error(error)
-                self.terminal.say()
+                self._terminal.error(error)
+                self._terminal.say()
             except KeyboardInterrupt as interrupt:
                 if type(interrupt) is not KeyboardInterrupt:  # SIGTERM, as the command line raises it
                     raise
-                if self._loaded is not None:
-                    self.conversation.use_model(self._loaded.model)  # what is in the KV cache is not known
-                self.terminal.note("[given up]")
+                if self.state.has_model:
+                    self._dialogue.use_model(self.state.loaded.model)  # what is in the KV cache is not known
+                self._terminal.note("[interrupted]")
 
-    def welcome(self) -> None:
-        model, talk = self.loaded.model, self.terminal
-        template = model.template
-        what = f"{self.loaded.title} · {format_size(model.folder.nbytes)} on {_device(model)}"
+    def _welcome(self) -> None:
+        loaded, terminal = self.state.loaded, self._terminal
+        model, template = loaded.model, loaded.model.template
+        what = f"{loaded.title} · {format_size(model.folder.nbytes)} on {_device(model)}"
         parts = [
             status.Part(what, what, 9),
             *status.memory_parts(model.stats(), resident_memory()),
             status.Part(f"context {model.context}", f"ctx {model.context}", 8),
         ]
-        talk.say(status.fitted(parts, talk.size()[0]))
+        terminal.say(status.fitted(parts, terminal.size()[0]))
         for line in model.notices():
-            talk.warn(harmless(line))
+            terminal.warn(harmless(line))
         if model.is_chat:
-            talk.note(f"template {template.name}: {harmless(template.why)}")
+            terminal.note(f"template {template.name}: {harmless(template.why)}")
         else:
-            talk.say("A base model: it does not chat, it goes on from the text that you type.", "bold")
-            talk.note(f"{harmless(template.why)}; --template says otherwise")
-        talk.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops · Ctrl-D leaves")
-        talk.say()
+            terminal.say("A base model: it does not chat, it continues the text that you type.", "bold")
+            terminal.note(f"{harmless(template.why)}; --template NAME sets a chat format")
+        terminal.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops · Ctrl-D leaves")
+        terminal.say()
 
     def _follow(self, meant: Order | str | None) -> None:
         if isinstance(meant, str):
-            self._answer(lambda cancel: self.conversation.ask(meant, cancel))
+            self._answer(lambda cancel: self._dialogue.ask(meant, cancel))
         elif meant is not None:
-            if meant.name == "/exit":
-                raise UsageError("/exit takes nothing behind it.")
             self._commands[meant.name](meant.argument)
             if meant.name not in ("/regen", "/edit"):
-                self.terminal.say()
+                self._terminal.say()
 
     # Turns
 
-    def _answer(self, ask: Callable[[Any], Iterator[Event]]) -> None:
-        """Show a reply while it comes, and what there is to say about it."""
+    def _answer(self, ask: Callable[[threading.Event], Iterator[Event]]) -> None:
+        """Show a reply while it comes, then its warnings and figures."""
         warnings: list[str] = []
-        stream = self.terminal.stream(markdown=self.conversation.model.is_chat)
-        with self.terminal.replying() as cancel, self.terminal.progress("reading") as progress:
+        stream = self._terminal.stream(markdown=self._dialogue.model.is_chat)
+        with self._terminal.replying() as cancel, self._terminal.progress("reading") as progress:
             try:
                 done = show_events(ask(cancel), stream.push, warn=warnings.append, progress=progress)
             finally:
                 stream.finish()
         assert done is not None, "a reply ends with Done"
         for line in warnings:
-            self.terminal.warn(harmless(line))
+            self._terminal.warn(harmless(line))
         self._report(done)
 
     def _report(self, done: Done) -> None:
-        ending = {
-            "length": "[ended by max_tokens]",
-            "context": "[the context is full]",
-            "cancelled": "[stopped]",
-        }.get(done.reason)
+        ending = ENDINGS.get(done.reason)
         if not done.text.strip():
-            ending = f"{ending or '[no reply]'} The message is taken back."
+            ending = f"{ending or '[no reply]'} Your message is not kept."
         if ending is not None:
-            self.terminal.note(ending)
-        self.terminal.note(status.fitted(status.reply_parts(done), self.terminal.size()[0] - 1))
-        advice = status.context_advice(done.stats, self.loaded.model.config.max_position_embeddings)
-        for line in (advice, self.loaded.model.memory_gap()):
+            self._terminal.note(ending)
+        self._terminal.note(status.fitted(status.reply_parts(done), self._terminal.size()[0] - 1))
+        model = self.state.loaded.model
+        for line in (status.context_advice(done.stats, model.config.max_position_embeddings), model.memory_gap()):
             if line is not None:
-                self.terminal.warn(line)
-        self.terminal.say()
+                self._terminal.warn(line)
+        self._terminal.say()
 
-    def _regenerate(self, argument: str) -> None:
-        nothing_behind("/regen", argument)
-        if not self.conversation.messages:
+    def _regenerate(self, _argument: str) -> None:
+        if not self._dialogue.messages:
             raise UsageError("There is no reply to replace yet.")
-        if self.conversation.is_greedy:
-            self.terminal.note("At temperature 0 a reply stays the same; /set temperature 0.7 gives others.")
-        self._answer(self.conversation.regenerate)
+        if self._dialogue.is_greedy:
+            self._terminal.note("At temperature 0 a reply stays the same; /set temperature 0.7 varies it.")
+        self._answer(self._dialogue.regenerate)
 
-    def _edit(self, argument: str) -> None:
-        nothing_behind("/edit", argument)
-        said = self.conversation.last_question
+    def _edit(self, _argument: str) -> None:
+        said = self._dialogue.last_question
         if said is None:
             raise UsageError("There is no message to change yet.")
-        assert self._prompt is not None
         try:
             text = edited_in_editor(said)
             if text is None:
-                text = self._prompt.read(default=said)
+                text = self._read_line(said)
             else:
-                self.terminal.say(harmless(text), "dim")
+                self._terminal.say(harmless(text), "dim")
         except (EOFError, Interrupted):
             text = ""
         if not text.strip():
-            self.terminal.note("Nothing is changed.")
+            self._terminal.note("Nothing is changed.")
             return
         changed = text
-        self._answer(lambda cancel: self.conversation.edit(changed, cancel))
+        self._answer(lambda cancel: self._dialogue.edit(changed, cancel))
 
-    # What a conversation is made of
+    # Settings
 
     def _help(self, argument: str) -> None:
         word = f"/{argument.lstrip('/')}" if argument else ""
         shown = [command for command in COMMANDS if word in ("", command.name)] or list(COMMANDS)
         rows = [(f"{c.name} {c.arguments}".rstrip(), c.summary) for c in shown]
-        self.terminal.table([*rows, *(KEYS if len(shown) > 1 else ())])
+        self._terminal.table([*rows, *(KEYS if len(shown) > 1 else ())])
 
     def _set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
         if name:
             name = setting_name(name)
         if value == "default":
-            self.changed.pop(name, None)
+            self.state.changed.pop(name, None)
         elif value:
-            self.changed[name] = setting_value(name, value.strip())
-        self.use_settings()
-        self.terminal.table([row for row in settings(self.conversation.sampling) if name in ("", row[0])])
-
-    def use_settings(self) -> None:
-        self.conversation.sampling = {**self.loaded.sampling, **self.changed}
+            self.state.changed[name] = setting_value(name, value.strip())
+        self.state.use_settings()
+        self._terminal.table([row for row in settings(self._dialogue.sampling) if name in ("", row[0])])
 
     def _system(self, text: str) -> None:
-        if text and not self.conversation.model.is_chat:
-            raise UsageError("A base model has no system text.", hint="Put it into the text that it goes on from.")
+        if text and not self._dialogue.model.is_chat:
+            raise UsageError("A base model has no system text.", hint="Write it into the text to continue.")
         if text:
-            self.conversation.system = "" if text == "-" else text
-        self.terminal.note(f"system text: {harmless(self.conversation.system) or 'none'}")
+            self._dialogue.system = "" if text == "-" else text
+        self._terminal.note(f"system text: {harmless(self._dialogue.system) or 'none'}")
 
     # The model
 
-    def _stats(self, argument: str) -> None:
-        nothing_behind("/stats", argument)
-        facts = status.stats_facts(self.conversation.last, self.loaded.model.stats(), resident_memory())
-        self.terminal.table([(label, harmless(value)) for label, value in facts])
+    def _stats(self, _argument: str) -> None:
+        facts = status.stats_facts(self._dialogue.last, self.state.loaded.model.stats(), resident_memory())
+        self._terminal.table([(label, harmless(value)) for label, value in facts])
 
-    def _experts(self, argument: str) -> None:
-        nothing_behind("/experts", argument)
-        if not self.loaded.model.config.is_moe:
-            raise UsageError("This model is dense: every token goes through all of it, there are no experts.")
-        use = self.conversation.expert_use
+    def _experts(self, _argument: str) -> None:
+        if not self.state.loaded.model.config.is_moe:
+            raise UsageError("This model is dense: it has no experts.")
+        use = self._dialogue.expert_use
         if use is None:
-            raise UsageError("There is no reply yet.", hint="Say something first.")
-        for line in heat_map(use, self.terminal.size()[0], unicode=self.terminal.unicode):
-            self.terminal.say(line)
+            raise UsageError("There is no reply yet.", hint="Send a message first.")
+        for line in heat_map(use, self._terminal.size()[0], unicode=self._terminal.unicode):
+            self._terminal.say(line)
 
+    def _model(self, argument: str) -> None:
+        """Show the models, or continue the conversation with another one.
 
-def _names(loaded: Loaded) -> tuple[str, str]:
-    """Return where the model lies, and the name of its chat format: what a saved session says of it."""
-    return str(loaded.model.folder.path), loaded.model.template.name
+        The former model is unloaded first, since memory may not hold both. If the new one cannot be loaded, the former
+        is loaded again; if that fails too, the conversation is kept without a model.
+        """
+        if not argument:
+            known = [printable(name) for name in self._models.names()]
+            self._terminal.say(printable(self.state.model_names[0]))
+            self._terminal.note(f"in the store: {', '.join(known) or 'none; `mixq pull` downloads one'}")
+            return
+        self._models.check(argument)
+        self._terminal.note(f"Loading {printable(argument)} …")
+        former = self.state.unload()
+        gc.collect()  # a model refers to itself in places, and its memory is needed now
+        try:
+            self.state.use(self._models.load(argument))
+        except (MixqError, KeyboardInterrupt) as error:
+            if isinstance(error, MixqError):
+                self._terminal.error(error)
+            self._terminal.warn("the model was not loaded; loading the previous one again.")
+            self.state.use(self._models.load(former))
+            return
+        self._welcome()
 
 
 def _device(model: Model) -> str:
     device = model.placement.device
-    threads = f"{model.threads} thread{'s' if model.threads > 1 else ''}"
-    return (
-        f"the CPU ({threads})" if device == "cpu" else {"cuda": "the GPU", "sim": "a simulated GPU"}.get(device, device)
-    )
+    if device == "cpu":
+        return f"the CPU ({model.threads} thread{'s' if model.threads > 1 else ''})"
+    return {"cuda": "the GPU", "sim": "a simulated GPU"}.get(device, device)

@@ -1,7 +1,7 @@
-"""The commands of the chat: which there are, and what a line means.
+"""The commands of the chat, and what a typed line means.
 
-Contract: `understand` says whether a line is a command, or something to say to the model. This module does nothing and
-knows no terminal; `mixq.chat.chat` carries commands out.
+Contract: `understand` tells commands from messages to the model. This module only parses and knows no terminal;
+`mixq.chat.chat` carries commands out.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ class Command:
 
 
 COMMANDS = (
-    Command("/help", "", "this list"),
-    Command("/set", "[NAME [VALUE]]", "show or change sampling; the value default goes back"),
+    Command("/help", "[COMMAND]", "this list"),
+    Command("/set", "[NAME [VALUE]]", 'show or change sampling; the value "default" resets it'),
     Command("/system", "[TEXT]", 'show or change the system text; "-" removes it'),
     Command("/regen", "", "another reply to the last message"),
-    Command("/edit", "", "change the last message, and have it answered anew"),
-    Command("/save", "[-f] [NAME|FILE]", "keep the conversation; -f replaces another one"),
-    Command("/load", "NAME|FILE", 'go on with a kept one; "/load -": the one before'),
-    Command("/clear", "", "begin anew; the system text stays"),
+    Command("/edit", "", "change the last message and get a new reply"),
+    Command("/save", "[-f] [NAME|FILE]", "save the conversation; -f replaces another one"),
+    Command("/load", "NAME|FILE", 'continue a saved one; "/load -": the previous one'),
+    Command("/clear", "", "start a new conversation; the system text stays"),
     Command("/stats", "", "figures of the last reply and of the model"),
-    Command("/experts", "", "which experts of which layer wrote the last reply"),
-    Command("/model", "[NAME|FOLDER]", "show the models, or go on with another one"),
+    Command("/experts", "", "the experts that each layer used in the last reply"),
+    Command("/model", "[NAME|FOLDER]", "show the models, or continue with another one"),
     Command("/exit", "", "leave; so does Ctrl-D"),
 )
 ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help", "/h": "/help"}
 KEYS = (
-    ("//TEXT", "say something that begins with a slash"),
+    ("//TEXT", "sends a message that begins with a slash"),
     ('"""', "begins and ends a message of several lines"),
     ("Alt-Enter", "begins a new line; pasted text keeps its lines"),
-    ("Ctrl-C", "stops a reply, which stays; twice at the prompt leaves"),
-    ("Ctrl-X Ctrl-E", "writes the message in your editor"),
+    ("Ctrl-C", "stops a reply and keeps it; twice at the prompt leaves"),
+    ("Ctrl-X Ctrl-E", "opens the message in your editor"),
 )
 
-# "/usr/bin/env" is something to talk about, no command.
+# "/usr/bin/env" is part of a message, not a command.
 _COMMAND = re.compile(r"\s*(/[A-Za-z?]*)(?:\s+(.*))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command and what stood behind it."""
+    """A command and its argument."""
 
     name: str
     argument: str
 
 
 def understand(line: str) -> Order | str | None:
-    """Return a command, the text to say to the model, or None where there is nothing to do.
+    """Return a command, the text to send to the model, or None for an empty line.
 
     Raises:
-        UsageError: there is no such command.
+        UsageError: an unknown command, or an argument for a command that takes none.
     """
     text = unquoted(line)
     if text != line:
@@ -80,17 +80,21 @@ def understand(line: str) -> Order | str | None:
     if not found:
         return line
     name = ALIASES.get(found[1].lower(), found[1].lower())
-    if name not in (command.name for command in COMMANDS):
+    command = next((command for command in COMMANDS if command.name == name), None)
+    if command is None:
         close = did_you_mean(name, (command.name for command in COMMANDS))
         raise UsageError(
             f"There is no command {printable(found[1], 40)}.{close}",
-            hint=f"/help lists them; to say this to the model, write /{printable(line.strip(), 40)}",
+            hint=f"/help lists them; to send this to the model, write /{printable(line.strip(), 40)}",
         )
-    return Order(name, (found[2] or "").strip())
+    argument = (found[2] or "").strip()
+    if argument and not command.arguments:
+        raise UsageError(f"{name} takes no argument.")
+    return Order(name, argument)
 
 
 def is_open(text: str) -> bool:
-    """Return whether a message in triple quotes is still without its end."""
+    """Return whether a message in triple quotes has no closing quotes yet."""
     inner = text.strip()
     return inner.startswith(QUOTES) and (len(inner) < 2 * len(QUOTES) or not inner.endswith(QUOTES))
 
@@ -107,7 +111,7 @@ def setting_name(word: str) -> str:
     """Return the sampling parameter that a word names.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: an unknown name.
     """
     name = word.lower().replace("-", "_")
     if name not in KEPT_SAMPLING:
@@ -118,10 +122,10 @@ def setting_name(word: str) -> str:
 
 
 def setting_value(name: str, text: str) -> Any:
-    """Return the value of a sampling parameter, checked; None means none.
+    """Return the checked value of a sampling parameter; None for "none".
 
     Raises:
-        UsageError: not a value that it can have.
+        UsageError: the parameter cannot have this value.
     """
     value: Any
     if name == "stop":
@@ -146,13 +150,7 @@ def settings(sampling: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = []
     for name in KEPT_SAMPLING:
         value = getattr(params, name)
-        words = {"seed": "a new one each time", "max_tokens": "up to the end of the context", "stop": "none"}
+        words = {"seed": "a new one each time", "max_tokens": "until the context is full", "stop": "none"}
         text = words[name] if value in (None, ()) else ", ".join(map(repr, value)) if name == "stop" else f"{value}"
         shown.append((name, printable(text)))
     return shown
-
-
-def nothing_behind(name: str, argument: str) -> None:
-    """Refuse an argument where a command takes none."""
-    if argument:
-        raise UsageError(f"{name} takes nothing behind it.")

@@ -81,7 +81,8 @@ class _HorizontalRule(markdown.HorizontalRule):
 class _Table(markdown.TableElement):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        assert self.header is not None and self.header.row is not None, "a table has a head"
+        assert self.header is not None
+        assert self.header.row is not None
         for cell in self.header.row.cells:
             table.add_column(cell.content, justify=cell.justify, overflow="fold")
         for row in self.body.rows if self.body is not None else ():

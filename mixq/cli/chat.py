@@ -13,7 +13,7 @@ from mixq.cli.flag_groups import takes_groups
 from mixq.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
-    from mixq.chat.chat import Loaded
+    from mixq.chat.state import Loaded
     from mixq.config import RuntimeOptions
     from mixq.engine.events import Event
     from mixq.engine.model import Model
@@ -62,7 +62,7 @@ def chat(
 
 
 class _Models:
-    """Loads models by the flags of the command line; see `mixq.chat.chat.Models`."""
+    """Loads models by the flags of the command line; see `mixq.chat.state.Models`."""
 
     def __init__(self, runtime: RuntimeOptions, sampling: options.SamplingFlags) -> None:
         self._runtime = runtime
@@ -80,7 +80,7 @@ class _Models:
         ModelFolder.open(paths.resolve_model(name))
 
     def load(self, name: str | None) -> Loaded:
-        from mixq.chat.chat import Loaded
+        from mixq.chat.state import Loaded
         from mixq.cli.loading import load_model
         from mixq.engine.sampling import SamplingParams, default_sampling
 
@@ -105,14 +105,14 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
         terminal.warn(prompt.problem)
     try:
         with termination_interrupts():
-            chat.run(prompt)
+            chat.run(prompt.read)
     except Terminated:
         raise typer.Exit(Terminated.exit_code) from None
 
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
     """Answer each line; one that cannot be answered is said, and costs the others nothing but the exit code."""
-    from mixq.chat.conversation import Conversation, show_events
+    from mixq.chat.dialogue import Dialogue, show_events
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.reading import utf8
 
@@ -126,7 +126,7 @@ def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: 
         try:
             prompt = utf8(line, f"line {number} of standard input")
             with first_interrupt_cancels() as cancel:
-                events: Iterator[Event] = Conversation(model, sampling, system).ask(prompt, cancel)
+                events: Iterator[Event] = Dialogue(model, sampling, system).ask(prompt, cancel)
                 done = show_events(events, show, warn=output.warn)
         except PromptError as error:
             output.print_error(error)

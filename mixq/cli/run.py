@@ -74,7 +74,7 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[str, Any], stream: bool) -> Done:
-    from mixq.chat.conversation import show_events
+    from mixq.chat.dialogue import show_events
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.text.chat_template import Message
 

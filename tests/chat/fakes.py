@@ -12,8 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
-from mixq.chat.chat import Chat, Loaded
+from mixq.chat.chat import Chat
 from mixq.chat.markdown_stream import ReplyStream
+from mixq.chat.state import Loaded
 from mixq.engine.events import Done, Event, FinishReason, Notice, PromptProgress, Stats, Token
 from mixq.errors import MixqError, ModelFileError, PromptTooLong
 from mixq.text.chat_template import Message
@@ -230,5 +231,5 @@ def talk(*lines: str | type[BaseException], system: str = "", model: EchoModel |
     terminal, prompt, models = FakeTerminal(), Typed(*lines), FakeModels()
     model.press_ctrl_c = lambda: terminal.cancel.set()  # noqa: PLW0108  (the event is another one each time)
     chat = Chat(Loaded("echo", model, sampling), models, terminal, system)  # type: ignore[arg-type]
-    chat.run(prompt)
+    chat.run(prompt.read)
     return Talk(chat, model, terminal, prompt, models)

@@ -10,8 +10,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mixq.chat.chat import Chat, Loaded
+from mixq.chat.chat import Chat
 from mixq.chat.input import LineInput
+from mixq.chat.state import Loaded
 from mixq.chat.terminal import Terminal
 from mixq.engine.events import Event, PromptProgress, Token
 from mixq.text.chat_template import Message
@@ -35,4 +36,4 @@ class Says(EchoSession):
 
 
 chat = Chat(Loaded("hostile", Hostile(), {}), FakeModels(), Terminal(plain="--plain" in sys.argv))  # type: ignore[arg-type]
-chat.run(LineInput(chat.status_line, lambda: [], None))
+chat.run(LineInput(chat.status_line, lambda: [], None).read)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mixq.chat import saved_session
-from mixq.chat.chat import Chat, Loaded
+from mixq.chat.chat import Chat
 from mixq.chat.input import Interrupted
+from mixq.chat.state import Loaded
 from mixq.errors import ModelFileError
 from tests.chat.fakes import EchoModel, FakeModels, FakeTerminal, Typed, talk
 
@@ -173,7 +174,7 @@ def test_save_and_load_keep_everything() -> None:
 def test_save_does_not_replace_another_conversation_unasked() -> None:
     talk("one", "/save mine")
     over = talk("two", "/save mine")
-    assert "is there already" in over.terminal.talk
+    assert "exists already" in over.terminal.talk
     assert [m.content for m in saved_session.load(saved_session.session_path("mine")).messages] == ["one", "[one]"]
     over = talk("two", "/save -f mine", "three", "/save")
     assert "Error" not in over.terminal.talk
@@ -199,7 +200,7 @@ def test_what_cannot_be_loaded_changes_nothing(tmp_path: Path) -> None:
     assert over.model.asked[-1][1]["top_k"] == 5
     assert over.terminal.talk.count("Error: ") == 4
     assert "newer mixq" in over.terminal.talk
-    assert "Which one?" in over.terminal.talk
+    assert "/load needs a name" in over.terminal.talk
 
 
 def test_load_that_does_not_fit_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +236,9 @@ def test_model_is_changed_in_the_middle_of_a_conversation() -> None:
     over = talk("/model", "one", "/model mixtral", "two")
     assert "in the store: mixtral, odd\\x1bname" in over.terminal.talk
     assert over.model.closed
-    assert over.chat.loaded.name == "mixtral"
+    assert over.chat.state.loaded.name == "mixtral"
     assert over.said == [["one"]]
-    new = over.chat.loaded.model
+    new = over.chat.state.loaded.model
     assert [m.content for m in new.asked[0][0]] == ["one", "[one]", "two"]  # type: ignore[attr-defined]
 
 
@@ -253,8 +254,8 @@ def test_former_model_is_let_go_before_the_next_is_loaded() -> None:
         return Loaded("echo", EchoModel(), {})  # type: ignore[arg-type]
 
     chat = Chat(first(), Watching(), FakeTerminal())  # type: ignore[arg-type]
-    former = weakref.ref(chat.loaded.model)
-    chat.run(Typed("one", "/experts", "/stats", "/regen", "/model mixtral", "two"))
+    former = weakref.ref(chat.state.loaded.model)
+    chat.run(Typed("one", "/experts", "/stats", "/regen", "/model mixtral", "two").read)
     assert gone == [True]
 
 
@@ -265,15 +266,15 @@ def test_model_that_cannot_be_loaded_leaves_the_one_before() -> None:
     over = talk("one", "/model broken", "two")
     assert "Error: a shard is damaged." in over.terminal.talk
     assert over.models.loaded == ["echo"]
-    assert over.chat.loaded.name == "echo"
-    assert [m.content for m in over.chat.loaded.model.asked[0][0]] == ["one", "[one]", "two"]  # type: ignore[attr-defined]
+    assert over.chat.state.loaded.name == "echo"
+    assert [m.content for m in over.chat.state.loaded.model.asked[0][0]] == ["one", "[one]", "two"]  # type: ignore[attr-defined]
 
 
 def test_conversation_waits_where_no_model_is_left() -> None:
     over = talk("one", "/model gone", "two", "/stats", "/set top_k 5", "/save kept", "/model mixtral", "three")
     assert over.terminal.talk.count("Error: No model is loaded.") == 3
     assert len(saved_session.load(saved_session.session_path("kept")).messages) == 2
-    new = over.chat.loaded.model
+    new = over.chat.state.loaded.model
     assert [m.content for m in new.asked[0][0]] == ["one", "[one]", "three"]  # type: ignore[attr-defined]
 
 
@@ -287,6 +288,6 @@ def test_given_up_reply_leaves_the_conversation_as_it_was() -> None:
     over = talk("one", model=model)
     assert before.model is over.model
     over.model.press_ctrl_c = thrice
-    over.chat.run(Typed("stop me", "two"))
+    over.chat.run(Typed("stop me", "two").read)
     assert over.said[-1] == ["one", "[one]", "two"]
-    assert "[given up]" in over.terminal.talk
+    assert "[interrupted]" in over.terminal.talk

@@ -115,7 +115,7 @@ def test_tab_completes_commands_and_names(chat: Open) -> None:
     window.wait_for("Saved:")
     window.wait_for("^> ?$")
     window.type("/lo")
-    window.wait_for("go on with a kept one")  # the menu
+    window.wait_for("continue a saved one")  # the menu
     window.press("Tab")
     window.wait_for("^> /load")
     window.type(" my")
@@ -284,7 +284,7 @@ def test_model_is_changed_and_comes_back(chat: Open, demo: Path, tmp_path: Path)
     window.wait_for("^small · 10.5 MB on the CPU")
     window.wait_for("^> ?$")
     window.say(f"/model {damaged}")
-    window.wait_for("going back to the one before")
+    window.wait_for("loading the previous one again")
     window.wait_for("^> ?$")
     window.say(EXPRESSION)
     window.wait_for(rf"^{re.escape(WORKED)}$")

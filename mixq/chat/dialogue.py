@@ -1,63 +1,32 @@
-"""One conversation with a model: what has been said, and asking for the next reply.
+"""A dialogue with a model: the messages so far, and asking for the next reply.
 
-Contract: `Conversation` keeps only whole turns. A reply that was stopped is kept as far as it came; a turn that gave no
-text at all, or could not be run, is forgotten and leaves the conversation as it was. The session behind it keeps its KV
-cache, so that a turn runs only what is new. A base model has no turns: what is typed is added to the text so far, which
-the model continues. This module knows no commands and no terminal.
+Contract: `Dialogue` keeps only whole turns. A stopped reply is kept as far as it came; a turn that gave no text, or
+could not be run, leaves the dialogue as it was. Its session keeps the KV cache, so that a turn runs only what is new.
+A base model has no turns: what is typed is added to the text so far, which the model continues. This module knows no
+commands and no terminal.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mixq.chat.heat_map import ExpertUse
-from mixq.config import ModelConfig
 from mixq.engine.events import Done, Event, Notice, PromptProgress, Token
 from mixq.errors import UsageError
 from mixq.text.chat_template import Message
 
-Show = Callable[[str], None]
+if TYPE_CHECKING:
+    from mixq.engine.model import Model
+    from mixq.engine.session import Session
 
 
-class ChatSession(Protocol):
-    """What a conversation needs of `mixq.engine.session.Session`."""
-
-    def chat(self, messages: list[Message], **options: Any) -> Iterator[Event]: ...
-
-    def answer(self, prompt_ids: list[int], *, continues_text: bool, **options: Any) -> Iterator[Event]: ...
-
-
-class TextTokenizer(Protocol):
-    """What a conversation needs of a tokenizer."""
-
-    begin_ids: tuple[int, ...]
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-class ChatModel(Protocol):
-    """What a conversation needs of `mixq.engine.model.Model`."""
-
-    config: ModelConfig
-
-    @property
-    def is_chat(self) -> bool: ...
-
-    @property
-    def tokenizer(self) -> TextTokenizer: ...
-
-    def new_session(self) -> ChatSession: ...
-
-    def encode_chat(self, messages: list[Message]) -> list[int]: ...
-
-
-class Conversation:
+class Dialogue:
     """Messages, and the session that has run them.
 
     Args:
-        model: answers.
+        model: replies.
         sampling: parameters of every reply; may be changed between replies.
         system: system text, "" for none.
 
@@ -65,66 +34,67 @@ class Conversation:
         UsageError: a system text for a base model.
 
     Attributes:
-        messages: whole turns, user and assistant by turns.
+        messages: whole turns, user and assistant alternating.
         last: the end of the last reply; None before the first.
         expert_use: the experts of the last reply; None without experts.
-        context_used: positions of the context that the conversation takes, as far as it has been run.
+        context_used: positions of the context that the dialogue takes, as far as it has been run.
     """
 
-    def __init__(self, model: ChatModel, sampling: Mapping[str, Any], system: str = "") -> None:
+    _model: Model | None
+    _session: Session | None
+
+    def __init__(self, model: Model, sampling: Mapping[str, Any], system: str = "") -> None:
         if system and not model.is_chat:
-            raise UsageError("A base model has no place for a system text.", hint="Put it into the text.")
-        self._model: ChatModel | None = model
+            raise UsageError("A base model has no system text.", hint="Write it into the text to continue.")
+        self._model: Model | None = model
         self.sampling = dict(sampling)
         self.system = system
         self.messages: list[Message] = []
+        self._attempt = 0
+        self.use_model(model)
+
+    def use_model(self, model: Model) -> None:
+        """Continue with another model, or with an empty KV cache; the next message runs the whole dialogue."""
+        self._model = model
+        self._session = model.new_session()
+        self._reset_figures()
+
+    def unload(self) -> None:
+        """Drop the model; the dialogue has none until `use_model`."""
+        self._model = self._session = None
+
+    def _reset_figures(self) -> None:
         self.last: Done | None = None
         self.expert_use: ExpertUse | None = None
-        self._session: ChatSession | None = model.new_session()
-        self._attempt = 0
         self.context_used = 0
 
     def clear(self) -> None:
         """Forget every message; the system text stays, and what the KV cache holds of it."""
         self.messages = []
-        self.last = None
-        self.expert_use = None
-        self.context_used = 0
+        self._reset_figures()
 
     def replace(self, messages: Sequence[Message], system: str) -> None:
-        """Go on from other messages."""
+        """Continue from other messages."""
         self.clear()
         self.messages = list(messages)
         self.system = system
 
-    def use_model(self, model: ChatModel) -> None:
-        """Go on with another model, or begin with an empty KV cache; the next message runs the whole conversation."""
-        self._model = model
-        self._session = model.new_session()
-        self.last = None
-        self.expert_use = None
-        self.context_used = 0
-
-    def let_go(self) -> None:
-        """Keep nothing of the model; there is none until `use_model`."""
-        self._model = self._session = None
-
     @property
-    def model(self) -> ChatModel:
-        """Who answers.
+    def model(self) -> Model:
+        """The model.
 
         Raises:
-            UsageError: there is none.
+            UsageError: no model is loaded.
         """
         if self._model is None:
             raise no_model()
         return self._model
 
     def ask(self, text: str, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Say `text` and yield the reply's events; it is kept with the last of them.
+        """Send `text` and yield the reply's events; the turn is kept with the last of them.
 
         Raises:
-            PromptError: the conversation does not fit into the context; it is then as before.
+            PromptError: the dialogue does not fit into the context; it is then as before.
         """
         self._attempt = 0
         return self._reply([*self.messages, Message("user", text)], cancel)
@@ -135,12 +105,12 @@ class Conversation:
         return self._reply(self.messages[:-1], cancel)
 
     def edit(self, text: str, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Say `text` in place of the last message."""
+        """Send `text` in place of the last message."""
         self._attempt = 0
         return self._reply([*self.messages[:-2], Message("user", text)], cancel)
 
     def read(self, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Run what has been said, so that the next message costs only itself; nothing to run yields nothing."""
+        """Run the messages so far, so that the next one costs only itself; without messages, yield nothing."""
         ids = self._beginning()
         if ids:
             assert self._session is not None
@@ -190,7 +160,7 @@ class Conversation:
         return [Message("system", self.system)] if self.system else []
 
     def _text_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the text of a base model: everything that stands there, as it stands there."""
+        """Return the ids of all texts in a row, as a base model continues them."""
         tokenizer = self.model.tokenizer
         text = ""
         for message in messages:
@@ -199,7 +169,7 @@ class Conversation:
         return [*tokenizer.begin_ids, *tokenizer.encode(text)]
 
     def _beginning(self) -> list[int]:
-        """Return the ids that the prompt begins with whatever is said next."""
+        """Return the ids that every next prompt begins with."""
         if not self.messages:
             return []
         if not self.model.is_chat:
@@ -213,13 +183,13 @@ class Conversation:
 
 
 def no_model() -> UsageError:
-    """Return what to say where there is no model any more."""
+    """Return the error for a chat without a model."""
     return UsageError("No model is loaded.", hint="/model NAME loads one; /save keeps the conversation.")
 
 
 def show_events(
     events: Iterator[Event],
-    show: Show,
+    show: Callable[[str], None],
     *,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
@@ -228,11 +198,11 @@ def show_events(
 
     Args:
         show: takes its text.
-        warn: takes what the model has to say besides.
-        progress: takes how much of the prompt has been run.
+        warn: takes the model's notices.
+        progress: takes how many prompt tokens of how many have been run.
 
     Returns:
-        Its last event; None where nothing had to be run.
+        The last event; None where nothing had to be run.
     """
     for event in events:
         if isinstance(event, Token):
