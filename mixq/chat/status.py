@@ -169,5 +169,5 @@ def _reply_facts(done: Done) -> list[tuple[str, str]]:
         ("context used", f"{stats.context_used} of {stats.context_size}"),
     ]
     if stats.experts is not None and stats.experts.line():
-        facts.append(("experts", stats.experts.line()))
+        facts.append(("experts", stats.experts.line().removeprefix("experts: ")))
     return facts

@@ -94,12 +94,12 @@ class ExpertStats:
         counters = self.counters
         if counters.hit_rate is None:
             return ""
-        parts = [f"experts {counters.hit_rate:.0%} in GPU memory"]
+        parts = [f"experts: {counters.hit_rate:.0%} hits"]
         if counters.on_cpu:
             parts.append(f"{counters.on_cpu / counters.requests:.0%} on the CPU")
         if (counters.fetches + counters.waits) / counters.requests >= 0.005:
             parts.append(f"{(counters.fetches + counters.waits) / counters.requests:.0%} waited for")
         if 1 in self.recall:
             parts.append(f"{self.recall[1]:.0%} predicted")
-        parts.append(f"{counters.uploaded_bytes / 1e9:.2f} GB up")
+        parts.append(f"{counters.uploaded_bytes / 1e9:.2f} GB copied to the GPU")
         return " · ".join(parts)

@@ -124,7 +124,7 @@ def test_set_shows_changes_and_goes_back() -> None:
     for line, words in (
         ("/set temprature 1", "Did you mean 'temperature'"),
         ("/set temperature hot", "must be a number"),
-        ("/set temperature -1", "from 0.0 to 100"),
+        ("/set temperature -1", "from 0 to 100"),
         ("/set top_k 1.5", "whole number"),
         ("/set top_p nan", "from 0.0 to 1"),
     ):

@@ -58,7 +58,7 @@ def test_context_that_fills_up_is_said_in_time(used: int, words: str | None) -> 
 def test_stats_name_what_was_cached() -> None:
     facts = dict(status.stats_facts(done(), MODEL, None))
     assert (facts["prompt tokens"], facts["of them cached"]) == ("158", "120")
-    assert facts["experts"].startswith("experts 87% in GPU memory")
+    assert facts["experts"].startswith("87% hits")
     assert facts["vram taken"] == "5.1 GB"
     assert dict(status.stats_facts(None, MODEL, None))["last reply"] == "none yet"
 

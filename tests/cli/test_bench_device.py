@@ -30,10 +30,10 @@ def test_experts_are_counted_for_each_test(cli: RunCli, quantized: Path) -> None
 
 def test_the_table_and_the_csv_say_it_too(cli: RunCli, quantized: Path) -> None:
     table = cli("bench", quantized, *SHORT)
-    assert "in GPU memory" in table.out
+    assert "% hits" in table.out
     rows = list(csv.DictReader(io.StringIO(cli("bench", quantized, *SHORT, "--format", "csv").out)))
     assert json.loads(rows[1]["experts"])["requests"] > 0
-    assert "GPU memory" not in cli("bench", quantized, "-p", "9", "-n", "0", "-r", "1").out
+    assert "% hits" not in cli("bench", quantized, "-p", "9", "-n", "0", "-r", "1").out
 
 
 @pytest.mark.parametrize(

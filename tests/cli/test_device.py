@@ -44,7 +44,7 @@ def test_the_same_answer_with_memory_kept_below_the_promise(cli: RunCli, quantiz
 
 
 def test_the_line_under_a_reply_says_where_experts_were(cli: RunCli, quantized: Path) -> None:
-    assert "100% in GPU memory" in cli("run", quantized, *ASK, "--device", "sim", "--vram", "1GB").err
+    assert "100% hits" in cli("run", quantized, *ASK, "--device", "sim", "--vram", "1GB").err
     assert "GPU memory" not in cli("run", quantized, *ASK).err
 
 

@@ -42,7 +42,7 @@ def test_the_line_of_a_chat_and_the_json_document() -> None:
     counters = ExpertCounters(requests=200, hits=130, on_cpu=60, fetches=6, waits=4, uploaded_bytes=2_340_000_000)
     stats = ExpertStats(counters, {1: 0.87, 2: 0.8}, 0.5)
     line = stats.line()
-    assert line == "experts 65% in GPU memory · 30% on the CPU · 5% waited for · 87% predicted · 2.34 GB up"
+    assert line == "experts: 65% hits · 30% on the CPU · 5% waited for · 87% predicted · 2.34 GB copied to the GPU"
     assert json.loads(json.dumps(stats.as_dict()))["recall"] == {"1": 0.87, "2": 0.8}
     assert ExpertStats(ExpertCounters()).line() == ""
     joined = ExpertStats.joined([stats, stats])
