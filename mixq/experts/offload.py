@@ -85,12 +85,12 @@ class ExpertOffload:
         self.staging = Staging(self.memory.staging, store, self.uploader)
         hardware = measure(store, accelerator, host_kernels, self.uploader, self.memory.staging[0], cost.expert_flops)
         self.scheduler = Scheduler(CostModel(hardware, cost), miss)
-        self.uploader.expect(hardware.copy_bandwidth)
+        self.uploader.link.expect(hardware.copy_bandwidth)
         self.telemetry = ExpertTelemetry(store, cost.active, self.scheduler, self.uploader)
         self._in_use: deque[tuple[Launch, int, tuple[int, ...]]] = deque()
         self.tier = tier
         if tier is not None:
-            self.uploader.tell(tier.copied)
+            self.uploader.on_copied(tier.copied)
         self.stream_tokens = STREAM_TOKENS
         self._rows: dict[str, Tensor] = {}
         self.say = say

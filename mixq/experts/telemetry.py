@@ -42,7 +42,7 @@ class ExpertTelemetry:
     def __init__(self, store: ExpertStore, active: int, scheduler: Scheduler, uploader: Uploader) -> None:
         self.counters = ExpertCounters()
         self.recall = Recall()
-        self._store, self._active, self._scheduler, self._uploader = store, active, scheduler, uploader
+        self._store, self._active, self._scheduler, self._link = store, active, scheduler, uploader.link
         self._comparable = store.slot_bytes / scheduler.cost.hardware.cpu_bandwidth >= COMPARABLE
         self._counts = True
         self._predictions: dict[int, dict[int, list[int]]] = {}
@@ -121,16 +121,16 @@ class ExpertTelemetry:
 
     def note_copy(self, upload: Upload) -> None:
         """Let the scheduler compare the rate of the copies, after one of them has arrived."""
-        if self._uploader.measured and self._comparable:
-            self._scheduler.observe_copy(upload.nbytes, upload.nbytes / self._uploader.rate)
+        if self._link.measured and self._comparable:
+            self._scheduler.observe_copy(upload.nbytes, upload.nbytes / self._link.rate)
 
     # Results
 
     def snapshot(self) -> ExpertCounters:
         """Return a copy of the counters, to be given to `stats_since`."""
-        copies, since = self._uploader.busy(), self._since
+        copies, since = list(self._link.busy), self._since
         self._since = time.perf_counter()
-        self.counters.uploaded_bytes = self._uploader.nbytes
+        self.counters.uploaded_bytes = self._link.nbytes
         self.counters.copy_seconds += sum(end - max(begin, since) for begin, end in copies if end > since)
         self.counters.overlap_seconds += overlapping([self._cpu_busy, self._gpu_busy, copies], since)
         return self.counters.copy()

@@ -1,9 +1,9 @@
-"""Experts on their way to the accelerator: uploads in chunks, those that somebody waits for before the rest.
+"""Copies of experts to the accelerator, in chunks: uploads that a layer waits for (demanded) before the others.
 
 Contract: `Uploader` has a thread that gives the accelerator one chunk after the other, at most two at a time. A
-demanded upload goes before background ones, also before the rest of one that has begun: that waits for its next chunk.
-What is whole is named by `finished`; what to copy, and what may be overwritten, is the caller's business. The estimates
-that it gives the scheduler (`Copies`) come from the rate of the copies so far.
+demanded upload goes before background ones, also before the rest of one that has begun, at its next chunk. `finished`
+names the uploads that have arrived; what to copy, and what may be overwritten, is the caller's business. The estimates
+for the scheduler (`Copies`) come from the rate of the copies so far.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from mixq.experts.store import Piece
 CHUNK = 4 << 20
 """Bytes after which a background upload lets a demanded one pass: 0.2 ms at 20 GB/s."""
 
-IN_FLIGHT = 2
 BACKGROUND = 2
-"""Background uploads that may wait at once; more would arrive when nobody wants them any more."""
+"""Background uploads that may wait at once; more would arrive too late to be of use."""
+
+IN_FLIGHT = 2
+"""Chunks that the accelerator has at a time."""
 
 _RECENT = 0.1  # weight of a chunk in the running average of the rate
 _MEASURED = 1 << 18  # smaller chunks say more about latency than about the rate
 
 
 class Upload:
-    """One expert on its way to a slot or a staging buffer.
+    """The copy of one expert to a slot or a staging buffer.
 
     Attributes:
         key: layer and expert.
         slot: of the cache; None for a staging buffer.
-        demanded: somebody waits for it.
+        demanded: a layer waits for it.
+        left: bytes that have not arrived.
+        error: what went wrong with a chunk.
     """
 
     def __init__(
@@ -54,24 +58,21 @@ class Upload:
         self.after = after
         self.slot = slot
         self.demanded = demanded
-        self._chunks = deque(_chunks(memory, pieces))
-        self.nbytes = self.left = sum(len(source) for _, source in self._chunks)
+        self.chunks = deque(_chunks(memory, pieces))
+        self.nbytes = self.left = sum(len(source) for _, source in self.chunks)
         self.begun = False
-        self.cancelled = False
-        self._over = threading.Event()
-        self._error: BaseException | None = None
+        self.arrived = threading.Event()
+        self.error: BaseException | None = None
 
     def done(self) -> bool:
-        """Return whether it has arrived; raises what went wrong."""
-        if not self._over.is_set():
-            return False
-        if self._error is not None:
-            raise self._error
-        return True
+        """Return whether it has arrived; raise its error."""
+        if self.arrived.is_set() and self.error is not None:
+            raise self.error
+        return self.arrived.is_set()
 
     def wait(self) -> None:
-        """Return once it has arrived; raises what went wrong."""
-        self._over.wait()
+        """Return once it has arrived; raise its error."""
+        self.arrived.wait()
         self.done()
 
 
@@ -81,6 +82,36 @@ def _chunks(memory: Tensor, pieces: Iterable[Piece]) -> Iterator[tuple[Tensor, T
             source = piece.source[start : start + CHUNK]
             first = piece.offset + start
             yield memory[first : first + len(source)], source
+
+
+class LinkMeter:
+    """How fast copies are.
+
+    Attributes:
+        rate: bytes per second, a running average that begins with what was expected.
+        measured: whether a copy has been large enough to tell a rate.
+        nbytes: copied so far.
+        busy: when copies were running, the latest: begin and end on `time.perf_counter`'s clock.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.nbytes = 0
+        self.busy: deque[tuple[float, float]] = deque(maxlen=4096)
+        self.expect(rate)
+
+    def expect(self, rate: float) -> None:
+        """Begin with another rate, in bytes per second."""
+        self.rate, self.measured = rate, False
+
+    def note(self, nbytes: int, begun: float) -> None:
+        """Note a chunk that has just arrived."""
+        now = time.perf_counter()
+        begun = max(begun, self.busy[-1][1] if self.busy else 0.0)  # two are in flight, and copied one after the other
+        self.busy.append((begun, now))
+        self.nbytes += nbytes
+        if nbytes >= _MEASURED and now > begun:
+            self.rate += _RECENT * (nbytes / (now - begun) - self.rate)
+            self.measured = True
 
 
 class _State:
@@ -93,11 +124,8 @@ class _State:
         self.background: deque[Upload] = deque()
         self.finished: deque[Upload] = deque()
         self.closed = False
-        self.rate = rate
-        self.measured = False
-        self.nbytes = 0
-        self.busy: deque[tuple[float, float]] = deque(maxlen=4096)
-        self.copied: Callable[[int, int], None] | None = None
+        self.link = LinkMeter(rate)
+        self.copied: Callable[[int, int], None] = lambda layer, expert: None
 
     def next_chunk(self) -> tuple[Upload, Tensor, Tensor] | None:
         """Take the chunk that goes next; call with the lock held."""
@@ -105,14 +133,14 @@ class _State:
             if waiting:
                 upload = waiting[0]
                 upload.begun = True
-                target, source = upload._chunks.popleft()
-                if not upload._chunks:
+                target, source = upload.chunks.popleft()
+                if not upload.chunks:
                     waiting.popleft()
                 return upload, target, source
         return None
 
     def end(self) -> None:
-        """Drop what has not been given to the accelerator: nobody is left who would wait for it."""
+        """Drop what has not been given to the accelerator: the uploader is gone, and no layer waits."""
         with self.changed:
             self.closed = True
             self.demand.clear()
@@ -126,11 +154,15 @@ class Uploader:
     Args:
         accelerator: where to.
         rate: bytes per second to expect until copies have been measured.
+
+    Attributes:
+        link: how fast copies are.
     """
 
     def __init__(self, accelerator: Accelerator, rate: float = 10e9) -> None:
         state = _State(accelerator, rate)
         self._state = state
+        self.link = state.link
         self._under_way: dict[tuple[int, int], Upload] = {}
         self._thread = threads.start(lambda: _serve(state), state.end, "mixq-uploads")
         self._end = weakref.finalize(self, state.end)
@@ -145,9 +177,9 @@ class Uploader:
         demanded: bool,
         after: Event | None = None,
     ) -> Upload:
-        """Begin to copy an expert into memory that nobody reads until it is done, or after an event.
+        """Begin to copy an expert into memory that nothing else uses, from now on or after an event.
 
-        One without a slot is the caller's to wait for; `finished` does not name it.
+        `finished` does not name one without a slot; the caller waits for it.
         """
         if not self._end.alive:
             raise RuntimeError("the uploader has been closed")
@@ -164,7 +196,7 @@ class Uploader:
         return self._under_way.get((layer, expert))
 
     def demand(self, upload: Upload) -> None:
-        """Somebody waits for it now: it goes before the background."""
+        """Put an upload before those in the background: a layer waits for it."""
         with self._state.changed:
             if not upload.demanded:
                 upload.demanded = True
@@ -178,9 +210,7 @@ class Uploader:
             taken = [upload for upload in self._state.background if not upload.begun]
             for upload in taken:
                 self._state.background.remove(upload)
-        for upload in taken:
-            upload.cancelled = True
-            del self._under_way[upload.key]
+                del self._under_way[upload.key]
         return taken
 
     def finished(self) -> list[Upload]:
@@ -203,40 +233,17 @@ class Uploader:
         self._end()
         self._thread.join()
 
-    def tell(self, copied: Callable[[int, int], None]) -> None:
-        """Have somebody told, by the thread, of each layer and expert whose host memory has been read in full."""
-        self._state.copied = copied
+    def on_copied(self, call: Callable[[int, int], None]) -> None:
+        """Have the thread call a function with each layer and expert whose host memory has been read in full."""
+        self._state.copied = call
 
-    def expect(self, rate: float) -> None:
-        """Take another rate to begin with, in bytes per second."""
-        self._state.rate, self._state.measured = rate, False
-
-    @property
-    def measured(self) -> bool:
-        """Whether copies since have been large enough to tell a rate."""
-        return self._state.measured
-
-    @property
-    def rate(self) -> float:
-        """Bytes per second, of late."""
-        return self._state.rate
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes copied so far."""
-        return self._state.nbytes
-
-    def busy(self) -> list[tuple[float, float]]:
-        """Return when copies were under way of late: begin and end on `time.perf_counter`'s clock."""
-        return list(self._state.busy)
+    # What the scheduler needs (`mixq.experts.scheduler.Copies`)
 
     def demand_seconds(self) -> float:
-        """See `mixq.experts.scheduler.Copies`."""
         with self._state.changed:
-            return sum(upload.left for upload in self._state.demand) / self._state.rate
+            return sum(upload.left for upload in self._state.demand) / self.link.rate
 
     def remaining_seconds(self, layer: int, expert: int) -> float:
-        """See `mixq.experts.scheduler.Copies`."""
         upload = self._under_way.get((layer, expert))
         if upload is None:
             return 0.0
@@ -246,16 +253,15 @@ class Uploader:
                 if other is upload:
                     break
                 before += other.left
-        return (before + upload.left) / self._state.rate
+        return (before + upload.left) / self.link.rate
 
     def room(self) -> bool:
-        """See `mixq.experts.scheduler.Copies`."""
         with self._state.changed:
             return len(self._state.background) < BACKGROUND
 
 
 def _serve(state: _State) -> None:
-    in_flight: deque[tuple[Upload, Event, int, float]] = deque()
+    in_flight: deque[tuple[Upload, Event | None, int, float]] = deque()
     while True:
         with state.changed:
             while not (in_flight or state.demand or state.background or state.closed):
@@ -272,51 +278,28 @@ def _serve(state: _State) -> None:
                 continue
         upload, event, nbytes, begun = in_flight.popleft()
         try:
-            event.wait()
-        except BaseException as error:  # noqa: BLE001  (raised again where somebody waits)
-            upload._error = error
-        _note(state, upload, nbytes, begun)
+            if event is not None:
+                event.wait()
+        except BaseException as error:  # noqa: BLE001  (raised again in `Upload.wait`)
+            upload.error = error
+        state.link.note(nbytes, begun)
+        with state.changed:
+            upload.left -= nbytes
+        if upload.left == 0:
+            state.copied(*upload.key)
+            if upload.slot is not None:
+                state.finished.append(upload)
+            upload.arrived.set()
         del upload, event
 
 
-class _Refused:
-    """A copy that the accelerator did not take: whoever waits for it hears why."""
-
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
-
-    def done(self) -> bool:
-        raise self._error
-
-    def wait(self) -> None:
-        raise self._error
-
-
-def _give(accelerator: Accelerator, upload: Upload, target: Tensor, source: Tensor) -> Event:
+def _give(accelerator: Accelerator, upload: Upload, target: Tensor, source: Tensor) -> Event | None:
+    """Begin to copy a chunk; None if the accelerator refused it."""
     try:
         if upload.after is not None:
             upload.after.wait()
             upload.after = None
         return accelerator.upload(target, source)
-    except BaseException as error:  # noqa: BLE001  (raised again where somebody waits)
-        return _Refused(error)
-
-
-def _note(state: _State, upload: Upload, nbytes: int, begun: float) -> None:
-    """Count a chunk that has arrived."""
-    now = time.perf_counter()
-    last_end = state.busy[-1][1] if state.busy else 0.0
-    begun = max(begun, last_end)  # two are in flight, and one is copied after the other
-    state.busy.append((begun, now))
-    state.nbytes += nbytes
-    if nbytes >= _MEASURED and now > begun:
-        state.rate += _RECENT * (nbytes / (now - begun) - state.rate)
-        state.measured = True
-    with state.changed:
-        upload.left -= nbytes
-    if upload.left == 0:
-        if state.copied is not None:
-            state.copied(*upload.key)
-        if upload.slot is not None:
-            state.finished.append(upload)
-        upload._over.set()
+    except BaseException as error:  # noqa: BLE001  (raised again in `Upload.wait`)
+        upload.error = error
+        return None

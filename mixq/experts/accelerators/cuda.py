@@ -1,9 +1,9 @@
 """The first CUDA GPU: PyTorch's streams, events and allocator behind the accelerator's interface.
 
-Contract: the network's work goes to the current stream, copies to a stream of their own; the host waits only where it
-is asked to. Uploads from memory that was registered go straight to the card; others pass through a pinned ring of two
-chunks, since a copy from pageable memory would hold up the thread. Memory beyond the promise is refused by PyTorch's
-own limit as well as by the account, which also has what the driver takes for the process.
+Contract: the network's work goes to the current stream, copies to a stream of their own; the host waits only in
+`Event.wait` and `synchronize`. Uploads from registered memory go straight to the card; others pass through a pinned
+ring of two chunks, since a copy from pageable memory would hold up the thread. Memory beyond the limit is refused by
+PyTorch's own limit as well as by the account, which also has what the driver takes for the process.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixq.experts.accelerators.capture import cuda_graph
 from mixq.experts.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
 from mixq.kernels.dispatch import Kernels
 
 DRIVER_BYTES = 512 << 20
 """What a process takes of a card besides its tensors: context, kernels, library workspaces."""
 
-RING = 2
+_RING = 2
 _RING_BYTES = 4 << 20
+
+_WARM_UPS = 2
 
 _LARGE = 10 << 20
 _LARGE_STEP = 2 << 20
@@ -33,12 +34,12 @@ _SMALL_STEP = 512
 
 
 class CudaAccelerator:
-    """See `mixq.experts.accelerators.interface.Accelerator`.
+    """An `Accelerator` (`mixq.experts.accelerators.interface`).
 
     Args:
-        promised: bytes that the process may take, those of the driver included, at most what is free; None for what is
-            free less a margin.
-        kernels: compute on the card; made by the caller, who knows what it can do.
+        promised: bytes that the process may take, those of the driver included; at most what is free, which is also
+            what None stands for.
+        kernels: compute on the card.
     """
 
     registers = True
@@ -56,8 +57,8 @@ class CudaAccelerator:
         )
         self.memory.add(DRIVER_BYTES)
         self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._ring = [torch.empty(_RING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(RING)]
-        self._ring_free: list[torch.cuda.Event | None] = [None] * RING
+        self._ring = [torch.empty(_RING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_RING)]
+        self._ring_free: list[torch.cuda.Event | None] = [None] * _RING
         self._ring_next = 0
         self._last_graph: weakref.ref[torch.cuda.CUDAGraph] | None = None
         self._registered: list[Tensor] = []
@@ -101,7 +102,7 @@ class CudaAccelerator:
         """Lock memory in place for direct copies; the driver refuses what is more than the system lets it lock."""
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) != 0:
-            # The driver keeps the refusal until it is asked, and the next kernel would be blamed for it.
+            # The driver keeps the error until the next call, which would fail for it.
             with contextlib.suppress(RuntimeError):
                 torch.ones(1, device=self.device)
             return False
@@ -127,7 +128,7 @@ class CudaAccelerator:
 
     def capture(self, work: Callable[[], None]) -> Piece:
         last = None if self._last_graph is None else self._last_graph()
-        graph = cuda_graph(work, last)
+        graph = _cuda_graph(work, last)
         self._last_graph = weakref.ref(graph)
         return graph
 
@@ -140,7 +141,7 @@ class CudaAccelerator:
         return CudaEvent(event)
 
     def to_device(self, source: Tensor) -> Tensor:
-        # Always a copy, pinned or not; PyTorch keeps it until the card has read it.
+        # Always copied, pinned or not; PyTorch keeps the copy until the card has read it.
         return torch.empty_like(source, pin_memory=True).copy_(source).to(self.device, non_blocking=True)
 
     def synchronize(self) -> None:
@@ -159,7 +160,7 @@ class CudaAccelerator:
         for start in range(0, len(source), _RING_BYTES):
             chunk = source[start : start + _RING_BYTES]
             index = self._ring_next
-            self._ring_next = (index + 1) % RING
+            self._ring_next = (index + 1) % _RING
             busy = self._ring_free[index]
             if busy is not None:
                 busy.synchronize()
@@ -180,7 +181,7 @@ def _event(*, enable_timing: bool = False) -> torch.cuda.Event:
 
 
 class CudaEvent:
-    """See `mixq.experts.accelerators.interface.Event`."""
+    """An `Event`."""
 
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
@@ -193,7 +194,7 @@ class CudaEvent:
 
 
 class CudaLaunch(CudaEvent):
-    """See `mixq.experts.accelerators.interface.Launch`."""
+    """A `Launch`."""
 
     def __init__(
         self, value: Tensor, begin: torch.cuda.Event, end: torch.cuda.Event, accelerator: CudaAccelerator
@@ -211,3 +212,27 @@ class CudaLaunch(CudaEvent):
     @property
     def busy(self) -> tuple[float, float]:
         return self._accelerator.moment(self._begin), self._accelerator.moment(self._end)
+
+
+def _cuda_graph(work: Callable[[], None], beside: torch.cuda.CUDAGraph | None) -> torch.cuda.CUDAGraph:
+    """Run some work, and return it as a CUDA graph.
+
+    Args:
+        beside: a graph whose memory for intermediates this one uses too, since they never run at once and leave nothing
+            there; with a block of 20 MiB for each layer they would take more memory than was planned for it.
+
+    PyTorch asks for a few runs beforehand (kernels are compiled, workspaces taken) on a stream other than the default
+    one, and that nothing else runs there while it captures; other threads' copies are not disturbed.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    pool = None if beside is None else beside.pool()
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        work()
+    graph.replay()  # capturing does not run it
+    return graph

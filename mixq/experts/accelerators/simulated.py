@@ -1,8 +1,8 @@
-"""An accelerator that the host plays: its own memory, a thread that copies at a set speed, a thread that computes.
+"""An accelerator simulated on the CPU: its own memory, a thread that copies at a set speed, a thread that computes.
 
-Contract: everything that can go wrong on a card goes wrong here: a slot read while it is being copied to gives wrong
-numbers, memory beyond the promise is refused, memory given back is spoilt. Computing is done by the CPU's kernels, so a
-row has the same bits as on the CPU. What the kernels allocate for activations is counted by `reserve`, not measured.
+Contract: what can go wrong on a card goes wrong here: a slot read while it is being copied to gives wrong numbers,
+memory beyond the limit is refused, released memory is overwritten. The CPU's kernels compute, so a row has the same
+bits as on the CPU. What the kernels allocate for activations is counted by `reserve`, not measured.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixq.experts.accelerators.capture import Again
 from mixq.experts.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
-from mixq.experts.accelerators.queue import Queue, Task
+from mixq.experts.accelerators.queue import Queue
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.system.huge_pages import allocate
 
@@ -27,15 +26,15 @@ _SPOILT = 0xFF
 
 
 class SimulatedAccelerator:
-    """See `mixq.experts.accelerators.interface.Accelerator`.
+    """An `Accelerator` (`mixq.experts.accelerators.interface`).
 
     Args:
         promised: bytes of memory.
         threads: of the trunk's kernels; the thread that computes experts has as many.
-        bandwidth: of copies, in bytes per second; None for as fast as memory goes.
-        latency: seconds that each copy takes besides.
+        bandwidth: of copies, in bytes per second; None does not slow them down.
+        latency: seconds added to each copy.
         exact: float32 throughout.
-        kernels: gives what computes, once for the trunk and once for the experts; None takes the CPU's.
+        kernels: makes the kernels, once for the trunk and once for the experts; None makes the CPU's.
     """
 
     registers = False
@@ -88,7 +87,7 @@ class SimulatedAccelerator:
         return self._copies.give(lambda: self._copy(target, source))
 
     def take_away(self, nbytes: int) -> None:
-        """Another program takes memory: the promise is that much smaller from now on."""
+        """Lower the limit, as if another program had taken memory."""
         self.memory.promised -= nbytes
 
     def _check(self) -> None:
@@ -100,15 +99,13 @@ class SimulatedAccelerator:
         return self._work.give(lambda: _run(work, self._own_kernels))
 
     def capture(self, work: Callable[[], None]) -> Piece:
-        return Again(work)
+        return _Captured(work)
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source)
 
     def hand_over(self) -> Event:
-        done = Task(lambda: None)
-        done.run()
-        return done
+        return _Done()
 
     def to_device(self, source: Tensor) -> Tensor:
         self._check()
@@ -131,6 +128,24 @@ class SimulatedAccelerator:
                 _sleep_until(begun + end / self.bandwidth)
         if self.latency:
             _sleep_until(time.perf_counter() + self.latency)
+
+
+class _Captured:
+    """Calls the work again, as a graph would."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        work()
+        self.replay = work
+
+
+class _Done:
+    """An `Event` that lies in the past."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
 
 
 @torch.inference_mode()

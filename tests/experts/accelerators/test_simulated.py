@@ -112,17 +112,17 @@ def test_an_error_is_raised_where_somebody_waits() -> None:
         task.wait()
     assert queue.give(lambda: None).wait() is None, "the thread lives on"
     queue.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="after shutdown"):
         queue.give(fail)
 
 
 def test_threads_end_with_the_accelerator() -> None:
     before = set(threading.enumerate())
     sim = SimulatedAccelerator(1000)
+    sim.synchronize()
     own = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("mixq-sim")]
     assert len(own) == 2
     alive = weakref.ref(sim)
-    sim.synchronize()
     del sim
     gc.collect()
     assert alive() is None
