@@ -1,16 +1,17 @@
 """Slots of every layer, and which expert is in each: policy without effects.
 
-Contract: nothing is copied here and nothing waits. A slot is free, loading or ready; a ready one with users is in use.
-A slot that is loading or in use is never given to another expert: the cache would rather have none to give. Quotas are
-by layer. One thread calls it. Numbers of slots are stable: slot i of a layer is always the same memory.
+Contract: nothing is copied here and nothing waits. A slot is free, loading or ready; a ready one with readers is in
+use. A slot that is loading or in use is never given to another expert: the cache rather gives none. Quotas are by
+layer. One thread calls it. Numbers of slots are stable: slot i of a layer is always the same memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from mixq.errors import UsageError, printable
 from mixq.experts.policies import Policy, PolicyOfLayer, Static, policies
 
 
@@ -24,19 +25,21 @@ class SlotState(Enum):
 
 @dataclass(slots=True)
 class Slot:
-    """One place for an expert; `users` counts those who read it."""
+    """A place for an expert; `readers` counts the launches that read it."""
 
     expert: int | None = None
     state: SlotState = SlotState.FREE
-    users: int = 0
+    readers: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it may not be given away."""
+        return self.readers > 0 or self.state is SlotState.LOADING
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """What was asked of a layer, and what it cost.
-
-    `late` are those of the misses that were on their way already.
-    """
+    """What was requested of a layer; `late` are the misses that were loading already."""
 
     hits: int = 0
     misses: int = 0
@@ -45,13 +48,27 @@ class CacheCounters:
     evictions: int = 0
 
 
+@dataclass(slots=True)
+class _Layer:
+    quota: int
+    policy: Policy
+    slots: dict[int, Slot]
+    places: dict[int, int] = field(default_factory=dict)  # expert: slot
+    counters: CacheCounters = field(default_factory=CacheCounters)
+    leaving: set[int] = field(default_factory=set)  # slots that go when they are free
+    retired: list[int] = field(default_factory=list)  # slots that have gone, until `retired` names them
+
+    def free(self) -> list[int]:
+        return [n for n, slot in self.slots.items() if slot.state is SlotState.FREE and n not in self.leaving]
+
+
 class ExpertCache:
     """Slots of every layer.
 
     Args:
         quotas: slots of each layer, from 0 to the number of experts.
         experts: of a layer.
-        policy: lru, lfu, static or random, or what makes a policy for a layer.
+        policy: lru, lfu, static or random, or a function that makes a layer's policy.
         seed, popular: see `mixq.experts.policies.policies`.
     """
 
@@ -67,7 +84,10 @@ class ExpertCache:
         make = policies(policy, experts, seed=seed, popular=popular) if isinstance(policy, str) else policy
         self.experts = experts
         self.popular = popular
-        self._layers = [_Layer(quota, make(layer, quota)) for layer, quota in enumerate(quotas)]
+        self._layers = [
+            _Layer(quota, make(layer, quota), {number: Slot() for number in range(quota)})
+            for layer, quota in enumerate(quotas)
+        ]
 
     @property
     def quotas(self) -> tuple[int, ...]:
@@ -81,10 +101,20 @@ class ExpertCache:
 
     def request(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
         """Count what a pass needs of a layer, in this order, and return {expert: slot} of what is ready."""
-        return self._layers[layer].request(experts)
+        found, ready = self._layers[layer], {}
+        for expert in experts:
+            slot = found.places.get(expert)
+            found.policy.used(expert)
+            if slot is not None and found.slots[slot].state is SlotState.READY:
+                ready[expert] = slot
+                found.counters.hits += 1
+            else:
+                found.counters.misses += 1
+                found.counters.late += slot is not None
+        return ready
 
     def state(self, layer: int, expert: int) -> tuple[int, SlotState] | None:
-        """Return an expert's slot and what that is doing, None where it has none; counts nothing."""
+        """Return an expert's slot and its state, None if it has none; counts nothing."""
         found = self._layers[layer]
         slot = found.places.get(expert)
         return None if slot is None else (slot, found.slots[slot].state)
@@ -94,34 +124,59 @@ class ExpertCache:
         return sorted(self._layers[layer].slots)
 
     def has_free_slot(self, layer: int) -> bool:
-        """Return whether an expert could come in without another's leaving."""
-        return self._layers[layer].free() is not None
+        """Return whether an expert could come in without an eviction."""
+        return bool(self._layers[layer].free())
 
     def begin_load(self, layer: int, expert: int) -> int | None:
-        """Give an expert a slot, which is loading from now on; what was in it is gone.
+        """Give an expert a slot, which is loading from now on; what was in it is evicted.
 
-        None: every slot is loading or in use, there is none, or the policy does not want the expert.
+        None: every slot is loading or in use, there is none, or the policy does not admit the expert.
 
         Raises:
             ValueError: it has a slot.
         """
-        return self._layers[layer].begin_load(expert)
+        found = self._layers[layer]
+        if expert in found.places:
+            raise ValueError(f"expert {expert} has a slot already")
+        if not found.policy.admits(expert):
+            return None
+        free = found.free()
+        number = free[0] if free else _evict(found)
+        if number is None:
+            return None
+        found.slots[number] = Slot(expert, SlotState.LOADING)
+        found.places[expert] = number
+        found.policy.loaded(expert)
+        found.counters.loads += 1
+        return number
 
     def finish_load(self, layer: int, slot: int) -> None:
-        """A loading slot is ready."""
-        self._layers[layer].finish(slot, SlotState.READY)
+        """Mark a loading slot as ready."""
+        found = self._layers[layer]
+        _loading(found, slot).state = SlotState.READY
+        _retire_if_leaving(found, slot)
 
     def cancel_load(self, layer: int, slot: int) -> None:
-        """A loading slot is free: nothing was copied."""
-        self._layers[layer].finish(slot, SlotState.FREE)
+        """Mark a loading slot as free: nothing was copied."""
+        found = self._layers[layer]
+        _loading(found, slot)
+        _empty(found, slot)
+        _retire_if_leaving(found, slot)
 
     def acquire(self, layer: int, slot: int) -> None:
-        """A ready slot is in use until `release`."""
-        self._layers[layer].acquire(slot)
+        """Increment the reader count of a ready slot; it is in use until `release`."""
+        found = self._layers[layer].slots[slot]
+        if found.state is not SlotState.READY:
+            raise ValueError(f"slot {slot} is {found.state.value}, not ready")
+        found.readers += 1
 
     def release(self, layer: int, slot: int) -> None:
-        """One user less."""
-        self._layers[layer].release(slot)
+        """Decrement the slot's reader count."""
+        found = self._layers[layer]
+        if not found.slots[slot].readers:
+            raise ValueError(f"slot {slot} is not in use")
+        found.slots[slot].readers -= 1
+        _retire_if_leaving(found, slot)
 
     def resize(self, layer: int, slots: int) -> list[int]:
         """Change a layer's quota; return the slots that are gone at once.
@@ -130,169 +185,102 @@ class ExpertCache:
         """
         if not 0 <= slots <= self.experts:
             raise ValueError(f"a layer has 0 to {self.experts} slots, not {slots}")
-        return self._layers[layer].resize(slots)
+        found = self._layers[layer]
+        found.quota = slots
+        if isinstance(found.policy, Static):
+            found.policy.keep = slots
+        staying = [number for number in found.slots if number not in found.leaving]
+        missing = max(0, slots - len(staying))
+        back = sorted(found.leaving)[:missing]
+        found.leaving.difference_update(back)
+        unused = [number for number in range(self.experts) if number not in found.slots]
+        for number in unused[: missing - len(back)]:
+            found.slots[number] = Slot()
+            if number in found.retired:  # its memory has not been freed yet, and must not be now
+                found.retired.remove(number)
+        # Free slots go first, then idle ones, then those that are busy; of each the highest numbers.
+        order = sorted(staying, key=lambda n: (2 if (s := found.slots[n]).busy else s.state is SlotState.READY, -n))
+        going = order[: max(0, len(staying) - slots)]
+        found.leaving.update(going)
+        return [number for number in going if _retire_if_leaving(found, number, named=True)]
 
     def retired(self) -> list[tuple[int, int]]:
         """Return (layer, slot) of what has gone late since the last call and has not come back with a larger quota."""
-        return [(number, slot) for number, layer in enumerate(self._layers) for slot in layer.take_retired()]
+        gone = [(layer, slot) for layer, found in enumerate(self._layers) for slot in found.retired]
+        for found in self._layers:
+            found.retired.clear()
+        return gone
 
     def warm_up(self, layer: int) -> list[int]:
-        """Return the experts to fill a layer's free slots with before anything was asked for."""
+        """Return the experts to fill a layer's free slots with before the first pass."""
         order = range(self.experts) if self.popular is None else self.popular[layer]
         absent = [expert for expert in order if self.state(layer, expert) is None]
-        return absent[: self._layers[layer].free_count()]
+        return absent[: len(self._layers[layer].free())]
 
     def check(self) -> None:
         """Assert every invariant."""
         for layer in self._layers:
-            layer.check(self.experts)
+            held = {number: slot.expert for number, slot in layer.slots.items() if slot.expert is not None}
+            assert len(set(held.values())) == len(held), "an expert has two slots"
+            assert {expert: number for number, expert in held.items()} == layer.places
+            assert len(layer.slots) - len(layer.leaving) == layer.quota
+            assert layer.leaving <= set(layer.slots)
+            assert all(0 <= number < self.experts for number in layer.slots)
+            for slot in layer.slots.values():
+                assert (slot.state is SlotState.FREE) == (slot.expert is None)
+                assert slot.readers == 0 or slot.state is SlotState.READY
+                assert slot.readers >= 0
 
 
-class _Layer:
-    def __init__(self, quota: int, policy: Policy) -> None:
-        self.quota = quota
-        self.policy = policy
-        self.slots = {number: Slot() for number in range(quota)}
-        self.places: dict[int, int] = {}  # expert: slot
-        self.counters = CacheCounters()
-        self._leaving: set[int] = set()
-        self._retired: list[int] = []
-
-    def request(self, experts: Sequence[int]) -> dict[int, int]:
-        ready = {}
-        for expert in experts:
-            slot = self.places.get(expert)
-            self.policy.used(expert)
-            if slot is not None and self.slots[slot].state is SlotState.READY:
-                ready[expert] = slot
-                self.counters.hits += 1
-            else:
-                self.counters.misses += 1
-                self.counters.late += slot is not None
-        return ready
-
-    def free(self) -> int | None:
-        for number, slot in self.slots.items():
-            if slot.state is SlotState.FREE and number not in self._leaving:
-                return number
+def _evict(layer: _Layer) -> int | None:
+    """Empty a slot that is not in use, and return it."""
+    candidates = [
+        slot.expert
+        for number, slot in layer.slots.items()
+        if slot.expert is not None and not slot.busy and number not in layer.leaving
+    ]
+    if not candidates:
         return None
+    victim = layer.policy.victim(candidates)
+    if victim not in candidates:  # only a user's own policy
+        raise UsageError(
+            f"The cache policy {type(layer.policy).__name__}: victim returned {printable(repr(victim))}; it must "
+            f"be one of {', '.join(map(str, candidates))}."
+        )
+    number = layer.places[victim]
+    _empty(layer, number)
+    layer.counters.evictions += 1
+    return number
 
-    def free_count(self) -> int:
-        return sum(slot.state is SlotState.FREE and number not in self._leaving for number, slot in self.slots.items())
 
-    def begin_load(self, expert: int) -> int | None:
-        if expert in self.places:
-            raise ValueError(f"expert {expert} has a slot already")
-        if not self.policy.admits(expert):
-            return None
-        number = self.free()
-        if number is None:
-            number = self._evict()
-        if number is None:
-            return None
-        self.slots[number] = Slot(expert, SlotState.LOADING)
-        self.places[expert] = number
-        self.policy.loaded(expert)
-        self.counters.loads += 1
-        return number
+def _loading(layer: _Layer, number: int) -> Slot:
+    slot = layer.slots[number]
+    if slot.state is not SlotState.LOADING:
+        raise ValueError(f"slot {number} is not loading")
+    return slot
 
-    def _evict(self) -> int | None:
-        """Free a slot that nobody reads."""
-        candidates = [
-            slot.expert
-            for number, slot in self.slots.items()
-            if slot.state is SlotState.READY and not slot.users and number not in self._leaving
-        ]
-        if not candidates:
-            return None
-        victim = self.policy.victim([expert for expert in candidates if expert is not None])
-        return self._empty(self.places[victim])
 
-    def _empty(self, number: int) -> int:
-        slot = self.slots[number]
-        if slot.expert is not None:
-            del self.places[slot.expert]
-            self.policy.evicted(slot.expert)
-            self.counters.evictions += 1
-        self.slots[number] = Slot()
-        return number
+def _empty(layer: _Layer, number: int) -> None:
+    expert = layer.slots[number].expert
+    if expert is not None:
+        del layer.places[expert]
+        layer.policy.evicted(expert)
+    layer.slots[number] = Slot()
 
-    def finish(self, number: int, state: SlotState) -> None:
-        slot = self.slots[number]
-        if slot.state is not SlotState.LOADING or slot.expert is None:
-            raise ValueError(f"slot {number} is not loading")
-        if state is SlotState.FREE:
-            del self.places[slot.expert]
-            self.policy.evicted(slot.expert)
-            self.slots[number] = Slot()
-        else:
-            slot.state = state
-        self._leave(number)
 
-    def acquire(self, number: int) -> None:
-        slot = self.slots[number]
-        if slot.state is not SlotState.READY:
-            raise ValueError(f"slot {number} is {slot.state.value}, not ready")
-        slot.users += 1
+def _retire_if_leaving(layer: _Layer, number: int, *, named: bool = False) -> bool:
+    """Remove a slot that is to go, unless it is busy; return whether it has gone.
 
-    def release(self, number: int) -> None:
-        slot = self.slots[number]
-        if not slot.users:
-            raise ValueError(f"slot {number} is not in use")
-        slot.users -= 1
-        self._leave(number)
-
-    def resize(self, quota: int) -> list[int]:
-        self.quota = quota
-        if isinstance(self.policy, Static):
-            self.policy.keep = quota
-        staying = [number for number in self.slots if number not in self._leaving]
-        missing = quota - len(staying)
-        for number in sorted(self._leaving)[: max(0, missing)]:
-            self._leaving.remove(number)
-            missing -= 1
-        unused = (number for number in range(len(self.slots) + max(0, missing)) if number not in self.slots)
-        for _ in range(missing):
-            number = next(unused)
-            self.slots[number] = Slot()
-            if number in self._retired:  # nobody has freed it yet, and now nobody may
-                self._retired.remove(number)
-        going = sorted(staying, key=self._worth)[: max(0, len(staying) - quota)]
-        self._leaving.update(going)
-        before = len(self._retired)
-        for number in going:
-            self._leave(number)
-        gone = self._retired[before:]
-        del self._retired[before:]
-        return gone
-
-    def _worth(self, number: int) -> tuple[int, int]:
-        """Order in which slots go: free ones, idle ones, then those that are busy; the highest numbers first."""
-        slot = self.slots[number]
-        busy = 2 if slot.users or slot.state is SlotState.LOADING else int(slot.state is SlotState.READY)
-        return busy, -number
-
-    def _leave(self, number: int) -> None:
-        """Retire a slot that is to go, if nobody loads or reads it."""
-        slot = self.slots[number]
-        if number in self._leaving and slot.state is not SlotState.LOADING and not slot.users:
-            self._empty(number)
-            self._leaving.remove(number)
-            del self.slots[number]
-            self._retired.append(number)
-
-    def take_retired(self) -> list[int]:
-        retired, self._retired = self._retired, []
-        return retired
-
-    def check(self, experts: int) -> None:
-        held = {number: slot.expert for number, slot in self.slots.items() if slot.expert is not None}
-        assert len(set(held.values())) == len(held), "an expert has two slots"
-        assert {expert: number for number, expert in held.items()} == self.places
-        assert len(self.slots) - len(self._leaving) == self.quota
-        assert self._leaving <= set(self.slots)
-        assert all(0 <= number < experts for number in self.slots) or not self.slots
-        for slot in self.slots.values():
-            assert (slot.state is SlotState.FREE) == (slot.expert is None)
-            assert slot.users == 0 or slot.state is SlotState.READY
-            assert slot.users >= 0
+    Args:
+        named: the caller names it, so that `retired` need not.
+    """
+    slot = layer.slots[number]
+    if number not in layer.leaving or slot.busy:
+        return False
+    layer.counters.evictions += slot.expert is not None
+    _empty(layer, number)
+    layer.leaving.remove(number)
+    del layer.slots[number]
+    if not named:
+        layer.retired.append(number)
+    return True

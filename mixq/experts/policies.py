@@ -14,31 +14,47 @@ from typing import Protocol
 
 
 class Policy(Protocol):
-    """What the cache asks of a layer's policy."""
+    """What the cache needs of a layer's policy."""
 
     def used(self, expert: int) -> None:
-        """A pass asked for it, whether it was there or not."""
+        """Note that a pass needs an expert, whether it is in a slot or not."""
         ...
 
     def loaded(self, expert: int) -> None:
-        """It was given a slot."""
+        """Note that an expert was given a slot."""
         ...
 
     def evicted(self, expert: int) -> None:
-        """It lost its slot."""
+        """Note that an expert lost its slot."""
         ...
 
     def admits(self, expert: int) -> bool:
-        """Return whether it may have a slot at all."""
+        """Return whether an expert may have a slot at all."""
         ...
 
     def victim(self, candidates: Collection[int]) -> int:
-        """Return which of these (at least one) goes."""
+        """Return which of these (at least one) loses its slot."""
         ...
 
 
-class Lru:
-    """The one whose last use lies furthest back."""
+class _Base:
+    """A policy that keeps no record and admits every expert."""
+
+    def used(self, expert: int) -> None:
+        pass
+
+    def loaded(self, expert: int) -> None:
+        pass
+
+    def evicted(self, expert: int) -> None:
+        pass
+
+    def admits(self, expert: int) -> bool:
+        return True
+
+
+class Lru(_Base):
+    """Evicts the least recently used expert."""
 
     def __init__(self) -> None:
         self._clock = 0
@@ -49,14 +65,8 @@ class Lru:
         self._last[expert] = self._clock
 
     def loaded(self, expert: int) -> None:
-        """What is loaded ahead of its first use counts as used now, else it would be the first to go."""
+        """Count as used now: what is loaded ahead of its first use would otherwise be evicted first."""
         self.used(expert)
-
-    def evicted(self, expert: int) -> None:
-        pass
-
-    def admits(self, expert: int) -> bool:
-        return True
 
     def victim(self, candidates: Collection[int]) -> int:
         return min(candidates, key=self.last_use)
@@ -67,7 +77,7 @@ class Lru:
 
 
 class Lfu(Lru):
-    """The one that was used least often; of equals, the least recent."""
+    """Evicts the least frequently used; of equals, the least recently used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,8 +94,8 @@ class Lfu(Lru):
         return min(candidates, key=lambda expert: (self._count.get(expert, 0), self.last_use(expert)))
 
 
-class Static:
-    """Nobody goes: the most popular experts stay, and others are not let in.
+class Static(_Base):
+    """Evicts none of the most popular experts, and does not admit the others.
 
     Args:
         keep: how many; the cache changes it with the quota.
@@ -96,15 +106,6 @@ class Static:
         self._rank = {expert: rank for rank, expert in enumerate(popular)}
         self.keep = keep
 
-    def used(self, expert: int) -> None:
-        pass
-
-    def loaded(self, expert: int) -> None:
-        pass
-
-    def evicted(self, expert: int) -> None:
-        pass
-
     def admits(self, expert: int) -> bool:
         return self._rank.get(expert, len(self._rank)) < self.keep
 
@@ -112,55 +113,33 @@ class Static:
         return max(candidates, key=lambda expert: self._rank.get(expert, len(self._rank)))
 
 
-class Random:
-    """Any of them, drawn from a seed."""
+class Random(_Base):
+    """Evicts any, drawn from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
-
-    def used(self, expert: int) -> None:
-        pass
-
-    def loaded(self, expert: int) -> None:
-        pass
-
-    def evicted(self, expert: int) -> None:
-        pass
-
-    def admits(self, expert: int) -> bool:
-        return True
 
     def victim(self, candidates: Collection[int]) -> int:
         return self._draw.choice(sorted(candidates))
 
 
-class Belady:
-    """The one whose next use lies furthest ahead: the best there can be (Belady, 1966). For replays.
+class Belady(_Base):
+    """Evicts the one whose next use lies furthest ahead: the best possible (Belady, 1966). For replays.
 
     Args:
-        future: the layer's experts pass by pass, which is what a recorded trace has.
+        future: the layer's experts pass by pass, which a recording has.
     """
 
     def __init__(self, future: Sequence[Sequence[int]]) -> None:
-        self._uses: dict[int, list[int]] = {}
-        for moment, expert in enumerate(chain.from_iterable(future)):  # uses, not passes: no two are wanted at once
+        self._uses: dict[int, list[int]] = {}  # moments, the next one last
+        for moment, expert in enumerate(chain.from_iterable(future)):  # uses, not passes: no two at the same moment
             self._uses.setdefault(expert, []).append(moment)
         for moments in self._uses.values():
             moments.reverse()
 
     def used(self, expert: int) -> None:
-        moments = self._uses.get(expert)
-        if moments:
+        if moments := self._uses.get(expert):
             moments.pop()
-
-    def loaded(self, expert: int) -> None:
-        pass
-
-    def evicted(self, expert: int) -> None:
-        pass
-
-    def admits(self, expert: int) -> bool:
-        return True
 
     def victim(self, candidates: Collection[int]) -> int:
         return max(candidates, key=self._next)
@@ -171,18 +150,18 @@ class Belady:
 
 
 PolicyOfLayer = Callable[[int, int], Policy]
-"""Makes the policy of a layer with so many slots."""
+"""Makes the policy of a layer, of its number and its number of slots."""
 
 
 def policies(
     name: str, experts: int, *, seed: int = 0, popular: Sequence[Sequence[int]] | None = None
 ) -> PolicyOfLayer:
-    """Return what makes each layer's policy: lru, lfu, static or random.
+    """Return a function that makes each layer's policy: lru, lfu, static or random.
 
     Args:
         experts: of a layer.
         seed: of `random`.
-        popular: by layer, experts most popular first, for `static`; None takes them by number.
+        popular: by layer, experts most popular first, for `static`; None orders them by number.
     """
     makers: dict[str, PolicyOfLayer] = {
         "lru": lambda layer, quota: Lru(),

@@ -1,7 +1,7 @@
-"""How many slots each layer gets: the same number, or as recorded hit curves say; and the file that says so.
+"""How many slots each layer gets: the same number, or as recorded hit curves say; and the file of quotas.
 
-Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots; `hit_curve` makes one of what was
-recorded. What a slot costs, and how many there are, is not known here: a file's quotas are scaled to what there is.
+Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots; `hit_curve` makes one of recorded
+passes. What a slot costs, and how many there are, is not known here: a file's quotas are scaled to the total given.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 
-from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, UsageError, is_integer, printable
+from mixq.errors import Fields, ModelFileError, UsageError, is_integer, printable
 from mixq.experts.cache import ExpertCache
 from mixq.experts.policies import PolicyOfLayer
 from mixq.formats.atomic import atomic_write_json
@@ -21,7 +20,7 @@ from mixq.formats.json_file import read_json_object
 
 FORMAT = "mixq-quota"
 VERSION = 1
-_KEYS = ("layers", "experts", "quotas", "from", "popular")
+_KEYS = ("format", "version", "layers", "experts", "quotas", "from", "popular")
 _LARGEST_FILE = 4 << 20
 _MOST = 1024  # layers, experts: what a config.json may have
 
@@ -36,7 +35,7 @@ def even(total: int, layers: int, experts: int) -> list[int]:
 def fit(curves: Sequence[Sequence[float]], total: int) -> list[int]:
     """Return the slots of each layer that give the most hits in all, by dynamic programming.
 
-    Slots that give none are handed out as well: the memory is there, and the next run is not the recorded one.
+    Slots that give no hits are handed out as well: the memory is there, and the next run is not the recorded one.
 
     Args:
         curves: by layer, the hits with 0, 1, ... E slots; more slots have no fewer hits.
@@ -46,7 +45,7 @@ def fit(curves: Sequence[Sequence[float]], total: int) -> list[int]:
 
 
 def fits(curves: Sequence[Sequence[float]], totals: Sequence[int]) -> list[list[int]]:
-    """Return the same for each of several totals, for the price of the largest."""
+    """Return the same for each of several totals, computed at once."""
     most_slots = max(totals, default=0)
     best: list[float] = [0.0] * (most_slots + 1)  # with t slots for the layers so far
     choices: list[list[int]] = []
@@ -131,37 +130,28 @@ class Quotas:
         """Read a file.
 
         Raises:
-            ModelFileError: it is none, or its numbers make no sense.
+            ModelFileError: it is not a file of quotas, or a value in it is not allowed.
             StorageError: it cannot be read.
         """
-        content = read_json_object(path, _LARGEST_FILE)
         name = printable(path)
-        if content.pop("format", None) != FORMAT:
-            raise ModelFileError(f"{name} is no file of quotas: it does not say {FORMAT!r}.")
-        if (version := content.pop("version", None)) != VERSION:
-            raise ModelFileError(f"{name} is of version {printable(version)}, not {VERSION}.")
-        for key in content:
-            if key not in _KEYS:
-                raise ModelFileError(f"{name}: {printable(repr(key))} is not known." + did_you_mean(key, _KEYS))
-        layers, experts = (content.get(key, 0) for key in ("layers", "experts"))
-        if not (is_integer(layers, 1, _MOST) and is_integer(experts, 1, _MOST)):
-            raise ModelFileError(f"{name}: layers and experts must be whole numbers from 1 to {_MOST}.")
-        quotas, popular = content.get("quotas"), content.get("popular")
+        fields = Fields(read_json_object(path, _LARGEST_FILE), f"{name}: ")
+        fields.one_of("format", [FORMAT])
+        fields.one_of("version", [VERSION])
+        fields.only(_KEYS)
+        layers, experts = fields.integer("layers", 1, _MOST), fields.integer("experts", 1, _MOST)
+        quotas, popular = fields.values.get("quotas"), fields.values.get("popular")
         if not (isinstance(quotas, list) and len(quotas) == layers and all(is_integer(q, 0, experts) for q in quotas)):
             raise ModelFileError(f"{name}: quotas must be {layers} whole numbers from 0 to {experts}.")
         if popular is not None and not (
             isinstance(popular, list) and len(popular) == layers and all(_is_order(order, experts) for order in popular)
         ):
             raise ModelFileError(f"{name}: popular must be {layers} lists of all experts from 0 to {experts - 1}.")
-        source = content.get("from", "")
-        if not isinstance(source, str):
-            raise ModelFileError(f"{name}: from must be a text.")
         orders = None if popular is None else tuple(tuple(order) for order in popular)
-        return cls(layers, experts, tuple(quotas), source, orders)
+        return cls(layers, experts, tuple(quotas), fields.text("from", default=""), orders)
 
 
 def _is_order(order: object, experts: int) -> bool:
-    return isinstance(order, list) and all(map(is_integer, order)) and sorted(order) == list(range(experts))
+    return isinstance(order, list) and all(type(e) is int for e in order) and sorted(order) == list(range(experts))
 
 
 def hit_curve(trace: Sequence[Sequence[int]], experts: int, policy: str | PolicyOfLayer = "lru") -> list[int]:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixq.errors import ModelFileError, UsageError, is_integer, printable
+from mixq.errors import Fields, ModelFileError, UsageError, printable
 from mixq.experts.cost import ModelCost
 from mixq.experts.routing import Trace
 from mixq.formats.atomic import atomic_write_bytes
@@ -144,7 +144,7 @@ class Recording:
         arrays = read_arrays(path, KINDS, MOST_BYTES)
         header = parse_json_object(arrays.pop("header").tobytes(), f"{printable(path)}, its header")
         try:
-            recording = cls(_facts(header), **arrays)
+            recording = cls(_facts(Fields(header, f"{printable(path)}, its header: ")), **arrays)
             _check(recording)
         except _Bad as error:
             raise ModelFileError(f"{printable(path)} is not a usable recording: {error}.") from error
@@ -191,50 +191,29 @@ class _Bad(Exception):
     """What is wrong with a recording, for a message."""
 
 
-def _facts(header: Mapping[str, Any]) -> Facts:
-    if header.get("format") != FORMAT:
-        raise _Bad(f"its header does not say {FORMAT!r}")
-    if header.get("version") != VERSION:
-        raise _Bad(f"it is of version {printable(header.get('version'))}, not {VERSION}")
-    sizes = {name: None if header.get(name) is None else _whole(header, name, 1, LARGEST) for name in SIZES}
-    settings = header.get("settings", {})
-    if not isinstance(settings, dict):
-        raise _Bad("settings must be an object")
+def _facts(header: Fields) -> Facts:
+    header.one_of("format", [FORMAT])
+    header.one_of("version", [VERSION])
+    prompts = header.values.get("prompts")
+    if not isinstance(prompts, list) or not all(isinstance(entry, dict) for entry in prompts):
+        raise header.wrong("prompts", "a list of objects")
+    entries = [Fields(entry, f"{header.where}prompts.") for entry in prompts]
+    known = [name for name in SIZES if header.values.get(name) is not None]
     return Facts(
-        model=_text(header, "model"),
-        layers=_whole(header, "layers", 1, MOST_LAYERS),
-        experts=_whole(header, "experts", 1, NOTHING),
-        active=_whole(header, "active", 1, NOTHING),
-        lookahead=_whole(header, "lookahead", 0, MOST_LAYERS),
-        device=_text(header, "device"),
-        mixq=_text(header, "mixq"),
-        created=_text(header, "created"),
-        prompts=_prompts(header.get("prompts")),
-        settings=settings,
-        **sizes,
-    )
-
-
-def _whole(holder: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    value = holder.get(name)
-    if not is_integer(value, low, high):
-        raise _Bad(f"{name} is {printable(repr(value))}; it must be a whole number from {low} to {high}")
-    return value
-
-
-def _text(holder: Mapping[str, Any], name: str) -> str:
-    value = holder.get(name)
-    if not isinstance(value, str):
-        raise _Bad(f"{name} is {printable(repr(value))}; it must be a text")
-    return value
-
-
-def _prompts(listed: object) -> tuple[PromptFacts, ...]:
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise _Bad("prompts must be a list of objects")
-    counts = ("prompt_tokens", "tokens")
-    return tuple(
-        PromptFacts(_text(entry, "name"), *(_whole(entry, name, 0, 2**31) for name in counts)) for entry in listed
+        model=header.text("model"),
+        layers=header.integer("layers", 1, MOST_LAYERS),
+        experts=header.integer("experts", 1, NOTHING),
+        active=header.integer("active", 1, NOTHING),
+        lookahead=header.integer("lookahead", 0, MOST_LAYERS),
+        device=header.text("device"),
+        mixq=header.text("mixq"),
+        created=header.text("created"),
+        prompts=tuple(
+            PromptFacts(entry.text("name"), entry.integer("prompt_tokens", 0, 2**31), entry.integer("tokens", 0, 2**31))
+            for entry in entries
+        ),
+        settings=header.object("settings", default={}).values,
+        **{name: header.integer(name, 1, LARGEST) for name in known},
     )
 
 

@@ -166,7 +166,7 @@ def test_a_pass_that_is_broken_off_leaves_nothing_in_use(
     assert torch.equal(logits(model), expected)
     offload.quiesce()
     offload.cache.check()
-    assert not any(slot.users for layer in offload.cache._layers for slot in layer.slots.values())
+    assert not any(slot.readers for layer in offload.cache._layers for slot in layer.slots.values())
 
 
 def test_three_experts_a_token_are_summed_in_the_routers_order(tmp_path: Path) -> None:

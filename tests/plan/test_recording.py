@@ -199,7 +199,7 @@ def at(index: Any, value: Any) -> Callable[[np.ndarray], None]:
         (put("header.npy", npy(np.frombuffer(b"{\xff", dtype=np.uint8))), "is not JSON"),
         (put("header.npy", npy(np.frombuffer(b'{"a":' * 9999, dtype=np.uint8))), "JSON"),
         (header_with(format="other"), "mixq-trace"),
-        (header_with(version=3), "version 3"),
+        (header_with(version=3), "version is 3; it must be 2"),
         (header_with(layers=True), "layers"),
         (header_with(layers=0), "layers"),
         (header_with(layers="3"), "layers"),
