@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Protocol
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SEND = 4 << 20
+STALL = 600.0
+"""Seconds of a reply that stalls, unless the hub ends before."""
 
 
 class Content(Protocol):
@@ -74,6 +75,7 @@ class FakeHub:
         self.requests: list[tuple[str, str | None, str | None]] = []  # path, Range, Authorization
         self.sent = 0
         self.lock = threading.Lock()
+        self.ended = threading.Event()
         self._servers = [_Server(self, storage=False)]
         self._storage = self._servers[0]
         if redirect:
@@ -97,6 +99,7 @@ class FakeHub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -212,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.hub.sent += len(chunk)
         if kind == "stall":
             self.wfile.flush()
-            time.sleep(2.0)
+            self.server.hub.ended.wait(STALL)
         if stop < start + announced or kind:
             self.close_connection = True
 

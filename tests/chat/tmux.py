@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-DEADLINE = 40.0
+DEADLINE = 240.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -127,7 +127,7 @@ def test_threads_end_with_the_accelerator() -> None:
     gc.collect()
     assert alive() is None
     for thread in own:
-        thread.join(timeout=10)
+        thread.join(timeout=120)
         assert not thread.is_alive()
 
 

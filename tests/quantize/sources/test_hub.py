@@ -17,7 +17,7 @@ from mixq.quantize.sources import hub as hub_module
 from mixq.quantize.sources import ranges
 from mixq.quantize.sources.hub import Hub, is_repository
 from mixq.quantize.sources.open import open_place
-from mixq.quantize.sources.ranges import RangeReader
+from mixq.quantize.sources.ranges import TIMEOUT, RangeReader
 from tests.checkpoints import write_tiny_mixtral
 from tests.fake_hub import COMMIT, FakeHub, folder_contents
 from tests.mistral_checkpoints import write_release
@@ -253,7 +253,7 @@ def test_a_read_that_hangs_ends_when_it_is_cancelled(hub: FakeHub) -> None:
     began = time.monotonic()
     with pytest.raises(StorageError, match="stopped"):
         source.tensor("model.embed_tokens.weight")
-    assert time.monotonic() - began < 1.5  # the stall takes two seconds
+    assert time.monotonic() - began < TIMEOUT / 2  # no stall was waited for
     hub.faults = []
     with pytest.raises(StorageError, match="stopped"):  # for good: a job that reads ahead must not begin anew
         source.tensor("model.embed_tokens.weight")
@@ -263,13 +263,13 @@ def test_ctrl_c_while_the_network_hangs_ends_the_job(hub: FakeHub, tmp_path: Pat
     run = Job(open_place(opened()), tmp_path / "out").run()
     for _ in range(4):
         next(run)
-    hub.faults = ["stall:10"] * 500  # each takes two seconds
+    hub.faults = ["stall:10"] * 500
     # a real signal: it also wakes a thread that waits on a lock
     threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         list(run)
-    assert time.monotonic() - began < 4  # it was minutes when the read ahead went on
+    assert time.monotonic() - began < TIMEOUT / 2  # no stall was waited for, in the read ahead neither
     assert not list((tmp_path / "out").glob("*.partial"))
 
 

@@ -23,7 +23,7 @@ document.addEventListener("securitypolicyviolation", (e) =>
     window.__violations.push(`${e.violatedDirective} ${e.blockedURI}`));
 """
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=60_000)
 
 
 @dataclass
