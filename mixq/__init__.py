@@ -40,21 +40,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Done": "mixq.engine.events",
-    "Lru": "mixq.experts.policies",
-    "Message": "mixq.text.chat_template",
-    "Model": "mixq.engine.model",
-    "Notice": "mixq.engine.events",
-    "Policy": "mixq.experts.policies",
-    "PromptProgress": "mixq.engine.events",
-    "Session": "mixq.engine.session",
-    "Stats": "mixq.engine.events",
-    "Token": "mixq.engine.events",
-    "load": "mixq.engine.model",
+    "mixq.engine.events": ("Done", "Notice", "PromptProgress", "Stats", "Token"),
+    "mixq.engine.model": ("Model", "load"),
+    "mixq.engine.session": ("Session",),
+    "mixq.experts.policies": ("Lru", "Policy"),
+    "mixq.text.chat_template": ("Message",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mixq' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'mixq' has no attribute {name!r}")

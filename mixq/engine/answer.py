@@ -21,7 +21,7 @@ from mixq.engine.events import Done, Event, Failed, FinishReason, PromptLogprobs
 from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
 from mixq.engine.sequences import KeptSequence
 from mixq.errors import MixqError, PromptError, PromptTooLong, is_integer, printable
-from mixq.experts.offload import ExpertOffload
+from mixq.experts.telemetry import ExpertTelemetry
 from mixq.model.attention import Chunk
 from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import Grammar
@@ -36,12 +36,12 @@ class Pass:
     """One pass over the network.
 
     Attributes:
-        token_ids: int64 [T], the tokens that were run, of all answers one after the other.
+        chunks: the tokens that were run, of each answer.
         seconds: that the network took.
         events: of each answer.
     """
 
-    token_ids: Tensor
+    chunks: list[Chunk]
     seconds: float
     events: list[list[Event | Failed]]
 
@@ -61,7 +61,7 @@ def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
     shown = network.chosen_experts() if any(answer.task.show_experts for answer in answers) else []
     experts = shown[-len(answers) :] or [[]] * len(answers)  # of the last token of each
     events = [answer.take(rows, chosen) for answer, rows, chosen in zip(answers, by_answer, experts, strict=True)]
-    return Pass(torch.cat([chunk.token_ids for chunk in chunks]), seconds, events)
+    return Pass(chunks, seconds, events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Answer:
     Args:
         task: the prompt, and how to answer it.
         sequence: holds the prompt, and takes the answer's tokens; at least the last prompt token must be new.
-        experts: counts where experts are computed, for the statistics.
+        telemetry: counts where experts are computed; None on the CPU alone.
         asked_at: when the request came (`time.perf_counter`); None is now.
 
     Attributes:
@@ -104,7 +104,7 @@ class Answer:
     """
 
     def __init__(
-        self, task: Task, sequence: KeptSequence, *, experts: ExpertOffload | None, asked_at: float | None = None
+        self, task: Task, sequence: KeptSequence, *, telemetry: ExpertTelemetry | None, asked_at: float | None = None
     ) -> None:
         self.task = task
         self.sequence = sequence
@@ -118,8 +118,8 @@ class Answer:
         self._tokens: list[Token] = []
         self._prompt_tokens: list[Token] = []
         self._last_row: Tensor | None = None  # log probabilities after the prompt tokens that have run
-        self._experts = experts
-        self._experts_before = experts.telemetry.snapshot() if experts is not None else None
+        self._telemetry = telemetry
+        self._counts_before = None if telemetry is None else telemetry.snapshot()
         self._began = time.perf_counter()
         self._asked = self._began if asked_at is None else asked_at
         self._first_token_at: float | None = None
@@ -209,22 +209,20 @@ class Answer:
 
     def _score(self, logits: Tensor, count: int) -> None:
         """Keep the log probabilities of the prompt tokens that have just run, given the logits [T, V] after each."""
-        distributions = logits.log_softmax(-1)
-        ids = self.task.prompt_ids[self._kv_cache.length - len(logits) : self._kv_cache.length]
-        for token_id, after in zip(ids, distributions, strict=True):
-            before = self._last_row
-            if before is None:
-                self._prompt_tokens.append(Token(token_id, ""))
-            else:
-                likely = top_logprobs(before, count)
-                self._prompt_tokens.append(Token(token_id, "", float(before[token_id]), likely))
+        done = self._kv_cache.length
+        ids = self.task.prompt_ids[done - len(logits) : done]
+        for token_id, after in zip(ids, logits.log_softmax(-1), strict=True):
+            token, before = Token(token_id, ""), self._last_row
+            if before is not None:
+                token = replace(token, logprob=float(before[token_id]), top_logprobs=top_logprobs(before, count))
+            self._prompt_tokens.append(token)
             self._last_row = after
 
     def _stats(self) -> Stats:
         now = time.perf_counter()
         first = now if self._first_token_at is None else self._first_token_at
         decoded = max(0, self._kv_cache.length - len(self.task.prompt_ids))
-        experts, before = self._experts, self._experts_before
+        telemetry, before = self._telemetry, self._counts_before
         return Stats(
             prompt_tokens=self._kv_cache.length - decoded - self._cached,
             cached_tokens=self._cached,
@@ -234,7 +232,7 @@ class Answer:
             time_to_first_token=first - self._asked,
             context_used=self._kv_cache.length,
             context_size=self._kv_cache.capacity,
-            experts=experts.telemetry.stats_since(before) if experts is not None and before is not None else None,
+            experts=None if telemetry is None or before is None else telemetry.stats_since(before),
         )
 
 

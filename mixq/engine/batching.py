@@ -264,8 +264,8 @@ class Batcher:
             return
         reuse = self._reuse and item.request.reuse and item.request.prompt_logprobs is None
         sequence = self._pool.take(item.task.prompt_ids, reuse=reuse)
-        experts = self.model.placement.offload
-        item.answer = Answer(item.task, sequence, experts=experts, asked_at=item.asked_at)
+        telemetry = self.model.placement.telemetry
+        item.answer = Answer(item.task, sequence, telemetry=telemetry, asked_at=item.asked_at)
 
     def _end(self, item: _Item, reason: FinishReason) -> None:
         self._finish(item, item.answer.end(reason) if item.answer is not None else _never_begun(item))

@@ -120,8 +120,10 @@ def _on_accelerator(
     shares = _shares(folder, options, accelerator.name, accelerator.memory.promised)
     moved = 0
     if store is not None and accelerator.registers:
+        free = available_memory() or 0
+        room = min(options.ram or free, free) * LOCKED_SHARE
         moved = store.move_to_registered(
-            accelerator.register, _room_in_memory(options), lambda share: progress("experts into locked memory", share)
+            accelerator.register, int(room), lambda share: progress("experts into locked memory", share)
         )
     accelerator.reserve(workspace)
     weights = Trunk(folder, accelerator)
@@ -204,12 +206,6 @@ def _give_back_trunk(folder: Weights) -> None:
             shard.advise_away(begin, span.start)
             begin = span.end
         shard.advise_away(begin, shard.header.file_size)
-
-
-def _room_in_memory(options: RuntimeOptions) -> int:
-    """Return how many bytes of host memory may be locked for experts."""
-    free = available_memory() or 0
-    return int(min(options.ram or free, free) * LOCKED_SHARE)
 
 
 def _unused(options: RuntimeOptions) -> list[str]:

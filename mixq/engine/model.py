@@ -91,7 +91,10 @@ class Model:
         *,
         progress: Progress = lambda what, share: None,
     ) -> None:
-        self.options = _with_own_policy(options or RuntimeOptions())
+        options = options or RuntimeOptions()
+        if options.own_policy is not None:  # checked before anything is opened
+            options = replace(options, own_policy=own_policy(options.own_policy))
+        self.options = options
         self.folder: Weights = ModelFolder.open(folder) if isinstance(folder, Path) else folder
         self.config: ModelConfig = self.folder.config
         self.context = min(self.options.context, self.config.max_position_embeddings)
@@ -116,7 +119,9 @@ class Model:
         )
         if self.placement.tier is not None:
             weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
-        self.notes = (*self.placement.notes, *_notes(self.options, self.context))
+        self.notes = tuple(self.placement.notes)
+        if options.context > self.context and options.context != RuntimeOptions().context:
+            self.notes += (f"context {options.context} is more than the model's maximum; it is {self.context}.",)
         self.kernels = self.placement.kernels
         self.use_this_thread()
         self.network = Mixtral(
@@ -171,14 +176,8 @@ class Model:
 
     def new_session(self) -> Session:
         """Begin a conversation whose KV cache is kept between turns."""
-        return Session(
-            self.network,
-            self.prompting,
-            self.new_kv_cache,
-            log=self.log,
-            experts=self.placement.offload,
-            seed=self.options.seed,
-        )
+        telemetry, seed = self.placement.telemetry, self.options.seed
+        return Session(self.network, self.prompting, self.new_kv_cache, log=self.log, telemetry=telemetry, seed=seed)
 
     def use_this_thread(self) -> None:
         """Prepare the calling thread to run the model; needed in any thread but the one that loaded it."""
@@ -338,11 +337,6 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _with_own_policy(options: RuntimeOptions) -> RuntimeOptions:
-    """Check a user's cache policy before anything is opened."""
-    return options if options.own_policy is None else replace(options, own_policy=own_policy(options.own_policy))
-
-
 def _check_memory(kv_bytes: int) -> None:
     """Refuse a KV cache larger than physical memory; pages are taken only as they fill."""
     total = total_memory()
@@ -360,9 +354,3 @@ def _default_threads(config: ModelConfig) -> int:
     """
     small = config.hidden_size * config.intermediate_size < SMALL_MATRIX
     return 1 if small else physical_cores()
-
-
-def _notes(options: RuntimeOptions, context: int) -> Iterator[str]:
-    """Yield a line for each option that was not followed."""
-    if options.context > context and options.context != RuntimeOptions().context:
-        yield f"context {options.context} is more than the model's maximum; it is {context}."

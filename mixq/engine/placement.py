@@ -20,6 +20,7 @@ from mixq.experts.lookahead import Lookahead
 from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
+from mixq.experts.telemetry import ExpertTelemetry
 from mixq.formats.architecture import parameters
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import Kernels
@@ -64,6 +65,11 @@ class Placement:
     def device(self) -> str:
         """cpu, sim or cuda."""
         return "cpu" if self.accelerator is None else self.accelerator.name
+
+    @property
+    def telemetry(self) -> ExpertTelemetry | None:
+        """Counts where experts are computed; None without a cache of experts."""
+        return None if self.offload is None else self.offload.telemetry
 
     def experts(self, layer: int) -> Experts:
         """Return what computes the experts of a layer."""

@@ -74,7 +74,13 @@ class SamplingParams:
         checked.integer("logprobs", 0, 100, default=0)
         if self.top_p == 0.0:
             raise UsageError("top_p is 0; it must be above 0.", hint="For greedy decoding set temperature 0.")
-        _check_bias(self.logit_bias)
+        logit_bias: Any = self.logit_bias
+        if not isinstance(logit_bias, Mapping):
+            raise UsageError("logit_bias must map token ids to numbers.")
+        for token_id, bias in logit_bias.items():
+            if not (is_integer(token_id) and is_number(bias, -100, 100)):
+                shown = f"{printable(repr(token_id))}: {printable(repr(bias))}"
+                raise UsageError(f"logit_bias has {shown}; it must map token ids to numbers from -100 to 100.")
         stop: Any = self.stop
         if not isinstance(stop, tuple) or not all(isinstance(s, str) and s for s in stop):
             raise UsageError("stop must be a tuple of non-empty texts.")
@@ -108,15 +114,6 @@ def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
         return {"temperature": 0.0}
     numbers = {name: fields.number(name, default=default) for name, default in _TRANSFORMERS_DEFAULTS.items()}
     return {**numbers, "top_k": fields.integer("top_k", default=50)}
-
-
-def _check_bias(logit_bias: Any) -> None:
-    if not isinstance(logit_bias, Mapping):
-        raise UsageError("logit_bias must map token ids to numbers.")
-    for token_id, bias in logit_bias.items():
-        if not (is_integer(token_id) and is_number(bias, -100, 100)):
-            shown = f"{printable(repr(token_id))}: {printable(repr(bias))}"
-            raise UsageError(f"logit_bias has {shown}; it must map token ids to numbers from -100 to 100.")
 
 
 class Sampler:

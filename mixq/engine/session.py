@@ -16,7 +16,7 @@ from mixq.engine.prompting import Messages, Prompting
 from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
-from mixq.experts.offload import ExpertOffload
+from mixq.experts.telemetry import ExpertTelemetry
 from mixq.model.kv_cache import KVCache
 from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import GrammarSpec
@@ -30,7 +30,7 @@ class Session:
         prompting: turns messages into token ids.
         new_kv_cache: makes an empty KV cache; called with the first answer.
         log: has notices for the user, and takes the end of each answer.
-        experts: counts where experts are computed, for the statistics.
+        telemetry: counts where experts are computed; None on the CPU alone.
         seed: of answers that are not given one.
     """
 
@@ -41,14 +41,14 @@ class Session:
         new_kv_cache: Callable[[], KVCache],
         *,
         log: Log,
-        experts: ExpertOffload | None = None,
+        telemetry: ExpertTelemetry | None = None,
         seed: int | None = None,
     ) -> None:
         self._network = network
         self._prompting = prompting
         self._new_kv_cache = new_kv_cache
         self._log = log
-        self._experts = experts
+        self._telemetry = telemetry
         self._seed = seed
         self._sequence: KeptSequence | None = None
 
@@ -81,7 +81,7 @@ class Session:
         if self._sequence is None:
             self._sequence = KeptSequence(self._new_kv_cache())
         self._sequence.begin(task.prompt_ids, self._sequence.shared(task.prompt_ids))
-        answer = Answer(task, self._sequence, experts=self._experts)
+        answer = Answer(task, self._sequence, telemetry=self._telemetry)
         while not answer.finished:
             cancelled = cancel is not None and cancel.is_set()
             events = [answer.end("cancelled")] if cancelled else step(self._network, [answer]).events[0]

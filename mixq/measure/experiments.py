@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 from weakref import WeakSet
 
@@ -31,6 +30,9 @@ from mixq.model.attention import Chunk
 
 Drop = Collection[int | tuple[int, int]]
 """Experts that may not be used: a number is that expert of every layer, a pair (layer, expert) this one."""
+
+Choice = tuple[Tensor, int]
+"""What a layer's router may choose from, bool [E], and the number of experts that it takes."""
 
 _forced: WeakSet[Model] = WeakSet()
 
@@ -114,23 +116,14 @@ def force(
     return _force(model, _choices(model, top_k, drop, experts or {}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """What a layer's router may choose from: `allowed` bool [E], and how many it takes of them."""
-
-    allowed: Tensor
-    count: int
-
-
 @contextmanager
-def _force(model: Model, choices: Mapping[int, _Choice]) -> Iterator[None]:
+def _force(model: Model, choices: Mapping[int, Choice]) -> Iterator[None]:
     def choose(layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
-        choice = choices.get(layer)
-        if choice is None:
+        if layer not in choices:
             return None
-        scores = model.network.router_logits(layer, residual)  # [T, E]
-        scores = scores.masked_fill(~choice.allowed, -torch.inf)
-        topk_weights, topk_ids = reference.route(scores, choice.count)
+        allowed, count = choices[layer]
+        scores = model.network.router_logits(layer, residual).masked_fill(~allowed, -torch.inf)  # [T, E]
+        topk_weights, topk_ids = reference.route(scores, count)
         return topk_ids, topk_weights
 
     if model in _forced:
@@ -145,7 +138,7 @@ def _force(model: Model, choices: Mapping[int, _Choice]) -> Iterator[None]:
         _forced.discard(model)
 
 
-def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, Collection[int]]) -> dict[int, _Choice]:
+def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, Collection[int]]) -> dict[int, Choice]:
     """Return what each restricted layer may choose from."""
     L, E, A = model.config.num_hidden_layers, model.config.num_local_experts, model.config.num_experts_per_tok
     if not E:
@@ -175,7 +168,7 @@ def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, 
         if not left[layer]:
             raise UsageError(f"Layer {layer} has no expert left to use.")
     device = model.network.kernels.device
-    return {layer: _Choice(allowed[layer].to(device), min(count, left[layer])) for layer, count in counts.items()}
+    return {layer: (allowed[layer].to(device), min(count, left[layer])) for layer, count in counts.items()}
 
 
 def _dropped(item: object, L: int, E: int) -> tuple[range, int]:

@@ -108,7 +108,7 @@ class Recorder:
         model = self.model
         sequence = KeptSequence(model.new_kv_cache())
         sequence.begin(task.prompt_ids, 0)
-        answer = Answer(task, sequence, experts=model.placement.offload)
+        answer = Answer(task, sequence, telemetry=model.placement.telemetry)
         self._names.append(name)
         with model.network.hook_router(self._look):
             while not answer.finished:
@@ -117,7 +117,7 @@ class Recorder:
                 in_prompt = answer.in_prompt
                 run = step(model.network, [answer])
                 self._passes.append(self._finished(run, in_prompt=in_prompt))
-                on_token(len(run.token_ids))
+                on_token(len(run.chunks[0].token_ids))
         last = run.events[0][-1]
         if isinstance(last, Failed):
             raise last.error
@@ -193,7 +193,8 @@ class Recorder:
         layers, self._layers = self._layers, _Layers()
         for layer, residual in enumerate(layers.residuals):
             layers.predictions.append(self._predict(layer, residual))
-        T, L, A = len(run.token_ids), len(layers.ids), layers.ids[0].shape[1]
+        token_ids = run.chunks[0].token_ids
+        T, L, A = len(token_ids), len(layers.ids), layers.ids[0].shape[1]
         predicted = np.full((T, self._ahead, L, A), NOTHING, dtype=np.uint8)
         for layer, predictions in enumerate(layers.predictions):
             for ahead, ids in enumerate(predictions):
@@ -202,7 +203,7 @@ class Recorder:
             "experts": torch.stack(layers.ids, dim=1).cpu().numpy().astype(np.uint8),  # [T, L, A]
             "weights": torch.stack(layers.weights, dim=1).cpu().numpy().astype(np.float16),
             "predicted": predicted,
-            "tokens": run.token_ids.numpy().astype(np.int32),
+            "tokens": token_ids.numpy().astype(np.int32),
             "prompt": np.full(T, len(self._names) - 1, dtype=np.int32),
             "is_prompt": np.full(T, in_prompt),
             "seconds": np.full(T, max(run.seconds - layers.seconds, 0.0) / T, dtype=np.float32),
