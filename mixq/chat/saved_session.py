@@ -3,22 +3,23 @@
     {"format": "mixq-session", "version": 1, "model": "...", "template": "...", "system": "...",
      "sampling": {...}, "messages": [{"role": "user", "content": "..."}, ...]}
 
-Contract: a session file comes from anywhere. Its size is bounded before it is read, and everything in it is checked
-before anything is used; text in it is never obeyed (whoever shows it makes it harmless). A file of a newer version is
-refused as such. This module knows no model and no terminal.
+Contract: a session file may come from anywhere. Its size is bounded before it is read, and everything in it is checked
+before anything is used; its text may hold control characters, which `safe_text` makes harmless where it is shown. A
+file of a newer version is refused as such. This module knows no model and no terminal.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from mixq.engine.sampling import SamplingParams
-from mixq.errors import ModelFileError, PromptError, StorageError, UsageError, is_integer, printable
+from mixq.errors import Fields, ModelFileError, PromptError, StorageError, UsageError, printable
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
 from mixq.system import paths
@@ -46,7 +47,7 @@ KEPT_SAMPLING = (
 
 
 class SessionFileError(UsageError):
-    """A session file that is missing, damaged, of a newer version, or no session at all."""
+    """A session file that is missing, damaged, of a newer version, or not a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,94 +109,68 @@ def load(path: Path) -> SavedSession:
         SessionFileError: no such file, too large, damaged, of a newer version, or not a session.
         StorageError: it cannot be read.
     """
-    shown = printable(path)
     try:
         raw = read_json_object(path, MAX_BYTES)
     except ModelFileError as error:
-        raise SessionFileError(error.message, hint="Tab behind /load lists the sessions there are.") from error
-    return _checked(raw, shown)
-
-
-def _checked(raw: Mapping[str, Any], shown: str) -> SavedSession:
-    def bad(problem: str) -> SessionFileError:
-        return SessionFileError(f"{shown} {problem}.", hint=UNCHANGED)
-
+        raise SessionFileError(error.message, hint="Tab after /load lists the saved sessions.") from error
+    shown, version = printable(path), raw.get("version")
     if raw.get("format") != FORMAT:
-        raise bad("is not a session of mixq")
-    version = raw.get("version")
-    if not is_integer(version, 1, inf):
-        raise bad(f"has version {printable(repr(version), 40)}, which no mixq wrote")
-    if version > VERSION:
+        raise _damaged(f"{shown} is not a session of mixq.")
+    if isinstance(version, int) and version > VERSION:
         raise SessionFileError(
             f"{shown} was saved by a newer mixq (version {printable(version, 20)}; this one reads {VERSION}).",
             hint=f"Update mixq to load it. {UNCHANGED}",
         )
-    texts: dict[str, str] = {}
-    for key in ("model", "template", "system"):
-        value = raw.get(key)
-        if not isinstance(value, str) or not _is_text(value):
-            raise bad(f"is damaged: {key} must be text")
-        texts[key] = value
-    sampling = raw.get("sampling")
-    if not isinstance(sampling, dict):
-        raise bad("is damaged: sampling must be an object")
-    messages = raw.get("messages")
-    if not isinstance(messages, list):
-        raise bad("is damaged: messages must be a list")
-    unknown = sorted(set(raw) - {"format", "version", "model", "template", "system", "sampling", "messages"})
-    if unknown:
-        raise bad(f"is damaged: it has the key {printable(repr(unknown[0]), 60)}")
-    return SavedSession(
-        texts["model"],
-        texts["template"],
-        texts["system"],
-        _sampling(sampling, bad),
-        tuple(_messages(messages, bad)),
-    )
+    fields = Fields(raw, f"{shown}: ", _damaged)
+    fields.one_of("version", [VERSION])
+    fields.only(("format", "version", "model", "template", "system", "sampling", "messages"))
+    if re.search("[\ud800-\udfff]", json.dumps(raw, ensure_ascii=False)):  # JSON can name halves of characters
+        raise _damaged(f"{shown} has a text with half a character.")
+    model, template, system = (fields.text(name) for name in ("model", "template", "system"))
+    return SavedSession(model, template, system, _sampling(fields.object("sampling")), _messages(fields))
 
 
-def _sampling(raw: Mapping[str, Any], bad: Callable[[str], SessionFileError]) -> dict[str, Any]:
-    for key in raw:
-        if key not in KEPT_SAMPLING:
-            raise bad(f"is damaged: sampling has {printable(repr(key), 60)}")
-    sampling = dict(raw)
+def _damaged(message: str) -> SessionFileError:
+    return SessionFileError(message, hint=UNCHANGED)
+
+
+def _sampling(fields: Fields) -> dict[str, Any]:
+    fields.only(KEPT_SAMPLING)
+    sampling = dict(fields.values)
     if "stop" in sampling:
-        stop = sampling["stop"]
-        if not isinstance(stop, list) or not all(isinstance(text, str) and _is_text(text) for text in stop):
-            raise bad("is damaged: stop must be a list of texts")
-        sampling["stop"] = tuple(stop)
+        if not isinstance(sampling["stop"], list):
+            raise fields.wrong("stop", "a list of texts")
+        sampling["stop"] = tuple(sampling["stop"])
     try:
         SamplingParams.from_kwargs(**sampling)
     except UsageError as error:
-        raise bad(f"is damaged: {error.message.rstrip('.')}") from error
+        raise _damaged(f"{fields.where}{error.message}") from error
     return sampling
 
 
-def _messages(messages: Sequence[Any], bad: Callable[[str], SessionFileError]) -> list[Message]:
-    checked: list[Message] = []
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    messages = fields.values.get("messages")
+    if not isinstance(messages, list):
+        raise fields.wrong("messages", "a list")
+    checked = []
     for number, raw in enumerate(messages, 1):
+        where = f"{fields.where}message {number}"
         try:
             message = Message.of(raw)
         except (PromptError, UsageError) as error:
-            raise bad(f"is damaged: message {number}: {error.message.rstrip('.')}") from error
-        wanted = "user" if number % 2 else "assistant"
-        if message.role != wanted:
-            raise bad(f"is damaged: message {number} is from {message.role}; user and assistant take turns")
-        if not message.content.strip() or not _is_text(message.content):
-            raise bad(f"is damaged: message {number} is {'no text' if message.content.strip() else 'empty'}")
+            raise _damaged(f"{where}: {error.message}") from error
+        if message.role != ("user" if number % 2 else "assistant"):
+            raise _damaged(f"{where} is from {message.role}; user and assistant take turns.")
+        if not message.content.strip():
+            raise _damaged(f"{where} is empty.")
         checked.append(message)
     if len(checked) % 2:
-        raise bad("is damaged: the last message has no reply")
-    return checked
-
-
-def _is_text(text: str) -> bool:
-    """Return whether every character is one: JSON can name halves of them."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+        raise _damaged(f"{fields.where}the last message has no reply.")
+    return tuple(checked)
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder that only its owner may enter, if it is not there."""
+    """Make a folder that only its owner may enter, if it does not exist."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

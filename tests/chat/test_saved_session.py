@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
     "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
 }
 SESSION = SavedSession(
-    "m", "mistral-v1", "Be kind.", {"top_k": 3}, (Message("user", "é\x1b\u202e"), Message("assistant", "b\n"))
+    "m", "mistral-v1", "Be kind.", {"top_k": 3}, (Message("user", "é😀\x1b\u202e"), Message("assistant", "b\n"))
 )
 
 
@@ -71,20 +71,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"format": "other"}, "not a session"),
     ({"version": 2}, "newer mixq"),
     ({"version": 10**4000}, "newer mixq"),
-    ({"version": 0}, "no mixq wrote"),
-    ({"version": True}, "no mixq wrote"),
-    ({"version": "1"}, "no mixq wrote"),
-    ({"model": 5}, "model must be text"),
-    ({"system": None}, "system must be text"),
-    ({"system": "\ud800"}, "system must be text"),
-    ({"sampling": []}, "sampling must be an object"),
+    ({"version": 0}, "version is 0; it must be 1"),
+    ({"version": True}, "version is True; it must be 1"),
+    ({"version": "1"}, "version is '1'; it must be 1"),
+    ({"model": 5}, "model is 5; it must be a text"),
+    ({"system": None}, "system is None; it must be a text"),
+    ({"system": "\ud800"}, "half a character"),
+    ({"sampling": []}, "sampling is []; it must be an object"),
     ({"sampling": {"temperature": 1e9}}, "temperature is"),
     ({"sampling": {"temperature": "hot"}}, "temperature is"),
-    ({"sampling": {"stop": 5}}, "stop must be a list"),
+    ({"sampling": {"stop": 5}}, "stop is 5; it must be a list"),
     ({"sampling": {"stop": [""]}}, "stop"),
     ({"sampling": {"logit_bias": {}}}, "logit_bias"),
     ({"sampling": {"\x1b[2J": 1}}, "x1b"),
-    ({"messages": {}}, "messages must be a list"),
+    ({"messages": {}}, "messages is {}; it must be a list"),
     ({"messages": [5, 5]}, "message 1"),
     ({"messages": [{"role": "user", "content": "a"}]}, "has no reply"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "take turns"),
@@ -92,7 +92,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "system", "content": "a"}]}, "take turns"),
     ({"messages": [{"role": "user", "content": " "}]}, "empty"),
     ({"messages": [{"role": "user", "content": ["a"]}]}, "must be text"),
-    ({"messages": [{"role": "user", "content": "a\udfff"}]}, "no text"),
+    ({"messages": [{"role": "user", "content": "a\udfff"}]}, "half a character"),
     ({"messages": [{"role": "user", "content": "a", "tool": 1}]}, "unknown key"),
     ({"extra\x1b": 1}, "x1b"),
 ]
