@@ -1,1 +1,1 @@
-"""The terminal chat: it consumes events, and knows no tensors."""
+"""The terminal chat: it consumes the engine's events and knows no tensors."""

@@ -20,7 +20,7 @@ from mixq.chat.safe_text import harmless
 from mixq.system import paths
 
 MOST = 200
-"""Entries of a folder that are offered."""
+"""Entries of a folder that are offered at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Candidate:
 
 
 def candidates(text: str, model_names: Callable[[], Iterable[str]]) -> tuple[str, list[Candidate]]:
-    """Return the word before the cursor, and what may stand in its place."""
+    """Return the word before the cursor, and what may replace it."""
     if not text.startswith("/") or "\n" in text:
         return "", []
     name, space, argument = text.partition(" ")
@@ -61,7 +61,7 @@ def _setting(argument: str) -> tuple[str, list[Candidate]]:
 
 
 def _files(word: str, *, folders_only: bool) -> list[Candidate]:
-    """Return what lies in the folder that a path begins with; hidden names only where they are asked for."""
+    """Return entries of the folder that a path begins with; hidden ones only after a typed dot."""
     head, tail = os.path.split(word)
     found = []
     try:

@@ -1,8 +1,8 @@
-"""Which experts of which layer answered, counted and drawn.
+"""The experts that each layer used, counted and drawn.
 
-Contract: `ExpertUse` counts the experts of an answer's tokens; `heat_map` draws the shares as text with one column per
-layer and one row per expert, folded into bands where a window is narrow. A cell says its share by a block character as
-well as by its colour, so that the map reads the same without colour. The scale ends at the largest share there is.
+Contract: `ExpertUse` counts the experts of a reply's tokens; `heat_map` draws the shares as text with one column per
+layer and one row per expert, folded into bands where a window is narrow. A cell shows its share by a block character as
+well as by its colour, so that the map reads the same without colour. The scale ends at the largest share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 _COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
 WRITTEN = 8
-"""Cells from which on a share is written out."""
+"""A share is written out in cells of at least this width."""
 
 _LABEL = 4  # cells in front of a row
 _DIM = Style(dim=True)
@@ -48,7 +48,7 @@ class ExpertUse:
         self.tokens += 1
 
     def share(self, layer: int, expert: int) -> float:
-        """Return the share of the tokens for which this expert answered."""
+        """Return the share of the tokens that used this expert."""
         return self.counts[layer][expert] / self.tokens
 
     @property
@@ -61,7 +61,7 @@ class ExpertUse:
 
     @property
     def unused(self) -> int:
-        """Return how many experts answered for no token."""
+        """Return how many experts were not used."""
         return sum(not self.counts[layer][expert] for layer, expert in self._cells())
 
     def _cells(self) -> Iterator[tuple[int, int]]:
@@ -89,7 +89,7 @@ def heat_map(use: ExpertUse, width: int, *, unicode: bool = True) -> list[Text]:
     lines.append(_legend(top, unicode))
     lines.append(Text(f"busiest: expert {expert} of layer {layer}, for {top:.0%} of the tokens"))
     if use.unused:
-        lines.append(Text(f"{use.unused} of {layers * use.experts} answered for none"))
+        lines.append(Text(f"{use.unused} of {layers * use.experts} experts were not used"))
     return lines
 
 
@@ -103,7 +103,7 @@ def _cell(share: float, top: float, width: int, unicode: bool) -> Text:
 
 
 def _shade(level: float, unicode: bool) -> tuple[Style, str]:
-    """Return colour and character of a level from 0 to 1; only nothing at all is empty."""
+    """Return colour and character of a level from 0 to 1; only level 0 is empty."""
     shades = SHADES if unicode else ASCII_SHADES
     colour = _COLOURS[min(len(_COLOURS) - 1, int(level * len(_COLOURS)))]
     return Style(color=colour), shades[min(len(shades) - 1, math.ceil(level * (len(shades) - 1)))]

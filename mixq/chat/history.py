@@ -1,7 +1,7 @@
-"""What was typed, kept on disk for the arrow keys.
+"""The input history, kept on disk for the arrow keys.
 
-Contract: the file can be read by its owner alone, and has prompt_toolkit's form. A history that cannot be read or
-written costs no chat: it is kept in memory, and `problem` says why. It is shortened at the start, never in between.
+Contract: the file can be read by its owner alone, and has prompt_toolkit's format. A history that cannot be
+read or written is kept in memory, and `problem` says why. It is shortened only when the chat begins.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ KEPT_BYTES = 1 << 20
 
 
 def history_file() -> Path:
-    """Return where the chat's history lies."""
+    """Return the file of the chat's history."""
     return paths.home() / "chat_history"
 
 
 class PrivateHistory(FileHistory):
-    """See above.
+    """The history of one chat.
 
     Attributes:
-        problem: why it is not kept on disk; None where it is.
+        problem: why it is not kept on disk; None if it is.
     """
 
     def __init__(self, path: Path) -> None:

@@ -41,16 +41,16 @@ class Interrupted(Exception):
 
 
 class LineInput:
-    """See above.
+    """Reads messages and commands at the prompt.
 
     Args:
         toolbar: gives the status line for so many columns.
         model_names: of the models in the store, for completion.
-        history: file of what was typed; None keeps it in memory.
-        source, screen: in place of the terminal's.
+        history: file of the input history; None keeps it in memory.
+        source, screen: replace the terminal's, for tests.
 
     Attributes:
-        problem: why the history is not kept; None where it is.
+        problem: why the history is not kept; None if it is.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class LineInput:
         )
 
     def read(self, default: str = "") -> str:
-        """Return the next message or command; `default` stands at the prompt already."""
+        """Return the next message or command; the prompt begins with `default`."""
         _, rows = window_size()
         self._prompt.reserve_space_for_menu = max(0, min(MENU_ROWS, rows - 4))
         return self._prompt.prompt([("class:prompt", "> ")], default=default)

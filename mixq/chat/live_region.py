@@ -1,10 +1,10 @@
 """The lines at the bottom of a terminal that may still change.
 
 Contract: `LiveRegion.update` prints finished lines, which belong to the terminal from then on and scroll away, and
-draws the lines that may change below them. Only lines that differ from what stands there are written, in one write, so
-that nothing flickers. The region is never taller than the screen, because what has scrolled away cannot be drawn again:
-of more lines, the last are shown until they are finished. The cursor is hidden until `close`, and waits at the end of
-the last line. Lines are as `markdown_render` gives them.
+draws the lines that may change below them. Only lines that differ from those on the screen are written, in one write,
+so that nothing flickers. The region is never taller than the screen, because what has scrolled away cannot be drawn
+again: of more lines, the last are shown until they are finished. The cursor is hidden until `close`, and waits at the
+end of the last line. Lines are as `markdown_render` gives them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 """Columns and rows."""
 
 SETTLE_SECONDS = 0.3
-"""A window that is dragged is ahead of the size that we are told: tmux tells it at most every quarter of a second."""
+"""While a window is dragged, the size that we read is out of date: tmux updates it every quarter of a second."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _BEGIN = "\x1b[?2026h"  # synchronized update: terminals that know it show the frame at once, others ignore it
@@ -30,11 +30,11 @@ _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # a line that the terminal finds wider
 
 
 class LiveRegion:
-    """See above.
+    """The live lines of one terminal.
 
     Args:
         write: sends text to the terminal, at once.
-        size: asks for the terminal's columns and rows.
+        size: returns the terminal's columns and rows.
         wait: sleeps for so many seconds.
     """
 
@@ -47,7 +47,7 @@ class LiveRegion:
         self._write = write
         self._size = size
         self._wait = wait
-        self._lines: list[str] = []  # as they stand on the screen
+        self._lines: list[str] = []  # as they are on the screen
         self._columns = 0
         self._hidden = False
 
@@ -57,7 +57,7 @@ class LiveRegion:
         live = list(live)[-max(rows - 1, 1) :]
         if not (finished or live or self._lines):
             return
-        lines = [*finished, *live] if live else [*finished, ""]  # the cursor stands in a line of its own
+        lines = [*finished, *live] if live else [*finished, ""]  # the cursor is in a line of its own
         frame = [_BEGIN, "" if self._hidden else _HIDE]
         old = self._lines
         if old and columns != self._columns:
@@ -109,7 +109,7 @@ class LiveRegion:
             if number >= len(old) or old[number] != new[number]:
                 wrap = _WRAP if number < finished else _NO_WRAP
                 parts += ["\r\x1b[2K" if number < len(old) else "\r", wrap, new[number]]
-            elif last:  # it stands there already: only to its end
+            elif last:  # it is on the screen already: move to its end
                 parts += ["\r", _NO_WRAP, new[number]]
             if not last:
                 parts.append("\r\n")

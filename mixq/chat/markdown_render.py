@@ -2,7 +2,7 @@
 
 Contract: `Renderer.lines` returns the lines of one block, each at most `width` cells wide and complete in itself (its
 colours begin and end in it), without a line feed. The text is harmless already (`safe_text`). What differs from rich's
-own look: links are written out, never made into terminal links, whose target would be hidden; code stands at the
+own look: links are written out, never made into terminal links, whose target would be hidden; code begins at the
 margin, so that it can be copied; numbers have room for two digits from the first item on, because the tenth item
 cannot move those that have been printed.
 """

@@ -22,7 +22,7 @@ WIDEST = 110
 
 FRAME_SECONDS = 1 / 30
 DRAWING_SHARE = 0.2
-"""Of the time, what drawing may take: a long open block is drawn less often."""
+"""Share of the time that drawing may take: a long open block is drawn less often."""
 
 
 class ReplyStream(Protocol):
@@ -43,7 +43,7 @@ class MarkdownStream:
     Args:
         region: of the terminal.
         renderer: draws blocks.
-        size: asks for the terminal's columns and rows.
+        size: returns the terminal's columns and rows.
         clock: seconds.
     """
 
@@ -63,7 +63,7 @@ class MarkdownStream:
         self._next_frame = 0.0
 
     def push(self, text: str) -> None:
-        """Take more text; draw it where the last frame is long enough ago."""
+        """Take more text; draw it if the last frame is long enough ago."""
         width = self._width()
         for block in self._splitter.push(harmless(text)):
             self._finished += self._renderer.lines(block, width)

@@ -1,13 +1,13 @@
 """Text from models and files, made harmless for a terminal.
 
-Contract: what comes out has no character that a terminal obeys or that reorders its neighbours; line feeds and tabs
-stay. The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was cut.
-Markdown, plain text, loaded sessions and names all pass here before they are shown.
+Contract: `harmless` returns text without characters that a terminal obeys or that reorder their neighbours; line feeds
+and tabs stay. The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was
+cut. Markdown, plain text, loaded sessions and names all pass here before they are shown.
 """
 
 from __future__ import annotations
 
-# C0 (but line feed and tab), DEL and C1; line and paragraph separator; the marks that override what stands around them;
+# C0 (but line feed and tab), DEL and C1; line and paragraph separator; marks that override the direction of text;
 # halves of surrogate pairs, which no terminal can be sent.
 _CODES = (
     *range(0x09),

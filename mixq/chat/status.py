@@ -1,7 +1,7 @@
-"""Figures of a reply and of the model, in as many words as there is room for.
+"""Figures of a reply and of the model, as long as there is room for.
 
-Contract: text only, from plain data; the widths are in cells. What does not fit is said shorter, then left out, the
-least important first. No terminal.
+Contract: text only, from plain data; widths are in cells. What does not fit is shortened, then left out, the least
+important first. No terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixq.config import format_size
 from mixq.engine.events import Done, Stats
 
 FULL = 0.8
-"""Of the context, from where on a user is told that it fills up."""
+"""Share of the context from which the user is warned that it fills up."""
 
 JOINT = " · "
 
@@ -26,9 +26,9 @@ class Part:
     """One figure.
 
     Attributes:
-        text: as it is said where there is room.
-        short: where there is less.
-        weight: what is shortened or left out first is lightest.
+        text: shown where there is room.
+        short: shown where there is less room.
+        weight: the lightest part is shortened or left out first.
     """
 
     text: str
@@ -56,7 +56,7 @@ def fitted(parts: list[Part], width: int) -> str:
 
 
 def reply_parts(done: Done) -> list[Part]:
-    """Return the figures of one reply: what was read, what was written, how fast, and what it takes of the context."""
+    """Return the figures of one reply: tokens read and written, speeds, hit rate, and the context in use."""
     stats = done.stats
     read, wrote, first = _speed_parts(done)
     used, size = stats.context_used, stats.context_size
@@ -90,10 +90,10 @@ def toolbar(done: Done | None, used: int, model_stats: Mapping[str, Any], reside
 
     Args:
         done: the last reply; None before the first.
-        used: positions of the context that are taken.
+        used: positions of the context in use.
         model_stats: of `Model.stats`.
         resident: memory of this process.
-        width: cells that there are.
+        width: of the line, in cells.
     """
     size = model_stats["context"]
     parts = memory_parts(model_stats, resident)
@@ -104,7 +104,7 @@ def toolbar(done: Done | None, used: int, model_stats: Mapping[str, Any], reside
 
 
 def memory_parts(model_stats: Mapping[str, Any], resident: int | None) -> list[Part]:
-    """Return what the model takes of GPU and CPU memory."""
+    """Return the GPU memory and RAM in use."""
     parts = []
     if "vram_taken_bytes" in model_stats:
         taken, promised = (format_size(model_stats[f"vram_{name}_bytes"]) for name in ("taken", "promised"))
@@ -117,12 +117,12 @@ def memory_parts(model_stats: Mapping[str, Any], resident: int | None) -> list[P
 
 
 def hit_rate(stats: Stats) -> float | None:
-    """Return the share of the reply's experts that were in GPU memory; None where there is no such thing."""
+    """Return the share of the reply's experts that were in GPU memory; None without GPU slots."""
     return None if stats.experts is None else stats.experts.counters.hit_rate
 
 
 def context_advice(stats: Stats, maximum: int) -> str | None:
-    """Return what to say where the context fills up: how much is left, and what can be done; None before that.
+    """Return a warning when the context is nearly full, with what can be done; None before that.
 
     Args:
         maximum: positions that the model was made for.
@@ -135,7 +135,7 @@ def context_advice(stats: Stats, maximum: int) -> str | None:
     left = max(size - used, 0)
     return (
         f"the context is {used / size:.0%} full: {left} of {size} tokens are left. "
-        f"/clear begins anew (/save keeps this one first){more}."
+        f"/clear starts a new conversation (/save keeps this one){more}."
     )
 
 
@@ -145,7 +145,7 @@ def speed(tokens_per_second: float) -> str:
 
 
 def stats_facts(done: Done | None, model_stats: Mapping[str, Any], resident: int | None) -> list[tuple[str, str]]:
-    """Return everything there is to say for /stats: labels and values."""
+    """Return all figures for /stats: labels and values."""
     facts = _reply_facts(done) if done is not None else [("last reply", "none yet")]
     for name, value in model_stats.items():
         if name != "last" and value is not None:

@@ -1,8 +1,8 @@
-"""The terminal under a chat: talk, replies, progress, Ctrl-C.
+"""The terminal of a chat: messages, replies, progress, Ctrl-C.
 
 Contract: replies go to standard output, everything else to standard error. While a reply comes, what is typed is not
-shown (it would stand in the middle of the reply) but kept for the next prompt, and Ctrl-C sets an event instead of
-ending the program. Nothing here needs POSIX.
+shown (it would appear inside the reply) but kept for the next prompt, and Ctrl-C sets an event instead of ending the
+program. Nothing here needs POSIX.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mixq.chat.markdown_stream import MarkdownStream, PlainStream, ReplyStream
 from mixq.errors import MixqError, UsageError, printable
 
 PATIENCE = 3
-"""Ctrl-C so many times in one reply gives the reply up: the model does not come back from where it is."""
+"""Ctrl-C this many times in one reply abandons it: the model does not react to the event."""
 
 BAR = 24  # cells
 
 
 class Terminal:
-    """See above.
+    """The terminal of one chat.
 
     Args:
         plain: replies are written as they are, not drawn as Markdown.
@@ -51,25 +51,25 @@ class Terminal:
         self.unicode = (self._talk.encoding or "").lower().startswith("utf")
 
     def say(self, text: str | Text = "", style: str = "") -> None:
-        """Say something that was asked for."""
+        """Print a line."""
         self._talk.print(text, style=style, soft_wrap=not self._talk.is_terminal)
 
     def note(self, text: str) -> None:
-        """Say something in passing."""
+        """Print a dim line."""
         self.say(text, "dim")
 
     def warn(self, text: str) -> None:
-        """Say something that the user should act on or know."""
+        """Print a warning."""
         self.say(Text.assemble(("Warning: ", "bold yellow"), text))
 
     def error(self, error: MixqError) -> None:
-        """Say what went wrong and what to do next."""
+        """Print an error and its hint."""
         self.say(Text.assemble(("Error: ", "bold red"), error.message))
         if error.hint:
             self.say(error.hint)
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Say a line for each label and what belongs to it; below each other where the window is narrow."""
+        """Print labels and their texts side by side, or one below the other where the window is narrow."""
         widest = max((cell_len(label) for label, _ in rows), default=0)
         if self.size()[0] < 2 * widest:
             for label, text in rows:
@@ -84,18 +84,18 @@ class Terminal:
         self._talk.print(grid)
 
     def size(self) -> Size:
-        """Return columns and rows, as they are now."""
+        """Return the current columns and rows."""
         return window_size()
 
     def stream(self, *, markdown: bool) -> ReplyStream:
-        """Return where the next reply goes."""
+        """Return the stream of the next reply."""
         if markdown and self.draws:
             return MarkdownStream(LiveRegion(_writer(sys.stdout), self.size), Renderer(self._out), self.size)
         return PlainStream()
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """Give a function that shows how many of how many tokens have been read; it leaves nothing behind."""
+        """Give a function that shows how many of how many tokens have been read; the line is erased at the end."""
         if not _can_draw(self._talk):
             yield lambda _done, _total: None
             return
@@ -114,7 +114,7 @@ class Terminal:
 
     @contextmanager
     def replying(self) -> Iterator[threading.Event]:
-        """Give the event that Ctrl-C sets; what is typed meanwhile waits unseen for the next prompt."""
+        """Give the event that Ctrl-C sets; what is typed meanwhile is kept, unseen, for the next prompt."""
         cancel = threading.Event()
         presses = 0
 
@@ -158,13 +158,13 @@ def edited_in_editor(text: str) -> str | None:
     """Return `text` as the user's editor left it; None where no editor is set.
 
     Raises:
-        UsageError: the editor cannot be started, or says that it failed.
+        UsageError: the editor cannot be started, or failed.
     """
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor:
         return None
     words = shlex.split(editor, posix=os.name != "nt")
-    handle, name = tempfile.mkstemp(suffix=".md", prefix="mixq-")  # for its owner alone
+    handle, name = tempfile.mkstemp(suffix=".md", prefix="mixq-")  # readable by its owner alone
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -194,7 +194,7 @@ def _writer(file: TextIO) -> Callable[[str], None]:
 
 @contextmanager
 def _without_echo() -> Iterator[None]:
-    """Let the terminal show nothing of what is typed. Windows shows it only to a program that reads."""
+    """Do not show typed characters. Windows shows them only while a program reads."""
     if os.name == "nt" or not sys.stdin.isatty():
         yield
         return
@@ -202,7 +202,7 @@ def _without_echo() -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     silent = [*before]
-    silent[3] = (silent[3] & ~termios.ECHO) | termios.NOFLSH  # Ctrl-C takes nothing away of what was typed
+    silent[3] = (silent[3] & ~termios.ECHO) | termios.NOFLSH  # Ctrl-C does not discard what was typed
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
     try:
         yield

@@ -65,4 +65,4 @@ def test_colour_says_the_same() -> None:
 def test_unused_experts_are_counted() -> None:
     counted = ExpertUse(4)
     counted.add([(0, 1)])
-    assert lines(counted, 80)[-1] == "2 of 4 answered for none"
+    assert lines(counted, 80)[-1] == "2 of 4 experts were not used"

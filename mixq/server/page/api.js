@@ -1,7 +1,7 @@
 // The server's interface: JSON requests and server-sent events.
 //
-// Contract: what fails is an `ApiError` whose `status` is HTTP's, or 0 where the server did not answer or went away in
-// the middle. The key is kept for this tab only and goes nowhere but to the server that gave the page.
+// Contract: a failure is an `ApiError` whose `status` is HTTP's, or 0 where the server did not answer or the connection
+// broke. The key is kept for this tab only and is sent only to the server of this page.
 
 const KEY = "mixq.key";
 
@@ -47,7 +47,7 @@ async function refusal(response) {
   try {
     error = JSON.parse(text).error ?? {};
   } catch {
-    error = {}; // a proxy's page, not our server's words
+    error = {}; // a proxy's page, not an error of our server
   }
   const message = typeof error.message === "string" ? error.message : `The server answered ${response.status}.`;
   const wait = Number(response.headers.get("Retry-After"));
@@ -83,6 +83,6 @@ export async function* stream(path, body, signal) {
     if (error instanceof TypeError) throw gone(); // the connection broke
     throw error;
   } finally {
-    reader.cancel().catch(() => {}); // broken already, or let go: nobody is left to be told
+    reader.cancel().catch(() => {}); // the connection is closed already
   }
 }

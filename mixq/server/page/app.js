@@ -1,4 +1,4 @@
-// Puts the page together, and keeps looking at how the server is.
+// Puts the page together, and asks the server for its status from time to time.
 
 import { ApiError, getStatus, setKey } from "./api.js";
 import { Chat } from "./chat.js";
@@ -9,11 +9,11 @@ import { HeatMap } from "./heat_map.js";
 import { Settings, showFacts } from "./settings.js";
 import { Store } from "./store.js";
 
-const WAIT = { idle: 5000, running: 1000, loading: 500, gone: 1500 }; // ms between looks at the server
+const WAIT = { idle: 5000, running: 1000, loading: 500, gone: 1500 }; // ms between two requests of the status
 const NARROW = matchMedia("(max-width: 1120px)");
 
 let status = null;
-let trouble = null; // the last error of a look at the server
+let trouble = null; // the last error of such a request
 let timer = null;
 let looking = null;
 
@@ -55,7 +55,7 @@ async function look() {
   try {
     const found = await getStatus(signal);
     const before = status;
-    status = found.path === null ? { ...before, ...stated(found) } : found; // while it loads, the former model's facts stand
+    status = found.path === null ? { ...before, ...stated(found) } : found; // while a model loads, show the former one's facts
     trouble = null;
     if (before?.is_chat !== status.is_chat && conversations.current && !chat.running) chat.draw();
     if (status.layers) {
@@ -76,7 +76,7 @@ async function look() {
 
 const stated = (found) => Object.fromEntries(Object.entries(found).filter(([, value]) => value !== null));
 
-/** Look at the server now; `loading`: it has just been told to load. */
+/** Ask for the status now; `loading`: the server has just been told to load. */
 function poke({ loading = false } = {}) {
   if (loading && status) {
     status = { ...status, loading: true };
@@ -97,22 +97,22 @@ function showState() {
   byId("send").disabled = !ready;
   byId("model").textContent = status?.model ?? "";
   byId("model").title = status?.path ?? "";
-  byId("prompt-label").textContent = status?.is_chat === false ? "Text to go on from" : "Message";
-  prompt.placeholder = status?.is_chat === false ? "Begin a text" : "Write a message";
+  byId("prompt-label").textContent = status?.is_chat === false ? "Text to continue" : "Message";
+  prompt.placeholder = status?.is_chat === false ? "Write a text to continue" : "Write a message";
   byId("send").textContent = status?.is_chat === false ? "Complete" : "Send";
   if (trouble?.status === 401) askKey();
-  else if (trouble?.status === 0) showBanner("gone", "The server does not answer. Looking for it…");
+  else if (trouble?.status === 0) showBanner("gone", "The server does not answer. Trying again…");
   else if (trouble) showBanner("gone", trouble.message);
-  else if (status?.loading) showBanner("loading", "The model is being loaded…");
+  else if (status?.loading) showBanner("loading", "Loading the model…");
   else if (status && !status.ready) showBanner("gone", status.notes.at(-1) ?? "The model could not be loaded.");
   else if (byId("banner").dataset.kind !== "told") showBanner("", "");
 }
 
-// The line under the title: one thing at a time
+// The line below the title shows one message at a time
 
 function showBanner(kind, text, ...more) {
   const banner = byId("banner");
-  if (banner.dataset.kind === kind && banner.dataset.text === text) return; // said already
+  if (banner.dataset.kind === kind && banner.dataset.text === text) return; // shown already
   banner.dataset.kind = kind;
   banner.dataset.text = text;
   banner.replaceChildren(...(text ? [element("span", { textContent: text }), ...more] : []));
@@ -127,7 +127,7 @@ function tell(text, label = null, act = null) {
 function askKey() {
   if (byId("key")) return;
   const field = element("input", { id: "key", type: "password", autocomplete: "off", required: true });
-  const form = element("form", {}, element("label", { htmlFor: "key", textContent: "Key" }), field, element("button", { type: "submit", textContent: "Use" }));
+  const form = element("form", {}, element("label", { htmlFor: "key", textContent: "API key" }), field, element("button", { type: "submit", textContent: "Use" }));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     setKey(field.value.trim());
@@ -135,7 +135,7 @@ function askKey() {
     showBanner("", "");
     look();
   });
-  showBanner("key", "This server wants its key.", form);
+  showBanner("key", "API key required", form);
   field.focus();
 }
 
@@ -199,5 +199,5 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) look
 
 await look();
 await conversations.load();
-if (!store.kept) tell("This browser window keeps nothing: export what you need.");
+if (!store.kept) tell("This window cannot save conversations: export what you need.");
 document.documentElement.dataset.ready = "true";

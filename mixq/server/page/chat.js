@@ -1,7 +1,7 @@
-// The conversation in the middle: sends, shows what comes, stops, asks again.
+// The open conversation: sends messages, shows replies as they come, stops and regenerates them.
 //
-// Contract: one reply runs at a time, and goes on when another conversation is opened. What came before a failure is
-// kept; a reply of which nothing came leaves no message, so that the conversation can be asked again as it is.
+// Contract: one reply runs at a time, and continues when another conversation is opened. What came before a failure is
+// kept; a reply without text leaves no message, so that the last message can be sent again.
 
 import { ApiError, stream } from "./api.js";
 import { byId, element } from "./elements.js";
@@ -9,7 +9,7 @@ import { MessageView } from "./message.js";
 import { problemBox } from "./problems.js";
 import { SettingsError } from "./settings.js";
 
-const NEAR_END = 90; // pixels: whoever is so near follows the text
+const NEAR_END = 90; // pixels from the end: nearer, the page scrolls with the text
 const SAVE_EVERY = 1000; // ms, while a reply comes
 
 export class Chat {
@@ -18,7 +18,7 @@ export class Chat {
     Object.assign(this, { status, settings, figures, heatMap, save, changed, startNew });
     this.root = byId("messages");
     this.running = null;
-    this.problems = new Map(); // conversation -> error of its last question
+    this.problems = new Map(); // conversation -> error of its last message
     this.views = new Map();
   }
 
@@ -54,9 +54,9 @@ export class Chat {
   empty() {
     const status = this.status();
     const here = /^(localhost$|127\.|\[::1\])/.test(location.hostname) ? "Nothing leaves this computer." : "";
-    const shape = status?.experts ? `${status.experts_per_token} of ${status.experts} experts answer in each of ${status.layers} layers.` : "";
+    const shape = status?.experts ? `Each token uses ${status.experts_per_token} of ${status.experts} experts in each of ${status.layers} layers.` : "";
     return element("div", { className: "empty" },
-      element("strong", { textContent: this.base ? "Begin a text, and it goes on." : "Ask something." }),
+      element("strong", { textContent: this.base ? "Write a text to continue." : "Ask something." }),
       element("p", { textContent: [shape, here].filter(Boolean).join(" ") }));
   }
 
@@ -65,7 +65,7 @@ export class Chat {
     const { messages } = this.conversation;
     const last = messages.at(-1);
     if (this.running || (!text.trim() && !(this.base && last))) return false;
-    if (last?.role === "user" && !this.base) last.content += `\n\n${text}`; // it was never answered: one question
+    if (last?.role === "user" && !this.base) last.content += `\n\n${text}`; // the last one has no reply: send both as one
     else if (text) messages.push({ role: "user", content: text });
     this.answer();
     return true;
@@ -86,7 +86,7 @@ export class Chat {
     byId("prompt").focus();
   }
 
-  /** Ask the last question in a conversation of its own. */
+  /** Send the last message in a new conversation. */
   elsewhere() {
     const question = this.conversation.messages.findLast((message) => message.role === "user");
     this.startNew();
@@ -179,7 +179,7 @@ export class Chat {
       this.figures.show(null);
     }
     const stopped = message.end === "stopped" && !message.content;
-    if (stopped) failure = new ApiError(499, { message: "It was stopped before the first token.", code: "stopped" });
+    if (stopped) failure = new ApiError(499, { message: "Stopped before the first token.", code: "stopped" });
     if (failure) this.problems.set(conversation, failure);
     this.save(conversation);
     if (this.conversation === conversation) {

@@ -8,7 +8,7 @@ const BIN = "M3 4.5h10M6 4.5V3h4v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5M6.8 7v3.6M9.2 7v3
 const titleOf = (conversation) => conversation.title || "New conversation";
 
 export class Conversations {
-  /** `opened` is called with the conversation that is to be shown; `tell` shows a line with an optional action. */
+  /** `opened` is called with the conversation to show; `tell` shows a line with an optional action. */
   constructor(store, { opened, tell, system }) {
     this.store = store;
     this.opened = opened;
@@ -16,7 +16,7 @@ export class Conversations {
     this.system = system;
     this.list = [];
     this.current = null;
-    this.deleted = new Set(); // a reply that still comes must not bring one back
+    this.deleted = new Set(); // a running reply must not save one again
     byId("new").addEventListener("click", () => this.start());
     byId("export").addEventListener("click", () => this.exportAll());
     byId("import").addEventListener("click", () => byId("import-file").click());
@@ -59,7 +59,7 @@ export class Conversations {
       await this.store.save(conversation);
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
-      this.tell("This browser keeps no more: export your conversations and delete some.");
+      this.tell("The browser's storage is full: export your conversations and delete some.");
     }
   }
 

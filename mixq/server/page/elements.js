@@ -1,5 +1,5 @@
-// Elements without markup: every text on the page goes through textContent, so that nothing a model, a file or a server
-// says is ever read as HTML.
+// Elements without markup: every text on the page goes through textContent, so that text of a model, a file or a server
+// is never read as HTML.
 
 /** Return a new element; `properties` are set as properties, those with a dash or "role" as attributes. */
 export function element(tag, properties = {}, ...children) {
@@ -19,7 +19,7 @@ export function button(label, act, properties = {}) {
   return made;
 }
 
-/** Return a small line drawing; what it means must be said by the button around it. */
+/** Return a small line drawing; the button around it has the label. */
 export function icon(path) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   for (const [name, value] of Object.entries({ viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" })) made.setAttribute(name, value);
@@ -30,7 +30,7 @@ export function icon(path) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Copy a text, and say on the button that it is done. */
+/** Copy a text, and show the outcome on the button. */
 export async function copyText(text, from) {
   const done = await copied(text, from);
   const label = from.textContent;

@@ -1,5 +1,5 @@
 // The figures beside a reply: tokens/s, time to the first token, hit rate, context, prompt progress. They are measured
-// here while the reply comes, and are the engine's own once it has ended.
+// here while the reply comes; at its end the engine's figures replace them.
 
 import { byId } from "./elements.js";
 import { seconds } from "./message.js";
@@ -36,7 +36,7 @@ export class Figures {
     if (this.tokens > 1 && elapsed > 0.05) byId("speed").textContent = ((this.tokens - 1) / elapsed).toFixed(1);
   }
 
-  /** Show the engine's own figures. */
+  /** Show the engine's figures. */
   end(stats) {
     this.final = {
       tokens: stats.decode_tokens,
@@ -54,7 +54,7 @@ export class Figures {
     byId("prefill").hidden = true;
   }
 
-  /** Show the figures of a reply that has been. */
+  /** Show the figures of an earlier reply. */
   show(figures) {
     byId("speed").textContent = figures?.speed ? figures.speed.toFixed(1) : "–";
     byId("first").textContent = figures?.first === undefined ? "–" : seconds(figures.first);

@@ -1,12 +1,12 @@
-// Which experts of which layer answer: a grid that lights up as tokens come, and the same as words and as a table.
+// The experts that each layer uses: a grid that lights up as tokens come, and the same as words and as a table.
 //
-// Contract: a cell shows the expert's share of the reply's tokens, and flares when it has just answered. Whoever wants
-// less motion gets the shares alone. Nothing is drawn while nothing changes.
+// Contract: a cell shows the expert's share of the reply's tokens, and flares when the last token used it; where the
+// user asks for reduced motion, cells show shares alone. Nothing is drawn while nothing changes.
 
 import { byId, element } from "./elements.js";
 
 const HALF_LIFE = 320; // ms, of a flare
-const DARK = 0.02; // a flare below is none
+const DARK = 0.02; // a dimmer flare is not drawn
 const STOPS = ["--heat-0", "--heat-1", "--heat-2", "--heat-3"];
 
 const percent = (share) => `${Math.round(share * 100)} %`;
@@ -61,7 +61,7 @@ export class HeatMap {
     this.wake();
   }
 
-  /** Say in words what the map shows, at the end of a reply. */
+  /** Describe the map in words, at the end of a reply. */
   finish() {
     this.canvas.setAttribute("aria-label", this.description());
     byId("heat-tokens").textContent = this.tokens ? `${this.tokens} tokens` : "";
@@ -86,7 +86,7 @@ export class HeatMap {
       const shares = [...row].map((n) => element("td", { textContent: this.tokens ? percent(n / this.tokens) : "–" }));
       return element("tr", {}, element("th", { scope: "row", textContent: layer }), ...shares);
     });
-    table.replaceChildren(element("caption", { textContent: `Share of ${this.tokens} tokens that each expert answered` }), element("thead", {}, head), element("tbody", {}, ...rows));
+    table.replaceChildren(element("caption", { textContent: `Share of ${this.tokens} tokens that used each expert` }), element("thead", {}, head), element("tbody", {}, ...rows));
   }
 
   point(event) {
@@ -99,7 +99,7 @@ export class HeatMap {
     this.say(`Layer ${layer}, expert ${expert}: ${share}`);
   }
 
-  say(text = "Each token is answered by a few experts in each layer.") {
+  say(text = "Each token uses a few experts in each layer.") {
     byId("heat-at").textContent = text;
   }
 

@@ -1,9 +1,9 @@
-// One message on the page: its text, what can be done with it, and the figures of a reply.
+// One message on the page: its text, its buttons, and the figures of a reply.
 
 import { button, copyText, element } from "./elements.js";
 import { MarkdownView } from "./markdown.js";
 
-const ENDS = { length: "ended at the most tokens", context: "ended: the context is full", stopped: "stopped", broken: "broken off" };
+const ENDS = { length: "stopped at max tokens", context: "stopped: the context is full", stopped: "stopped", broken: "interrupted" };
 
 export class MessageView {
   /** `acts` has edit(text) for messages of the user, regenerate() for the last reply; `base`: plain text, no Markdown. */
@@ -50,7 +50,7 @@ export class MessageView {
     };
     const form = element("form", { className: "editor" }, field,
       element("button", { type: "submit", textContent: "Send again" }), button("Cancel", () => done(false), { className: "quiet" }));
-    if (this.acts.following) form.append(element("p", { textContent: "What follows is replaced." }));
+    if (this.acts.following) form.append(element("p", { textContent: "The messages after it are replaced." }));
     form.addEventListener("submit", (event) => { event.preventDefault(); done(true); });
     field.addEventListener("keydown", (event) => {
       if (event.isComposing) return;

@@ -1,27 +1,27 @@
-// How answers are drawn, and how the model is split between GPU and CPU.
+// Sampling settings, and how much GPU memory the model takes.
 //
-// Contract: an empty field is left out of a request, so that the model's own wish holds. `fields` throws a SettingsError
-// for what the server would refuse, and says so at the field.
+// Contract: an empty field is left out of a request, so that the model's default holds. `fields` throws a SettingsError
+// for a value that the server would refuse, and marks the field.
 
 import { ApiError, reload } from "./api.js";
 import { byId, element } from "./elements.js";
 
 const KEPT = "mixq.settings";
 const FIELDS = {
-  temperature: { label: "Temperature", low: 0, high: 2, empty: "model’s own" },
-  top_p: { label: "Top-p", low: 0, high: 1, above: true, empty: "model’s own" },
-  max_tokens: { label: "Most tokens", low: 1, high: 2 ** 31 - 1, whole: true, empty: "no limit" },
+  temperature: { label: "Temperature", low: 0, high: 2, empty: "model default" },
+  top_p: { label: "Top-p", low: 0, high: 1, above: true, empty: "model default" },
+  max_tokens: { label: "Max tokens", low: 1, high: 2 ** 31 - 1, whole: true, empty: "no limit" },
   seed: { label: "Seed", low: 0, high: Number.MAX_SAFE_INTEGER, whole: true, empty: "random" },
 };
 const STEP = 1e8;
-export const BASE_TOKENS = 256; // a base model seldom ends by itself
+export const BASE_TOKENS = 256; // a base model seldom stops by itself
 
 export class SettingsError extends Error {}
 
 export const gigabytes = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 export class Settings {
-  /** `systemChanged` gets the system prompt of the open conversation; `poke` looks at the server again. */
+  /** `systemChanged` gets the system prompt of the open conversation; `poke` asks for the status again. */
   constructor({ systemChanged, poke }) {
     this.poke = poke;
     this.moved = false;
@@ -75,19 +75,19 @@ export class Settings {
     return base ? { max_tokens: BASE_TOKENS, ...values } : values;
   }
 
-  /** Show the split that the server says it has. */
+  /** Show the GPU memory that the server reports. */
   showStatus(status) {
     const slider = byId("vram");
     const some = Boolean(status.vram_total);
     byId("max_tokens").placeholder = status.is_chat ? FIELDS.max_tokens.empty : String(BASE_TOKENS);
     slider.disabled = !some || status.loading;
     byId("reload").disabled = !some || status.loading || !this.moved;
-    byId("reload").textContent = status.loading ? "Loading…" : "Load with this split";
+    byId("reload").textContent = status.loading ? "Loading…" : "Reload with this GPU memory";
     if (!some) {
       slider.max = 1;
       slider.value = 0;
       byId("vram-value").textContent = "none";
-      byId("vram-note").textContent = status.loading ? "The model is being loaded." : "No accelerator here: the whole model runs on the CPU.";
+      byId("vram-note").textContent = status.loading ? "Loading the model." : "No GPU: the whole model runs on the CPU.";
       return;
     }
     slider.min = STEP;
@@ -98,14 +98,14 @@ export class Settings {
     this.split = status.vram ?? status.vram_total; // finer than the slider's steps
     if (this.asked !== null && !status.loading) {
       const got = this.split;
-      this.said = Math.abs(got - this.asked) < STEP ? `Loaded with ${gigabytes(got)}.` : `The former split is back, ${gigabytes(got)}. ${status.notes.at(-1) ?? ""}`;
+      this.said = Math.abs(got - this.asked) < STEP ? `Loaded with ${gigabytes(got)}.` : `Loaded with ${gigabytes(got)} as before. ${status.notes.at(-1) ?? ""}`;
       this.asked = null;
       this.moved = false;
       slider.value = got;
       byId("reload").disabled = true;
     }
     this.showVram();
-    if (status.loading) byId("vram-note").textContent = "The model is being loaded. Replies wait until it is there.";
+    if (status.loading) byId("vram-note").textContent = "Loading the model. Replies wait until it is ready.";
   }
 
   showVram() {
@@ -114,7 +114,7 @@ export class Settings {
     byId("vram-value").textContent = `${chosen} of ${gigabytes(this.total)}`;
     slider.setAttribute("aria-valuetext", chosen);
     byId("reload").disabled = !this.moved || slider.disabled;
-    byId("vram-note").textContent = this.moved ? "Loading ends replies that are running." : this.said ?? "More memory holds more experts, and fewer are computed on the CPU.";
+    byId("vram-note").textContent = this.moved ? "Reloading stops running replies." : this.said ?? "More GPU memory holds more experts; fewer run on the CPU.";
   }
 
   async reload() {
@@ -138,7 +138,7 @@ function read() {
     const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
     return kept && typeof kept === "object" ? kept : {};
   } catch {
-    return {}; // not ours any more
+    return {}; // not written by this page
   }
 }
 
@@ -149,18 +149,18 @@ function problem(text, { label, low, high, whole, above }) {
   const value = number(text);
   const right = Number.isFinite(value) && value >= low && value <= high && !(above && value === low) && !(whole && !Number.isInteger(value));
   if (right) return "";
-  const most = high > 1e6 ? `from ${low} on` : `${above ? "above" : "from"} ${low} ${above ? "and up " : ""}to ${high}`;
+  const most = high > 1e6 ? `of at least ${low}` : `${above ? "above" : "from"} ${low} ${above ? "and up " : ""}to ${high}`;
   return `${label} must be ${whole ? "a whole number" : "a number"} ${most}.`;
 }
 
-/** What is taken of GPU memory and RAM, and what was planned of the latter. */
+/** GPU memory and RAM in use, and the RAM that was planned. */
 function memory(status) {
   const planned = status.ram_planned ? ` of ${gigabytes(status.ram_planned)} planned` : "";
   const parts = [status.vram_used && `GPU ${gigabytes(status.vram_used)}`, status.ram_used && `RAM ${gigabytes(status.ram_used)}${planned}`];
   return parts.filter(Boolean).join(", ") || "–";
 }
 
-/** Show facts of the model, for whoever wants to know what answers. */
+/** Show facts of the model. */
 export function showFacts(status) {
   const facts = [
     ["Name", status.model],

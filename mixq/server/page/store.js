@@ -1,7 +1,7 @@
-// Where conversations are kept: this browser's IndexedDB, or memory where it is shut (some private windows).
+// Where conversations are kept: this browser's IndexedDB, or memory where it has none (some private windows).
 //
 // Contract: a conversation is {id, title, system, created, updated, messages: [{role, content, end?, figures?}]}. What
-// comes from a file is checked and rebuilt field by field; nothing else of it is taken over.
+// comes from a file is checked and copied field by field; other fields are dropped.
 
 const ROLES = new Set(["user", "assistant"]);
 const FORMAT = "mixq-conversations";
@@ -23,7 +23,7 @@ export class Store {
       });
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
-      store.database = null; // `kept` says so, and the page tells
+      store.database = null; // the page shows a message
     }
     return store;
   }
@@ -49,7 +49,7 @@ export class Store {
     return new Promise((resolve, reject) => {
       const transaction = this.database.transaction("conversations", mode);
       const asked = act(transaction.objectStore("conversations"));
-      transaction.commit(); // at once: a page that is closed now keeps it all the same
+      transaction.commit(); // at once: it is kept even if the page is closed now
       transaction.oncomplete = () => resolve(asked.result);
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
     });
@@ -85,7 +85,7 @@ export async function imported(file) {
 }
 
 function rebuilt(data, where) {
-  if (typeof data !== "object" || data === null) throw new ImportError(`${where} is none.`);
+  if (typeof data !== "object" || data === null) throw new ImportError(`${where} is not an object.`);
   const made = newConversation(text(data.system ?? "", `${where}: system`));
   made.title = text(data.title ?? "", `${where}: title`).slice(0, MOST.title);
   if (!Array.isArray(data.messages) || data.messages.length > MOST.messages) throw new ImportError(`${where} has no list of messages.`);

@@ -145,7 +145,7 @@ class FakeServer:
         if self.gone:
             return Response(status_code=502)
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
-            return JSONResponse({"error": {"message": "This server wants its key.", "code": "invalid_api_key"}}, 401)
+            return JSONResponse({"error": {"message": "API key required", "code": "invalid_api_key"}}, 401)
         return None
 
     async def _status(self, request: Request) -> Response:

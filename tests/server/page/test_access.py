@@ -97,7 +97,7 @@ def test_what_a_screen_reader_finds(page: Page, fake: FakeServer) -> None:
       - button "one"
       - button "Rename one"
       - button "Delete one"
-  - paragraph: Kept in this browser only.
+  - paragraph: Saved in this browser only.
   - button "Export"
   - button "Import"
 - main:
@@ -125,10 +125,10 @@ def test_what_a_screen_reader_finds(page: Page, fake: FakeServer) -> None:
     - textbox "System prompt"
     - textbox "Temperature"
     - textbox "Top-p"
-    - textbox "Most tokens"
+    - textbox "Max tokens"
     - textbox "Seed"
     - slider "GPU memory"
-    - button "Load with this split" [disabled]
+    - button "Reload with this GPU memory" [disabled]
   - region "Model"
 - log "Finished replies"
 """

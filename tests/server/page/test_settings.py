@@ -10,7 +10,7 @@ from tests.server.page.fake_server import FakeServer
 
 
 def test_they_are_sent_and_kept(page: Page, fake: FakeServer) -> None:
-    for label, value in (("Temperature", "0,7"), ("Top-p", "0.9"), ("Most tokens", "64"), ("Seed", "7")):
+    for label, value in (("Temperature", "0,7"), ("Top-p", "0.9"), ("Max tokens", "64"), ("Seed", "7")):
         page.get_by_label(label, exact=True).fill(value)
     open_page(page, fake.url)
     fake.say("Hi.")
@@ -25,8 +25,8 @@ def test_they_are_sent_and_kept(page: Page, fake: FakeServer) -> None:
     [
         ("Temperature", "3", "from 0 to 2"),
         ("Top-p", "0", "above 0 and up to 1"),
-        ("Most tokens", "1.5", "a whole number from 1 on"),
-        ("Seed", "x", "a whole number from 0 on"),
+        ("Max tokens", "1.5", "a whole number of at least 1"),
+        ("Seed", "x", "a whole number of at least 0"),
     ],
 )
 def test_what_the_server_would_refuse_is_said_at_once(
@@ -39,7 +39,7 @@ def test_what_the_server_would_refuse_is_said_at_once(
         f"{label} must be {why}." if "whole" in why else f"{label} must be a number {why}."
     )
     send(page, "Hi")
-    expect(page.locator(".problem")).to_contain_text("A setting is not right.")
+    expect(page.locator(".problem")).to_contain_text("A setting is invalid.")
     assert fake.asked == []
     field.fill("")
     fake.say("Hi.")
@@ -69,7 +69,7 @@ def choose_memory(page: Page) -> None:
     """Move the slider by one step with the keyboard, and load."""
     page.get_by_role("slider", name="GPU memory").press("ArrowRight")
     expect(page.locator("#vram-value")).to_have_text("8.1 GB of 24.0 GB")
-    page.get_by_role("button", name="Load with this split").click()
+    page.get_by_role("button", name="Reload with this GPU memory").click()
 
 
 def test_the_model_is_loaded_with_another_split(page: Page, fake: FakeServer) -> None:
@@ -77,7 +77,7 @@ def test_the_model_is_loaded_with_another_split(page: Page, fake: FakeServer) ->
     button = page.locator("#reload")
     expect(button).to_be_disabled()
     choose_memory(page)
-    expect(page.locator("#banner")).to_have_text("The model is being loaded…")
+    expect(page.locator("#banner")).to_have_text("Loading the model…")
     expect(button).to_have_text("Loading…")
     expect(slider).to_be_disabled()
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
@@ -96,9 +96,9 @@ def test_the_model_is_loaded_with_another_split(page: Page, fake: FakeServer) ->
 
 def test_a_split_that_does_not_fit_brings_the_former_back(page: Page, fake: FakeServer) -> None:
     choose_memory(page)
-    expect(page.locator("#banner")).to_have_text("The model is being loaded…")
+    expect(page.locator("#banner")).to_have_text("Loading the model…")
     fake.status |= {"loading": False, "notes": ["8.1 GB do not fit."]}
-    expect(page.locator("#vram-note")).to_have_text("The former split is back, 8.0 GB. 8.1 GB do not fit.")
+    expect(page.locator("#vram-note")).to_have_text("Loaded with 8.0 GB as before. 8.1 GB do not fit.")
     expect(page.get_by_role("slider", name="GPU memory")).to_have_value("8000000000")
 
 
@@ -107,4 +107,4 @@ def test_without_an_accelerator_the_slider_says_why(page: Page, fake: FakeServer
     open_page(page, fake.url)
     slider = page.get_by_role("slider", name="GPU memory")
     expect(slider).to_be_disabled()
-    expect(slider).to_have_accessible_description("No accelerator here: the whole model runs on the CPU.")
+    expect(slider).to_have_accessible_description("No GPU: the whole model runs on the CPU.")

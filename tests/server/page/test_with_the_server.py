@@ -66,7 +66,7 @@ def test_another_split_on_a_simulated_accelerator(browser: Browser) -> None:
             slider = page.get_by_role("slider", name="GPU memory")
             expect(page.locator("#vram-value")).to_contain_text("60 MB of ")
             slider.press("ArrowRight")
-            page.get_by_role("button", name="Load with this split").click()
+            page.get_by_role("button", name="Reload with this GPU memory").click()
             expect(page.locator("#vram-note")).to_have_text("Loaded with 200 MB.")
             ask_exactly(page)
             send(page, "What is 1 + 1?")
@@ -78,7 +78,7 @@ def test_another_split_on_a_simulated_accelerator(browser: Browser) -> None:
 def test_a_key(browser: Browser) -> None:
     with running(mixq.load(sequences=2), settings=Settings(api_key="s3cret")) as server:
         for page in watched(browser, server.url):
-            page.get_by_label("Key").fill("s3cret")
+            page.get_by_label("API key").fill("s3cret")
             page.keyboard.press("Enter")
             ask_exactly(page)
             send(page, "What is 1 + 1?")
