@@ -177,7 +177,7 @@ class Batcher:
         self.model.use_this_thread()
         try:
             while self._next_requests():
-                self._tell_notices()
+                self._deliver_notices()
                 self._run_a_prompt()
                 self._drop_cancelled()
                 self._run_answers()
@@ -302,7 +302,7 @@ class Batcher:
         except RuntimeError:  # the reader's event loop is closed
             item.cancelled = True
 
-    def _tell_notices(self) -> None:
+    def _deliver_notices(self) -> None:
         for line in self.model.notices():
             for item in self._running:
                 self._deliver(item, Notice(line))

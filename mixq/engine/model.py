@@ -318,9 +318,10 @@ class Model:
         if plan is not None and offload is not None:
             quotas = sorted(Counter(offload.cache.quotas).items())
             each = ", ".join(f"{slots} in {_count(layers, 'layer')}" for slots, layers in quotas)
-            policy = getattr(self.options.own_policy, "__name__", self.options.cache_policy)
+            policy = self.options.own_policy or self.options.cache_policy
+            name = getattr(policy, "__name__", policy)
             total = config.num_hidden_layers * config.num_local_experts
-            where = f"{offload.slots} of {total} in slots on {device} ({each}; {policy}), all in host memory"
+            where = f"{offload.slots} of {total} in slots on {device} ({each}; {name}), all in host memory"
             yield "experts", where, format_size(offload.slots * plan.slot_bytes)
         if placement.tier is not None:
             yield "RAM", "kept experts; the others are read from the disk", format_size(placement.tier.budget)

@@ -71,6 +71,7 @@ def test_several_prompts_of_different_lengths(model: CausalLM) -> None:
         alone = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=6)
         answer = alone[0, len(tokenizer(text).input_ids) :].tolist()
         assert row[inputs.input_ids.shape[1] :].tolist()[: len(answer)] == answer
+    assert tokenizer(texts).input_ids == [tokenizer(text).input_ids for text in texts]
     with pytest.raises(UsageError, match="different lengths"):
         tokenizer(texts, return_tensors="pt")
 
