@@ -25,9 +25,6 @@ from mixq.server.body import BODY
 from mixq.server.errors import RequestError, error_reply, shown
 
 MAX_BODY = 1 << 20
-BODY_SECONDS = 30.0
-"""For the whole body: a megabyte at 35 kB/s."""
-
 DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
 """How much of a body that is too large is read and dropped: a client does not read its refusal while it sends."""
 
@@ -51,14 +48,14 @@ class Settings:
         api_key: None for no key.
         cors_origins: sites whose pages may use the server; "*" for all.
         allowed_hosts: further values of Host that are allowed.
-        body_seconds: for the whole body of a request.
+        body_seconds: for the whole body of a request: a megabyte at 35 kB/s.
     """
 
     host: str = "127.0.0.1"
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    body_seconds: float = BODY_SECONDS
+    body_seconds: float = 30.0
 
 
 def is_loopback(host: str) -> bool:

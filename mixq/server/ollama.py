@@ -30,7 +30,7 @@ from mixq.server.errors import bad_field, json_reply, ollama_error
 from mixq.server.facts import VERSION
 from mixq.server.ollama_body import ChatBody, GenerateBody, Shared, ShowBody
 from mixq.server.prompts import encode_chat, encode_text
-from mixq.server.replies import Document, Reply, answer
+from mixq.server.replies import Document, Reply, answer, finish_reason
 
 Encode = Callable[[Model], tuple[list[int], bool]]
 """Returns a prompt's ids, and whether the answer continues its text."""
@@ -122,7 +122,7 @@ def _end(done: Done) -> Document:
     }
     return {
         "done": True,
-        "done_reason": "stop" if done.reason == "stop" else "length",
+        "done_reason": finish_reason(done),
         **{name: int(value * 1e9) for name, value in seconds.items()},
         "prompt_eval_count": stats.prompt_tokens + stats.cached_tokens,
         "eval_count": len(done.token_ids),

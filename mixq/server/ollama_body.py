@@ -23,8 +23,6 @@ NO_CUT = "a prompt is never cut"
 
 
 class Options(Body):
-    """The field `options`."""
-
     temperature: Annotated[float, number(0, 100)] = 0
     top_k: openai.TopK = 0
     top_p: openai.TopP = 1
@@ -97,8 +95,6 @@ class Shared(Body):
 
 
 class Message(Body):
-    """One message of a conversation."""
-
     role: Literal["system", "user", "assistant"]
     content: str = ""
     unused: ClassVar = {

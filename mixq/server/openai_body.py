@@ -84,15 +84,11 @@ class Extension(Body):
 
 
 class StreamOptions(Body):
-    """The field `stream_options`."""
-
     include_usage: bool = False
     unused: ClassVar = ignored("include_obfuscation")
 
 
 class JsonSchema(Body):
-    """The field `response_format.json_schema`."""
-
     name: str = ""
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     schema_definition: dict[str, Any] = Field(default_factory=dict)  # Mistral's name
@@ -101,8 +97,6 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """The field `response_format`."""
-
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -170,8 +164,6 @@ class Shared(Body):
 
 
 class Part(Body):
-    """A part of a message's content."""
-
     type: str
     text: str
 
@@ -208,8 +200,6 @@ def _role(role: str) -> str:
 
 
 class Message(Body):
-    """One message of a conversation."""
-
     role: Annotated[str, AfterValidator(_role)]
     content: Annotated[str, BeforeValidator(_text)]
     unused: ClassVar = {
@@ -243,7 +233,7 @@ class ChatBody(Shared):
         **refused(TEXT_ONLY, "audio"),
         **refused(NO_THINKING, "reasoning_effort", "prompt_mode"),
         **refused("the server fetches nothing", "web_search_options"),
-        **refused("there is one length of answers", "verbosity"),
+        **refused("answers have one style", "verbosity"),
         **refused("an answer is not predicted", "prediction", neutral=({"type": "content", "content": ""},)),
     }
 
@@ -270,13 +260,13 @@ def _as_prompts(value: Any) -> Any:
     return [value] if all(type(each) is int for each in value) else value
 
 
-Prompt = Annotated[str | list[int], must_be("a string or a list of token ids")]
+TextOrIds = Annotated[str | list[int], must_be("a string or a list of token ids")]
 
 
 class CompletionBody(Shared):
     """The fields of /v1/completions."""
 
-    prompt: Annotated[list[Prompt], Field(fail_fast=True), BeforeValidator(_as_prompts)]
+    prompt: Annotated[list[TextOrIds], Field(fail_fast=True), BeforeValidator(_as_prompts)]
     max_tokens: Nullable[Annotated[Whole, whole(0, MOST)]] = DEFAULT_MAX_TOKENS
     logprobs: Annotated[Whole, whole(0, MOST_LOGPROBS)] | None = None
     echo: Nullable[bool] = False

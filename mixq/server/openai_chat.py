@@ -19,9 +19,9 @@ from mixq.server.answers import Result
 from mixq.server.body import read
 from mixq.server.engine_host import EngineHost
 from mixq.server.openai_body import ChatBody
-from mixq.server.openai_replies import OpenAIReply, finish_reason
+from mixq.server.openai_replies import OpenAIReply
 from mixq.server.prompts import encode_chat, tokenizer_of
-from mixq.server.replies import Document, answer
+from mixq.server.replies import Document, answer, finish_reason
 
 
 async def complete(host: EngineHost, http: HttpRequest) -> Response:

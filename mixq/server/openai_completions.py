@@ -22,9 +22,9 @@ from mixq.server.body import read
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import bad_field
 from mixq.server.openai_body import CompletionBody
-from mixq.server.openai_replies import OpenAIReply, finish_reason
+from mixq.server.openai_replies import OpenAIReply
 from mixq.server.prompts import encode_text
-from mixq.server.replies import Document, answer
+from mixq.server.replies import Document, answer, finish_reason
 from mixq.text.stream import StreamDecoder
 
 

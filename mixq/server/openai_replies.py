@@ -16,7 +16,7 @@ from mixq.server.answers import Result
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import openai_error
 from mixq.server.openai_body import Shared
-from mixq.server.replies import Document, Reply
+from mixq.server.replies import Document, Reply, finish_reason
 
 
 class OpenAIReply(Reply):
@@ -128,8 +128,3 @@ class OpenAIReply(Reply):
 
     def error(self, error: MixqError) -> Document:
         return openai_error(error)
-
-
-def finish_reason(done: Done) -> str:
-    """Return OpenAI's word for why an answer ended; a full context is a length too."""
-    return "stop" if done.reason == "stop" else "length"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mixq.engine.events import Event
+from mixq.engine.events import Done, Event
 from mixq.engine.model import Model
 from mixq.engine.request import Request
 from mixq.errors import MixqError
@@ -23,6 +23,11 @@ from mixq.server.engine_host import EngineHost
 from mixq.server.errors import dump, json_reply
 
 Document = dict[str, Any]
+
+
+def finish_reason(done: Done) -> str:
+    """Return the clients' word for why an answer ended; a full context is a length too."""
+    return "stop" if done.reason == "stop" else "length"
 
 
 class Reply(ABC):
