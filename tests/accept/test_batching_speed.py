@@ -1,4 +1,4 @@
-"""How much several answers at once gain over one: tokens per second of the engine, the sides alternating in one run."""
+"""The speedup of batched answers over one: tokens per second of the engine, the two alternating in one run."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_batching_speed() -> None:
             gain = ratio
     write(
         "batching",
-        "Several answers at once",
+        "Batched decoding",
         f"Tokens per second of all answers together, greedy, Mixtral's sizes with {LAYERS} layers and head, random "
         f"weights in the default mix (random routing shares the fewest experts); median of {ROUNDS} turns in one run, "
-        "the ratio to one answer taken turn by turn. `make accept` measures it.",
-        markdown(["answers at once", "tokens/s", "times one"], rows),
+        "the ratio to one answer is taken turn by turn. Made by `make accept`.",
+        markdown(["answers at once", "tokens/s", "speedup over one"], rows),
     )
     assert gain >= 1.5

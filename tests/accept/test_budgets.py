@@ -1,4 +1,4 @@
-"""Budgets that were planned, against what the process takes: RAM by the system's count, GPU memory by its account."""
+"""Memory budgets against what the process takes: RAM as the system counts it, GPU memory as the allocator does."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def test_planned_budgets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         print(rows[-1], flush=True)
     write(
         "budgets",
-        "Budgets that are kept",
+        "Memory budgets: planned and used",
         f"{SETTINGS} random settings (seed {SEED}) of a made-up Mixtral whose experts fit in part, with the context "
-        "filled and every sequence kept: the most that the process held of what --ram and --vram promised. The "
-        "simulated GPU's memory is counted as GPU memory. `make accept` measures it.",
-        markdown(["", "device", "context, KV", "--ram", "held", "--vram", "held"], rows),
+        "filled and every sequence kept: peak memory as a share of --ram and --vram. The "
+        "simulated GPU's memory counts as GPU memory. Made by `make accept`.",
+        markdown(["", "device", "context, KV", "--ram", "peak", "--vram", "peak"], rows),
     )
     assert worst <= 1.05

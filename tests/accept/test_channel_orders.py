@@ -1,4 +1,4 @@
-"""nl4 beside llama.cpp's types where luck cancels: over the same model with its channels in other orders.
+"""nl4 and llama.cpp's types, averaged over orders of the model's channels so that chance cancels.
 
 A model whose hidden channels, and each expert's inner ones, stand in another order is the same function, but its groups
 of weights are others: each order is another throw of the dice of rounding. Means over orders tell apart what a single
@@ -103,14 +103,18 @@ def test_channels_in_other_orders(tmp_path: Path) -> None:
     rows = [[name, _shown(torch.tensor(values))] for name, values in found.items()]
     differences = {pair: torch.tensor(found[pair[0]]) - torch.tensor(found[pair[1]]) for pair in PAIRS}
     how = (
-        f"The demo model with its channels in {ORDERS} orders: the same function, other groups. Mean KL to bf16 of the "
+        f"The demo model with its channels in {ORDERS} orders, which compute the same function from other "
+        "groups. Mean KL to bf16 of the "
         f"dequantized weights, in 1000ths of a nat a token, over {COUNT} questions with right answers, ± the standard "
         "error over orders; calibrated on other questions. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an "
         "interpreter that has llama-cpp-python."
     )
     pairs = [[*pair, _shown(values)] for pair, values in differences.items()]
-    tables = markdown(["", "KL, mean over orders"], rows), markdown(["", "less", "in the same order"], pairs)
-    write("channel_orders", "nl4 beside llama.cpp, over orders of the channels", how, *tables)
+    tables = (
+        markdown(["format", "KL, mean over orders"], rows),
+        markdown(["format", "compared with", "KL difference in the same order"], pairs),
+    )
+    write("channel_orders", "nl4 and llama.cpp over orders of the channels", how, *tables)
     for pair, values in differences.items():
         assert float(values.mean()) < 0, pair
 

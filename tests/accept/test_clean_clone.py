@@ -46,6 +46,6 @@ def test_make_chat_on_a_clean_clone(tmp_path: Path) -> None:
         "A clean clone, no virtual environment, an empty cache; questions piped into `make chat`, which installs, "
         f"quantizes the demo model and answers: {seconds:.0f} seconds in all. Made by `make accept`."
     )
-    write("make_chat", "make chat on a clean clone", how, markdown(["asked", "answered"], rows))
+    write("make_chat", "make chat on a clean clone", how, markdown(["question", "answer"], rows))
     for expression, answer in zip(EXPRESSIONS, answers, strict=True):
         assert answer.endswith(value_of(expression)), (expression, answer)

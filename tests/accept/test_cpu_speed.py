@@ -127,4 +127,4 @@ def test_speed_on_the_cpu() -> None:
         "medians, for the whole model the highest probe just before each sample; the share is the median. Made by "
         "`make accept`."
     )
-    write("cpu_speed", "Speed on the CPU", how, markdown(["what", "speed", "bandwidth", "share"], rows))
+    write("cpu_speed", "Speed on the CPU", how, markdown(["measurement", "speed", "bandwidth", "share"], rows))

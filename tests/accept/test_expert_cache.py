@@ -1,4 +1,4 @@
-"""The expert cache: hit rates, what each way to serve a miss costs, what the routers foresee, memory that is kept."""
+"""The expert cache: hit rates, what each way to serve a miss costs, predictions, memory within its budget."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_hit_rates() -> None:
                 sum(simulated_lru([token[layer] for token in trace.tokens], slots) for layer in range(32)) / 64_000
                 for slots in range(1, 8)
             ]
-            rows.append(["lru, simulated by itself", *(f"{value:.3f}" for value in alone)])
+            rows.append(["lru, simulated separately", *(f"{value:.3f}" for value in alone)])
             assert all(abs(a - b) <= 0.01 for a, b in zip(rates["lru"], alone, strict=True))
         assert all(b >= max(rates[p][i] for p in policies) - 0.005 for i, b in enumerate(rates["belady"]))
         tables.append(markdown([f"hits, {routing}, slots of 8", *map(str, range(1, 8))], rows))
@@ -66,7 +66,7 @@ def test_hit_rates() -> None:
     rate(trace, 3, "lru")
     steps = f"{32_000 / (time.perf_counter() - began):,.0f}"
     how = (
-        "Share of a token's experts that are in a slot, 1000 tokens of 32 layers, two of eight experts each, every "
+        "Share of expert lookups that hit a slot, 1000 tokens of 32 layers, two of eight experts each, every "
         f"miss loaded before the next token. Belady knows the future. {steps} layer steps a second. Made by "
         "`make accept`."
     )
@@ -97,13 +97,13 @@ def test_ways_to_serve_misses() -> None:
                     f"{speeds['auto'].share_of_limit:.0%}",
                 ]
             )
-    header = ["computer", "slots", "routing", "cpu", "fetch", "auto", "auto / better", "of limit"]
+    header = ["computer", "slots", "routing", "cpu", "fetch", "auto", "auto / better of the two", "share of limit"]
     how = (
-        "Tokens a second of Mixtral 8x7B in the default mix, on a virtual clock: 200 tokens at context 1024, LRU. The "
-        "computers are described by figures, not measured. The limit is every memory read at once, all the time. Made "
+        "Tokens per second of Mixtral 8x7B in the default mix, on a virtual clock: 200 tokens at context 1024, LRU. "
+        "The computers are presets, not measured. The limit is all memories read at once, all the time. Made "
         "by `make accept`."
     )
-    write("miss_modes", "Three ways to serve a miss", how, markdown(header, rows))
+    write("miss_modes", "Miss modes", how, markdown(header, rows))
     assert worst >= 0.95
 
 
@@ -114,7 +114,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_the_routers_foresee(demo: Path) -> None:
+def test_expert_prediction(demo: Path) -> None:
     model = mixq.load(demo, device="sim", vram="20MB", context=1024, miss="cpu")
     offload = model.placement.offload
     assert offload is not None
@@ -129,12 +129,13 @@ def test_what_the_routers_foresee(demo: Path) -> None:
         + [f"{recall.by_layer(distance)[layer]:.2f}" if layer in recall.by_layer(distance) else "" for layer in layers]
         for distance in ahead
     ]
-    header = ["router asked", "recall", "first choice", *(f"layer {layer}" for layer in layers)]
+    header = ["prediction", "recall", "first choice", *(f"layer {layer}" for layer in layers)]
     how = (
-        "The demo model, decode of answers to 100 unseen questions: how many of the two experts used had been named by "
-        "that layer's router on the hidden state of a layer before; by layer. Chance is 0.25. Made by `make accept`."
+        "The demo model, decode of answers to 100 unseen questions: the share of the two experts used that were "
+        "predicted by that layer's router on the hidden state of an earlier layer; by layer. Chance is 0.25. Made by "
+        "`make accept`."
     )
-    write("recall", "What the routers foresee", how, markdown(header, rows))
+    write("recall", "Expert prediction by the routers", how, markdown(header, rows))
     assert recall.by_lookahead()[1] > 0.5
 
 
@@ -159,11 +160,11 @@ def test_memory_promised_and_kept(demo: Path) -> None:
                 ]
             )
     how = (
-        "`mixq run models/demo-nl4 --device sim --context 512`: memory taken at most, counted by the simulated GPU. "
+        "`mixq run models/demo-nl4 --device sim --context 512`: peak memory, as the simulated GPU counts it. "
         "Made by `make accept`."
     )
     header = ["--vram", "--miss", "peak", "slots of 40", "hits", "tokens/s"]
-    write("vram", "Memory promised and kept", how, markdown(header, rows))
+    write("vram", "GPU memory: budget and peak", how, markdown(header, rows))
 
 
 def test_copies_and_compute_overlap() -> None:
@@ -204,9 +205,18 @@ def test_copies_and_compute_overlap() -> None:
         if miss == "cpu":
             assert counters.overlap_seconds > 0.25 * min(counters.copy_seconds, busy - counters.copy_seconds)
         model.placement.close()
-    header = ["--miss", "hits", "seconds", "CPU busy", "GPU busy", "copies busy", "two at once", "of the time"]
+    header = [
+        "--miss",
+        "hits",
+        "seconds",
+        "CPU busy",
+        "GPU busy",
+        "copies busy",
+        "two or more busy",
+        "share of the time",
+    ]
     how = (
         "48 tokens on the simulated GPU (threads for copies and for its work, 6 GB/s), Mixtral's sizes, two layers, "
         f"{offload.slots} slots, sticky:0.39. Made by `make accept`."
     )
-    write("overlap", "Copies and compute at the same time", how, markdown(header, rows))
+    write("overlap", "Overlap of copies and compute", how, markdown(header, rows))

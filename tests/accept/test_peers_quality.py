@@ -1,4 +1,4 @@
-"""What a bit of nl4 keeps beside a bit of llama.cpp's formats, on the demo model; and whether exported files agree.
+"""The quality of nl4 and llama.cpp's formats per bit, on the demo model; and whether exported files agree.
 
 llama.cpp runs in an interpreter of its own that has llama-cpp-python: the one that MIXQ_LLAMA_PYTHON names, else this.
 """
@@ -196,7 +196,7 @@ def test_peers_quality(sequences: Sequences, tmp_path: Path) -> None:
         {name: figure(kl) for name, kl in own.items()},
         {name: figure(kl) for name, kl in of_weights.items()},
     ]
-    header = ["", "bits a weight", "squared error", "answers", "answers, weights alone", "every position"]
+    header = ["format", "bits/weight", "squared error", "answers", "answers, weights alone", "every position"]
     header.append("every position, weights alone")
     rows = [
         [name, f"{bits[name]:.2f}", f"{1000 * errors[name]:.2f}", *(_shown(column[name]) for column in columns)]
@@ -209,12 +209,12 @@ def test_peers_quality(sequences: Sequences, tmp_path: Path) -> None:
         "the weights, relative, in 1000ths. Mean KL to bf16 in 1000ths of a nat a token, ± its standard error, over "
         f"{COUNT} held-out questions with right answers: the {int(answers.sum()):,} tokens of the answers, and all "
         f"{len(answers):,} positions. First as each program computes (llama.cpp rounds activations to 8 bits), against "
-        "the same program's bf16; then the dequantized weights of either in mixq's float32 arithmetic. The mean hangs "
-        "on few tokens with a large KL: where a difference is within its standard error, the formats are not told "
-        "apart. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has llama-cpp-python."
+        "the same program's bf16; then the dequantized weights of either in mixq's float32 arithmetic. The mean "
+        "depends on few tokens with a large KL: where a difference is within its standard error, the formats cannot be "
+        "told apart. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has llama-cpp-python."
     )
-    differences = markdown(["", "less", "every position, weights alone, difference at each"], pairs)
-    write("peers_quality", "Quality of formats, mixq beside llama.cpp", how, markdown(header, rows), differences)
+    differences = markdown(["format", "compared with", "KL difference at every position, weights alone"], pairs)
+    write("peers_quality", "Quality of formats, mixq and llama.cpp", how, markdown(header, rows), differences)
     for better, worse in BETTER:
         assert errors[better] < errors[worse], (better, worse)
         for column in columns[:2]:

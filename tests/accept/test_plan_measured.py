@@ -1,4 +1,4 @@
-"""What the planner foretells against what the bench measures, on the machine at hand, the two in turn."""
+"""The planner's predictions against the bench's measurements on this machine, the two in turn."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CASES = [
 
 
 def turns(case: Case) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
-    """Yield what is foretold and what is measured, each (prompt, decode) tokens per second."""
+    """Yield the prediction and the measurement, each (prompt, decode) tokens per second."""
     model = case.load()
     sizes = ModelSizes.of_weights(model.folder, case.format)
     options = RuntimeOptions.from_kwargs(**case.options)
@@ -64,9 +64,9 @@ def turns(case: Case) -> Iterator[tuple[tuple[float, float], tuple[float, float]
         computer = probe(refresh=True)
         if case.device == "sim":
             computer = simulated(computer, options.vram)
-        foretold = plan(sizes, computer, options, routing="uniform" if "sizes" in case.name else "mixtral")
+        predicted = plan(sizes, computer, options, routing="uniform" if "sizes" in case.name else "mixtral")
         measured = _measured(bench)
-        yield (foretold.prefill.expected, foretold.decode.expected), (measured[0], measured[1])
+        yield (predicted.prefill.expected, predicted.decode.expected), (measured[0], measured[1])
     model.close()
 
 
@@ -84,7 +84,7 @@ def test_plans_come_true() -> None:
     for case in CASES:
         found = list(turns(case))
         for index, what in enumerate((f"prompt of {PROMPT}", f"{TOKENS} tokens")):
-            ratios = [foretold[index] / measured[index] for foretold, measured in found]
+            ratios = [predicted[index] / measured[index] for predicted, measured in found]
             ratio = statistics.median(ratios)
             worst.append(max(ratio, 1 / ratio))
             rows.append(
@@ -92,7 +92,7 @@ def test_plans_come_true() -> None:
                     case.name,
                     case.device,
                     what,
-                    f"{statistics.median(foretold[index] for foretold, _ in found):.1f}",
+                    f"{statistics.median(predicted[index] for predicted, _ in found):.1f}",
                     f"{statistics.median(measured[index] for _, measured in found):.1f}",
                     f"{ratio:.2f}",
                     f"{min(ratios):.2f} to {max(ratios):.2f}",
@@ -100,9 +100,9 @@ def test_plans_come_true() -> None:
             )
     write(
         "plan",
-        "Plans and what came of them",
-        "Tokens per second that `mixq plan` foretells, from figures probed just before, and that `mixq bench` "
-        f"measures; medians of {TURNS} turns, the ratio taken turn by turn. `make accept` measures it.",
-        markdown(["model", "device", "test", "foretold", "measured", "ratio", "turns"], rows),
+        "Plans: predicted and measured",
+        "Tokens per second that `mixq plan` predicts, from figures probed just before, and that `mixq bench` "
+        f"measures; medians of {TURNS} turns, the ratio taken turn by turn. Made by `make accept`.",
+        markdown(["model", "device", "test", "predicted", "measured", "ratio", "range of ratios"], rows),
     )
     assert max(worst) <= 1.2, rows

@@ -1,4 +1,4 @@
-"""Replay's tokens per second beside a measured run on the simulated accelerator: the demo model and Mixtral's sizes.
+"""Replay's tokens per second against a measured run on the simulated accelerator: the demo model and Mixtral's sizes.
 
 The simulated accelerator takes its cores, its RAM and the interpreter's lock from the CPU, so the cost model is given
 figures of the same conditions. Four runs give them: the CPU alone; four slots a layer that never change, so that both
@@ -259,11 +259,20 @@ def test_replay_says_what_is_measured(
 def rows() -> Iterator[list[list[str]]]:
     found: list[list[str]] = []
     yield found
-    header = ["model", "slots", "--miss", "measured, tok/s", "replayed", "ratio", "hits", "replayed"]
+    header = [
+        "model",
+        "slots",
+        "--miss",
+        "measured, tokens/s",
+        "replayed, tokens/s",
+        "ratio",
+        "hits measured",
+        "hits replayed",
+    ]
     how = (
-        "Decode on the simulated accelerator, routed by a recording, beside what `mixq replay` says of the same "
+        "Decode on the simulated accelerator, routed by a recording, and `mixq replay` of the same "
         "recording; LRU. The machine's figures are those of four other runs, while CPU and accelerator share the same "
         f"cores: the CPU alone, and {REFERENCE} slots a layer, fixed, with fetch, and with cpu. Made by "
         "`make accept`."
     )
-    write("replay", "Replayed and measured", how, markdown(header, found))
+    write("replay", "Replay: predicted and measured", how, markdown(header, found))

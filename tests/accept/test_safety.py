@@ -55,11 +55,11 @@ def rows() -> Iterator[Rows]:
         return
     how = (
         "A tiny Mixtral (0.24 MB quantized, 9 files) unless said otherwise, on Linux. After every death, failure or "
-        "refusal the same call goes on to the end, and every file must have the bytes of a job that nothing happened "
-        f"to. Random places and times are of seed {SEED}. Made by `make accept`."
+        "refusal the same call runs to the end, and every file must equal that of an undisturbed job. "
+        f"Random places and times have seed {SEED}. Made by `make accept`."
     )
-    table = markdown(["what happens", "tries", "result"], [[kind, *row] for kind, row in found.items()])
-    write("safety", "What a quantize job survives", how, table)
+    table = markdown(["disturbance", "tries", "result"], [[kind, *row] for kind, row in found.items()])
+    write("safety", "Interrupted quantize jobs", how, table)
 
 
 @pytest.fixture(scope="module")

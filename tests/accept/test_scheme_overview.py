@@ -81,14 +81,14 @@ def test_schemes_at_a_glance(tmp_path: Path) -> None:
         )
     how = (
         "Bits a weight, size and bytes a token of Mixtral 8x7B, everything counted; the share of the read bandwidth "
-        f"that decoding reached on {LAYERS} layers and the head, with made-up weights, and the tokens/s that it makes "
+        f"that decoding reached on {LAYERS} layers and the head, with made-up weights, and the tokens/s that follow "
         f"of {BANDWIDTH / 1e9:.0f} GB/s, a DDR5 laptop's. Of the demo model: bits a weight, and mean KL divergence to "
         f"its bf16 in nats a token, times 1000, over the right answers of {COUNT} unseen questions; then the same with "
         "`--calibrate` on other questions. Made by `make accept`."
     )
-    header = ["`mixq quantize SRC`", "bits/weight", "Mixtral 8x7B", "a token reads", "of bandwidth", "tokens/s"]
+    header = ["`mixq quantize SRC`", "bits/weight", "Mixtral 8x7B", "read per token", "share of bandwidth", "tokens/s"]
     header += ["demo bits/weight", "demo KL", "calibrated"]
-    write("scheme_overview", "Every scheme at a glance", how, markdown(header, rows))
+    write("scheme_overview", "All schemes compared", how, markdown(header, rows))
     print(f"KL calibrated / uncalibrated: {ratios}")
     assert ratios["(default)"] < 1
     assert math.exp(sum(map(math.log, ratios.values())) / len(ratios)) < 1, ratios

@@ -52,7 +52,7 @@ def test_error_of_every_scheme() -> None:
     how = (
         f"Relative squared error, times 1000, of {N} x {K} random weights (seed {SEED}): Gaussian; Student's t with 5 "
         "degrees of freedom; and Gaussian where the first group of each row is 50 times larger, measured on the rest. "
-        "Speed: 1 thread, the best of 3; nf4 in torch, the others in C++. Made by `make accept`."
+        "Speed: 1 thread, best of 3; nf4 in torch, the others in C++. Made by `make accept`."
     )
-    header = ["scheme", "bits/weight", "Gaussian", "Student t5", "beside a large group", "M weights/s"]
-    write("schemes", "Error of every scheme", how, markdown(header, rows))
+    header = ["scheme", "bits/weight", "Gaussian", "Student t5", "next to a large group", "M weights/s"]
+    write("schemes", "Quantization error of all schemes", how, markdown(header, rows))

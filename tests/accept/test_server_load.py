@@ -115,15 +115,15 @@ def test_under_load(tmp_path: Path) -> None:
     write(
         "server",
         "The server under load",
-        f"{CLIENTS} clients ask at once, seeded and without prefix reuse, {SEQUENCES} answers at a time and a queue of "
-        f"{QUEUE}: each gets the text of the same request alone, or 503 with Retry-After. Then clients hang up, half "
-        "of them streaming: what is still run for them, and what stays behind (nothing: no request, position, thread "
-        "or open file). Then SIGTERM with 12 streams open. `make accept` measures it.",
+        f"{CLIENTS} clients send requests at once, seeded and without prefix reuse, {SEQUENCES} answers at a time and "
+        f"a queue of {QUEUE}: each gets the text of the same request alone, or 503 with Retry-After. Then clients hang up, "
+        "half of them streaming: what still runs for them, and that nothing stays behind (no request, position, thread "
+        "or open file). Then SIGTERM with 12 streams open. Made by `make accept`.",
         markdown(
-            ["clients at once", "the serial text", "503", "another text"],
+            ["clients", "same text as alone", "503", "other text"],
             [[CLIENTS, statuses[200] - others, statuses[503], others]],
         ),
-        markdown(["hang-ups in", "how many", "passes after one, at most", ""], rows),
+        markdown(["hang-ups during", "count", "most passes after one", ""], rows),
         markdown(["SIGTERM with 12 streams open", ""], [["seconds until the process has ended", f"{seconds:.1f}"]]),
     )
     assert others == 0

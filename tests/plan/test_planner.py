@@ -1,4 +1,4 @@
-"""What is foretold: the formulas' limits, the bottleneck, and what is refused."""
+"""Predictions: the limits of the formulas, the bottleneck, and what is refused."""
 
 from __future__ import annotations
 
