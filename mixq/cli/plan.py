@@ -68,7 +68,7 @@ def plan(
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Say what goes where, how fast it will be and what limits it.
+    """Show the memory placement and the expected speed.
 
     Nothing is downloaded or loaded. Example: mixq plan mixtral-8x7b --hardware laptop-8gb --context 32768
     """
@@ -235,7 +235,7 @@ def _print(made: Plan, others: list[dict[str, Any]], command: str) -> None:
     console.print(_places(made))
     console.print()
     if made.hit_rate is not None:
-        console.print(f"experts  {made.hit_rate:.0%} of a token's are found in GPU memory")
+        console.print(f"experts  {made.hit_rate:.0%} of expert lookups hit GPU memory")
     for name, speed in (("decode", made.decode), (f"prompt of {made.prompt}", made.prefill)):
         console.print(
             f"{name}  {_rate(speed.expected)} tokens/s ({_rate(speed.low)} to {_rate(speed.high)}), limited by "

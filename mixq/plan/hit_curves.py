@@ -1,13 +1,13 @@
-"""Hits of a whole recording, for every layer and every number of slots at once: the expert cache, in numpy.
+"""Cache hits of a whole recording, for every layer and every number of slots at once, in numpy.
 
-Contract: `hit_curves` gives exactly what `ExpertCache` with the policies of `mixq.experts.policies` counts when its
-slots begin filled with the first experts and every miss is loaded before the layer's next pass (`replay_hits` with
-`miss="fetch"`); tests hold the two together. Layers do not know of each other, and what a layer hits depends on its own
-choices and slots alone, so layers and numbers of slots are played side by side, and one playing serves every budget.
+Contract: `hit_curves` gives exactly the hits of `ExpertCache` with the policies of `mixq.experts.policies` if its slots
+begin with the first experts and every miss is loaded before the layer's next pass (`replay_hits` with `miss="fetch"`);
+tests compare the two. A layer's hits depend on its own choices and slots alone, so layers and numbers of slots are
+simulated side by side, and one simulation serves every budget.
 
-A recording is cut into parts that are played side by side too. Each begins with a guess of what is cached there, some
-passes early; a part whose guess was not what the part before ended with is played again from there. So the cut changes
-nothing but the time: 100,000 tokens of 32 layers take about a second a policy.
+A recording is cut into parts that are simulated side by side too. Each begins some passes early with a guess of the
+cache's content; a part whose guess differs from the end of the part before is simulated again from there. So the cut
+changes only the time: 100,000 tokens of 32 layers take about a second per policy.
 
 Axes: T tokens, L layers, A active experts, E experts, K numbers of slots, G parts of layers.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 POLICIES = ("lru", "lfu", "static", "belady")
 
 EARLY = 128
-"""Passes that a part begins early, so that its guess can become right."""
+"""Passes that a part begins early, so that its guess can converge."""
 
 _LANES = 8192
-"""Numbers of slots times parts times layers that are played side by side, about: what numpy's calls are worth."""
+"""About how many (slots, part, layer) are simulated side by side, so that numpy's calls pay off."""
 
 _ABSENT = np.int64(1) << 62
 
@@ -37,8 +37,8 @@ def hit_curves(choices: Choices, experts: int, policy: str, *, parts: int | None
     """Return the hits [L, E + 1] of each layer with 0, 1, ... E slots.
 
     Args:
-        choices: of the routers, [T, L, A], in the order in which a layer asks for them.
-        policy: one of `POLICIES`; `static` keeps those that the recording uses most (`most_used`).
+        choices: of the routers, [T, L, A], in the order of use.
+        policy: one of `POLICIES`; `static` keeps the experts that the recording uses most (`most_used`).
         parts, early: how the recording is cut; None chooses.
     """
     T, L, A = choices.shape
@@ -54,7 +54,7 @@ def hit_curves(choices: Choices, experts: int, policy: str, *, parts: int | None
 
 
 def most_used(choices: Choices, experts: int) -> list[list[int]]:
-    """Return each layer's experts, those that are used most first, of equals the lower number."""
+    """Return each layer's experts, the most used first, the lower number first among equals."""
     order: list[list[int]] = np.argsort(-_uses(choices, experts), axis=1, kind="stable").tolist()
     return order
 
@@ -65,11 +65,11 @@ def _uses(choices: Choices, experts: int) -> Ints:
 
 
 class _Player:
-    """Plays the choices of all layers with 1, 2, ... E - 1 slots.
+    """Simulates all layers with 1, 2, ... E - 1 slots.
 
-    A state is an array [E, G, K]: of each group, with each number of slots, what its experts are worth, `_ABSENT` for
-    those that are not there. Who is worth least goes first. Group g is part g // L of layer g % L. A worth times E is
-    kept, plus the expert's number: so no two are equal, and the least one says whose it is.
+    A state is an array [E, G, K] of priorities: of the experts of each group with each number of slots, `_ABSENT` if
+    not cached. The lowest is evicted first. Group g is part g // L of layer g % L. A priority is stored times E plus
+    the expert's number, so no two are equal and the lowest names its expert.
     """
 
     def __init__(self, choices: Choices, experts: int, policy: str) -> None:
@@ -79,7 +79,7 @@ class _Player:
         self._slots = np.arange(1, experts)  # [K]
         self._at_first = np.tile(np.arange(experts, dtype=np.int64)[:, None] - experts, (1, L))  # [E, L]
         uses = np.arange(T * A, dtype=np.int64).reshape(T, 1, A)  # numbers the uses of a layer, in order
-        # What a use makes an expert worth: who was missing counts as used after who was there (`Lru.loaded`).
+        # The priority after a use: a missed expert counts as used after those that hit (`Lru.loaded`).
         if_hit, if_missed = 2 * uses - uses % A, 2 * uses - uses % A + A
         if policy == "lfu":
             count = _counts(choices, experts) * (2 * T * A + 1)
@@ -118,30 +118,30 @@ class _Player:
         return summed
 
     def _guess(self, moments: Ints) -> Ints:
-        """Return states of all parts' layers in which those of most worth are there, had their last use been a hit.
+        """Return states of all parts' layers: the experts of highest priority, as if their last use was a hit.
 
         Args:
-            moments: where each part's guess is made, [parts]; at 0 it is what the slots begin with.
+            moments: the pass of each part's guess, [parts]; at 0 it is the slots' initial content.
         """
         L, A = self._choices.shape[1:]
-        worth = np.repeat(self._at_first[:, None], len(moments), axis=1)  # [E, parts, L]
+        priority = np.repeat(self._at_first[:, None], len(moments), axis=1)  # [E, parts, L]
         for layer, expert, uses in _uses_of_each(self._choices, self._E):
             last = np.searchsorted(uses, moments * A) - 1  # [parts]
             row, place = np.divmod(uses[last[last >= 0]], A)
-            worth[expert, last >= 0, layer] = self._if_hit[row, layer, place]
-        rank = np.argsort(np.argsort(-worth, axis=0), axis=0)[..., None]  # 0: of most worth
+            priority[expert, last >= 0, layer] = self._if_hit[row, layer, place]
+        rank = np.argsort(np.argsort(-priority, axis=0), axis=0)[..., None]  # 0: the highest priority
         first = np.arange(self._E)[:, None, None, None]
         there = np.where((moments == 0)[:, None, None], first, rank) < self._slots  # [E, parts, L, K]
-        return np.where(there, worth[..., None], _ABSENT).reshape(self._E, len(moments) * L, len(self._slots))
+        return np.where(there, priority[..., None], _ABSENT).reshape(self._E, len(moments) * L, len(self._slots))
 
     def _advance(self, state: Ints, layers: Ints, begins: Ints, passes: int) -> tuple[Ints, Ints]:
-        """Return the state so many passes of each group on from its begin, and the hits [G, K]."""
+        """Return the state of each group `passes` passes after its begin, and the hits [G, K]."""
         E, G, K = state.shape
         A = self._choices.shape[2]
         groups, lanes = np.arange(G), np.arange(G * K).reshape(G, K)
-        worth = np.array(state, order="C")
-        flat = worth.reshape(-1)  # a view
-        few = np.arange(K) < A - 1  # fewer slots than a pass needs: nobody makes room for the last misses
+        priority = np.array(state, order="C")
+        flat = priority.reshape(-1)  # a view
+        few = np.arange(K) < A - 1  # fewer slots than a pass needs: no room for the last misses
         hits = np.zeros((G, K), dtype=np.int64)
         for step in range(passes):
             moments = begins + step
@@ -149,14 +149,14 @@ class _Player:
             uses = []
             for place in range(A):
                 ids = self._choices[moments, layers, place]  # [G]
-                found = worth[ids, groups] != _ABSENT  # [G, K]
+                found = priority[ids, groups] != _ABSENT  # [G, K]
                 missing -= found
                 if_hit, if_missed = (by[moments, layers, place][:, None] for by in (self._if_hit, self._if_missed))
                 uses.append((ids, found, np.where(found, if_hit, if_missed)))
-                worth[ids, groups] = _ABSENT  # who is needed does not go
+                priority[ids, groups] = _ABSENT  # an expert in use is not evicted
             hits += A - missing
             for one in range(A):
-                least = worth.min(axis=0)
+                least = priority.min(axis=0)
                 flat[least % E * (G * K) + lanes] = np.where(missing > one, _ABSENT, least)
             room = self._slots[few] - A + missing[:, few]
             for ids, found, value in uses:
@@ -164,12 +164,12 @@ class _Player:
                     late = ~found[:, few] & (room <= 0)
                     room -= ~found[:, few]
                     value[:, few] = np.where(late, _ABSENT, value[:, few])
-                worth[ids, groups] = value
-        return worth, hits
+                priority[ids, groups] = value
+        return priority, hits
 
 
 def _uses_of_each(choices: Choices, experts: int) -> Iterator[tuple[int, int, Ints]]:
-    """Yield layer, expert, and the numbers of its uses: those of a layer are numbered through, t * A + a."""
+    """Yield layer, expert, and the numbers of its uses; a layer's uses are numbered t * A + a."""
     for layer in range(choices.shape[1]):
         chosen = choices[:, layer].ravel()
         for expert in range(experts):
@@ -177,7 +177,7 @@ def _uses_of_each(choices: Choices, experts: int) -> Iterator[tuple[int, int, In
 
 
 def _counts(choices: Choices, experts: int) -> Ints:
-    """Return at each use how often the expert has been used by then, [T, L, A]."""
+    """Return at each use how often the expert has been used so far, [T, L, A]."""
     A = choices.shape[2]
     counts = np.empty(choices.shape, dtype=np.int64)
     for layer, _, uses in _uses_of_each(choices, experts):
@@ -188,7 +188,7 @@ def _counts(choices: Choices, experts: int) -> Ints:
 def _next_uses(choices: Choices, experts: int) -> tuple[Ints, Ints]:
     """Return at each use the number of the expert's next use [T, L, A], and the number of its first [E, L].
 
-    Who is never used again has a number beyond all, another one for each expert.
+    An expert never used again has a number beyond all others, distinct for each expert.
     """
     A = choices.shape[2]
     following = np.empty(choices.shape, dtype=np.int64)

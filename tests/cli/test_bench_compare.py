@@ -79,7 +79,7 @@ def test_a_line_that_was_cut_off_is_not_continued(tmp_path: Path) -> None:
         ((100, 101, 99, 100), (121, 120, 119, 120), "faster"),
         ((100, 101, 99, 100), (81, 80, 79, 80), "slower"),
         ((100, 80, 120, 95), (104, 90, 120, 100), "no difference seen"),
-        ((100,), (120,), "one sample: no telling"),
+        ((100,), (120,), "one run: no interval"),
         ((100, 100), (100, 100), "no difference seen"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Measures this computer and says what is wrong with it."""
+"""Measures this computer and reports its problems."""

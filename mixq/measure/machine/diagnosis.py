@@ -1,7 +1,7 @@
-"""What mixq finds on this machine, and which kernels follow from it: the facts of `mixq doctor`, as plain data.
+"""The machine and the kernels in use: the facts of `mixq doctor`, as plain data.
 
-Contract: `diagnose` reads and asks, loads no model and changes nothing. It proves the chosen kernels on one small
-product against the reference. Features have the operating system's names; what is not known is None or empty.
+Contract: `diagnose` reads the system, loads no model and changes nothing. It tests the chosen kernels on one small
+product against the reference. Features have the operating system's names; unknown facts are None or empty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FEATURES = {
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16",
     "avx512_fp16", "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
 }  # fmt: skip
-"""What the kernels use, or might."""
+"""Features that the kernels use or could use."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CLOSE = 1e-5
@@ -40,13 +40,13 @@ class Diagnosis:
     Attributes:
         cores: physical cores that this process may use: the default number of threads.
         isa: the instruction set in use, "reference" for torch's kernels.
-        isa_forced: MIXQ_CPU_ISA names it.
-        isas: those that CPU and library can run.
-        native_library: None where there is none, for `native_reason`.
-        build_log: the compiler's words of a build that failed.
+        isa_forced: MIXQ_CPU_ISA chose it.
+        isas: the instruction sets that CPU and library support.
+        native_library: its path; None without one, `native_reason` says why.
+        build_log: the compiler's output of a failed build.
         kernels_right: the chosen kernels agree with the reference on a small product.
-        gpu: the first GPU's name, None where torch sees none; `gpu_use` says why it is not used, None where it is.
-        bitsandbytes: its version, None where it is not installed; it serves nf4 on a GPU.
+        gpu: the first GPU's name, None if torch sees none; `gpu_use` says why it is not used, None if it is.
+        bitsandbytes: its version, None if it is not installed; needed for nf4 on a GPU.
         models: names in the model store.
     """
 
@@ -79,7 +79,7 @@ class Diagnosis:
 
     @property
     def usable(self) -> bool:
-        """Whether a model would run and answer rightly, be it slowly."""
+        """Whether a model would compute right answers, however slowly."""
         return self.kernels_right
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at everything.
+    """Collect the facts.
 
     Raises:
         UsageError: MIXQ_CPU_ISA names an instruction set that is unknown, or that this CPU lacks.
@@ -142,7 +142,7 @@ def gpu_name() -> str | None:
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
-    """Return the CPU's name and those of its features that matter, as Linux lists them."""
+    """Return the CPU's name and its `FEATURES`, as Linux lists them."""
     name = platform.processor() or platform.machine()
     try:
         lines = [line.split(":", 1) for line in _CPU_INFO.read_text().splitlines() if ":" in line]
@@ -170,9 +170,9 @@ def _installed(package: str) -> str | None:
 
 
 def _kernels_right() -> bool:
-    """Whether the kernels that a model would get multiply as the reference does."""
+    """Whether the kernels that a model would get multiply like the reference."""
     if native_library.library() is None:
-        return True  # the reference is what it would get
+        return True  # a model would get the reference
     generator = torch.Generator().manual_seed(0)
     N, K = 48, 256
     codes = torch.randint(16, (N, K), generator=generator, dtype=torch.uint8)

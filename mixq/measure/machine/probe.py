@@ -1,9 +1,9 @@
-"""The figures of the computer at hand, measured once in a few seconds and kept.
+"""This computer's figures, measured once in a few seconds and cached.
 
-Contract: `probe` measures or reads what was measured before; `cached` only reads. The file (`hardware.json` in the
-cache) holds as long as mixq, torch, the processor, its instruction set, the number of cores and the GPU are the same;
-what cannot be read is measured anew, and all of it where others had filled the GPU. What is free changes, so memory is
-asked for each time.
+Contract: `probe` measures or reads an earlier measurement; `cached` only reads. The file (`hardware.json` in the cache)
+is valid while mixq, torch, the processor, its instruction set, the number of cores and the GPU stay the same;
+everything is measured again if it cannot be read, or if the GPU was too full to be measured. Free memory is read each
+time.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _STAT = Path("/proc/stat")
 
 
 def probe(*, refresh: bool = False) -> Computer:
-    """Return this computer's figures, measured now if they are not known or `refresh` is set.
+    """Return this computer's figures, measured now if there are none or `refresh` is set.
 
     Raises:
-        DoesNotFitError: no memory for half a gigabyte of made-up weights.
+        DoesNotFitError: not enough memory for half a gigabyte of made-up weights.
     """
     known = None if refresh else cached()
     if known is not None:
@@ -52,7 +52,7 @@ def probe(*, refresh: bool = False) -> Computer:
     if triton.unavailable_reason() is None:
         try:
             gpu = measure_gpu()
-        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # others may have all of its memory
+        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # other programs may have taken its memory
             versions[NOT_MEASURED] = printable(error)
     load = _Work.now().of_others(before)
     found = Computer(
@@ -65,14 +65,14 @@ def probe(*, refresh: bool = False) -> Computer:
         versions=versions,
         load=load,
     )
-    with contextlib.suppress(MixqError, OSError):  # a cache that cannot be written is measured anew each time
+    with contextlib.suppress(MixqError, OSError):  # without a writable cache, each run measures
         paths.cache().mkdir(parents=True, exist_ok=True)
         found.write(_file())
     return _now(found)
 
 
 def cached() -> Computer | None:
-    """Return what was measured before on this computer as it is; None where there is nothing of that kind."""
+    """Return an earlier measurement of this computer; None if there is none, or the computer has changed since."""
     try:
         found = Computer.read(_file())
     except MixqError:
@@ -82,7 +82,7 @@ def cached() -> Computer | None:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Seconds up to now: of the clock, and that all processors were busy (None where that is not known), and we."""
+    """Seconds up to now: of the clock, of all busy processors (None if unknown), and of this process."""
 
     wall: float
     busy: float | None
@@ -93,7 +93,7 @@ class _Work:
         return cls(time.perf_counter(), _busy(), time.process_time())
 
     def of_others(self, earlier: _Work) -> float | None:
-        """Return the share of the processors that others took since then."""
+        """Return the share of the processors that other programs took since `earlier`."""
         if self.busy is None or earlier.busy is None:
             return None
         others = self.busy - earlier.busy - (self.own - earlier.own)
@@ -114,7 +114,7 @@ def _file() -> Path:
 
 
 def _now(computer: Computer) -> Computer:
-    """Return it with the memory that is free now."""
+    """Return the computer with the memory that is free now."""
     gpu = computer.gpu
     if gpu is not None and torch.cuda.is_available():
         gpu = replace(gpu, free=torch.cuda.mem_get_info(0)[0])
@@ -127,7 +127,7 @@ def _name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Return what the figures depend on."""
+    """Return the facts that the figures depend on."""
     return {
         "mixq": importlib.metadata.version("mixq"),
         "torch": torch.__version__,
@@ -139,23 +139,22 @@ def _versions() -> dict[str, str]:
 
 
 def _gpu() -> str:
-    """Return the GPU that is used; a compiler or driver that comes later changes it."""
+    """Return the GPU and whether it is used; a compiler or driver installed later changes it."""
     name = gpu_name()
     return "none" if name is None else name if triton.unavailable_reason() is None else f"{name}, not used"
 
 
 def disk_bandwidth() -> float | None:
-    """Return the bytes per second at which a large file is read past the page cache; None where that cannot be known.
+    """Return the bytes per second of reading a large file past the page cache; None if it cannot be measured.
 
-    A shard of the model store is read where there is one, else the largest library of torch: writing a file to read it
-    would take longer than all the rest.
+    The file is the largest shard of the model store, else torch's largest library: writing one would take too long.
     """
     path = _large_file()
     if path is None or not hasattr(os, "O_DIRECT"):
         return None
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:  # a file system that does not know it
+    except OSError:  # the file system does not support it
         return None
     buffer = mmap.mmap(-1, _PIECE)  # aligned to pages, as direct reads must be
     try:
@@ -183,7 +182,7 @@ def _large_file() -> Path | None:
 
 
 def _size(path: Path) -> int:
-    """Return the size of a file, 0 of what cannot be looked at, such as a link that leads nowhere."""
+    """Return the size of a file, 0 if it cannot be read, such as a broken link."""
     try:
         return path.stat().st_size
     except OSError:

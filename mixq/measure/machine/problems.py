@@ -1,7 +1,7 @@
-"""What is wrong with a machine, and what to do about it: the last lines of `mixq doctor`.
+"""Problems of a machine and their remedies: the last lines of `mixq doctor`.
 
-Contract: facts in, sentences out. The system's own files are read where `diagnose` and the probe do not say; what
-cannot be known is not complained about. Nothing is changed.
+Contract: facts in, sentences out. The system's own files are read where diagnosis and probe have no figure; unknown
+facts are no problem. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that makes models slow, or impossible.
+    """Something that makes models slow or impossible.
 
     Attributes:
-        what: is wrong.
+        what: the problem.
         remedy: what to do.
     """
 
@@ -49,14 +49,14 @@ class Problem:
 
 
 def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:
-    """Return everything that is worth a user's time, the gravest first.
+    """Return the problems, the most serious first.
 
     Args:
-        computer: None where there was no memory to measure it with.
+        computer: None if there was too little memory to measure it.
     """
     wrong = list(_of_kernels(found))
     if computer is None:
-        wrong.append(Problem("There is too little free memory to measure anything.", "Close other programs."))
+        wrong.append(Problem("There is too little free memory to measure this computer.", "Close other programs."))
     else:
         wrong += [*_of_measuring(computer), *_of_memory(computer)]
     return [*wrong, *_of_gpu(found, computer), *_of_system(found)]
@@ -65,29 +65,29 @@ def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:
 def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
     if not found.kernels_right:
         yield Problem(
-            f"The {found.isa} kernels do not compute what the reference computes.",
-            "Set MIXQ_CPU_ISA=reference to use torch's, and report this page.",
+            f"The {found.isa} kernels compute wrong results.",
+            "Set MIXQ_CPU_ISA=reference to use torch's kernels, and report a bug with this output.",
         )
     if found.native_reason is not None and not found.isa_forced:
         yield Problem(
-            "The native kernels are missing, so models run slowly.", "Install a compiler (gcc), then mixq again."
+            "The native kernels are missing, so models run slowly.", "Install a compiler (gcc), then reinstall mixq."
         )
     elif found.isa_forced and found.isas and found.isa != found.isas[-1]:
         yield Problem(
-            f"MIXQ_CPU_ISA asks for {found.isa}; this processor and the library can do {found.isas[-1]}.",
+            f"MIXQ_CPU_ISA is {found.isa}; this processor supports {found.isas[-1]}, which is faster.",
             "Unset MIXQ_CPU_ISA.",
         )
     elif found.features and "avx2" not in found.features and "asimd" not in found.features:
         yield Problem(
-            "The processor has no AVX2, so the portable kernels run: a tenth of the speed.", "Use another one."
+            "The processor has no AVX2, so the portable kernels run at a tenth of the speed.", "Use another computer."
         )
 
 
 def _of_measuring(computer: Computer) -> Iterator[Problem]:
     if computer.load is not None and computer.load >= DISTURBED:
         yield Problem(
-            f"Other programs took {computer.load:.0%} of the processor while this was measured: it can do more.",
-            "Close them, then `mixq doctor --refresh`.",
+            f"Other programs took {computer.load:.0%} of the processor while measuring: the figures are too low.",
+            "Close them, then run `mixq doctor --refresh`.",
         )
 
 
@@ -101,32 +101,30 @@ def _of_memory(computer: Computer) -> Iterator[Problem]:
     if free * (1 - RAM_MARGIN) + on_gpu < needed:
         yield Problem(
             f"Mixtral 8x7B needs {format_size(needed)} of RAM with its context; {format_size(free)} are free, of which "
-            f"{RAM_MARGIN:.0%} stay so. Some experts will be read from the disk.",
-            "`mixq plan mixtral-8x7b` says how fast that is. Close other programs, or add RAM.",
+            f"{RAM_MARGIN:.0%} are kept free. Some experts will be read from the disk.",
+            "Close other programs, or add RAM. `mixq plan mixtral-8x7b` shows the speed.",
         )
         disk = computer.disk_bandwidth
         if disk is not None and disk < SLOW_DISK:
             yield Problem(
-                f"The disk reads {format_size(disk)} in a second, too slow to read experts from.",
+                f"The disk reads {format_size(disk)}/s, too slow to read experts from.",
                 "Put the model store ($MIXQ_HOME) on an NVMe disk.",
             )
     if computer.cpu.read_bandwidth < SLOW_RAM:
         yield Problem(
-            f"RAM is read at {format_size(computer.cpu.read_bandwidth)}/s; two channels give 40 GB/s and more.",
-            "Close other programs and run `mixq doctor --refresh`; see that memory modules stand in pairs.",
+            f"RAM is read at {format_size(computer.cpu.read_bandwidth)}/s; two channels reach 40 GB/s and more.",
+            "Close other programs and run `mixq doctor --refresh`; check that memory modules are installed in pairs.",
         )
 
 
 def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
     if found.gpu is None and _NVIDIA.exists():
         yield Problem(
-            f"There is an NVIDIA GPU that is not used: {found.gpu_use}",
-            "See that `nvidia-smi` shows it, and install a torch that was built with CUDA (pytorch.org).",
+            f"The NVIDIA GPU is not used: {found.gpu_use}",
+            "Check that `nvidia-smi` shows it, and install a CUDA build of torch (pytorch.org).",
         )
     if found.gpu is not None and found.gpu_use is not None:
-        yield Problem(
-            f"{found.gpu} is not used: {found.gpu_use}", "Mend that, or use --device cpu to hear no more of it."
-        )
+        yield Problem(f"{found.gpu} is not used: {found.gpu_use}", "Fix that, or silence this with --device cpu.")
     if computer is None:
         return
     if (reason := computer.versions.get(NOT_MEASURED)) is not None:
@@ -134,7 +132,7 @@ def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
     limit = None if computer.gpu is None else computer.gpu.pinned_limit
     if limit is not None:
         yield Problem(
-            f"The system locks no more than {format_size(limit)} of memory for copies to the GPU; experts beyond that "
+            f"The system locks at most {format_size(limit)} of memory for copies to the GPU; experts beyond that "
             "are copied more slowly, through a small buffer.",
             "Under WSL, raise `memory` in .wslconfig, and run mixq outside of Docker Desktop.",
         )
@@ -154,12 +152,12 @@ def _of_system(found: Diagnosis) -> Iterator[Problem]:
         )
     if "[never]" in text_of(_HUGE_PAGES):
         yield Problem(
-            "Transparent huge pages are off; the CPU's kernels read large pages faster.",
+            "Transparent huge pages are off; the CPU kernels read large pages faster.",
             f"echo madvise | sudo tee {_HUGE_PAGES}",
         )
     swap = swapped_memory()
     if swap >= SWAPPED:
         yield Problem(
-            f"{format_size(swap)} of memory are swapped out: the machine has too little for what runs on it.",
-            "Close other programs before a model is loaded.",
+            f"{format_size(swap)} of memory are swapped out: the running programs need more RAM than there is.",
+            "Close other programs before loading a model.",
         )

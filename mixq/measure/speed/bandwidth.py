@@ -1,8 +1,8 @@
-"""How fast the threads of the kernels read memory: the limit of every decode figure, measured in the same run.
+"""The read bandwidth of the kernels' threads: the limit of decode speed, measured in the same run.
 
-Contract: `Bandwidth` is the highest of three probes (a plain sum, one that fetches ahead, one in the order of the
-matrix kernels), over all calls of `probe`, which the caller spreads between the measurements. The buffer is far larger
-than the caches, and in huge pages as made-up weights are.
+Contract: `Bandwidth.best` is the highest of three probes (a plain sum, one with prefetch, one in the order of the
+matrix kernels) over all calls of `probe`, which the caller spreads between its measurements. The buffer is far larger
+than the caches, and in huge pages like made-up weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixq.system.memory import available_memory
 
 PROBES = (0, 1, 2)
 LARGEST = 1 << 30
-_SHARE = 4  # a quarter of what is free at most
+_SHARE = 4  # at most a quarter of the free memory
 
 
 class Bandwidth:
@@ -33,7 +33,7 @@ class Bandwidth:
         self.best = 0.0
         self._kernels = kernels
         self._data = allocate(self.nbytes)
-        self._data.fill_(1)  # pages that nobody wrote are all the same one, in the cache
+        self._data.fill_(1)  # unwritten pages are all mapped to one zero page, which stays in the cache
 
     def probe(self) -> float:
         """Read the buffer in each of the three ways and return the highest rate of this call, in bytes per second."""

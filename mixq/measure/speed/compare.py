@@ -1,8 +1,8 @@
-"""Two benches side by side: test by test the ratio of their speeds, and whether it is more than noise.
+"""Compares two benches: the ratio of the speeds of each test, and whether it is more than noise.
 
-Contract: files of JSON lines, mixq's own or llama-bench's (`-o jsonl`), whose names are the same. The interval of a
-ratio is Welch's at 95 %, of the samples' means, carried over to the ratio by the delta method. What differs between two
-runs besides their speed (machine, kernels, plan) is named.
+Contract: files of JSON lines, mixq's or llama-bench's (`-o jsonl`), which have the same names. The interval of a ratio
+is Welch's at 95 %, of the samples' means, by the delta method. Other differences between two runs (machine, kernels,
+plan) are listed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _STUDENT = (
 """0.975 quantiles of Student's distribution with 1, 2, ... 30 degrees of freedom; beyond, 1.96 + 2.4 / degrees."""
 
 _CONTEXT = ("cpu_info", "gpu_info", "machine", "kernels", "plan", "n_threads", "type_k", "backends", "torch")
-"""What must be the same for two speeds to be about the code alone."""
+"""Facts that must be equal for the ratio to compare the code alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A test's line of a file.
+    """One line of a file.
 
     Attributes:
-        model, test: what was measured.
+        model, test: the names.
         samples: tokens per second.
-        facts: everything else that the line has.
+        facts: the whole line.
     """
 
     model: str
@@ -55,8 +55,8 @@ class Comparison:
     """A test, before and after.
 
     Attributes:
-        low, high: where the ratio lies with 95 %; None where a side has a single sample.
-        differences: what differs besides, a few words each.
+        low, high: 95 % interval of the ratio; None if a side has a single sample.
+        differences: other facts that differ.
     """
 
     old: Measured
@@ -68,9 +68,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Faster, slower, no difference seen, or no telling."""
+        """ "faster", "slower", "no difference seen" or "one run: no interval"."""
         if self.low is None or self.high is None:
-            return "one sample: no telling"
+            return "one run: no interval"
         if self.low <= 1 <= self.high:
             return "no difference seen"
         return "faster" if self.ratio > 1 else "slower"
@@ -96,7 +96,7 @@ def read(path: Path) -> list[Measured]:
     """Return the lines of a file, in their order.
 
     Raises:
-        ModelFileError: no such file, or a line that is no result of a bench.
+        ModelFileError: no such file, or a line that is not a result of a bench.
         StorageError: it cannot be read.
     """
     regular_file_size(path)
@@ -139,10 +139,10 @@ def _is_speed(value: object) -> bool:
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:
-    """Return the tests that both have, the last line of each counting.
+    """Return the tests that both have; the last line of each counts.
 
     Args:
-        same_file: both are the same lines; the last but one is the old then.
+        same_file: both are the same lines; the last but one is the old one.
 
     Raises:
         UsageError: no test is in both.
@@ -152,14 +152,14 @@ def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool
     both = [_compared(before[key], after[key]) for key in before if key in after]
     if not both:
         raise UsageError(
-            "There is no test that was run before and after." if same_file else "The files have no test in common.",
+            "No test in the file was run twice." if same_file else "The files have no test in common.",
             hint="Compare runs of the same model with the same lengths (-p, -n, -d).",
         )
     return both
 
 
 def _by_test(lines: Sequence[Measured], back: int) -> dict[tuple[str, str], Measured]:
-    """Return of each model and test the last line, or the one so many before it."""
+    """Return the last line of each model and test, or the line `back` before it."""
     of_test: dict[tuple[str, str], list[Measured]] = {}
     for line in lines:
         of_test.setdefault((line.model, line.test), []).append(line)
@@ -180,7 +180,7 @@ def _compared(old: Measured, new: Measured) -> Comparison:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what else is not the same, as `plan.threads: 2, then 4`."""
+    """Return the other differences, such as `plan.threads: 2, then 4`."""
     found = []
     for name in _CONTEXT:
         before, after = old.get(name), new.get(name)

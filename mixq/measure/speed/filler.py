@@ -1,8 +1,8 @@
-"""Made-up values for every kind of tensor that a model folder has: random, tame, and quick to make.
+"""Made-up values for every kind of tensor in a model folder, fast to make.
 
-Contract: codes are uniform, group scales of both signs and such that a Linear keeps the variance of what it is given.
-Random numbers cost more than the memory they fill, so one block of them is repeated. Its length is a prime: no two rows
-of a matrix and no two experts are alike. The values depend on the seed and on the order in which parameters are filled.
+Contract: codes are uniform; group scales have both signs and keep the variance of a Linear's input. Drawing random
+numbers takes longer than filling memory, so one block of them is repeated. Its length is a prime, so no two rows of a
+matrix and no two experts are equal. The values depend on the seed and on the order in which parameters are filled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCALES = 65_521  # the largest prime below 64 Ki
 
 
 class Filler:
-    """Fills tensors from blocks of random numbers that repeat without end; each tensor takes the next piece."""
+    """Fills tensors from repeated blocks of random numbers; each tensor takes the next piece."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -37,7 +37,7 @@ class Filler:
     def fill(
         self, parameter: Parameter, packed: tuple[Scheme, tuple[int, int]] | None, stored: Mapping[str, Tensor]
     ) -> None:
-        """Give one parameter its values."""
+        """Fill the tensors of one parameter."""
         if packed is not None:
             self._fill_packed(parameter.module, *packed, stored)
         elif parameter.role == "norm":

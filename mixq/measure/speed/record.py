@@ -1,7 +1,7 @@
-"""What a figure must carry to be compared with another: where the code came from, the machine, the kernels, the plan.
+"""The facts that make two benches comparable: commit, machine, kernels and plan.
 
-Contract: plain data, found without running anything. Names are llama-bench's where it has them (build_commit, cpu_info,
-gpu_info, test_time).
+Contract: plain data; nothing is run. Names are llama-bench's where it has them (build_commit, cpu_info, gpu_info,
+test_time).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REFERENCE = re.compile(r"ref: (refs/[\w./-]{1,200})")
 
 
 def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
-    """Return what the figures of a model's run depend on."""
+    """Return the facts that the figures of a model's run depend on."""
     placed, options = model.placement.as_dict(), model.options
     return {
         "build_commit": commit(),
@@ -80,7 +80,7 @@ def commit() -> str | None:
 
 
 def _resolved(git: Path, name: str) -> str:
-    """Return what a reference points to: a file of its own, or a line of packed-refs."""
+    """Return the commit of a reference, from its own file or packed-refs."""
     loose = git / name
     if ".." not in name and loose.is_file():
         return loose.read_text(encoding="utf-8").strip()
@@ -92,9 +92,9 @@ def _resolved(git: Path, name: str) -> str:
 
 
 def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Add records to a file of JSON lines, which is made where there is none.
+    """Append records to a file of JSON lines, creating it if needed.
 
-    All lines are one write at the file's end, so those of two benches that end together do not mix.
+    All lines are one write, so those of two benches that end together do not mix.
 
     Raises:
         StorageError: the file cannot be written.
@@ -106,7 +106,7 @@ def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    text = "\n" + text  # somebody was cut off in the middle of a line
+                    text = "\n" + text  # an earlier write stopped in the middle of a line
             file.write(text.encode())
             os.fsync(file.fileno())
     except OSError as error:

@@ -1,6 +1,6 @@
-"""A bench's figures as text: Markdown for comparison with llama-bench's tables, CSV and lines of JSON for programs.
+"""A bench's figures as Markdown (like llama-bench's tables), CSV and JSON lines.
 
-Contract: columns that llama-bench has bear its names and units (t/s as mean ± deviation, sizes in GiB, weights in
+Contract: columns that llama-bench has carry its names and units (t/s as mean ± deviation, sizes in GiB, weights in
 billions; avg_ts, stddev_ts, n_prompt, n_gen, n_depth and so on in CSV and JSON); mixq's own follow them.
 """
 
@@ -43,7 +43,7 @@ def json_lines(bench: Bench) -> str:
 
 
 def comma_separated(bench: Bench) -> str:
-    """Return CSV with a header; the samples stand in one field, separated by spaces."""
+    """Return CSV with a header; the samples are one field, separated by spaces."""
     rows = records(bench)
     if not rows:
         return ""
@@ -78,7 +78,7 @@ def markdown(bench: Bench) -> str:
 
 
 def figures(row: Row) -> tuple[str, ...]:
-    """Return a test's figures as text, from t/s on; what does not apply is empty."""
+    """Return a test's figures as text, from t/s on; figures that do not apply are empty."""
     return (
         f"{row.tokens_per_second:.2f} ± {row.deviation:.2f}",
         _optional(row.bytes_per_token, 1e-9, ".3g"),

@@ -1,7 +1,7 @@
-"""The tests of a bench, and what each asks of the machine: bytes to read, operations to do.
+"""The tests of a bench, and the bytes and operations that each needs.
 
-Contract: pure arithmetic over shapes. A decode step reads every weight that it uses once, and the KV cache up to its
-position; a prompt is bounded by operations instead. Activations stay in the caches and are not counted.
+Contract: arithmetic over shapes. A decode step reads each weight that it uses once, and the KV cache up to its
+position; a prompt is bounded by operations. Activations stay in the CPU's caches and are not counted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Workload:
 
 
 def workloads(prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int]) -> list[Workload]:
-    """Return every prompt and every generation at every depth; a length of 0 means none of that kind.
+    """Return every prompt and every generation at every depth; a length of 0 is skipped.
 
     Raises:
-        UsageError: there is nothing to measure.
+        UsageError: no test is left.
     """
     tests = [
         test
@@ -52,12 +52,14 @@ def workloads(prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int]
         for test in (*(Workload(p, 0, depth) for p in prompts if p), *(Workload(0, n, depth) for n in gens if n))
     ]
     if not tests:
-        raise UsageError("there is nothing to measure.", hint="Give a length of prompt (-p 512) or of reply (-n 128).")
+        raise UsageError(
+            "there is nothing to measure.", hint="Give a prompt length (-p 512) or a reply length (-n 128)."
+        )
     return list(dict.fromkeys(tests))
 
 
 def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> None:
-    """Refuse tests that do not fit into the context.
+    """Check that the tests fit into the context.
 
     Raises:
         UsageError: the longest test needs more positions than there are.
@@ -68,7 +70,7 @@ def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> No
     if longest.positions > context:
         raise UsageError(
             f"{longest.name} needs {longest.positions} positions; the context has {context}.",
-            hint="Leave --context out, and it is as long as the tests need.",
+            hint="Leave --context out: the default is what the tests need.",
         )
 
 
