@@ -27,7 +27,7 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import choose
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.plan.shares import Shares, share_out
 from mixq.plan.sizes import ModelSizes

@@ -20,25 +20,19 @@ class StoredTensors(Protocol):
     @property
     def names(self) -> Collection[str]:
         """All names."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        ...
 
     def entry(self, name: str) -> TensorEntry | None:
         """Return dtype, shape and place of a tensor, or None where there is no such tensor."""
-        ...
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor; KeyError where there is none."""
-        ...
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Return rows first to last of a tensor, seen as a matrix of its last axis: [last - first, K]."""
-        ...
 
     def file_of(self, name: str) -> str:
         """Return the name of the file that holds a tensor, for messages."""
-        ...

@@ -21,37 +21,29 @@ class Weights(Protocol):
     @property
     def path(self) -> Path:
         """Where they lie, or the name that they go by."""
-        ...
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        ...
 
     @property
     def tokenizer_path(self) -> Path | None:
         """tokenizer.model, else tokenizer.json, else None."""
-        ...
 
     @property
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json, or empty."""
-        ...
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
-        ...
 
     def tensor(self, name: str) -> Tensor:
         """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError where there is none."""
-        ...
 
     def linear(self, module: str) -> Tensor | PackedLinear:
         """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""
-        ...

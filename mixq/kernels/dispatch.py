@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Expert, Weight
 
 
@@ -40,27 +41,21 @@ class Kernels(Protocol):
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         """x [T, K], weight [N, K] -> [T, N]."""
-        ...
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         """x [T, K] -> [T, N] for each of the weights, which share the work."""
-        ...
 
     def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [T, D], weight [E, D] -> float32 [T, E]."""
-        ...
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
         """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A likeliest experts."""
-        ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] -> [T, D]."""
-        ...
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """x [T, D], ids and weights [T, A] -> [T, D]; a negative id is computed elsewhere and adds nothing."""
-        ...
 
     def rotary_append(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
@@ -70,19 +65,15 @@ class Kernels(Protocol):
         `position` may be an integer [1] on the device, read when the kernel runs; cos and sin are then those of all
         positions, not of the rows'.
         """
-        ...
 
     def attention_rows(self, q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None) -> Tensor:
         """q [T, H, C] -> [T, H, C], each row by itself: decode. `position` as for `rotary_append`."""
-        ...
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         """q [T, H, C] -> [T, H, C], many rows."""
-        ...
 
     def busy_ns(self) -> int:
         """Nanoseconds spent in these kernels so far; 0 where nobody counts."""
-        ...
 
 
 class ReferenceKernels:
@@ -141,7 +132,7 @@ def choose(*, threads: int, exact: bool = False) -> Kernels:
         return ReferenceKernels(exact=True)
     reason = native_library.unavailable_reason()
     if reason is None:
-        return native_library.NativeKernels(threads)
+        return NativeKernels(threads)
     _warn_once(reason)
     return ReferenceKernels()
 

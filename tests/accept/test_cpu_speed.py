@@ -16,7 +16,7 @@ import mixq
 from mixq.engine.model import Model
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed.measure import Bench
 from mixq.measure.speed.synthetic import synthetic_model
 from mixq.measure.speed.workload import Workload

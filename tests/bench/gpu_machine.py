@@ -19,7 +19,7 @@ from mixq.experts.accelerators.cuda import CudaAccelerator
 from mixq.experts.accelerators.interface import Accelerator
 from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.kernels.dispatch import choose
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed.bandwidth import Bandwidth
 from mixq.system.cores import physical_cores
 from mixq.system.huge_pages import allocate

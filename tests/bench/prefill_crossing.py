@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed.synthetic import synthetic_model
 
 ROWS = (4, 8, 12, 16, 24, 32, 40, 48, 64, 96, 128)

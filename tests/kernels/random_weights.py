@@ -16,7 +16,7 @@ from mixq.formats import int_groups, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Weight
 
 ISAS = native_library.supported_isas()

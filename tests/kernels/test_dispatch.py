@@ -17,6 +17,7 @@ from torch import Tensor
 import mixq
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.kernels import dispatch, native_library
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
 
@@ -50,7 +51,7 @@ def write_library(package: Path, source: str) -> None:
 @needs_library
 def test_the_best_instruction_set_is_taken() -> None:
     kernels = dispatch.choose(threads=2)
-    assert isinstance(kernels, native_library.NativeKernels)
+    assert isinstance(kernels, NativeKernels)
     assert kernels.name == native_library.supported_isas()[-1]
     assert kernels.threads == 2
     assert native_library.unavailable_reason() is None
@@ -78,7 +79,7 @@ def test_the_reference_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native_library.compiler() == "none"
     assert isinstance(dispatch.choose(threads=1), dispatch.ReferenceKernels)
     with pytest.raises(RuntimeError, match="MIXQ_CPU_ISA=reference"):
-        native_library.NativeKernels(1)
+        NativeKernels(1)
 
 
 @pytest.mark.parametrize(("asked", "meant"), [("avx-2", "avx2"), ("avx51", "avx512"), ("referense", "reference")])
@@ -154,7 +155,7 @@ def test_a_library_without_our_functions(package: Path, source: str) -> None:
 def test_threads_that_the_system_refuses() -> None:
     for threads in (0, -1):
         with pytest.raises(DoesNotFitError, match=f"refused {threads} threads"):
-            native_library.NativeKernels(threads)
+            NativeKernels(threads)
 
 
 @needs_library

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 
 pytestmark = pytest.mark.skipif(native_library.library() is None, reason="no native kernels here")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
 from mixq.kernels import native_library
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Weight
 from tests.kernels.random_weights import (
     ISAS,

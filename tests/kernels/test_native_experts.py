@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixq.kernels import native_library, reference
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Expert
 from tests.kernels.random_weights import (
     ISAS,

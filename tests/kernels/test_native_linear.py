@@ -12,7 +12,7 @@ from mixq.formats import nf4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library, reference
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from tests.kernels.random_weights import (
     ISAS,
     KINDS,

@@ -19,6 +19,7 @@ from mixq.formats import nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library, reference, triton
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.system import paths
 from mixq.system.cores import physical_cores
 from mixq.system.memory import available_memory, total_memory
@@ -181,5 +182,5 @@ def _kernels_right() -> bool:
     weight = PackedLinear(Scheme("nl4", 32), (N, K), tensors, nl4.table_tensor())
     x = torch.randn(2, K, generator=generator)
     right = reference.linear(x, weight)
-    answer = native_library.NativeKernels(physical_cores()).linear(x, weight)
+    answer = NativeKernels(physical_cores()).linear(x, weight)
     return bool((answer - right).norm() <= _CLOSE * right.norm())

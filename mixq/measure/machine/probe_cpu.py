@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixq.kernels.dispatch import Kernels, choose
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Expert
 from mixq.measure.machine.passes import LARGE, SmallSteps, typical
 from mixq.measure.speed.bandwidth import Bandwidth

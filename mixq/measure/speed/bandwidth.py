@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from mixq.kernels import native_library
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.system.huge_pages import allocate
 from mixq.system.memory import available_memory
 

@@ -19,7 +19,7 @@ from mixq.config import format_size
 from mixq.engine.answer import PREFILL_CHUNK
 from mixq.engine.model import Model
 from mixq.experts.stats import ExpertStats
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed.bandwidth import Bandwidth
 from mixq.measure.speed.record import facts_of_run
 from mixq.measure.speed.workload import (

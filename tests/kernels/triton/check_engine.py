@@ -11,7 +11,7 @@ import mixq
 from mixq.config import RuntimeOptions
 from mixq.experts.accelerators import choose as accelerators
 from mixq.experts.accelerators.simulated import SimulatedAccelerator
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.kernels.triton.kernels import TritonKernels
 from mixq.quantize import quantize

@@ -9,6 +9,7 @@ import torch
 
 from mixq.errors import UsageError
 from mixq.kernels import native_library
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.machine import diagnosis
 from mixq.measure.machine.diagnosis import diagnose
 from mixq.system import paths
@@ -48,13 +49,11 @@ def test_the_reference_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_library
 def test_kernels_that_compute_wrongly_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = native_library.NativeKernels.linear
-    kernels = native_library.NativeKernels
+    whole = NativeKernels.linear
+    kernels = NativeKernels
     monkeypatch.setattr(kernels, "linear", lambda self, x, weight: whole(self, x, weight) * 1.001)
     assert not diagnose().usable
-    monkeypatch.setattr(
-        native_library.NativeKernels, "linear", lambda self, x, weight: whole(self, x, weight) * torch.nan
-    )
+    monkeypatch.setattr(NativeKernels, "linear", lambda self, x, weight: whole(self, x, weight) * torch.nan)
     assert not diagnose().usable
 
 

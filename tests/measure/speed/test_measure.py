@@ -14,7 +14,7 @@ import pytest
 from mixq.engine.model import Model
 from mixq.errors import UsageError
 from mixq.kernels import native_library
-from mixq.kernels.native_library import NativeKernels
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed import table
 from mixq.measure.speed.bandwidth import Bandwidth
 from mixq.measure.speed.measure import Bench, Row
