@@ -188,10 +188,14 @@ def _declare(loaded: ctypes.CDLL) -> None:
         ("mixq_read", c_int64, (c_void_p, c_void_p, c_int64, c_int)),
     ):
         function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
+        function.argtypes = arguments
+        if result is _failed:
+            function.errcheck = _failed  # the result is an int, which is ctypes' default
+        else:
+            function.restype = result
 
 
-def _failed(code: int) -> None:
+def _failed(code: int, _function: object, _arguments: object) -> None:
     if code:
         raise DoesNotFitError("There is not enough memory for the CPU kernels.", hint="Close other programs.")
 

@@ -1,9 +1,8 @@
-"""What a chat template is: a conversation as the token ids of a prompt.
+"""Chat templates: a conversation as the token ids of a prompt.
 
 Contract: a `ChatTemplate` builds ids message by message, for the next reply. Control tokens are put in as ids, never
-as text, so that in formats with real control tokens nothing that a message says can open or close a turn. `stops` and
-`end_ids` are what ends a reply of this format. The formats themselves are in `mixq.text.templates`, the choice among
-them is made by `mixq.text.choice`.
+as text, so in formats with control tokens no message can open or close a turn. `stops` and `end_ids` end a reply of
+this format. The formats are in `mixq.text.templates`; `mixq.text.choice` chooses one for a model.
 """
 
 from __future__ import annotations
@@ -56,14 +55,14 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A checked conversation: the system text, "" for none, and user and assistant in turn, a user's last."""
+class CheckedMessages:
+    """The system text ("" for none), then user and assistant messages in turn, a user's last."""
 
     system: str
     turns: tuple[Message, ...]
 
     @classmethod
-    def of(cls, messages: Sequence[Message | Mapping[str, Any]]) -> Conversation:
+    def of(cls, messages: Sequence[Message | Mapping[str, Any]]) -> CheckedMessages:
         """Check messages: any number of system messages, then user and assistant in turn, a user message last.
 
         Raises:
@@ -106,20 +105,20 @@ class ChatTemplate(ABC):
             PromptError: no messages, another order of roles, an empty message; or a base model, which has no chat
                 format.
         """
-        return self._encode(tokenizer, Conversation.of(messages))
+        return self._encode(tokenizer, CheckedMessages.of(messages))
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the tokens that end a reply in this format."""
         return (tokenizer.eos_id,)
 
     @abstractmethod
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]: ...
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]: ...
 
 
-class Prompt:
-    """A prompt in the making: text and control tokens.
+class PromptBuilder:
+    """Collects text and control tokens, and returns their ids.
 
-    Text that no control token interrupts is encoded in one go, as a tokenizer does that reads the whole prompt.
+    Text between two control tokens is encoded in one call, as if the tokenizer read the whole prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -129,22 +128,22 @@ class Prompt:
         self._begins = True
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Put in begin tokens; the text that follows begins anew, with its leading space."""
+        """Append begin tokens; the text that follows is encoded as the start of a text, with its leading space."""
         self.token(*ids)
         self._begins = True
 
     def text(self, text: str) -> None:
-        """Put in text."""
+        """Append text."""
         self._text.append(text)
 
     def token(self, *ids: int) -> None:
-        """Put in control tokens."""
+        """Append control tokens."""
         self._flush()
         self._ids += ids
         self._begins = self._begins and not ids
 
     def marker(self, name: str) -> None:
-        """Put in the control token of that name, or its name as text where the tokenizer has no such token."""
+        """Append the control token of that name, or the name as text if the tokenizer has no such token."""
         token_id = self._tokenizer.special_id(name)
         if token_id is None:
             self.text(name)
@@ -169,7 +168,7 @@ def _check_order(conversation: list[Message], turns: list[Message]) -> None:
         raise PromptError("The conversation has no user message.")
     system_count = len(conversation) - len(turns)
     if any(message.role != "system" for message in conversation[:system_count]):
-        raise PromptError("A system message stands after a user message; it must come first.")
+        raise PromptError("A system message follows a user message; it must come first.")
     for position, message in enumerate(turns):
         wanted = "user" if position % 2 == 0 else "assistant"
         place = f"message {system_count + position + 1}"

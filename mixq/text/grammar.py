@@ -1,9 +1,9 @@
 """Answers that must be JSON: which tokens may come next, decided by the llguidance library.
 
-Contract: a `GrammarSpec` says what the text must be, a `GrammarCompiler` makes a `Grammar` of it for one vocabulary,
-and a `Grammar` follows one answer: `allowed` are the tokens that lead on, `accept` takes the one that was chosen,
-`complete` says that nothing but the end can follow. One space may stand before the document, since a reply's first word
-carries one; blank space inside it is bounded, so that a model cannot go on with blanks for ever.
+Contract: a `GrammarSpec` describes the text, a `GrammarCompiler` makes a `Grammar` of it for one vocabulary, and a
+`Grammar` follows one answer: `allowed` are the tokens that may come next, `accept` takes the chosen one, `complete` is
+true when only the end can follow. One space may precede the document, since a reply's first word has one; blanks inside
+it are bounded, so a model cannot generate blanks for ever.
 
 This module knows no model and no sampler.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import llguidance
 
 BLANKS = r"[ \n]{1,60}"
-"""What may stand between the parts of a document: room for the indentation of pretty-printed text."""
+"""Blanks between the parts of a document: enough for the indentation of pretty-printed text."""
 
 MAX_SCHEMA_BYTES = 64 * 2**10
 
@@ -34,7 +34,7 @@ class GrammarSpec:
     schema: Mapping[str, Any] | None = None
 
 
-class Vocabulary(Protocol):
+class GrammarTokenizer(Protocol):
     """What following a grammar needs of a tokenizer."""
 
     bos_id: int
@@ -56,12 +56,12 @@ class GrammarCompiler:
         MixqError: the llguidance library is not installed.
     """
 
-    def __init__(self, tokenizer: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         try:
             import llguidance
         except ImportError as error:
             raise MixqError("JSON answers need the llguidance library.", hint="pip install llguidance") from error
-        # Work that a schema may cause; the library's own limits on the states of its parser and lexer hold besides.
+        # Bounds of the work for a schema, beside the library's own limits for the states of its parser and lexer.
         self._limits = llguidance.LLParserLimits(
             max_grammar_size=200_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000
         )
@@ -76,7 +76,7 @@ class GrammarCompiler:
         """Return a grammar at its beginning.
 
         Raises:
-            UsageError: the schema is none, is too large, or uses what the library cannot follow.
+            UsageError: the schema is not JSON, is too large, or uses something that the library does not support.
         """
         grammar = self._matcher.grammar_from_lark(_lark(spec))
         matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
@@ -123,9 +123,9 @@ class Grammar:
 
 
 class _Tokens:
-    """A tokenizer as the library wishes to see it."""
+    """A tokenizer in the form that the library takes."""
 
-    def __init__(self, tokenizer: Vocabulary, vocab_size: int, eos_id: int) -> None:
+    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int, eos_id: int) -> None:
         tokens = list(tokenizer.token_bytes())[:vocab_size]
         self.tokens = tokens + [b""] * (vocab_size - len(tokens))
         self.eos_token_id = eos_id
@@ -137,7 +137,7 @@ class _Tokens:
         return {token: i for i, token in enumerate(self.tokens) if token}
 
     def __call__(self, text: bytes) -> list[int]:
-        """Return ids that spell some bytes, the longest token first; the library asks so for forced text only."""
+        """Return ids that spell some bytes, the longest token first; the library uses it for forced text only."""
         ids, start = [], 0
         while start < len(text):
             ends = range(min(len(text), start + 32), start, -1)
@@ -148,14 +148,14 @@ class _Tokens:
 
 
 def _lark(spec: GrammarSpec) -> str:
-    """Return the library's grammar of a document with perhaps a space before it."""
+    """Return the library's grammar of a document, with at most one space before it."""
     schema: dict[str, Any] = {"type": "object"} if spec.schema is None else dict(spec.schema)
     schema.pop("x-guidance", None)
     schema["x-guidance"] = {"whitespace_pattern": BLANKS}
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"The JSON schema is no JSON: {printable(error)}.") from error
+        raise UsageError(f"The JSON schema is not JSON: {printable(error)}.") from error
     if len(text) > MAX_SCHEMA_BYTES:
-        raise UsageError(f"The JSON schema has {len(text)} bytes; at most {MAX_SCHEMA_BYTES} are taken.")
+        raise UsageError(f"The JSON schema has {len(text)} bytes; at most {MAX_SCHEMA_BYTES} are allowed.")
     return f'start: LEADING? document\nLEADING: " "\ndocument: %json {text}\n'

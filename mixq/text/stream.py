@@ -23,7 +23,7 @@ U+FFFD; "tokens": the same, but control tokens are taken out first; "text": all 
 U+FFFD stands for as much as could have begun a character."""
 
 
-class Pieces(Protocol):
+class DecodingTokenizer(Protocol):
     """What decoding needs of a tokenizer (`mixq.text.tokenizer.Tokenizer`)."""
 
     unk_id: int
@@ -46,7 +46,7 @@ class StreamDecoder:
             when it encodes. True for a reply, False for text that goes on from a prompt.
     """
 
-    def __init__(self, tokenizer: Pieces, *, strip_leading_space: bool = True) -> None:
+    def __init__(self, tokenizer: DecodingTokenizer, *, strip_leading_space: bool = True) -> None:
         self._tokenizer = tokenizer
         self._strip = strip_leading_space and tokenizer.adds_leading_space
         self._pending = bytearray()  # bytes that may still become a character: at most 3

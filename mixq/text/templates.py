@@ -1,20 +1,21 @@
-"""The chat formats that mixq writes: Mistral's two, chatml, Alpaca, Vicuna, Llama 2; and none, of a base model.
+"""The chat formats that mixq writes: Mistral's two, chatml, Alpaca, Vicuna, Llama 2; and "none" for a base model.
 
-Contract: `get_template` gives a format by name. In mistral-v3, and in chatml where the model has its tokens, turns are
-marked by control tokens, and no message can forge one. In the others the marks are ordinary text ("[INST]", "USER:"),
-as they were in training: there a message that contains a mark looks like a turn to the model, though it still cannot
-produce the end token.
+Contract: `get_template` returns a format by name. In mistral-v3, and in chatml if the model has its tokens, turns are
+marked by control tokens, which no message can contain. In the other formats the marks are ordinary text ("[INST]",
+"USER:"), as in training: a message that contains a mark looks like a turn to the model, but it cannot contain the end
+token.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mixq.config import TEMPLATES, did_you_mean
 from mixq.errors import PromptError, UsageError, printable
-from mixq.text.chat_template import ChatTemplate, Conversation, Message, Prompt
+from mixq.text.chat_template import ChatTemplate, CheckedMessages, Message, PromptBuilder
 from mixq.text.tokenizer import Tokenizer
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -39,7 +40,7 @@ class MistralV1(ChatTemplate):
 
     name: ClassVar[str] = "mistral-v1"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
         ids = [tokenizer.bos_id]
         for position, message in enumerate(conversation.turns):
             if message.role == "assistant":
@@ -56,18 +57,18 @@ class MistralV3(ChatTemplate):
 
         [bos] [INST] encode(user) [/INST] encode(assistant) [eos] [INST] encode(user) [/INST]
 
-    [INST] and [/INST] are control tokens. The system text stands, with an empty line, in front of the last user
-    message. White space at the end of a reply is taken off.
+    [INST] and [/INST] are control tokens. The system text and an empty line precede the last user message. Spaces at
+    the end of a reply are removed.
     """
 
     name: ClassVar[str] = "mistral-v3"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
         opens, closes = tokenizer.special_id("[INST]"), tokenizer.special_id("[/INST]")
         if opens is None or closes is None:
             raise PromptError(
                 "The template mistral-v3 needs the control tokens [INST] and [/INST]; this tokenizer has none.",
-                hint="Give --template mistral-v1, in which they are text.",
+                hint="Use --template mistral-v1, in which they are text.",
             )
         ids = [tokenizer.bos_id]
         last = len(conversation.turns) - 1
@@ -86,11 +87,11 @@ class ChatML(ChatTemplate):
 
         [bos] <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n
 
-    The marks are control tokens where the model has them, else text. The begin token is put in front unless
-    tokenizer_config.json says add_bos_token false: it was there in training, also where a Jinja template forgets it.
+    The marks are control tokens if the model has them, else text. The begin token comes first unless
+    tokenizer_config.json has add_bos_token false: training used it, even where the Jinja template omits it.
 
     Attributes:
-        system: stands for the system text where a conversation has none; None for no such turn.
+        system: the system text of a conversation without one; None for no system turn.
     """
 
     name: ClassVar[str] = "chatml"
@@ -98,8 +99,8 @@ class ChatML(ChatTemplate):
 
     system: str | None = None
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-        prompt = Prompt(tokenizer)
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+        prompt = PromptBuilder(tokenizer)
         prompt.begin(tokenizer.begin_ids)
         system = conversation.system or self.system
         head = [Message("system", system)] if system else []
@@ -119,13 +120,40 @@ class ChatML(ChatTemplate):
 
 
 @dataclass(frozen=True)
-class Alpaca(ChatTemplate):
-    """Stanford Alpaca's format, with replies that end in the end token for several turns.
-
-        [bos] system\\n\\n### Instruction:\\nuser\\n\\n### Response:\\nassistant [eos] \\n\\n### Instruction:\\n...
+class _TextMarks(ChatTemplate):
+    """A format with text marks: the system text, then turns; a reply ends with the end token.
 
     Attributes:
-        system: stands for the system text where a conversation has none.
+        system: the system text of a conversation without one.
+    """
+
+    system: str | None = None
+
+    @abstractmethod
+    def _pieces(self) -> tuple[str, str, str, str, str]:
+        """Return what follows the system text, and what is before and after a user's text and a reply."""
+
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+        after_system, before_user, after_user, before_reply, after_reply = self._pieces()
+        prompt = PromptBuilder(tokenizer)
+        prompt.begin(tokenizer.begin_ids)
+        system = (conversation.system or self.system or "").strip()
+        prompt.text(f"{system}{after_system}" if system else "")
+        for message in conversation.turns:
+            if message.role == "user":
+                prompt.text(f"{before_user}{message.content.strip()}{after_user}")
+            else:
+                prompt.text(f"{before_reply}{message.content.strip()}")
+                prompt.token(tokenizer.eos_id)
+                prompt.text(after_reply)
+        return prompt.ids()
+
+
+@dataclass(frozen=True)
+class Alpaca(_TextMarks):
+    """Stanford Alpaca's format, with replies that end in the end token for several turns.
+
+    [bos] system\\n\\n### Instruction:\\nuser\\n\\n### Response:\\nassistant [eos] \\n\\n### Instruction:\\n...
     """
 
     name: ClassVar[str] = "alpaca"
@@ -133,30 +161,18 @@ class Alpaca(ChatTemplate):
 
     system: str | None = ALPACA_SYSTEM
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-        prompt = Prompt(tokenizer)
-        prompt.begin(tokenizer.begin_ids)
-        system = (conversation.system or self.system or "").strip()
-        prompt.text(f"{system}\n\n" if system else "")
-        for message in conversation.turns:
-            if message.role == "user":
-                prompt.text(f"### Instruction:\n{message.content.strip()}\n\n### Response:\n")
-            else:
-                prompt.text(message.content.strip())
-                prompt.token(tokenizer.eos_id)
-                prompt.text("\n\n")
-        return prompt.ids()
+    def _pieces(self) -> tuple[str, str, str, str, str]:
+        return "\n\n", "### Instruction:\n", "\n\n### Response:\n", "", "\n\n"
 
 
 @dataclass(frozen=True)
-class Vicuna(ChatTemplate):
+class Vicuna(_TextMarks):
     """Vicuna 1.1 and later, as FastChat writes it; or with line ends between the turns, as some templates do.
 
         [bos] system USER: user ASSISTANT: assistant [eos] USER: user ASSISTANT:
 
     Attributes:
-        system: stands for the system text where a conversation has none.
-        lines: turns end in a line end instead of a space.
+        lines: turns end with a line end instead of a space.
     """
 
     name: ClassVar[str] = "vicuna"
@@ -165,20 +181,9 @@ class Vicuna(ChatTemplate):
     system: str | None = VICUNA_SYSTEM
     lines: bool = False
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-        after_system, after_user, after_reply = ("\n\n", "\n", "\n") if self.lines else (" ", " ", "")
-        prompt = Prompt(tokenizer)
-        prompt.begin(tokenizer.begin_ids)
-        system = (conversation.system or self.system or "").strip()
-        prompt.text(f"{system}{after_system}" if system else "")
-        for message in conversation.turns:
-            if message.role == "user":
-                prompt.text(f"USER: {message.content.strip()}{after_user}ASSISTANT:")
-            else:
-                prompt.text(f" {message.content.strip()}")
-                prompt.token(tokenizer.eos_id)
-                prompt.text(after_reply)
-        return prompt.ids()
+    def _pieces(self) -> tuple[str, str, str, str, str]:
+        after_system, between, after_reply = ("\n\n", "\n", "\n") if self.lines else (" ", " ", "")
+        return after_system, "USER: ", f"{between}ASSISTANT:", " ", after_reply
 
 
 @dataclass(frozen=True)
@@ -190,8 +195,8 @@ class Llama2(ChatTemplate):
 
     name: ClassVar[str] = "llama-2"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-        prompt = Prompt(tokenizer)
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+        prompt = PromptBuilder(tokenizer)
         for position, message in enumerate(conversation.turns):
             if message.role == "user":
                 prompt.begin((tokenizer.bos_id,))
@@ -212,22 +217,18 @@ class BaseModel(ChatTemplate):
     is_chat: ClassVar[bool] = False
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
-        """Refuse.
-
-        Raises:
-            PromptError: always.
-        """
+        """Raise PromptError: a base model has no chat format."""
         raise PromptError(
             f"This is a base model, which completes texts and does not chat: {self.why}.",
-            hint="Use `mixq run -p TEXT` or generate() to go on from a text. If it was made for chat after all, "
-            f"say in which format: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
+            hint="Use `mixq run -p TEXT` or generate() to continue a text. If the model was trained for chat, "
+            f"name its format: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
         )
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return nothing: the model's own end tokens are all there are."""
+        """Return none: only the model's own end tokens end a text."""
         return ()
 
-    def _encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
         raise AssertionError("encode refuses")
 
 

@@ -212,3 +212,14 @@ def test_the_environment_is_heeded_from_the_start(tmp_path: Path) -> None:
             check=True,
         )
         assert out.stdout.strip() == isa
+
+
+@needs_library
+def test_a_call_that_fails_raises() -> None:
+    """The portable kernels have no tiles for torch's GEMM: mixq_dequantize returns 1."""
+    kernels = NativeKernels(1, isa=native_library.ISA_NAMES["portable"])
+    weight = torch.zeros(4, 32, dtype=torch.bfloat16)
+    bound = kernels._bind(weight, (weight,))
+    out = torch.empty(4, 32, dtype=torch.bfloat16)
+    with pytest.raises(DoesNotFitError, match="not enough memory for the CPU kernels"):
+        kernels._library.mixq_dequantize(kernels.context, bound.matrices, 0, 4, out.data_ptr())

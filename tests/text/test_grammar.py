@@ -139,7 +139,7 @@ def test_blanks_do_not_go_on_for_ever(compiler: GrammarCompiler, tokenizer: Toke
         ({"$ref": "#/$defs/none"}, "none"),
         ({"type": "string", "pattern": "(((("}, "regex"),
         ({"not": {"type": "string"}}, "not"),
-        ({"type": "object", "x": {1, 2}}, "no JSON"),
+        ({"type": "object", "x": {1, 2}}, "not JSON"),
         ({"type": "string", "description": "x" * 70_000}, "at most 65536"),
     ],
 )
