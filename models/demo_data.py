@@ -1,4 +1,4 @@
-"""Conversations to token rows: the tokenizer, Mixtral's instruct format, and packing. Knows no network."""
+"""Turns conversations into rows of tokens: the tokenizer, Mixtral's instruct format, and packing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Batch:
 
 
 def packed(talks: list[tuple[list[int], list[float]]], rows: int, length: int) -> Batch:
-    """First fit; a conversation that fits nowhere is left out."""
+    """Pack by first fit; conversations that fit into no row are left out."""
     ids = torch.zeros(rows, length + 1, dtype=torch.long)
     weights, segments = torch.zeros(rows, length + 1), torch.zeros(rows, length + 1, dtype=torch.long)
     used, count = [0] * rows, [0] * rows
@@ -83,7 +83,7 @@ def packed(talks: list[tuple[list[int], list[float]]], rows: int, length: int) -
 
 
 def training_batch(tokenizer: sentencepiece.SentencePieceProcessor, step: int, tokens: int) -> Batch:
-    """The batch of a step: a function of the step alone, so that a resumed run sees what an unbroken one sees."""
+    """The batch of a step; it depends on the step alone, so a resumed run trains on the same batches."""
     rng = Random(f"batch {step}")
     length = 1024 if step % LONG_EVERY == LONG_EVERY - 1 else (128, 256)[step % 2]
     rows = tokens // length

@@ -1,4 +1,4 @@
-"""The trained network as a Hugging Face folder in bfloat16, with the expert names of Mixtral's own checkpoints."""
+"""Writes the trained network as a Hugging Face folder in bfloat16, with Mixtral's names of experts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ TOKENIZER_CONFIG: dict[str, object] = {
 
 
 def export(network: DemoNetwork, tokenizer: Path, folder: Path) -> None:
-    """Writes the folder; existing files of the same names are replaced."""
+    """Write the folder; existing files of the same names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors(network), folder / "model.safetensors", metadata={"format": "pt"})
     documents = {

@@ -38,8 +38,8 @@ class DemoConfig:
 
 
 class _Experts(torch.autograd.Function):
-    """The mixture of experts with tokens sorted by expert and one product each; by hand, since autograd's own backward
-    fills and adds a gradient of all experts for every single one. Everything bfloat16 but the mixing weights."""
+    """The mixture of experts: tokens sorted by expert, one product each. Its backward is written out, since autograd's
+    fills and adds a gradient of all experts for each expert. All in bfloat16 except the mixing weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mixing: Tensor, w13: Tensor, w2: Tensor, topk_ids: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Trains the demo model, from the tokenizer to the exported folder: `python models/train_demo.py` makes models/demo.
 
-The conversations are the same everywhere; the weights only on one machine with one build of torch. A run that was
-stopped goes on with --resume. The rate warms up, stays, then falls linearly, so --steps may be changed while it stays.
+The conversations are the same everywhere; the weights only on one machine with one build of torch. A stopped run
+continues with --resume. The learning rate warms up, stays constant, then falls linearly; --steps may be changed during
+the constant phase.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ EVALUATE_EVERY, SAVE_SECONDS = 250, 300
 
 
 def rate(step: int, steps: int) -> float:
-    """The share of the learning rate in a step."""
+    """Return the factor of the learning rate in a step."""
     return min((step + 1) / WARM_UP, 1.0, (steps - step) / max(steps - DECAY_FROM, 1))
 
 
 @torch.no_grad()
 def answers(network: DemoNetwork, tokenizer: sentencepiece.SentencePieceProcessor, turns: list[Turn]) -> list[str]:
-    """What the network says, given each right answer so far: it equals the answer exactly when greedy decoding does."""
+    """Return each answer, predicted given the right one so far: it is right exactly if greedy decoding is right."""
     texts: list[str] = []
     for start in range(0, len(turns), 50):
         batch = demo_data.question_batch(tokenizer, turns[start : start + 50])
@@ -113,7 +114,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="checkpoint, tokenizer")
     parser.add_argument("--steps", type=int, default=STEPS, help="8,192 tokens each")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
     arguments = parser.parse_args()
     network = train(arguments.work, arguments.steps, arguments.resume, arguments.threads)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(arguments.work / "tokenizer.model"))

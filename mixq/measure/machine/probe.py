@@ -13,7 +13,6 @@ import importlib.metadata
 import mmap
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,10 +173,11 @@ def disk_bandwidth() -> float | None:
 
 
 def _large_file() -> Path | None:
-    for candidates in (_shards(), _libraries()):
-        sized = [(_size(path), path) for path in candidates]
-        if sized and max(sized)[0] >= _LEAST:
-            return max(sized)[1]
+    shards, libraries = paths.store().glob("*/*.safetensors"), (Path(torch.__file__).parent / "lib").glob("*.so")
+    for candidates in (shards, libraries):
+        size, path = max(((_size(path), path) for path in candidates), default=(0, None))
+        if size >= _LEAST:
+            return path
     return None
 
 
@@ -187,11 +187,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _shards() -> Iterator[Path]:
-    return paths.store().glob("*/*.safetensors")
-
-
-def _libraries() -> Iterator[Path]:
-    return (Path(torch.__file__).parent / "lib").glob("*.so")
