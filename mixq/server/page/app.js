@@ -139,30 +139,14 @@ function askKey() {
   field.focus();
 }
 
-// Drawers, where the window is narrow
+// Where the window is narrow, the tools are drawers: popovers
 
-function toggleDrawer(id) {
-  const opening = !byId(id).classList.contains("shown");
-  closeDrawers();
-  if (!opening) return;
-  byId(id).classList.add("shown");
-  byId(`show-${id}`).setAttribute("aria-expanded", "true");
-  byId("scrim").hidden = false;
-  byId(id).querySelector("button, input, textarea")?.focus();
-}
+const closeDrawers = () => document.querySelector(":popover-open")?.hidePopover();
 
-function closeDrawers() {
-  let closed = false;
-  for (const id of ["sidebar", "panel"]) {
-    if (!byId(id).classList.contains("shown")) continue;
-    byId(id).classList.remove("shown");
-    byId(`show-${id}`).setAttribute("aria-expanded", "false");
-    byId(`show-${id}`).focus();
-    closed = true;
-  }
-  byId("scrim").hidden = true;
-  return closed;
+for (const drawer of document.querySelectorAll("[popover]")) {
+  drawer.addEventListener("toggle", (event) => byId(`show-${drawer.id}`).setAttribute("aria-expanded", String(event.newState === "open")));
 }
+NARROW.addEventListener("change", closeDrawers);
 
 // The composer and keys
 
@@ -190,11 +174,8 @@ prompt.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.isComposing) return;
-  if (!closeDrawers()) chat.stop();
+  if (!document.querySelector(":popover-open")) chat.stop();
 });
-byId("show-sidebar").addEventListener("click", () => toggleDrawer("sidebar"));
-byId("show-panel").addEventListener("click", () => toggleDrawer("panel"));
-for (const each of [byId("scrim"), ...document.querySelectorAll(".close")]) each.addEventListener("click", closeDrawers);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 
 await look();
