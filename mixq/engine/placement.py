@@ -22,7 +22,7 @@ from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.telemetry import ExpertTelemetry
 from mixq.formats.architecture import parameters
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors, Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.decode_step import Captures
 from mixq.plan.shares import GPU, RAM, Shares
@@ -51,7 +51,7 @@ class Placement:
     """
 
     folder: Weights
-    weights: Weights
+    weights: Tensors
     kernels: Kernels
     host_kernels: Kernels
     shares: Shares

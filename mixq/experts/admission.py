@@ -1,9 +1,9 @@
-"""What it buys to let an expert into the accelerator's memory, measured on the routing as it comes.
+"""What is gained by admitting an expert to the accelerator's memory, measured on the routing as it comes.
 
-Contract: a newcomer is compared with the resident that it would put out. Which expert a router chooses does not depend
-on where it lies, so the uses of both can be counted over the next passes whether or not anything is copied; `Ledger`
-does that all the time. Two figures come of it: how many uses it brings to have been chosen just now, and how much of a
-lead in popularity lasts. Even routing has neither, however its counts jitter. No time is known here.
+Contract: a newcomer is compared with the resident that it would evict. Which expert a router chooses does not depend on
+where it lies, so the uses of both can be counted over the next passes whether or not anything is copied; `Ledger` does
+that all the time. Two figures follow: how many uses it gains to have been chosen just now, and how much of a lead in
+popularity lasts. Even routing has neither, whatever the noise of its counts. Times are not known here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ WATCHED = 8
 again with probability 0.39, 0.25 by chance, and of the difference 4 % are left after three passes."""
 
 SOON = 2
-"""Passes that a lead in popularity counts for where copies cost nothing: who was put out comes back when next used."""
+"""Passes that a lead in popularity counts for if copies cost nothing: an evicted expert comes back when next used."""
 
 STAY = 32
-"""Passes that it counts for where a copy has to pay."""
+"""Passes that it counts for if a copy has a cost."""
 
 MEMORY = 64
-"""Passes that popularity goes back; at first it is taken to have been even for `EVEN` of them."""
+"""Passes that popularity goes back; it begins as if the first `EVEN` had been even."""
 
 EVEN = 16
 
 COMPARISONS = 4096
-"""That the two figures go back: 128 tokens of 32 layers. Their noise is 0.03 uses then."""
+"""Comparisons that the two figures go back: 128 tokens of 32 layers. Their noise is 0.03 uses then."""
 
 GUESS = 256
 """Comparisons that the first guess counts as. It is Mixtral's: a choice brings 0.2 uses, a quarter of a lead lasts."""
@@ -38,7 +38,7 @@ GUESS = 256
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What it gains to let an expert in for another.
+    """What is gained by admitting an expert in place of another.
 
     Attributes:
         expert: the newcomer.
@@ -71,14 +71,14 @@ class _Layer:
 
 
 class Ledger:
-    """Popularity of each layer's experts, and what admissions are worth."""
+    """Popularity of each layer's experts, and what admissions gain."""
 
     def __init__(self, layers: int, experts: int) -> None:
         self._layers = [_Layer(experts) for _ in range(layers)]
         self._line = _Line(level=0.2, slope=0.25 * WATCHED, spread=0.1)
 
     def note(self, cache: ExpertCache, layer: int, needed: Sequence[int]) -> None:
-        """A pass of a layer uses these experts."""
+        """Note the experts that a pass uses in a layer."""
         book = self._layers[layer]
         if not book.passes:
             book.popularity = [len(needed) / len(book.uses)] * len(book.uses)

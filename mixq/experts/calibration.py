@@ -1,8 +1,8 @@
-"""Measures what the scheduler goes by: the CPU's kernels, the accelerator's, the link, and how they share the RAM.
+"""Measures the figures of the cost model: the CPU's kernels, the accelerator's, the link, and how they share the RAM.
 
 Contract: some milliseconds when a model is loaded, on its own experts and kernels, and with a copy under way while the
-CPU computes, since that is how they run. The memory given is used and holds nothing afterwards. Of a few runs the best
-counts: what others take from the machine later, the scheduler notices.
+CPU computes, since that is how they run. The memory given is overwritten. The best of a few runs counts; the scheduler
+notices when other programs slow the machine down later.
 
 Axes: T tokens, D hidden.
 """
@@ -50,18 +50,18 @@ def measure(
     shared = max(_both(lambda e=e: compute(e), uploader, store, memory, e, link) for e in numbers)  # type: ignore[misc]
     on_device = _OnDevice(accelerator, [store.view(0, memory)])
     gpu = _best(lambda _: on_device.run(few), numbers)
-    nothing = _best(lambda _: on_device.run(few, chosen=False), numbers)
+    launch = _best(lambda _: on_device.run(few, chosen=False), numbers)
     row = accelerator.host_rows(1, few.x.shape[1], dtype=torch.float32)
     return Hardware(
         name=accelerator.name,
         cpu_bandwidth=nbytes / cpu,
         cpu_flops=MANY_ROWS * flops / _best(lambda expert: compute(expert, many), numbers[:2]),
-        gpu_bandwidth=nbytes / max(gpu - nothing, gpu / 10),
+        gpu_bandwidth=nbytes / max(gpu - launch, gpu / 10),
         gpu_flops=MANY_ROWS * flops / _best(lambda _: on_device.run(many), numbers[:2]),
         copy_bandwidth=nbytes / link,
         copy_latency=0.0,
         handover_seconds=_best(lambda _: _hand_over(accelerator, few.x, row), numbers),
-        launch_seconds=nothing,
+        launch_seconds=launch,
         ram_bandwidth=max(shared, nbytes / cpu),
     )
 
@@ -108,7 +108,7 @@ def _hand_over(accelerator: Accelerator, x: Tensor, row: Tensor) -> None:
 
 
 def _best(run: Callable[[int], None], numbers: Sequence[int]) -> float:
-    """Return the seconds of the fastest run; the first, which maps pages and compiles kernels, does not count."""
+    """Return the seconds of the fastest run, without the first, which maps pages and compiles kernels."""
     run(numbers[0])
     times = []
     for number in numbers[1:]:

@@ -1,4 +1,4 @@
-"""What things cost: seconds of experts on the CPU, on the accelerator and on the link between them.
+"""Seconds that experts take on the CPU, on the accelerator and on the link between them.
 
 Contract: plain arithmetic over figures that are given from outside, measured (`mixq.experts.calibration`) or taken from
 a data sheet (`mixq.plan.presets`). Bytes, bytes per second, floating-point operations per second, seconds. The
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from mixq.errors import UsageError
 
 STREAM_TOKENS_RANGE = (2, 256)
-"""A threshold outside is not a threshold: no copy serves a single token sooner, and 256 rows hide any link."""
+"""A threshold outside would decide nothing: no copy serves one token sooner, and 256 rows hide any link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class Hardware:
         gpu_flops: of the accelerator with many rows.
         copy_bandwidth: from host memory to the accelerator, bytes per second.
         copy_latency: seconds that each expert's copy takes besides.
-        handover_seconds: to bring a hidden row and the router's choice to the host and an answer back, and to join.
-        launch_seconds: until the accelerator begins what it was asked to do.
-        begin_seconds: that the host spends to begin a copy in the background, before it computes what it has to.
+        handover_seconds: to bring a hidden row and the router's choice to the host, and a result back.
+        launch_seconds: until the accelerator begins a launch.
+        begin_seconds: that the host takes to begin a copy in the background, before it computes.
         ram_bandwidth: what CPU and copies read together at most; 0: the CPU alone takes all there is.
         gpu_in_ram: whether the accelerator's memory is a part of the RAM, read at the cost of CPU and copies: a GPU on
-            the processor's chip, or one that the CPU plays.
+            the processor's chip, or a simulated one.
         disk_bandwidth: of reads; None where the experts are in RAM.
     """
 
@@ -74,7 +74,7 @@ class Hardware:
         return min(self.copy_bandwidth, self.ram)
 
     def shared(self) -> tuple[float, float]:
-        """Return the bytes per second of (CPU, copy) while both read: each in proportion to what it would take."""
+        """Return the bytes per second of (CPU, copy) while both read, each in proportion to its rate alone."""
         share = min(1.0, self.ram / (self.cpu_bandwidth + self.copy_alone))
         return self.cpu_bandwidth * share, self.copy_alone * share
 
@@ -128,7 +128,7 @@ class CostModel:
         return self.hardware.copy_latency + size / self.hardware.copy_alone
 
     def trunk_seconds(self, context: int = 0) -> float:
-        """Return what a layer takes on the accelerator besides its experts, with so many positions to attend to."""
+        """Return what a layer takes on the accelerator besides its experts, with `context` positions to attend to."""
         nbytes = self.model.trunk_bytes + context * self.model.kv_bytes
         return self.hardware.launch_seconds + nbytes / self.hardware.gpu_bandwidth
 
@@ -152,7 +152,7 @@ class CostModel:
             hits, on_cpu: experts that begin at once, on the accelerator and on the CPU.
             fetches: experts that are copied one after the other, from `begin` seconds on, and computed as they arrive.
             rows: of each.
-            arrivals: seconds until those on their way are there, soonest first.
+            arrivals: seconds until experts whose copies are under way arrive, soonest first.
         """
         cpu = self.cpu_seconds(on_cpu, rows)
         cpu_rate, copy_rate = self.hardware.shared()
@@ -184,7 +184,7 @@ class CostModel:
         )
 
     def stream_tokens(self) -> int:
-        """Return from how many tokens on an expert of a prompt is rather copied to the accelerator than computed here.
+        """Return from how many tokens on an expert of a prompt is better copied to the accelerator than computed here.
 
         A power of two, so that two measurements of one machine give the same constant: which device computes a row
         decides its bits. Copies follow each other while the accelerator computes; the CPU would need less time than a
@@ -196,18 +196,16 @@ class CostModel:
             rows *= 2
         return rows
 
-    def slowed(self, *, cpu: float = 1.0, gpu: float = 1.0, copy: float = 1.0) -> CostModel:
+    def slowed(self, *, cpu: float = 1.0, copy: float = 1.0) -> CostModel:
         """Return the same with parts that take so many times as long."""
         old = self.hardware
         hardware = replace(
             old,
             cpu_bandwidth=old.cpu_bandwidth / cpu,
             cpu_flops=old.cpu_flops / cpu,
-            gpu_bandwidth=old.gpu_bandwidth / gpu,
-            gpu_flops=old.gpu_flops / gpu,
             copy_bandwidth=old.copy_bandwidth / copy,
             copy_latency=old.copy_latency * copy,
-            # What CPU and copies share does not shrink because one of them takes less of it.
+            # What CPU and copies can read together does not shrink because one of them is slower.
             ram_bandwidth=max(old.ram, old.cpu_bandwidth / cpu),
         )
         return replace(self, hardware=hardware)

@@ -1,7 +1,7 @@
-"""Whether the machine still is what the cost model says, from what is measured while it runs.
+"""Whether the machine is still as fast as the cost model says, from what is measured while it runs.
 
-Contract: takes measured over expected seconds of each part, and gives another cost model when decisions have to follow
-the measurement, with one line to say so. A part that is followed stays followed. What is decided is not known here.
+Contract: takes measured over expected seconds of each part, and returns another cost model when decisions have to
+follow the measurements, with one line that says so. A part that is followed stays followed.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from collections import deque
 from mixq.experts.cost import CostModel
 
 FACTOR = 1.5
-"""Times by which the average must be off: below, decisions come out the same."""
+"""Factor by which the average must be off: below it, decisions come out the same."""
 
 OBSERVATIONS = 64
-"""For how many in a row: two tokens of 32 layers, so that a hiccup changes nothing."""
+"""For how many in a row: two tokens of 32 layers, so that a short pause changes nothing."""
 
 SMOOTHING = 0.05
 """Weight of an observation in the running average."""
 
 BOUND = 10.0
-"""More than this in one observation is a pause of the machine, and counts as this."""
+"""An observation beyond this factor is a pause of the machine, and counts as this."""
 
 MOVED = 1.1
-"""A part that is followed is followed again when it has changed by this."""
+"""Factor by which a followed part must change to be followed again."""
 
 _WORDS = {
     "cpu": "The CPU computes experts",
-    "gpu": "The GPU computes experts",
     "copy": "Experts are copied to the GPU",
 }
 
 
 class Drift:
-    """Compares CPU, GPU and copies with a cost model."""
+    """Compares CPU and copies with a cost model."""
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
@@ -41,28 +40,25 @@ class Drift:
         self._lines: deque[str] = deque()
 
     def note(self, name: str, ratio: float) -> CostModel | None:
-        """Take measured over expected seconds of `cpu`, `gpu` or `copy`.
-
-        Returns what to go by from now on, if that changes.
-        """
+        """Take measured over expected seconds of `cpu` or `copy`; return the new cost model if it changes."""
         part = self._parts[name]
         followed = part.followed
         if not part.note(ratio):
             return None
         if followed is None:
             self._lines.append(
-                f"{_WORDS[name]} in {part.average:.1f} times the time that was measured at the start: from now on, "
-                "decisions follow what is measured."
+                f"{_WORDS[name]} in {part.average:.1f} times the time that was measured at the start: decisions now "
+                "follow the measurements."
             )
         return self._cost.slowed(**{name: part.followed or 1.0 for name, part in self._parts.items()})
 
     def notice(self) -> str | None:
-        """Return the next line to be said, once."""
+        """Return the next line for the user, once."""
         return self._lines.popleft() if self._lines else None
 
 
 class _Part:
-    """A running average; `followed` is the ratio that decisions go by, None while they go by the cost model."""
+    """A running average; `followed` is the ratio that decisions follow, None while they follow the cost model."""
 
     def __init__(self) -> None:
         self.average = 1.0

@@ -19,7 +19,7 @@ from mixq.experts.lookahead import Lookahead
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import LayerPlan
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import DECODE_ROWS
 
@@ -37,11 +37,9 @@ class Experts(Protocol):
             residual: float32 [T, D], the hidden state that `x` was normed from, to predict the next layers' experts
                 with; None predicts nothing.
         """
-        ...
 
     def predict_nothing(self) -> None:
         """Make no predictions from now on."""
-        ...
 
 
 class CpuExperts:
@@ -54,7 +52,7 @@ class CpuExperts:
 
     def __init__(
         self,
-        folder: Weights,
+        folder: Tensors,
         layer: int,
         kernels: Kernels,
         *,

@@ -1,4 +1,4 @@
-"""How an accelerator's memory is shared out: KV cache first, then the trunk, and the rest is slots for experts.
+"""How an accelerator's memory is divided: KV cache first, then the trunk; the rest is slots for experts.
 
 Contract: arithmetic alone; sizes in bytes. The trunk is what every token uses: attention, router, norms, head, and the
 feed-forward blocks of a dense model.
@@ -14,11 +14,10 @@ from mixq.errors import DoesNotFitError
 from mixq.experts import quota
 
 STAGING_SLOTS = 2
-"""Slots outside the cache, for experts on their way through: one is computed while the other is copied to."""
-
+"""Buffers outside the cache, for experts that get no slot: one is computed while the other is copied to."""
 
 RAM_MARGIN = 0.05
-"""The share of free RAM that is left free where nobody says how much may be taken: other programs grow."""
+"""Share of the free RAM that is left free without --ram: other programs grow."""
 
 HOST_BYTES = 400 << 20
 """What the process takes of RAM besides the model: Python, torch, tokenizer."""
@@ -29,10 +28,10 @@ HOST_BYTES_CUDA = 1200 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What the promised memory is used for.
+    """What an accelerator's memory is used for.
 
     Attributes:
-        promised: all of it.
+        promised: bytes that may be used.
         driver: what the device's driver takes for the process.
         kv_cache, trunk, workspace, staging: bytes of each.
         slot_bytes: of one slot.
@@ -54,7 +53,7 @@ class MemoryPlan:
 
     @property
     def used(self) -> int:
-        """Bytes that are spoken for."""
+        """Bytes that are used."""
         fixed = self.driver + self.kv_cache + self.trunk + self.workspace + self.staging
         return fixed + self.slots * self.slot_bytes
 
@@ -74,21 +73,21 @@ def plan_memory(
     """Return how `promised` bytes are used.
 
     Args:
-        driver: bytes that are taken already, before anything is loaded.
+        driver: bytes in use before anything is loaded.
         slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
         curves: hits by layer and number of slots (`mixq.experts.quota.hit_curve`); None shares the slots evenly.
-        quotas: how the layers share them instead; they are scaled to the slots that there are.
+        quotas: how the layers share them instead, scaled to the number of slots.
 
     Raises:
-        DoesNotFitError: not even the trunk fits; the message has the smallest setting that would do.
+        DoesNotFitError: the trunk does not fit; the message has the smallest --vram that is enough.
     """
     staging = STAGING_SLOTS * slot_bytes
     fixed = driver + kv_cache + trunk + workspace + staging
     if fixed > promised:
         raise DoesNotFitError(
-            f"The GPU's share needs {format_size(fixed)}: {format_size(kv_cache)} of KV cache, {format_size(trunk)} of "
-            f"weights that every token uses, {format_size(driver + workspace + staging)} to work in. It was "
-            f"promised {format_size(promised)}.",
+            f"The model needs {format_size(fixed)} of GPU memory: {format_size(kv_cache)} of KV cache, "
+            f"{format_size(trunk)} of weights that every token uses, {format_size(driver + workspace + staging)} to "
+            f"work in; {format_size(promised)} may be used.",
             hint=f"Give --vram {_rounded_up(fixed)}, a smaller --context, or --kv int8; or --device cpu.",
         )
     slots = (
@@ -104,10 +103,10 @@ def plan_memory(
 
 
 def workspace_bytes(config: ModelConfig, rows: int) -> int:
-    """Return what a pass of `rows` tokens takes for activations, at most, and prefill for one matrix in bfloat16.
+    """Return the most bytes that a pass of `rows` tokens takes for activations, and prefill for a matrix in bfloat16.
 
     Float32 for each row: the hidden state and its norm, queries, keys, values and the attended rows, the feed-forward's
-    gate, up and product for the experts of a token, and answers twice; logits of one row.
+    gate, up and product for the experts of a token, and outputs twice; logits of one row.
     """
     D, F = config.hidden_size, config.intermediate_size
     heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
@@ -118,7 +117,7 @@ def workspace_bytes(config: ModelConfig, rows: int) -> int:
 
 
 def _rounded_up(nbytes: int) -> str:
-    """Return a size as a user writes it, never smaller than asked."""
+    """Return a size as a user writes it, never smaller than `nbytes`."""
     unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
     tenths = -(-nbytes * 10 // unit)
     return f"{tenths // 10}.{tenths % 10}{name}" if tenths % 10 else f"{tenths // 10}{name}"

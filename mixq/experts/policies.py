@@ -18,23 +18,18 @@ class Policy(Protocol):
 
     def used(self, expert: int) -> None:
         """Note that a pass needs an expert, whether it is in a slot or not."""
-        ...
 
     def loaded(self, expert: int) -> None:
         """Note that an expert was given a slot."""
-        ...
 
     def evicted(self, expert: int) -> None:
         """Note that an expert lost its slot."""
-        ...
 
     def admits(self, expert: int) -> bool:
         """Return whether an expert may have a slot at all."""
-        ...
 
     def victim(self, candidates: Collection[int]) -> int:
         """Return which of these (at least one) loses its slot."""
-        ...
 
 
 class _Base:

@@ -1,10 +1,10 @@
-"""Experts that do not all fit into memory: read ahead from the disk, and advised away when others need the room.
+"""Experts that do not all fit into memory: read ahead from the disk, and released when others need the room.
 
 Contract: weights are mapped, so whatever happens here an expert can be computed, at worst at the speed of page faults.
-`RamTier` has their pages in memory in time, by a thread that reads first those that the router has chosen, then those
-that are expected; and it keeps them within the budget by giving back the pages of those that `Residents` names.
-`expect` and `use` never wait. What is in memory is presumed; of experts that are used the system is asked, because it
-may have taken pages away. Nothing is computed here.
+`RamTier` reads their pages before they are needed, with a thread that reads first those that the router has chosen,
+then those that are expected; and it keeps within the budget by giving back the pages of those that `Residents` names.
+`expect` and `use` never wait. `Residents` remembers what was read; for experts that are used the system is asked what
+is still in memory, because it may have taken pages away. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from mixq.system.memory import available_memory
 CHUNK = 8 << 20
 """Bytes that are waited for at once."""
 
-ASKED_AHEAD = 3
-"""Chunks asked of the disk beyond the one that is waited for: a disk is fastest with several requests. A choice of the
-router finds no more than these in front of it."""
+REQUESTED_AHEAD = 3
+"""Chunks requested of the disk beyond the one that is waited for: a disk is fastest with several requests. No more than
+these are read before a new choice of the router."""
 
 STREAM = 2 << 20
-"""A device's read-ahead from which on a stream of faults keeps the disk busy. It costs less than half of the time that
-asking takes (13 and 30 ms of CPU for 94 MB), but reads 16 MB beyond the ends, so the ends are asked for before."""
+"""A device's read-ahead from which on a stream of faults keeps the disk busy. It costs less than half of the CPU time
+that requests take (13 and 30 ms for 94 MB), but reads 16 MB beyond the ends, so the ends are requested before."""
 
-THERE = 0.9
+PRESENT = 0.9
 """Share of an expert's pages from which on it is not read again."""
 
 SAMPLED_EVERY = 1 << 20
-"""Bytes between the pages that are looked at."""
+"""Bytes between the pages that are checked."""
 
 
 @dataclass(slots=True)
@@ -48,10 +48,10 @@ class RamCounters:
     Attributes:
         requests: experts that layers used, once for each pass and layer.
         hits: of them, those that were in memory.
-        late: of them, those of which some bytes were.
-        taken_away: of them, those that were presumed there and that the system had taken away.
+        late: of them, those that were in memory in part.
+        taken_away: of them, those that had been read and that the system had taken away.
         bytes_ahead: read because they were expected.
-        bytes_demanded: read after the router had chosen them. The kernels read too, where they come first.
+        bytes_demanded: read after the router had chosen them. The kernels read too, if they come first.
         bytes_advised_away: given back to stay within the budget.
     """
 
@@ -65,13 +65,13 @@ class RamCounters:
 
 
 class RamTier:
-    """The experts of a folder whose memory is smaller than they are; made by `open`.
+    """The experts of a folder that do not all fit into memory; made by `open`.
 
     Attributes:
         layers: of the model.
         budget: bytes that the experts may take.
         counters: what was done.
-        failure: why nothing is read ahead any more, None while it is; page faults do the work then.
+        failure: why reading ahead has stopped, after which page faults do the work; else None.
     """
 
     def __init__(self, spans: Sequence[Sequence[Sequence[Span]]], budget: int) -> None:
@@ -81,10 +81,10 @@ class RamTier:
         self.failure: str | None = None
         self._spans = spans
         self._residents = Residents(len(spans), budget)
-        self._left: dict[Key, deque[Span]] = {}  # what is still to be read of those that are not there in full
+        self._left: dict[Key, deque[Span]] = {}  # what is still to be read of experts that are in memory in part
         self._demanded: deque[Key] = deque()
-        self._missing: set[Key] = set()  # demanded, and not there yet
-        self._doubted: deque[Key] = deque()  # used and presumed there
+        self._missing: set[Key] = set()  # demanded, and not in memory yet
+        self._unchecked: deque[Key] = deque()  # used, and read before: may have been taken away
         self._expected: dict[Key, None] = {}  # in the order of arrival
         self._change = threading.Condition()
         self._busy = False
@@ -97,12 +97,12 @@ class RamTier:
     def open(
         cls, folder: Weights, budget: int | None = None, *, reserved: int = 0, trunk_in_ram: bool = True
     ) -> RamTier | None:
-        """Return the tier of a model, or None where it has nothing to do (`why_not` says why).
+        """Return the tier of a model, or None if it has nothing to do (`why_not` says why).
 
         Args:
             budget: bytes of memory for all weights; None takes what is free, less a margin.
-            reserved: bytes that will be taken for something else, such as the KV cache; counted where budget is None.
-            trunk_in_ram: whether the other weights are used from memory too, and not from an accelerator's.
+            reserved: bytes needed for something else, such as the KV cache; counted if budget is None.
+            trunk_in_ram: whether the other weights are in this memory too, not in an accelerator's.
         """
         if cls.why_not(folder, budget, reserved=reserved, trunk_in_ram=trunk_in_ram) is not None:
             return None
@@ -134,30 +134,30 @@ class RamTier:
         return f"RAM holds {fitting} of {experts} experts; the others are read from the disk when they are needed."
 
     def expect(self, layer: int, experts: Iterable[int]) -> None:
-        """These experts are likely to be used when the layer comes next: they are read when nothing is more urgent."""
+        """Read these experts, likely to be used when the layer comes next, when nothing is more urgent."""
         keys = [(layer, expert) for expert in experts]
         with self._change:
             self._residents.expect(layer, (expert for _, expert in keys))
-            wanted = [key for key in keys if not self._is_there(key) and key not in self._demanded]
+            wanted = [key for key in keys if not self._is_present(key) and key not in self._demanded]
             self._expected |= dict.fromkeys(wanted)
             self._change.notify_all()
 
     def use(self, layer: int, experts: Iterable[int]) -> None:
-        """These experts are about to be computed: what is missing of them is read before all else."""
+        """Read what is missing of these experts, which are about to be computed, before all else."""
         keys = [(layer, expert) for expert in dict.fromkeys(experts)]
         with self._change:
             for key in self._residents.use(layer, (expert for _, expert in keys)):
                 self._expected.pop(key, None)
             self._demanded.clear()  # of an earlier layer, which has been computed
             self._missing.clear()
-            self._doubted.clear()
+            self._unchecked.clear()
             for key in keys:
                 self._expected.pop(key, None)
-                there = self._is_there(key)
+                present = self._is_present(key)
                 self.counters.requests += 1
-                self.counters.hits += there
-                self.counters.late += not there and key in self._residents
-                (self._doubted if there else self._demanded).append(key)
+                self.counters.hits += present
+                self.counters.late += not present and key in self._residents
+                (self._unchecked if present else self._demanded).append(key)
             self._missing |= set(self._demanded)
             self._change.notify_all()
 
@@ -170,7 +170,7 @@ class RamTier:
             self._change.wait_for(lambda: self._closed or not self._missing)
 
     def copied(self, layer: int, expert: int) -> None:
-        """An expert has been read by somebody who keeps a copy: its pages go unless it belongs here."""
+        """Release an expert's pages, after they have been copied elsewhere, unless it belongs here."""
         key = layer, expert
         with self._change:
             belongs = key in self._residents or key in self._left or key in self._demanded
@@ -178,13 +178,13 @@ class RamTier:
             self._advise_away(key)
 
     def give_back_others(self) -> None:
-        """Give back the pages of experts that do not belong here, whoever has read them."""
+        """Release the pages of experts that do not belong here."""
         for layer, experts in enumerate(self._spans):
             for expert in range(len(experts)):
                 self.copied(layer, expert)
 
     def drain(self) -> None:
-        """Wait until everything has been read that was asked for."""
+        """Wait until all that is demanded or expected has been read."""
         with self._change:
             self._change.wait_for(lambda: self._closed or not (self._busy or self._has_work()))
 
@@ -201,7 +201,7 @@ class RamTier:
         try:
             while (job := self._next()) is not None:
                 self._read(*job)
-        except OSError as error:  # the kernels meet it too, where it matters
+        except OSError as error:  # the kernels raise it too, if it matters
             with self._change:
                 self.failure = f"reading ahead has stopped: {error.strerror or error}"
                 self._closed = True
@@ -218,33 +218,33 @@ class RamTier:
                 if self._closed:
                     return None
                 self._busy = True
-                if self._demanded or not self._doubted:
+                if self._demanded or not self._unchecked:
                     demanded = bool(self._demanded)
                     key = self._demanded.popleft() if demanded else next(iter(self._expected))
                     self._expected.pop(key, None)
-                    if not self._is_there(key):
+                    if not self._is_present(key):
                         self._left.setdefault(key, self._all_of(key))
                         return key, demanded
                     self._missing.discard(key)
                     continue
-                key = self._doubted.popleft()
-            self._make_sure(key)
+                key = self._unchecked.popleft()
+            self._check_present(key)
 
-    def _make_sure(self, key: Key) -> None:
-        """Ask the system about an expert that is presumed to be there; demand it where it is not."""
-        if self._share_there(key) >= THERE:
+    def _check_present(self, key: Key) -> None:
+        """Ask the system whether an expert that was read is still in memory; demand it if it is not."""
+        if self._share_present(key) >= PRESENT:
             return
         with self._change:
-            if self._is_there(key):
+            if self._is_present(key):
                 self.counters.hits -= 1
                 self.counters.taken_away += 1
                 self._residents.remove(key)
                 self._demanded.append(key)
 
     def _read(self, key: Key, demanded: bool) -> None:
-        """Read what is left of an expert; one that is only expected gives way to one that is demanded."""
+        """Read what is left of an expert; one that is only expected is put off when one is demanded."""
         beginning = True
-        asked = 0  # chunks that the disk has been asked for already
+        requested = 0  # chunks that the disk has been asked for already
         while True:
             with self._change:
                 left = self._left.get(key)
@@ -261,17 +261,17 @@ class RamTier:
                     return
                 for other in leaving:
                     self._left.pop(other, None)
-                begin = list(left)[asked : 1 + (ASKED_AHEAD if demanded else 1)]
+                begin = list(left)[requested : 1 + (REQUESTED_AHEAD if demanded else 1)]
                 span = left.popleft()
             for other in leaving:
                 self._advise_away(other)
             if beginning:
-                self._ask_for_ends(key)
+                self._request_ends(key)
             beginning = False
             for chunk in begin:
                 if chunk.shard.read_ahead < STREAM:
                     chunk.shard.ask(chunk.start, chunk.end)
-            asked += len(begin) - 1
+            requested += len(begin) - 1
             span.shard.read_in(span.start, span.end)
             with self._change:
                 if demanded:
@@ -284,8 +284,8 @@ class RamTier:
                     self._change.notify_all()
                     return
 
-    def _ask_for_ends(self, key: Key) -> None:
-        """Have read what a stream of faults would read beyond: then it finds that there already, and stops."""
+    def _request_ends(self, key: Key) -> None:
+        """Request what a stream of faults would read beyond the ends: it finds that in memory, and stops."""
         for span in self._spans[key[0]][key[1]]:
             reach = span.shard.read_ahead
             if reach >= STREAM:
@@ -306,32 +306,32 @@ class RamTier:
             self.counters.bytes_advised_away += nbytes
 
     def _take_stock(self) -> None:
-        """Count what is in memory from before; what goes beyond the budget is given back."""
+        """Add what is in memory from before; release what is beyond the budget."""
         for layer, experts in enumerate(self._spans):
             for expert in range(len(experts)):
                 key = layer, expert
-                share = self._share_there(key)
-                if share >= THERE and self._residents.taken + self._nbytes(key) <= self.budget:
+                share = self._share_present(key)
+                if share >= PRESENT and self._residents.taken + self._nbytes(key) <= self.budget:
                     self._residents.admit(key, self._nbytes(key), demanded=False)
                 elif share:
                     self._advise_away(key)
 
-    def _share_there(self, key: Key) -> float:
-        """Return an expert's share in memory by a look at a page here and there (all of them take milliseconds)."""
-        looks = [
+    def _share_present(self, key: Key) -> float:
+        """Return an expert's share in memory by a sample of its pages (checking all takes milliseconds)."""
+        sample = [
             span.shard.resident(place, place + 1) > 0
             for span in self._spans[key[0]][key[1]]
             for place in range(span.start + min(SAMPLED_EVERY, span.nbytes) // 2, span.end, SAMPLED_EVERY)
         ]
-        return sum(looks) / len(looks)
+        return sum(sample) / len(sample)
 
     def _nbytes(self, key: Key) -> int:
         return sum(span.nbytes for span in self._spans[key[0]][key[1]])
 
     def _has_work(self) -> bool:
-        return bool(self._demanded or self._expected or self._doubted)
+        return bool(self._demanded or self._expected or self._unchecked)
 
-    def _is_there(self, key: Key) -> bool:
+    def _is_present(self, key: Key) -> bool:
         return key in self._residents and key not in self._left
 
 

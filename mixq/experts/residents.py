@@ -1,10 +1,10 @@
-"""Which experts are presumed to be in memory, and which of them leaves it: the policy of the RAM tier.
+"""Which experts are taken to be in memory, and which of them leave it: the policy of the RAM tier.
 
-Contract: bookkeeping alone; nobody is asked and nothing is read here. The budget is shared by all layers. A layer comes
-once in every pass, so an expert's age is counted in passes at the moment when its layer comes next: the one whose use
-will by then lie back furthest leaves first, and of equals the one whose layer comes last. (Plain recency would throw
-out what the next layers need, since they were used longest ago.) What is expected of a pass has no age in it. An expert
-comes piece by piece and goes as a whole.
+Contract: bookkeeping alone; nothing is read here. The budget is shared by all layers. A layer is used once in every
+pass, so an expert's age is the number of passes between its last use and the next use of its layer: the oldest leaves
+first, and of equals the one whose layer comes last. (Plain recency would evict what the next layers need, since they
+were used longest ago.) An expert expected in its layer's next pass has age 0. An expert is read in piece by piece and
+leaves as a whole.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Residents:
         return iter(self._held)
 
     def use(self, layer: int, experts: Iterable[int]) -> list[Key]:
-        """A layer comes, and uses these. Returns those that were expected of it in vain."""
+        """Note that a layer uses these. Returns those that were expected of it and are not used."""
         if layer <= self._layer:
             self._pass += 1
         self._layer = layer
@@ -56,14 +56,14 @@ class Residents:
         return [key for key in over if key not in self._in_use]
 
     def expect(self, layer: int, experts: Iterable[int]) -> None:
-        """These are likely to be used when the layer comes next."""
+        """Note that these are likely to be used when the layer comes next."""
         self._expected |= {(layer, expert): self._next_pass(layer) for expert in experts}
 
     def admit(self, key: Key, nbytes: int, *, demanded: bool) -> list[Key] | None:
-        """Take bytes of an expert in, and return the experts that leave for them.
+        """Add bytes of an expert, and return the experts that leave for them.
 
-        What is demanded is taken in even beyond the budget, as it is read in any case. For one that is only expected,
-        None where nothing that matters less is there, and nothing has changed.
+        A demanded expert is added even beyond the budget, since it is read in any case. For one that is only expected
+        the result is None, and nothing has changed, if every resident matters as much.
         """
         missing = self.taken + nbytes - self.budget
         leaving: list[Key] = []
@@ -85,14 +85,14 @@ class Residents:
         return leaving
 
     def remove(self, key: Key) -> None:
-        """It is not in memory any more."""
+        """Note that an expert is no longer in memory."""
         self.taken -= self._held.pop(key)
 
     def _next_pass(self, layer: int) -> int:
         return self._pass if layer > self._layer else self._pass + 1
 
     def _age(self, key: Key) -> int:
-        """Passes between the last use and the next chance of one."""
+        """Return the passes between the last use and the next one possible."""
         comes = self._next_pass(key[0])
         return 0 if self._expected.get(key) == comes else comes - self._used.get(key, -1)
 

@@ -53,7 +53,6 @@ class Routing(Protocol):
 
     def choose(self, layer: int) -> tuple[int, ...]:
         """Return the experts of the next token in a layer."""
-        ...
 
 
 class _Drawn:

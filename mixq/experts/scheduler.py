@@ -1,13 +1,13 @@
 """Decides, for each expert that a layer needs: computed on the accelerator, in place on the CPU, or after a copy.
 
-Contract: `plan_layer` is pure arithmetic over the cache's state, the cost model and what is on its way. It moves slots
-of the cache from one state to the next; copies and products are the caller's. The same code runs in the engine and, on
+Contract: `plan_layer` is pure arithmetic over the cache's state, the cost model and the copies under way. It moves
+slots of the cache from one state to the next; the caller copies and computes. The same code runs in the engine and, on
 a virtual clock, in `mixq.plan.replay`. It knows no tensor, thread or clock.
 
-How `auto` decides: missing experts of a layer are of one size, so that what matters is how many of them are copied. It
-tries every number, with each number of experts that are on their way already, and takes the one with which the layer
-is done first; that a copied expert stays counts for it. A copy in the background takes host RAM's bandwidth from the
-CPU, so an expert is admitted only where the uses that this gains (`admission.Ledger`) save more time than it costs.
+How `auto` decides: missing experts of a layer are of one size, so only how many of them are copied matters. It tries
+every number, with each number of experts whose copies are under way, and takes the one with which the layer is done
+first; that a copied expert stays counts in its favour. A copy in the background takes bandwidth of the host's RAM from
+the CPU, so an expert is admitted only if the uses that this gains (`admission.Ledger`) save more time than it costs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from mixq.experts.cache import ExpertCache
 from mixq.experts.cost import CostModel
 from mixq.experts.drift import Drift
 
+CHUNK = 4 << 20
+"""Bytes after which a background copy lets a demanded one pass: 0.2 ms at 20 GB/s."""
+
+BACKGROUND = 2
+"""Background copies that may wait at once; more would arrive too late to be of use."""
+
 SMOOTHING = 0.02
 """Weight of a layer in the running averages of what a hit saves and of how busy the CPU is."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Who computes the experts of one layer.
+    """Where the experts of one layer are computed.
 
     Attributes:
         hits: expert: slot; on the accelerator, now. Their slots are acquired.
         waits: expert: slot that is loading; on the accelerator, once it has arrived.
-        fetches: expert: slot that it was given; copied, then on the accelerator. None: through a staging buffer.
+        fetches: expert: slot it was given; copied, then on the accelerator. None: through a staging buffer.
         cpu: in place.
         admissions: expert: slot; copied in the background, for later. They are among `cpu`.
     """
@@ -45,28 +51,25 @@ class LayerPlan:
 
 
 class Copies(Protocol):
-    """What is on its way to the accelerator."""
+    """The copies to the accelerator that are under way."""
 
     def demand_seconds(self) -> float:
         """Return the seconds until a copy that is demanded now could begin."""
-        ...
 
     def remaining_seconds(self, layer: int, expert: int) -> float:
-        """Return the seconds until a copy that is under way would be complete, were it demanded now."""
-        ...
+        """Return the seconds until a copy would be complete if it were demanded now."""
 
     def room(self) -> bool:
-        """Return whether the background takes one more."""
-        ...
+        """Return whether one more copy may wait in the background."""
 
 
 class Scheduler:
-    """Plans layers, by a cost model that follows the measurement where that is far off.
+    """Plans layers by a cost model, which follows the measurements if they differ much.
 
     Args:
         cost: of this model on this machine.
         miss: auto, cpu or fetch.
-        adapt: whether decisions may follow the measurement; without, they depend on the cost model alone.
+        adapt: whether the cost model may follow the measurements.
     """
 
     def __init__(self, cost: CostModel, miss: str = "auto", *, adapt: bool = True) -> None:
@@ -74,13 +77,13 @@ class Scheduler:
         self._drift = Drift(cost) if adapt else None
         self._given = cost
         self._ledger: Ledger | None = None
-        self._cpu_share = 0.0  # of the time, that the CPU would compute if it computed every miss
+        self._cpu_share = 0.0  # of the time, if the CPU computed every miss
         self._hit_saves = 0.0  # seconds
         self._use(cost)
 
     @property
     def cost(self) -> CostModel:
-        """What decisions go by now."""
+        """The cost model in use."""
         return self._cost
 
     def _use(self, cost: CostModel) -> None:
@@ -91,7 +94,7 @@ class Scheduler:
     # Decisions
 
     def plan_layer(self, cache: ExpertCache, layer: int, needed: Sequence[int], rows: int, clock: Copies) -> LayerPlan:
-        """Return who computes the experts that a layer needs.
+        """Return where the experts that a layer needs are computed.
 
         Args:
             needed: distinct experts, in the order in which the rows name them.
@@ -121,17 +124,17 @@ class Scheduler:
             return LayerPlan(hits, {}, {}, (), {})
         price = self._price()
         waits, count = self._divide(layer, len(hits), loading, gains, price, rows, clock)
-        # What had better not stay passes through a staging buffer.
+        # An expert that is not worth a slot passes through a staging buffer.
         fetches = {g.expert: cache.begin_load(layer, g.expert) if g.soon > 0 else None for g in gains[:count]}
-        worthy = [g.expert for g in gains[count:] if self._pays(g, price)]
-        admissions = self._admit(cache, layer, worthy, clock)
+        worth_it = [g.expert for g in gains[count:] if self._pays(g, price)]
+        admissions = self._admit(cache, layer, worth_it, clock)
         cpu = tuple(e for e in needed if not (e in hits or e in waits or e in fetches))
         return LayerPlan(hits, waits, fetches, cpu, admissions)
 
     def plan_prefetch(self, cache: ExpertCache, layer: int, predicted: Sequence[int], clock: Copies) -> dict[int, int]:
-        """Return the experts to copy in the background because a layer will want them: expert: slot."""
+        """Return the experts to copy in the background because a layer is predicted to need them: expert: slot."""
         absent = [expert for expert in predicted if cache.state(layer, expert) is None]
-        # Where copying is quicker than computing here, it will be copied anyway, and sooner is better.
+        # If copying is quicker than computing here, it will be copied anyway, and sooner is better.
         if self.miss == "auto" and self._cost.copy_seconds() > self._cost.cpu_seconds(1):
             if self._ledger is None:
                 return {}
@@ -140,7 +143,7 @@ class Scheduler:
         return self._admit(cache, layer, absent, clock)
 
     def _admit(self, cache: ExpertCache, layer: int, newcomers: Sequence[int], clock: Copies) -> dict[int, int]:
-        """Give the first newcomer a slot if the background has room; one a layer, for copies are slower than layers."""
+        """Give the first newcomer a slot if the background has room: one a layer, as copies are slower than layers."""
         if newcomers and clock.room():
             slot = cache.begin_load(layer, newcomers[0])
             if slot is not None:
@@ -158,7 +161,7 @@ class Scheduler:
         clock: Copies,
     ) -> tuple[dict[int, int], int]:
         """Return which of the loading ones are waited for, and how many of the absent ones are fetched."""
-        # That it stays is no merit of a fetch where an admission would have brought it in as well, for its price.
+        # A fetch gets no more credit for staying than an admission, which would keep the expert too, costs.
         most = price if clock.room() else float("inf")
         stays = [0.0]
         for gain in gains:
@@ -179,7 +182,7 @@ class Scheduler:
         return {expert: loading[expert] for _, expert in wait_until[:waits]}, fetches
 
     def _by_fetches(self, hits: int, missing: int, rows: int) -> tuple[float, ...]:
-        """Return the seconds of a layer by how many of the missing experts are fetched, nothing being on its way."""
+        """Return the seconds of a layer by how many of the missing experts are fetched, with no copies under way."""
         key = (hits, missing, rows)
         if key not in self._options:
             self._options[key] = tuple(
@@ -192,7 +195,7 @@ class Scheduler:
     def _gains(
         self, cache: ExpertCache, layer: int, needed: Sequence[int], hits: int, absent: Sequence[int], rows: int
     ) -> list[Worth]:
-        """Return what those absent gain by staying, the most first, and note the layer's pass."""
+        """Return what absent experts gain by staying, the most first, and note the layer's pass."""
         if self._ledger is None:
             self._ledger = Ledger(len(cache.quotas), cache.experts)
         self._ledger.note(cache, layer, needed)
@@ -206,7 +209,7 @@ class Scheduler:
         return self._ledger.worth(cache, layer, absent)
 
     def _pays(self, gain: Worth, price: float) -> bool:
-        """Return whether to copy an expert in the background for what it gains."""
+        """Return whether a copy in the background gains more than it costs."""
         return gain.soon > 0 and gain.lasting * self._hit_saves > price
 
     def _price(self) -> float:
@@ -216,26 +219,26 @@ class Scheduler:
     # What is measured
 
     def observe_cpu(self, experts: int, rows: int, seconds: float) -> None:
-        """The CPU computed `experts` experts of a pass of `rows` rows."""
+        """Note the seconds in which the CPU computed `experts` experts for `rows` rows."""
         cpu_rate, _ = self._given.hardware.shared()
         alone = self._given.cpu_seconds(experts, rows)
         self._observe("cpu", seconds, alone, alone * self._given.hardware.cpu_bandwidth / cpu_rate)
 
     def observe_copy(self, nbytes: int, seconds: float) -> None:
-        """A copy took so long once it had begun."""
+        """Note how long a copy took once it had begun."""
         _, copy_rate = self._given.hardware.shared()
         alone = self._given.copy_seconds(nbytes)
         self._observe("copy", seconds, alone, alone * self._given.hardware.copy_alone / copy_rate)
 
     def _observe(self, part: str, seconds: float, alone: float, shared: float) -> None:
-        """Compare with what was expected: anything from `alone` to `shared`, CPU and copy being at work together."""
+        """Compare with the expected range: from `alone` to `shared`, where CPU and copies share the RAM."""
         if self._drift is not None and alone > 0:
             cost = self._drift.note(part, seconds / min(max(seconds, alone), shared))
             if cost is not None:
                 self._use(cost)
 
     def notice(self) -> str | None:
-        """Return one line, once, when decisions have begun to follow the measurement."""
+        """Return one line, once, when the cost model has begun to follow the measurements."""
         return None if self._drift is None else self._drift.notice()
 
     def limit_seconds(self, hit_bytes: int, cpu_bytes: int, fetched_bytes: int) -> float:

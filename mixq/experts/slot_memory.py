@@ -1,13 +1,11 @@
-"""The accelerator's memory for experts: a piece for each slot, and how kernels see them.
+"""The accelerator's memory for experts: an allocation for each slot, and the tensors in it that kernels read.
 
 Contract: slot i of a layer is the same memory from when it is made until it is freed; each slot is an allocation of its
-own, so that giving one back gives memory back. `views` is what kernels read: the same list object until a slot comes or
-goes. What is in a slot, and who may read or write it, is the cache's business.
+own, so that freeing one frees memory. `views` is what kernels read: the same list object until a slot is made or freed.
+What is in a slot, and when it may be read or written, is the cache's business.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ class SlotMemory:
 
     Attributes:
         staging: the buffers, uint8 [slot_bytes].
-        moves: changes whenever memory is freed: what was captured with the old addresses is not valid any more.
+        moves: changes whenever memory is freed: what was captured with the old addresses is no longer valid.
     """
 
     def __init__(
@@ -46,10 +44,9 @@ class SlotMemory:
         return sum(len(slots) for slots in self._slots)
 
     def make(self) -> int:
-        """Take memory for every slot of the cache that has none, the layers in turn; shrink it to what there is.
+        """Allocate every slot of the cache that has no memory, the layers in turn.
 
-        Returns:
-            how many slots could not be made.
+        If memory runs out, the cache is shrunk; returned is how many slots could not be made.
         """
         missing = sorted(
             (slot, layer)
@@ -61,7 +58,9 @@ class SlotMemory:
             try:
                 self._slots[layer][slot] = self._accelerator.allocate(self._slot_bytes)
             except OutOfMemory:
-                self._give_up(missing[made:])
+                for layer in {layer for _, layer in missing[made:]}:
+                    for retired in self._cache.resize(layer, len(self._slots[layer])):
+                        self.free(layer, retired)
                 return len(missing) - made
             self._views[layer] = self._tables[layer] = None
         return 0
@@ -71,7 +70,7 @@ class SlotMemory:
         return self._slots[layer][slot]
 
     def free(self, layer: int, slot: int) -> int:
-        """Give back a slot that the cache has retired, and return its bytes."""
+        """Free a slot that the cache has retired, and return its bytes."""
         memory = self._slots[layer].pop(slot, None)
         self._views[layer] = self._tables[layer] = None
         self.moves += 1
@@ -81,29 +80,23 @@ class SlotMemory:
         return memory.nbytes
 
     def views(self, layer: int) -> list[Expert]:
-        """Return the experts as they lie in a layer's slots, by slot number, then in the staging buffers."""
+        """Return the experts in a layer's slots, by slot number, then those in the staging buffers."""
         views = self._views[layer]
         if views is None:
-            slots, nowhere = self._slots[layer], self.staging[0]
-            memories = [slots.get(slot, nowhere) for slot in range(self._store.experts)] + self.staging
+            slots, unused = self._slots[layer], self.staging[0]
+            memories = [slots.get(slot, unused) for slot in range(self._store.experts)] + self.staging
             views = self._views[layer] = [self._store.view(layer, memory) for memory in memories]
         return views
 
     def staging_index(self, buffer: int) -> int:
-        """Return where in `views` a staging buffer stands."""
+        """Return the index of a staging buffer in `views`."""
         return self._store.experts + buffer
 
     def table(self, layer: int) -> Tensor | None:
-        """Return the slot of each expert, int64 [E] on the accelerator, if all of them are there; else None."""
+        """Return the slot of each expert, int64 [E] on the accelerator, if all are in slots; else None."""
         if self._tables[layer] is None and self._cache.quotas[layer] == self._store.experts:
             places = [self._cache.state(layer, expert) for expert in range(self._store.experts)]
             slots = [place[0] for place in places if place is not None and place[1] is SlotState.READY]
             if len(slots) == len(places):
                 self._tables[layer] = self._accelerator.to_device(torch.tensor(slots))
         return self._tables[layer]
-
-    def _give_up(self, unmade: Sequence[tuple[int, int]]) -> None:
-        """Shrink the cache by slots that have no memory."""
-        for layer in {layer for _, layer in unmade}:
-            for slot in self._cache.resize(layer, len(self._slots[layer])):
-                self.free(layer, slot)

@@ -1,7 +1,7 @@
-"""Where each expert lies in a model folder's files, in as few ranges of bytes as there are.
+"""Where each expert lies in a model folder's files, in as few ranges of bytes as possible.
 
 Contract: in a shard of mixq's own an expert has one range for each dtype, since its three matrices lie side by side.
-Tensors that are copied on reading (foreign files, unaligned) have no place in a file and are left out.
+Tensors that are copied on reading (foreign files, unaligned) are left out.
 """
 
 from __future__ import annotations

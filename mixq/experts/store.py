@@ -1,9 +1,8 @@
-"""The experts of a model where they lie in host memory, and the layout of one in a cache slot.
+"""The experts of a model in host memory, and the layout of one in a cache slot.
 
 Contract: a slot holds an expert's tensors as they are on disk, nothing repacked: `pieces` says which host bytes go to
-which place of a slot, `view` gives the expert as it stands in a slot's memory. Tensors that lie side by side in the
-file, and go side by side into the slot, are one piece: a shard of mixq's own has three for each expert. Who copies, and
-when, is not known here.
+which place of a slot, `view` gives the expert in a slot's memory. Tensors that are adjacent in the file and in the slot
+are one piece: a shard of mixq's own has three for each expert. When they are copied is not known here.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from mixq.formats.packed import PackedLinear
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 from mixq.kernels.reference import Expert, Weight
 from mixq.system.huge_pages import allocate
 
 ALIGNMENT = 64
-"""Of each tensor in a slot, as in a shard: what the widest vector loads like."""
+"""Of each tensor in a slot, as in a shard: that of the widest vector loads."""
 
 MATRICES = ("w1", "w2", "w3")
 
@@ -46,10 +46,7 @@ class _Place:
 
     @property
     def nbytes(self) -> int:
-        count = self.dtype.itemsize
-        for size in self.shape:
-            count *= size
-        return count
+        return self.dtype.itemsize * prod(self.shape)
 
 
 class ExpertStore:
@@ -57,11 +54,11 @@ class ExpertStore:
 
     Attributes:
         layers, experts: how many layers, and experts in each.
-        slot_bytes: what one of them takes in a slot, the largest where they differ.
-        reason: why its experts cannot be cached in slots, None where they can.
+        slot_bytes: of an expert in a slot, the most of all layers.
+        reason: why its experts cannot be cached in slots, None if they can.
     """
 
-    def __init__(self, folder: Weights) -> None:
+    def __init__(self, folder: Tensors) -> None:
         config = folder.config
         self.layers, self.experts = config.num_hidden_layers, config.num_local_experts
         self._experts = [
@@ -96,7 +93,7 @@ class ExpertStore:
         yield Piece(joined[0], _bytes_at(joined[1], joined[2], weights))
 
     def view(self, layer: int, memory: Tensor) -> Expert:
-        """Return an expert of this layer as it stands in a slot.
+        """Return an expert of this layer in a slot's memory.
 
         Args:
             memory: uint8 [slot_bytes], of any device.
@@ -114,15 +111,15 @@ class ExpertStore:
     def move_to_registered(
         self, register: Callable[[Tensor], bool], limit: int, progress: Callable[[float], None] = lambda share: None
     ) -> int:
-        """Move experts into memory that the accelerator copies from directly, layer by layer, and return the bytes.
+        """Move experts into memory that the accelerator copies from directly, layer by layer; return the bytes moved.
 
-        A file's mapping is not registered: its pages come and go. The first refusal ends it, and so does the limit;
-        what is beyond stays where it is.
+        A file's mapping is not registered: its pages come and go. Layers after the first refusal, and beyond the
+        limit, stay where they are.
 
         Args:
             register: makes memory known to the accelerator, or refuses.
             limit: bytes to register at most.
-            progress: is told which share of the layers is done.
+            progress: called with the share of the layers done.
         """
         moved = 0
         for layer in range(self.layers):
@@ -154,21 +151,21 @@ class ExpertStore:
         return None
 
 
-def _expert(folder: Weights, layer: int, expert: int) -> Expert:
+def _expert(folder: Tensors, layer: int, expert: int) -> Expert:
     prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
     w1, w2, w3 = (folder.linear(f"{prefix}.{matrix}") for matrix in MATRICES)
     return w1, w2, w3
 
 
 def _tensors(weight: Weight) -> dict[str, Tensor]:
-    """Return what a kernel reads of a weight; `weight_shape` is a note to readers of the file."""
+    """Return the tensors of a weight that kernels read; `weight_shape` is for readers of the file."""
     if isinstance(weight, Tensor):
         return {"weight": weight}
     return {suffix: tensor for suffix, tensor in weight.tensors.items() if suffix != "weight_shape"}
 
 
 def _layout(expert: Expert) -> list[_Place]:
-    """Return the places of an expert's tensors: suffix by suffix, as they stand in a shard."""
+    """Return the places of an expert's tensors: suffix by suffix, as in a shard."""
     suffixes = list(dict.fromkeys(suffix for weight in expert for suffix in _tensors(weight)))
     places: list[_Place] = []
     for suffix in suffixes:
@@ -196,7 +193,7 @@ def _rebuilt(weight: Weight, tensors: dict[str, Tensor], device: torch.device) -
 
 
 def _bytes_at(address: int, nbytes: int, owner: Expert) -> Tensor:
-    """Return an expert's memory as a tensor that keeps the expert alive: a copy may outlast the model."""
+    """Return an expert's memory as a tensor that keeps the expert alive: a copy may end after the model."""
     memory = (ctypes.c_uint8 * nbytes).from_address(address)
     memory.owner = owner  # type: ignore[attr-defined]
     return torch.frombuffer(memory, dtype=torch.uint8)

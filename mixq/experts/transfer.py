@@ -18,13 +18,8 @@ from torch import Tensor
 
 from mixq.experts.accelerators import threads
 from mixq.experts.accelerators.interface import Accelerator, Event
+from mixq.experts.scheduler import BACKGROUND, CHUNK
 from mixq.experts.store import Piece
-
-CHUNK = 4 << 20
-"""Bytes after which a background upload lets a demanded one pass: 0.2 ms at 20 GB/s."""
-
-BACKGROUND = 2
-"""Background uploads that may wait at once; more would arrive too late to be of use."""
 
 IN_FLIGHT = 2
 """Chunks that the accelerator has at a time."""

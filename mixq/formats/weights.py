@@ -15,16 +15,26 @@ from mixq.config import ModelConfig
 from mixq.formats.packed import PackedLinear
 
 
-class Weights(Protocol):
+class Tensors(Protocol):
+    """The weights of one model: what a network is built from."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError where there is none."""
+
+    def linear(self, module: str) -> Tensor | PackedLinear:
+        """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""
+
+
+class Weights(Tensors, Protocol):
     """The weights of one model, and what belongs to them."""
 
     @property
     def path(self) -> Path:
         """Where they lie, or the name that they go by."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's shape."""
 
     @property
     def nbytes(self) -> int:
@@ -41,9 +51,3 @@ class Weights(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError where there is none."""
-
-    def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 from mixq.kernels import reference
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.kv_layer import KVLayer
@@ -37,7 +37,7 @@ class Chunk:
 class Attention:
     """Self-attention with rotary positions and fewer kv heads than heads (GQA, Ainslie et al., 2023)."""
 
-    def __init__(self, folder: Weights, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
+    def __init__(self, folder: Tensors, layer: int, rotary: RotaryTable, kernels: Kernels) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         self.qkv_proj = [folder.linear(f"{prefix}.{name}_proj") for name in "qkv"]
         self.o_proj = folder.linear(f"{prefix}.o_proj")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixq.experts.executor import Experts
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Attention, Chunk
 from mixq.model.hooks import Hooks
@@ -30,7 +30,7 @@ class DecoderLayer:
 
     def __init__(
         self,
-        folder: Weights,
+        folder: Tensors,
         layer: int,
         rotary: RotaryTable,
         kernels: Kernels,
@@ -65,7 +65,7 @@ class SparseMoeBlock:
         chosen: ids [T, A] of the last pass.
     """
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels, experts: Experts, hooks: Hooks) -> None:
+    def __init__(self, folder: Tensors, layer: int, kernels: Kernels, experts: Experts, hooks: Hooks) -> None:
         self.layer = layer
         self.kernels = kernels
         self.gate = folder.tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight")  # [E, D]
@@ -96,7 +96,7 @@ class SparseMoeBlock:
 class FeedForward:
     """The SwiGLU block of a dense model (gate_proj, down_proj, up_proj): one expert that every token uses."""
 
-    def __init__(self, folder: Weights, layer: int, kernels: Kernels, hooks: Hooks) -> None:
+    def __init__(self, folder: Tensors, layer: int, kernels: Kernels, hooks: Hooks) -> None:
         prefix = f"model.layers.{layer}.mlp"
         self.layer = layer
         self.kernels = kernels
@@ -124,7 +124,7 @@ class FeedForward:
 class Head:
     """The last norm and the output head."""
 
-    def __init__(self, folder: Weights, kernels: Kernels) -> None:
+    def __init__(self, folder: Tensors, kernels: Kernels) -> None:
         self.kernels = kernels
         self.eps = folder.config.rms_norm_eps
         self.norm = folder.tensor("model.norm.weight")

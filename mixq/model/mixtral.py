@@ -21,7 +21,7 @@ from mixq.config import ModelConfig
 from mixq.experts.accelerators.interface import OutOfMemory
 from mixq.experts.executor import CpuExperts
 from mixq.experts.routing import Routing
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
 from mixq.model.attention import Chunk
 from mixq.model.decode_step import Captures, DecodeSteps
@@ -52,7 +52,7 @@ class Mixtral:
 
     def __init__(
         self,
-        folder: Weights,
+        folder: Tensors,
         kernels: Kernels,
         *,
         positions: int,

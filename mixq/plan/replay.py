@@ -1,9 +1,9 @@
-"""A recorded or made-up routing, played through cache and scheduler on a virtual clock.
+"""Recorded or made-up routing, played through cache and scheduler on a virtual clock.
 
-Contract: `replay_hits` runs the cache alone, every copy complete before the layer is asked again. `replay` adds time:
-the scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM
-shared by those that read it. Figures come from `mixq.experts.cost`; no weight is touched, no torch imported, and a
-thousand tokens of 32 layers take a second.
+Contract: `replay_hits` runs the cache alone, every copy complete before the layer's next pass. `replay` adds time: the
+scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM that
+they share. Figures come from `mixq.experts.cost`; no weights are read, torch is not imported, and a thousand tokens of
+32 layers take a second.
 
 A trace is, token by token and layer by layer, the experts that the router chose: trace[token][layer] = (5, 2).
 """
@@ -17,18 +17,12 @@ from dataclasses import dataclass
 from mixq.experts.cache import CacheCounters, ExpertCache
 from mixq.experts.cost import CostModel, Hardware, ModelCost
 from mixq.experts.policies import Belady, PolicyOfLayer
-from mixq.experts.scheduler import Scheduler
+from mixq.experts.scheduler import BACKGROUND, CHUNK, Scheduler
 
 Trace = Sequence[Sequence[Sequence[int]]]
 
-CHUNK = 4 << 20
-"""Bytes after which a background copy lets a demanded one pass, as in `mixq.experts.transfer`."""
-
 _INSTANT = 1e-12
 """Seconds that are rounding."""
-
-BACKGROUND = 2
-"""Background copies that may be under way at once, as there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class ReplayResult:
     Attributes:
         tokens, seconds: of the trace.
         requests, hits, waits, fetches, on_cpu: experts, by where they were computed.
-        hit_bytes, cpu_bytes, fetched_bytes: weights that each place served.
+        hit_bytes, cpu_bytes, fetched_bytes: weights by where they were computed.
         copied_bytes: over the link, background included.
         cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
         overlap_seconds: when at least two of the three were busy.
@@ -68,7 +62,7 @@ class ReplayResult:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the experts that were in a slot when they were asked for."""
+        """Share of the experts that were in a slot when they were needed."""
         return self.hits / self.requests
 
     @property
@@ -77,7 +71,7 @@ class ReplayResult:
 
 
 class _AllDone:
-    """Copies that are over as soon as they begin."""
+    """`Copies` that are complete as soon as they begin."""
 
     def demand_seconds(self) -> float:
         return 0.0
@@ -90,7 +84,7 @@ class _AllDone:
 
 
 def belady(trace: Trace) -> PolicyOfLayer:
-    """Return the policy that knows the trace: what no other can beat."""
+    """Return the policy that knows the trace, which no other can beat."""
     return lambda layer, quota: Belady([token[layer] for token in trace])
 
 
@@ -105,13 +99,13 @@ def replay_hits(
     popular: Sequence[Sequence[int]] | None = None,
     scheduler: Scheduler | None = None,
 ) -> list[CacheCounters]:
-    """Return the counts of each layer, with every copy complete before the layer is asked again.
+    """Return the counts of each layer, with every copy complete before the layer's next pass.
 
     Args:
         quotas: slots of each layer.
-        policy, seed, popular: see `ExpertCache`. Where `popular` is None, slots begin with the first experts.
+        policy, seed, popular: see `ExpertCache`. If `popular` is None, slots begin with the first experts.
         miss: cpu or fetch; auto needs a scheduler.
-        scheduler: decides; one for `miss` if left out.
+        scheduler: replaces one for `miss`.
     """
     cache = ExpertCache(quotas, experts, policy, seed=seed, popular=popular)
     planner = scheduler or Scheduler(_nothing_costs(len(quotas), experts), miss, adapt=False)
@@ -147,9 +141,9 @@ def replay(
     Args:
         quotas: slots of each layer; they begin filled, as in the engine.
         context: positions that attention reads.
-        predicted: experts that the layer before expects of each layer, as a trace; then those that the layer before
-            that expected, and so on.
-        lead: tokens at the beginning that are played and not counted, fewer than there are.
+        predicted: what the layer before predicts for each layer, as a trace; then what the layer before that predicts,
+            and so on.
+        lead: tokens at the beginning that are played and not counted, fewer than the trace has.
     """
     cache = ExpertCache(quotas, model.experts, policy, seed=seed, popular=popular)
     _warm_up(cache)
@@ -176,7 +170,7 @@ def _warm_up(cache: ExpertCache) -> None:
 
 
 def _nothing_costs(layers: int, experts: int) -> CostModel:
-    """Return a cost model for modes that do not ask it."""
+    """Return a cost model for modes that do not use it."""
     return CostModel(Hardware("any", 1.0, 1.0, 1.0, 1.0, 1.0), ModelCost(layers, experts, 1, 1, 1, 1, 1, 1))
 
 
@@ -194,11 +188,11 @@ class _Machine:
     def __init__(self, cost: CostModel) -> None:
         self.now = 0.0
         self.cpu_left = 0.0  # bytes
-        self.gpu_left = 0.0  # seconds, if nobody else reads its memory
+        self.gpu_left = 0.0  # seconds, if nothing else reads its memory
         self.demand: deque[_Copy] = deque()
         self.background: deque[_Copy] = deque()
         self.cpu_busy = self.gpu_busy = self.copy_busy = self.overlap = 0.0
-        # Latency stands in the queue as bytes that the link could have copied meanwhile.
+        # Latency is in the queue as the bytes that the link could have copied meanwhile.
         self._copy_bytes = cost.copy_seconds() * cost.hardware.copy_alone
         self._hardware = cost.hardware
         self._copy_alone = cost.hardware.copy_alone
@@ -209,7 +203,7 @@ class _Machine:
         return copy
 
     def promote(self, layer: int, expert: int) -> _Copy:
-        """Somebody waits for a copy that is under way."""
+        """Put a copy that is under way before those in the background, and return it."""
         for copy in self.demand:
             if (copy.layer, copy.expert) == (layer, expert):
                 return copy
@@ -222,7 +216,7 @@ class _Machine:
         self.gpu_left += seconds
 
     def _share(self, computing: bool, copying: bool, on_gpu: bool) -> float:
-        """Return the share that each reader of RAM gets of what it would take alone."""
+        """Return the share that each reader of RAM gets of its rate alone."""
         hardware = self._hardware
         wanted = computing * hardware.cpu_bandwidth + copying * self._copy_alone
         if hardware.gpu_in_ram:
@@ -230,7 +224,7 @@ class _Machine:
         return min(1.0, hardware.ram / wanted) if wanted else 1.0
 
     def step(self, limit: float = float("inf")) -> list[_Copy]:
-        """Let time pass until something is done, at most until `limit`; return the copy that has arrived."""
+        """Let time pass until something is done, at most until `limit`; return the copies that have arrived."""
         queue = self.demand or self.background
         nbytes = queue[0].left if queue else 0.0
         if self.demand and self.background and (rest := self.background[0].left % CHUNK) >= 1:
@@ -263,7 +257,7 @@ class _Machine:
                 return [queue.popleft()]
         return []
 
-    # What the scheduler asks (`Copies`)
+    # What the scheduler needs (`Copies`)
 
     def demand_seconds(self) -> float:
         return sum(copy.left for copy in self.demand) / self._copy_alone
@@ -298,7 +292,7 @@ class _Run:
         self._begun_at: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
 
     def begin_to_count(self) -> None:
-        """What has been so far is no part of the result."""
+        """Leave what has been counted so far out of the result."""
         self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
         self._begun_at = self._times()
 
@@ -309,7 +303,7 @@ class _Run:
     def trunk(self, layer: int, context: int) -> None:
         self.machine.on_gpu(self.cost.trunk_seconds(context))
         self._finish_on_gpu()
-        if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and nobody on the host waits
+        if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and the host does not wait
             self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
 
     def head(self) -> None:

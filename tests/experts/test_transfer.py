@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mixq.experts.accelerators.queue import Task
 from mixq.experts.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.scheduler import CHUNK
 from mixq.experts.store import Piece
-from mixq.experts.transfer import CHUNK, Uploader
+from mixq.experts.transfer import Uploader
 
 SIZE = 3 * CHUNK // 2  # two chunks
 

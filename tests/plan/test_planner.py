@@ -88,7 +88,7 @@ def test_a_card_that_is_too_small_is_not_used_unless_asked_for() -> None:
     small = replace(LAPTOP, gpu=replace(CARD, memory=2 * GB, free=2 * GB))
     made = plan(sizes(), small, OPTIONS)
     assert made.device == "cpu"
-    assert made.notes[0].startswith("The model runs on the CPU: The GPU's share needs")
+    assert made.notes[0].startswith("The model runs on the CPU: The model needs")
     with pytest.raises(DoesNotFitError):
         plan(sizes(), small, replace(OPTIONS, device="cuda"))
 

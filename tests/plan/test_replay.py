@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mixq.experts.cost import CostModel, Hardware
-from mixq.experts.scheduler import Scheduler
-from mixq.plan.replay import CHUNK, ReplayResult, Trace, belady, replay, replay_hits
+from mixq.experts.scheduler import CHUNK, Scheduler
+from mixq.plan.replay import ReplayResult, Trace, belady, replay, replay_hits
 from tests.plan.computers import COMPUTERS
 from tests.plan.simulation import LAYERS, MIXTRAL, Case, cases, routing, run, table
 

@@ -1,7 +1,7 @@
-"""Which accelerator a model runs on: the first CUDA GPU, one that the host plays, or none.
+"""Which accelerator a model runs on: the first CUDA GPU, one simulated on the CPU, or none.
 
-Contract: `choose_accelerator` follows --device; `auto` takes a GPU where there is one whose kernels can run, and says
-why not where a GPU is there and cannot be used. One GPU is used, and that is said where there are more.
+Contract: `choose_accelerator` follows --device; `auto` takes a GPU whose kernels can run, and notes why one that is
+there is not used. One GPU is used; with more a note says so.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mixq.kernels import triton
 from mixq.system.memory import available_memory
 
 SIMULATED_SHARE = 0.5
-"""Of the free memory, what a simulated accelerator has where --vram does not say."""
+"""Share of the free RAM that a simulated accelerator has without --vram."""
 
 
 def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) -> Accelerator | None:
-    """Return the accelerator that the options ask for, None for the CPU alone.
+    """Return the accelerator of the options, None for the CPU alone.
 
     Args:
         threads: of a simulated one.
-        notes: takes a line for what the user should know.
+        notes: a line is added for what the user should know.
 
     Raises:
-        UsageError: --device cuda, and there is no GPU that can be used.
+        UsageError: --device cuda without a GPU that can be used.
     """
     if options.device == "sim":
         return _simulated(options, threads)
@@ -38,7 +38,7 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
     if reason is None and options.exact:
         reason = "float32 throughout is computed by the CPU."
     if options.device == "cuda" and reason is not None:
-        raise UsageError(f"There is no GPU to use: {reason}", hint="Use --device cpu.")
+        raise UsageError(f"No GPU can be used: {reason}", hint="Use --device cpu.")
     if reason is not None:
         if torch.cuda.is_available() and not options.exact:
             notes.append(f"the GPU is not used: {reason}")
@@ -52,7 +52,7 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
     accelerator = CudaAccelerator(options.vram, TritonKernels(torch.device("cuda", 0)))
     if options.vram is not None and accelerator.memory.promised < options.vram:
         free = format_size(accelerator.memory.promised)
-        notes.append(f"of the {format_size(options.vram)} of GPU memory that were promised, {free} are free.")
+        notes.append(f"--vram is {format_size(options.vram)}; only {free} of GPU memory are free.")
     return accelerator
 
 
@@ -67,5 +67,5 @@ def _simulated(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:
 
 
 def _other_gpu() -> bool:
-    """Return whether there is a GPU that PyTorch uses by another name than CUDA: AMD's or Apple's."""
+    """Return whether PyTorch has a GPU that is not CUDA: AMD's or Apple's."""
     return torch.version.hip is not None or torch.backends.mps.is_available()

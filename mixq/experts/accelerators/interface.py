@@ -1,9 +1,9 @@
-"""What the rest of mixq asks of an accelerator: memory of its own, copies into it, work on it, all of it asynchronous.
+"""The interface of an accelerator: memory of its own, copies into it, work on it, all of it asynchronous.
 
-Contract: two queues that do not wait for each other, one for copies and one for work, each done in the order in which
-it was given. Nobody but the caller orders a copy against work: who computes on memory that is still being copied to
-gets wrong numbers. `simulated` has real threads for the queues and host memory apart for the memory, `cuda` streams and
-a card. Which expert lies where, and what is worth copying, is not known here.
+Contract: two queues that do not wait for each other, one for copies and one for work, each in the order given. Only the
+caller orders a copy against work: computing on memory that is still being copied to gives wrong numbers. `simulated`
+has threads for the queues and separate host memory, `cuda` streams and a card. Which expert lies where, and what is
+worth copying, is not known here.
 """
 
 from __future__ import annotations
@@ -21,41 +21,36 @@ class Event(Protocol):
     """A point in one of the queues."""
 
     def done(self) -> bool:
-        """Return whether all before it has been done; raises what went wrong there."""
-        ...
+        """Return whether everything before it is done; raise its error."""
 
     def wait(self) -> None:
-        """Return once all before it has been done; raises what went wrong there."""
-        ...
+        """Return once everything before it is done; raise its error."""
 
 
 class Launch(Event, Protocol):
     """Work that has been given to the accelerator."""
 
     def result(self) -> Tensor:
-        """Return what the work returned, in a form that later operations on the accelerator may use at once."""
-        ...
+        """Return what the work returned; later operations on the accelerator may use it at once."""
 
     @property
     def busy(self) -> tuple[float, float]:
         """Begin and end of the work on `time.perf_counter`'s clock, once it is done."""
-        ...
 
 
 class Piece(Protocol):
     """Captured work."""
 
     def replay(self) -> None:
-        """Do it again, on what its inputs hold now."""
-        ...
+        """Run it again on the current contents of its inputs."""
 
 
 class MemoryAccount:
-    """How much of the promised memory is taken.
+    """How much of the memory that may be used is used.
 
     Attributes:
-        promised: bytes that may be taken at most.
-        taken, peak: bytes taken now, and the most there were.
+        promised: the most bytes that may be used.
+        taken, peak: bytes used now, and the most so far.
     """
 
     def __init__(self, promised: int) -> None:
@@ -65,7 +60,7 @@ class MemoryAccount:
 
     @property
     def free(self) -> int:
-        """Bytes of the promise that nobody has taken."""
+        """Bytes that may still be used."""
         return self.promised - self.taken
 
     def add(self, nbytes: int) -> None:
@@ -81,7 +76,7 @@ class Accelerator(Protocol):
         name: for people: `sim`, or the card's own.
         device: where its tensors live.
         kernels: compute on its memory, called by the thread that runs the network.
-        memory: the promise, and what is taken of it.
+        memory: how much may be used, and how much is.
         registers: whether `register` makes copies faster.
         captures: whether `capture` saves anything.
     """
@@ -94,70 +89,56 @@ class Accelerator(Protocol):
     captures: bool
 
     def rounded(self, nbytes: int) -> int:
-        """Return what memory of so many bytes really takes; an allocation of that much wastes nothing."""
-        ...
+        """Return the bytes that an allocation of `nbytes` really takes."""
 
     def allocate(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] of the device's memory, not cleared, aligned to 256 bytes.
 
         Raises:
-            OutOfMemory: it would be more than the promise, or the device has no more.
+            OutOfMemory: it would be more than may be used, or the device has no more.
         """
-        ...
 
     def release(self, memory: Tensor) -> None:
-        """Give back what `allocate` returned. No queue may still use it."""
-        ...
+        """Free what `allocate` returned. No queue may still use it."""
 
     def reserve(self, nbytes: int) -> None:
         """Count memory that kernels take by themselves (activations, workspaces); OutOfMemory as in `allocate`."""
-        ...
 
     def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Return host memory that copies to and from the device are fastest with."""
-        ...
+        """Return host memory for the fastest copies to and from the device."""
 
     def register(self, memory: Tensor) -> bool:
-        """Make host memory known, so that copies from it go directly; False where the device refuses."""
-        ...
+        """Make host memory known, so that copies from it go directly; return False if the device refuses."""
 
     def upload(self, target: Tensor, source: Tensor) -> Event:
         """Copy uint8 host memory to the device, in the queue of copies."""
-        ...
 
     def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
         """Run `work` in the queue of work, with kernels of its own; it may use what the caller has computed so far."""
-        ...
 
     def capture(self, work: Callable[[], None]) -> Piece:
-        """Do some work on memory that stays where it is, and return it for replay."""
-        ...
+        """Run some work on memory that stays where it is, and return it for replay."""
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         """Copy to host memory after the work given so far; it is there when `hand_over` has been waited for."""
-        ...
 
     def hand_over(self) -> Event:
         """Return the event after which every `to_host` so far has arrived."""
-        ...
 
     def to_device(self, source: Tensor) -> Tensor:
         """Return a copy in the device's memory, in order with the work. `source` may be used again at once."""
-        ...
 
     def synchronize(self) -> None:
         """Wait for both queues."""
-        ...
 
     def close(self) -> None:
         """Wait, and end the queues."""
-        ...
 
 
 class OutOfMemory(Exception):
-    """The device has no memory left; whoever can give some back does so and tries again."""
+    """The device has no memory left; a caller that can free some tries again."""
 
     def __init__(self, asked: int, free: int) -> None:
-        super().__init__(f"{asked} bytes asked for, {free} free")
+        super().__init__(f"{asked} bytes needed, {free} free")
         self.asked = asked
         self.free = free

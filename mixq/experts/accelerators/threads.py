@@ -1,7 +1,7 @@
 """Threads that end before the interpreter does.
 
 Contract: `start` starts a thread that serves until `end` is called. At exit every thread that still runs is ended and
-waited for, the last one started first: one that was killed in the middle of a copy would take the process down with it.
+waited for, the last one started first: one that is killed in the middle of a copy ends the process with SIGABRT.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """A model's weights with the trunk in an accelerator's memory: what the network is built from.
 
-Contract: `Trunk` answers as the folder does. Everything that each token uses is copied when it is first asked for;
-the embedding stays in host memory (a token needs one row of it), and experts are nobody's business here.
+Contract: `Trunk` has the tensors of the folder. What every token uses is copied when it is first read; the embedding
+stays in host memory (a token needs one row of it), and experts are not handled here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +15,17 @@ from mixq.config import ModelConfig
 from mixq.experts.accelerators.interface import Accelerator
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.packed import PackedLinear
-from mixq.formats.weights import Weights
+from mixq.formats.weights import Tensors
 
 ALIGNMENT = 256
 EMBEDDING = "model.embed_tokens"
 
 
 class Trunk:
-    """See `mixq.formats.weights.Weights`."""
+    """`mixq.formats.weights.Tensors` of a folder, on an accelerator."""
 
-    def __init__(self, folder: Weights, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Tensors, accelerator: Accelerator) -> None:
+        self.config = folder.config
         self._folder = folder
         self._accelerator = accelerator
         self._linears: dict[str, Tensor | PackedLinear] = {}
@@ -36,7 +35,7 @@ class Trunk:
         """Copy everything now.
 
         Args:
-            progress: is told which share of the tensors is done.
+            progress: called with the share of the tensors done.
 
         Raises:
             OutOfMemory: it does not fit.
@@ -48,30 +47,6 @@ class Trunk:
             else:
                 self.tensor(parameter.name)
             progress(done / len(wanted))
-
-    @property
-    def path(self) -> Path:
-        return self._folder.path
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._folder.config
-
-    @property
-    def nbytes(self) -> int:
-        return self._folder.nbytes
-
-    @property
-    def tokenizer_path(self) -> Path | None:
-        return self._folder.tokenizer_path
-
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        return self._folder.generation_config
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        return self._folder.eos_token_ids
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor of the trunk on the accelerator; the embedding in host memory."""
@@ -100,7 +75,7 @@ class Trunk:
         return memory.view(tensor.dtype).view(tensor.shape)
 
 
-def trunk_bytes(folder: Weights) -> int:
+def trunk_bytes(folder: Tensors) -> int:
     """Return what the trunk takes on an accelerator."""
     total = 0
     for parameter in _trunk(folder.config):
