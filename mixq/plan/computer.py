@@ -236,8 +236,10 @@ def _checked(key: str, value: object, where: str) -> Any:
     """Return the value of a key, a figure only within its unit's bounds."""
     if value is None and key in _MAY_BE_NONE:
         return None
-    if key in ("cpu", "gpu"):
-        return _read(CpuFigures if key == "cpu" else GpuFigures, value, f"{where}: {key}")
+    if key == "cpu":
+        return _read(CpuFigures, value, f"{where}: {key}")
+    if key == "gpu":
+        return _read(GpuFigures, value, f"{where}: {key}")
     if key == "versions":
         if isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values()):
             return dict(value)

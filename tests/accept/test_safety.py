@@ -78,7 +78,7 @@ def test_random_kills(rows: Rows, source: Path, expected: Contents, tmp_path: Pa
     while died < 200:
         died += survives(kills, source, tmp_path / "out", expected)
         shutil.rmtree(tmp_path / "out")
-    rows["SIGKILL at a random time, and again while going on"] = died, "all gone on with, same bytes"
+    rows["SIGKILL at a random time, and again while resuming"] = died, "all resumed, same bytes"
 
 
 def test_death_before_every_change(rows: Rows, source: Path, expected: Contents, tmp_path: Path) -> None:

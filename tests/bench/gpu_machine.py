@@ -68,7 +68,7 @@ def run(session: Session) -> None:
 
 
 def used_by_all() -> int | None:
-    """Return the bytes of the first card that are taken, by whoever; asks the driver's tool, makes no context."""
+    """Return the bytes of the first GPU that all processes take; runs the driver's tool, without a context."""
     line = smi("memory.used")
     return None if line is None else int(line.split()[0]) << 20
 

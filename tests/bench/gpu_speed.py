@@ -213,7 +213,7 @@ class Speed:
             self.note(what, self.seconds([call] * (1 if self.quick else 20)))
 
     def python_time(self) -> None:
-        """Seconds of Python for a launch: calls that nobody waits for."""
+        """Seconds of Python for a launch, without waiting for the GPU."""
         if not self.session.cuda:
             return
         kernels = self.variants[max(self.variants)]

@@ -46,7 +46,7 @@ class Pattern:
 
 
 class MadeUpShard:
-    """A safetensors file of bfloat16 tensors that stands nowhere."""
+    """A safetensors file of bfloat16 tensors that is never written."""
 
     def __init__(self, tensors: list[Parameter], pattern: Pattern, place: int) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,4 +1,4 @@
-"""Turns on a quiet machine: waits until nobody else computes, and says how much others did after all.
+"""Turns on a quiet machine: waits until other programs are idle, and reports how much they ran after all.
 
 Contract: reads Linux's /proc; elsewhere every moment counts as quiet. With one of two cores taken, thread pools that
 meet at every layer lose far more than half of their speed, each in its own measure, so a ratio taken then says nothing.
