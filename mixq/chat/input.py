@@ -1,8 +1,8 @@
 """The prompt: a line or several, edited, completed and remembered.
 
 Contract: `LineInput.read` returns what was typed; Ctrl-D at an empty prompt is EOFError, Ctrl-C there is `Interrupted`
-(elsewhere it empties the prompt). Enter ends a message, except inside triple quotes; Alt-Enter and
-pasted text begin a new line in it. The prompt is drawn on the terminal, also where standard output is a file.
+(elsewhere it empties the prompt). Enter ends a message, except inside triple quotes; Alt-Enter and pasted
+text begin a new line in it. The prompt is drawn on the terminal, also where standard output is a file.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ const NARROW = matchMedia("(max-width: 1120px)");
 let status = null;
 let trouble = null; // the last error of such a request
 let timer = null;
-let looking = null;
+let pending = null;
 
 const figures = new Figures();
 const heatMap = new HeatMap();
-const settings = new Settings({ systemChanged, poke });
+const settings = new Settings({ systemChanged, refresh });
 const store = await Store.open();
 const conversations = new Conversations(store, { opened, tell, system: () => settings.system });
 const chat = new Chat({
@@ -28,7 +28,7 @@ const chat = new Chat({
   figures,
   heatMap,
   save: (conversation) => conversations.save(conversation),
-  changed: () => { showState(); poke(); },
+  changed: () => { showState(); refresh(); },
   startNew: () => conversations.start(),
 });
 const prompt = byId("prompt");
@@ -47,11 +47,11 @@ function systemChanged(text) {
 
 // The server's state
 
-async function look() {
+async function updateStatus() {
   clearTimeout(timer);
-  looking?.abort();
-  looking = new AbortController();
-  const { signal } = looking;
+  pending?.abort();
+  pending = new AbortController();
+  const { signal } = pending;
   try {
     const found = await getStatus(signal);
     const before = status;
@@ -71,21 +71,21 @@ async function look() {
   }
   showState();
   const wait = trouble ? WAIT.gone : status.loading ? WAIT.loading : chat.running ? WAIT.running : WAIT.idle;
-  timer = setTimeout(look, wait);
+  timer = setTimeout(updateStatus, wait);
 }
 
 const stated = (found) => Object.fromEntries(Object.entries(found).filter(([, value]) => value !== null));
 
 /** Ask for the status now; `loading`: the server has just been told to load. */
-function poke({ loading = false } = {}) {
+function refresh({ loading = false } = {}) {
   if (loading && status) {
     status = { ...status, loading: true };
     settings.showStatus(status);
     showState();
     clearTimeout(timer);
-    timer = setTimeout(look, WAIT.loading);
+    timer = setTimeout(updateStatus, WAIT.loading);
   } else {
-    look();
+    updateStatus();
   }
 }
 
@@ -133,7 +133,7 @@ function askKey() {
     setKey(field.value.trim());
     field.value = "";
     showBanner("", "");
-    look();
+    updateStatus();
   });
   showBanner("key", "API key required", form);
   field.focus();
@@ -176,9 +176,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.isComposing) return;
   if (!document.querySelector(":popover-open")) chat.stop();
 });
-document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) updateStatus(); });
 
-await look();
+await updateStatus();
 await conversations.load();
 if (!store.kept) tell("This window cannot save conversations: export what you need.");
 document.documentElement.dataset.ready = "true";

@@ -14,16 +14,16 @@ const FIELDS = {
   seed: { label: "Seed", low: 0, high: Number.MAX_SAFE_INTEGER, whole: true, empty: "random" },
 };
 const STEP = 1e8;
-export const BASE_TOKENS = 256; // a base model seldom stops by itself
+const BASE_TOKENS = 256; // a base model seldom stops by itself
 
 export class SettingsError extends Error {}
 
-export const gigabytes = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
+const gigabytes = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 export class Settings {
-  /** `systemChanged` gets the system prompt of the open conversation; `poke` asks for the status again. */
-  constructor({ systemChanged, poke }) {
-    this.poke = poke;
+  /** `systemChanged` gets the system prompt of the open conversation; `refresh` asks for the status again. */
+  constructor({ systemChanged, refresh }) {
+    this.refresh = refresh;
     this.moved = false;
     this.asked = null;
     const kept = read();
@@ -129,7 +129,7 @@ export class Settings {
       byId("vram-note").textContent = error.message;
       return;
     }
-    this.poke({ loading: true });
+    this.refresh({ loading: true });
   }
 }
 
