@@ -24,7 +24,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 class ModelConfig:
     """The shape of a model, in the terms of transformers' config.json.
 
-    `num_local_experts` is 0 for the dense relatives (one feed-forward block a layer). `sliding_window` counts
+    `num_local_experts` is 0 for the dense relatives (one feed-forward block per layer). `sliding_window` counts
     positions that a query sees, itself included; None means all. `eos_token_ids` may name several end tokens.
     """
 
@@ -57,7 +57,7 @@ class ModelConfig:
         """Check a parsed config.json and return the model's shape.
 
         Raises:
-            ModelFileError: an unknown architecture, a missing or senseless field, or a feature that the
+            ModelFileError: an unknown architecture, a missing or impossible field, or a feature that the
                 network does not compute (scaled rope, attention biases, another activation).
         """
         reader = _ConfigFields(raw, "config.json: ")
@@ -172,19 +172,19 @@ class RuntimeOptions:
         device: one of `DEVICES`; auto takes the first CUDA GPU where there is one, else the CPU.
         vram, ram: byte budgets; None means what is free.
         context: positions to reserve KV cache for; capped by the model's own maximum.
-        sequences: conversations whose KV caches are reserved: those that a server answers together or keeps.
+        sequences: KV caches to reserve: the conversations that a server answers together or keeps.
         threads: CPU threads; None means physical cores, or one where the matrices are too small to share.
         kv: storage type of the KV cache.
         miss: what to do with an expert that is not in GPU memory.
         cache_policy: which expert leaves the cache.
-        own_policy: a class of a user's that decides instead, see `mixq.experts.own_policy`; what `from_kwargs` makes of
-            a cache_policy that is no name.
-        quota: a file that says how the layers share the expert slots (`mixq.experts.quota`); None shares them evenly.
-        seed: of the sampler; None draws one.
+        own_policy: a user's class that decides instead (`mixq.experts.own_policy`); `from_kwargs` takes it as
+            cache_policy.
+        quota: a file of expert slots by layer (`mixq.experts.quota`); None shares them evenly.
+        seed: of the sampler; None takes a random one.
         exact: compute in float32 throughout (parity tests; slow).
-        template: the chat format, one of `TEMPLATES`; None takes the one that the model was made for.
-        sim_bandwidth: of device sim: bytes per second that copies take; None for as fast as memory goes.
-        sim_latency: of device sim: seconds that each copy takes besides.
+        template: the chat format, one of `TEMPLATES`; None takes the model's own.
+        sim_bandwidth: of device sim: bytes per second of copies; None for the speed of memory.
+        sim_latency: of device sim: seconds added to each copy.
     """
 
     device: str = "auto"

@@ -32,7 +32,7 @@ class MixqError(Exception):
 
 
 class UsageError(MixqError):
-    """A flag, argument or Python parameter that makes no sense."""
+    """A flag, argument or Python parameter that is not allowed."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class PromptError(UsageError):
 
 
 class PromptTooLong(PromptError):
-    """A prompt with more tokens than the context holds; nothing is ever cut.
+    """A prompt with more tokens than the context holds; prompts are never cut.
 
     Attributes:
         tokens: of the prompt.
@@ -59,10 +59,10 @@ class PromptTooLong(PromptError):
 
 
 class QueueFull(MixqError):
-    """As many requests wait as may wait.
+    """The server's queue is full.
 
     Attributes:
-        retry_after: seconds after which it may be worth to ask again.
+        retry_after: seconds after which to try again.
     """
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -77,7 +77,7 @@ class ModelFileError(MixqError):
 
 
 class DoesNotFitError(MixqError):
-    """The model, context or budget asked for does not fit into the memory there is."""
+    """The model, context or budget does not fit into memory."""
 
     exit_code = 4
 
@@ -89,7 +89,7 @@ class StorageError(MixqError):
 
 
 def printable(name: object, limit: int = 200) -> str:
-    """Return `name` safe to show: control characters and escapes from hostile files are spelled out."""
+    """Return `name` safe to print: control characters from hostile files are escaped."""
     text = str(name)[: limit + 1]  # a hostile file may hold megabytes here
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.bench_report import FORMATS, print_bench
 from mixq.cli.flag_groups import takes_groups
-from mixq.config import did_you_mean, format_size, parse_size
+from mixq.config import format_size, parse_size
 from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mixq.measure.speed.measure import Bench
     from mixq.measure.speed.workload import Workload
 
-FORMATS = ("table", "markdown", "csv", "jsonl")
 LONGEST = 10**7
 MOST_REPEATS = 1000
 
@@ -58,29 +58,29 @@ def bench(
     ] = "512",
     gen: Annotated[str, typer.Option("--gen", "-n", metavar="N,...", help="Tokens to generate; 0 for none.")] = "128",
     depth: Annotated[
-        str, typer.Option("--depth", "-d", metavar="N,...", help="Tokens that the KV cache holds before.")
+        str, typer.Option("--depth", "-d", metavar="N,...", help="Tokens in the KV cache before the test.")
     ] = "0",
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", help="Runs of each test.")] = 5,
     format: Annotated[
         str,
-        typer.Option("--format", metavar="|".join(FORMATS), help="markdown, csv and jsonl name things as llama-bench."),
+        typer.Option("--format", metavar="|".join(FORMATS), help="markdown, csv and jsonl use llama-bench's names."),
     ] = "table",
     save: Annotated[
         Path | None,
-        typer.Option("--save", metavar="FILE", help="Add the results to FILE, a line of JSON for each test."),
+        typer.Option("--save", metavar="FILE", help="Append the results to FILE, one line of JSON per test."),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
             "--compare",
             metavar="OLD NEW",
-            help="Compare two such files and measure nothing; the same twice: its last two runs.",
+            help="Compare two such files, measuring nothing. The same file twice: its last two runs.",
         ),
     ] = None,
     fail_below: Annotated[
         float | None,
         typer.Option(
-            "--fail-below", metavar="X", help="With --compare: exit code 1 where a speed fell below X times the old."
+            "--fail-below", metavar="X", help="With --compare: exit code 1 if a speed is below X times the old one."
         ),
     ] = None,
     json: options.Json = False,
@@ -90,7 +90,7 @@ def bench(
         typer.Option(
             "--routing",
             metavar="model|uniform|sticky:P|mixtral|trace FILE",
-            help="Which experts: the routers' own choice, or made up (random weights route evenly).",
+            help="Which experts run: the routers' choice, or made up (random weights route evenly).",
         ),
     ] = "model",
     sim_bandwidth: Annotated[
@@ -101,13 +101,13 @@ def bench(
         int | None,
         options.flag("--context", "Positions of the KV cache.  [default: what the tests need]", "N"),
     ] = None,
-    seed: Annotated[int, options.flag("--seed", "Of the token ids, and of made-up weights.", "N")] = 0,
+    seed: Annotated[int, options.flag("--seed", "Seed of the token ids and of made-up weights.", "N")] = 0,
 ) -> None:
-    """Measure prompt and decode speed, and the memory bandwidth beside it.
+    """Measure prompt and decode speed, and the memory's read bandwidth.
 
-    pp512 is a prompt of 512 tokens, tg128 are 128 tokens one by one, @ d4096 after 4096 others. A decode step is
-    bounded by what it reads: "of limit" is its share of the read bandwidth, measured in the same run with the same
-    threads. Only the network is timed; token ids are random. Results name commit, machine, kernels and plan.
+    pp512 is a prompt of 512 tokens, tg128 generates 128 tokens one by one, @ d4096 starts after 4096 others. The bytes
+    that a decode step reads limit its speed: "of limit" is its share of the read bandwidth, measured in the same run
+    with the same threads. Only the network is timed; token ids are random. Results name commit, machine and kernels.
     Example: mixq bench --save new.jsonl && mixq bench --compare old.jsonl new.jsonl
     """
     if compare is not None:
@@ -116,17 +116,12 @@ def bench(
         compare_files(*compare, fail_below, json=json)
         return
     if fail_below is not None:
-        raise UsageError("--fail-below is about a comparison.", hint="Add --compare OLD NEW.")
-    if format not in FORMATS:
-        raise UsageError(
-            f"--format is {printable(repr(format))}; it must be one of {', '.join(FORMATS)}."
-            + did_you_mean(format, FORMATS)
-        )
-    if not 1 <= repeats <= MOST_REPEATS:
-        raise UsageError(f"--repeats is {repeats}; it must be a whole number from 1 to {MOST_REPEATS}.")
+        raise UsageError("--fail-below needs a comparison.", hint="Add --compare OLD NEW.")
+    options.one_of("--format", format, FORMATS)
+    options.whole_number("--repeats", repeats, 1, MOST_REPEATS)
     if synthetic is None and (layers is not None or mix is not None or write is not None):
         raise UsageError(
-            "--layers, --mix and --write are about a made-up model.",
+            "--layers, --mix and --write apply to a model with made-up weights only.",
             hint="Add --synthetic PRESET, such as mixtral-8x7b.",
         )
     source = ctx.get_parameter_source("model")
@@ -157,10 +152,10 @@ def bench(
     try:
         _run(bench, tests, repeats)
     except KeyboardInterrupt:
-        output.warn("interrupted; these are the figures so far.")
-        _print(bench, format, json=json)
+        output.warn("interrupted; figures so far:")
+        print_bench(bench, format, json=json)
         raise
-    _print(bench, format, json=json)
+    print_bench(bench, format, json=json)
     if save is not None:
         from mixq.measure.speed import record, table
 
@@ -169,7 +164,7 @@ def bench(
 
 
 def _check_routing(text: str) -> None:
-    """Refuse routing that is not known before a model is made up or loaded."""
+    """Refuse unknown routing before a model is made up or loaded."""
     from mixq.experts.routing import parse_routing
     from mixq.plan.recording import read_routing
 
@@ -180,12 +175,12 @@ def _check_routing(text: str) -> None:
 
 
 def _route(model: Model, text: str, seed: int) -> None:
-    """Put made-up routing in the routers' place."""
+    """Replace the routers' choice by made-up routing."""
     if text == "model":
         return
     config = model.config
     if not config.is_moe:
-        raise UsageError("--routing is about experts, and this model has none.", hint="Leave it out.")
+        raise UsageError("--routing needs a model with experts; this one has none.", hint="Leave it out.")
     from mixq.experts.routing import parse_routing
     from mixq.plan.recording import read_routing
 
@@ -201,7 +196,7 @@ def _route(model: Model, text: str, seed: int) -> None:
 
 
 def _lengths(text: str, flag: str) -> list[int]:
-    """Return the numbers of a list such as 128,512."""
+    """Return the numbers of a flag such as 128,512."""
     items = [item.strip() for item in text.split(",")]
     if not all(item.isascii() and item.isdigit() and len(item) <= 8 and int(item) <= LONGEST for item in items):
         raise UsageError(
@@ -228,11 +223,11 @@ def _make_up(
 
 
 def _refuse_tests(ctx: typer.Context) -> None:
-    """Refuse flags of a measurement beside --write, which makes none."""
+    """Refuse flags of a measurement together with --write, which measures nothing."""
     for name in ("prompt", "gen", "depth", "repeats", "format", "save", "device", "context", "threads", "kv"):
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name} has no meaning with --write: nothing is measured.", hint="Leave one out.")
+            raise UsageError(f"--{name} has no effect with --write: nothing is measured.", hint="Leave one out.")
 
 
 def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed: int, *, json: bool) -> None:
@@ -256,43 +251,3 @@ def _run(bench: Bench, tests: list[Workload], repeats: int) -> None:
     with run_progress("measuring") as update:
         for done, _ in enumerate(bench.samples(), 1):
             update(done, total)
-
-
-def _print(bench: Bench, format: str, *, json: bool) -> None:
-    from mixq.measure.speed import table
-
-    if json:
-        output.print_json(table.document(bench))
-    elif format == "markdown":
-        typer.echo(table.markdown(bench), nl=False)
-    elif format == "csv":
-        typer.echo(table.comma_separated(bench), nl=False)
-    elif format == "jsonl":
-        typer.echo(table.json_lines(bench), nl=False)
-    else:
-        _print_table(bench)
-
-
-def _print_table(bench: Bench) -> None:
-    from rich.console import Console
-
-    from mixq.cli.tables import speed_table
-
-    facts, run = bench.facts, bench.as_dict()
-    console = Console(highlight=False, markup=False)
-    weights = f"{facts.weights / 1e9:.2f} billion weights, {format_size(facts.nbytes)}"
-    console.print(printable(facts.model), style="bold", soft_wrap=True)
-    console.print(f"{weights} · {facts.backend} · {facts.threads} threads · KV cache {facts.kv}", soft_wrap=True)
-    console.print()
-    console.print(speed_table(bench.rows()))
-    console.print()
-    bandwidth, peak = run["bandwidth_bytes_per_second"], run["peak_memory_bytes"]
-    limit = f"{format_size(bandwidth)}/s" if bandwidth else "not measured: it takes the native kernels"
-    for row in bench.rows():
-        if row.experts is not None and (line := row.experts.line()):
-            console.print(f"{row.workload.name:<15} {line}", soft_wrap=True)
-    console.print(f"read bandwidth  {limit}", soft_wrap=True)
-    console.print(f"loaded in       {facts.load_seconds:.1f} s")
-    if peak is not None:
-        probe = f", {format_size(bench.bandwidth.nbytes)} of it to measure the bandwidth" if bench.bandwidth else ""
-        console.print(f"peak memory     {format_size(peak)}{probe}")

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool) -> None:
-    """Print the comparison; exit with 1 where a speed has fallen below a share of what it was.
+    """Print the comparison; exit with 1 where a speed is below `fail_below` times the old one.
 
     Raises:
-        UsageError: a share that makes no sense, or nothing to compare.
+        UsageError: `fail_below` is out of bounds, or the files have no test in common.
     """
     from mixq.measure.speed.compare import compare, read
 
@@ -34,31 +34,25 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
     else:
         _print(found)
     for line in dict.fromkeys(line for row in found for line in row.differences):
-        output.warn(f"not the code alone: {printable(line, 200)}")
+        output.warn(f"the runs differ in more than the code: {printable(line, 200)}")
     if fallen:
         for row in fallen:
-            output.warn(f"{row.old.test} has fallen to {row.ratio:.2f} of what it was.")
+            output.warn(f"{row.old.test} runs at {row.ratio:.2f} times the old speed.")
         raise typer.Exit(MixqError.exit_code)
 
 
 def _upper_end(row: Comparison) -> float:
-    """Return the end of a ratio's interval; the ratio itself where one sample says nothing of its noise."""
+    """Return the upper end of a ratio's interval; the ratio itself where one run gives no interval."""
     return row.ratio if row.high is None else row.high
 
 
 def _print(found: Sequence[Comparison]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from mixq.cli.tables import table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "test"):
-        table.add_column(name)
-    for name in ("old t/s", "new t/s", "ratio", "95 %"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    made = table("model", "test", "old t/s", "new t/s", "ratio", "95 %", "", left=("model", "test", ""))
     for row in found:
         between = "" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
-        table.add_row(
+        made.add_row(
             printable(row.old.model, 40),
             row.old.test,
             f"{row.old.mean:.2f}",
@@ -67,4 +61,4 @@ def _print(found: Sequence[Comparison]) -> None:
             between,
             row.verdict,
         )
-    Console(highlight=False, markup=False).print(table)
+    output.console().print(made)

@@ -22,7 +22,7 @@ History = Annotated[
     bool,
     typer.Option(
         "--history/--no-history",
-        help="Keep what is typed on disk, for the arrow keys.",
+        help="Save what you type, for the arrow keys.",
         envvar="MIXQ_HISTORY",
         show_envvar=False,
     ),
@@ -30,7 +30,7 @@ History = Annotated[
 Plain = Annotated[
     bool,
     typer.Option(
-        "--plain", help="Write replies as they are, without Markdown.", envvar="MIXQ_PLAIN", show_envvar=False
+        "--plain", help="Print replies as plain text, without Markdown.", envvar="MIXQ_PLAIN", show_envvar=False
     ),
 ]
 
@@ -48,11 +48,11 @@ def chat(
 ) -> None:
     """Chat with a model.
 
-    At the prompt, /help lists the commands and Ctrl-C stops a reply. When standard input is not a terminal, each of its
-    lines is answered as a conversation of its own, so that one answer does not depend on another.
+    At the prompt, /help lists the commands and Ctrl-C stops a reply. When standard input is not a terminal, each line
+    is answered as a conversation of its own.
     """
     if json and sys.stdin.isatty():
-        raise UsageError("--json is for input from a pipe or file, not for a chat at the terminal.")
+        raise UsageError("--json needs input from a pipe or file, not a terminal.")
     models = _Models(runtime, sampling)
     if sys.stdin.isatty():
         _talk(models, model, system or "", plain=plain, history=history)
@@ -62,7 +62,7 @@ def chat(
 
 
 class _Models:
-    """Loads models by the flags of the command line; see `mixq.chat.state.Models`."""
+    """Loads models with the flags of the command line, for `mixq.chat.state.Models`."""
 
     def __init__(self, runtime: RuntimeOptions, sampling: options.SamplingFlags) -> None:
         self._runtime = runtime
@@ -86,8 +86,8 @@ class _Models:
 
         model = load_model(name, self._runtime)
         sampling = self._sampling.over(default_sampling(model.folder.generation_config))
-        SamplingParams.from_kwargs(**sampling)  # a flag out of bounds is refused before the first prompt
-        _ = model.tokenizer  # and so is a folder without one
+        SamplingParams.from_kwargs(**sampling)  # refuses a flag out of bounds before the first prompt
+        _ = model.tokenizer  # refuses a folder without one
         return Loaded(name, model, sampling)
 
 
@@ -99,7 +99,9 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
     from mixq.cli.interrupt import Terminated, termination_interrupts
 
     terminal = Terminal(plain=plain)
-    chat = Chat(models.load(name), models, terminal, system)  # which alone holds the model: /model lets go of it
+    chat = Chat(
+        models.load(name), models, terminal, system
+    )  # holds the only reference to the model, so that /model can free it
     prompt = LineInput(chat.status_line, models.names, history_file() if history else None)
     if prompt.problem is not None:
         terminal.warn(prompt.problem)
@@ -111,10 +113,10 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
 
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
-    """Answer each line; one that cannot be answered is said, and costs the others nothing but the exit code."""
+    """Answer each line; one that cannot be answered is reported and sets the exit code."""
     from mixq.chat.dialogue import Dialogue, show_events
+    from mixq.cli.input import utf8
     from mixq.cli.interrupt import first_interrupt_cancels
-    from mixq.cli.reading import utf8
 
     show: Callable[[str], None] = (lambda _: None) if json else output.model_text
     answers: list[dict[str, Any]] = []

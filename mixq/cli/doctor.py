@@ -1,4 +1,4 @@
-"""`mixq doctor`: what this machine is and gives, which kernels it gets and why, what is wrong and what to do."""
+"""`mixq doctor`: the machine, its speeds, the kernels that it uses and why, problems and what to do about them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LOG_LINES = 12
 
 
 def doctor(
-    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again; some seconds.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again; takes some seconds.")] = False,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Write a hardware file, for mixq plan --hardware elsewhere."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show what this machine is and gives: processor, memory, disk, GPU; kernels and why these; what is wrong.
+    """Show this machine: processor, memory, disk, GPU and their speeds; the kernels in use and why; problems.
 
-    Speeds are measured once and kept. Ends with exit code 1 where the kernels compute wrongly. Example: mixq doctor
-    --save my-laptop.json
+    Speeds are measured once and cached. The exit code is 1 where the kernels compute wrong results. Example: mixq
+    doctor --save my-laptop.json
     """
     from mixq.measure.machine import probe
     from mixq.measure.machine.diagnosis import diagnose
@@ -39,11 +39,11 @@ def doctor(
 
     found = diagnose()
     if refresh or probe.cached() is None:
-        output.note("Measuring this computer: some seconds.")
+        output.note("Measuring this computer; takes some seconds.")
     computer: Computer | None = None
     try:
         computer = probe.probe(refresh=refresh)
-    except DoesNotFitError:  # the rest of the page is still worth reading, now more than ever
+    except DoesNotFitError:  # the rest of the page is still useful
         if save is not None:
             raise
     wrong = problems(found, computer)
@@ -61,27 +61,25 @@ def doctor(
 
 
 def _print(found: Diagnosis, computer: Computer | None, wrong: Sequence[Problem]) -> None:
-    from rich.console import Console
-
     from mixq.cli.tables import fact_grid
 
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     console.print(f"mixq {found.mixq}", style="bold")
     console.print(fact_grid((label, printable(value, 400)) for label, value in _facts(found, computer)))
     if found.build_log is not None:
         console.print()
-        console.print("the compiler said", style="dim")
+        console.print("compiler output", style="dim")
         for line in found.build_log.splitlines()[-LOG_LINES:]:
             console.print(printable(line, 400), soft_wrap=True)
     if not wrong:
-        console.print("nothing is wrong", style="green")
+        console.print("no problems found", style="green")
     for problem in wrong:
         console.print(f"! {printable(problem.what, 400)}", style="yellow")
         console.print(f"  {printable(problem.remedy, 400)}")
 
 
 def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, str]]:
-    """Yield label and text of each line; together with a problem or two they fill a terminal of 24 lines."""
+    """Yield label and text of each line; with one or two problems they fit a terminal of 24 lines."""
     threads = f"{found.torch_threads} {'thread' if found.torch_threads == 1 else 'threads'}"
     yield "system", f"{found.system}, Python {found.python}"
     yield "torch", f"{found.torch}, {threads}; bitsandbytes {found.bitsandbytes or 'not installed'}"
@@ -90,7 +88,7 @@ def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, s
     yield "kernels", _kernels(found)
     if found.isas:
         yield "can run", " ".join(found.isas)
-    yield "check", "equal to the reference on a small product" if found.kernels_right else "WRONG results"
+    yield "check", "a small product equals the reference" if found.kernels_right else "WRONG results"
     if found.memory_bytes is not None:
         free = "" if found.memory_free_bytes is None else f", {format_size(found.memory_free_bytes)} free"
         yield "memory", f"{format_size(found.memory_bytes)}{free}"
@@ -105,7 +103,7 @@ def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, s
     yield "cached in", found.cache
     yield "settings", found.config_file or "no config.toml"
     if computer is not None:
-        yield "measured", f"{computer.measured or 'never'}; --refresh does it again"
+        yield "measured", f"{computer.measured or 'never'}; --refresh measures again"
 
 
 def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
@@ -127,7 +125,7 @@ def _gpu_speeds(gpu: GpuFigures) -> Iterator[tuple[str, str]]:
     up, back, loaded = (_rate(rate) for rate in (gpu.copy_bandwidth, gpu.copy_back, gpu.copy_under_load))
     yield "link", f"{up} to the GPU, {back} back, {loaded} while the CPU computes"
     limit = "no limit" if gpu.pinned_limit is None else f"at most {format_size(gpu.pinned_limit)}"
-    yield "locked RAM", f"{limit}; a row is handed over in {1e6 * gpu.handover_seconds:.0f} µs"
+    yield "locked RAM", f"{limit}; handing over a row takes {1e6 * gpu.handover_seconds:.0f} µs"
 
 
 def _rate(rate: float) -> str:

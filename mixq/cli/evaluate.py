@@ -32,13 +32,13 @@ def ppl(
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """Perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
+    """Measure perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
 
-    The text is cut into windows without overlap, the begin token in front of each; every token counts once.
+    The text is cut into windows without overlap, each after a begin token; every token counts once.
     """
+    from mixq.cli.input import utf8
     from mixq.cli.loading import load_model
     from mixq.cli.progress import token_progress
-    from mixq.cli.reading import utf8
     from mixq.measure.perplexity import perplexity
 
     content = utf8(text.read_bytes(), str(text))

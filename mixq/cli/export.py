@@ -1,4 +1,4 @@
-"""`mixq export`: a model folder or checkpoint in the form of another program."""
+"""`mixq export`: a model folder or checkpoint in another program's format."""
 
 from __future__ import annotations
 
@@ -40,19 +40,23 @@ def export(
         typer.Option(
             "--type",
             metavar="auto|bf16|f16|q8_0|q4_0",
-            help="Of gguf: auto keeps each matrix's own precision; w4 and w8 go over as they are.",
+            help="For gguf: auto keeps each matrix's precision; w4 and w8 are copied unchanged.",
         ),
     ] = "auto",
     format: Annotated[
         str,
-        typer.Option("--format", metavar="w4|w8", help="Of compressed-tensors: for what is neither w4 nor w8 yet."),
+        typer.Option(
+            "--format",
+            metavar="w4|w8",
+            help="For compressed-tensors: for matrices that are neither w4 nor w8.",
+        ),
     ] = "w4",
     json: options.Json = False,
 ) -> None:
     """Turn a model folder into a GGUF file, or into a folder for other engines.
 
-    One matrix is in memory at a time. An interrupted folder goes on where it was when the same command is run again; a
-    GGUF file is begun anew.
+    One matrix is in memory at a time. To continue an interrupted folder run the same command again; a GGUF file starts
+    over.
     """
     from mixq.config import did_you_mean
     from mixq.errors import UsageError, printable
@@ -66,7 +70,7 @@ def export(
         ("--format", format, "w4", "compressed-tensors"),
     ):
         if given != default and to != owner:
-            raise UsageError(f"{flag} is of --to {owner}; it means nothing for --to {to}.")
+            raise UsageError(f"{flag} applies to --to {owner} only, not to --to {to}.")
     path = expand(source)
     opened = open_source(path if path.suffix == ".gguf" else resolve_model(source), mixq_folders=True)
     result: GgufResult | Result
@@ -91,7 +95,7 @@ def export(
                 else folders.compressed_tensors_job(opened, target, format)
             )
         except KeyboardInterrupt:
-            output.warn("interrupted; run the same command again and it goes on from here.")
+            output.warn("interrupted; run the same command again to continue.")
             raise
     if json:
         output.print_json(result.as_dict())
@@ -108,12 +112,11 @@ def _print_result(result: GgufResult | Result) -> None:
         types = ", ".join(f"{format_size(size)} {type}" for type, size in result.types.items())
         typer.echo(f"{printable(result.path)}: {format_size(result.nbytes)} ({types})")
         return
-    from rich.console import Console
 
     from mixq.cli.tables import size_table
 
     if result.already_done:
-        output.note("The folder was finished before; nothing was written.")
-    console = Console(highlight=False, markup=False)
+        output.note("The folder was complete already; nothing was written.")
+    console = output.console()
     console.print(size_table(result.sizes))
     console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)

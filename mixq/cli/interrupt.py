@@ -1,4 +1,4 @@
-"""Ctrl-C while a model speaks: the reply ends, the program goes on. SIGTERM while a job runs: it ends as by Ctrl-C."""
+"""Signals: Ctrl-C ends a reply but not the program; SIGTERM ends a job as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def first_interrupt_cancels() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C inside into the event given; a second one is a KeyboardInterrupt."""
+    """Set the event at the first Ctrl-C inside; a second one raises KeyboardInterrupt."""
     cancel = threading.Event()
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
@@ -28,7 +28,7 @@ def first_interrupt_cancels() -> Iterator[threading.Event]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Let what is inside end, such as the writing of a file; a Ctrl-C meanwhile is a KeyboardInterrupt after it."""
+    """Delay a Ctrl-C until what is inside has ended, such as writing a file; it then raises KeyboardInterrupt."""
     came = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda _signal, _frame: came.set())
     try:
@@ -40,14 +40,14 @@ def interrupts_wait() -> Iterator[None]:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as service managers and batch systems send it before they kill."""
+    """SIGTERM, which service managers and batch systems send before SIGKILL."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Turn the first SIGTERM inside into `Terminated`, so that the same is cleaned up as after Ctrl-C; ignore more."""
+    """Raise `Terminated` at the first SIGTERM inside, which cleans up as Ctrl-C does; ignore later ones."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -15,9 +15,9 @@ UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "h
 
 
 def list_models(json: options.Json = False) -> None:
-    """List the models of the store, and what is unfinished or damaged there.
+    """List the models of the store, also unfinished and damaged ones.
 
-    Whether all is there is looked at, not every byte; mixq verify reads those.
+    Only names and sizes of files are checked; mixq verify reads every byte.
     """
     from mixq.errors import printable
     from mixq.formats import store
@@ -45,8 +45,8 @@ def _print(found: Sequence[Entry]) -> None:
 
     from mixq.cli.tables import model_lines, model_table
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a line is a model there, however long
+    console = output.console()
+    if not console.is_terminal:  # one line per model, however long
         console = Console(highlight=False, markup=False, width=1000)
     table = model_table(found, ago)
     if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
@@ -64,8 +64,8 @@ def _trouble(entry: Entry) -> str:
     if entry.state == "damaged":
         return f"is damaged: {printable(entry.problem, 400)}"
     of = f" of {entry.shards}" if entry.shards else ""
-    there = f"{entry.shards_done}{of} shards are there"
-    return f"is being made: {there}" if entry.state == "running" else f"is not finished: {there}"
+    there = f"{entry.shards_done}{of} shards exist"
+    return f"is being written: {there}" if entry.state == "running" else f"is not finished: {there}"
 
 
 def ago(moment: float) -> str:

@@ -1,7 +1,7 @@
-"""From MODEL and the runtime flags to a loaded model, for every command that needs one.
+"""Loads the model of a command.
 
-Contract: flags are checked before anything is opened or made. MODEL left out means the demo model, which is quantized
-into the user's cache on first use, whole or not at all; two processes that do it at once both succeed.
+Contract: without MODEL it is the demo model, which is quantized into the user's cache on first use, completely or not
+at all; two processes that do so at the same time both succeed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mixq.engine.model import Model
 
 
-STALE = 24 * 3600  # seconds; no demo model takes that long to make
+STALE = 24 * 3600  # seconds; making the demo model takes less
 
 
 def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
@@ -41,7 +41,7 @@ def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
 
 
 def quantized_demo() -> Path:
-    """Return the demo model's nl4 folder in the user's cache, making it where it is missing."""
+    """Return the demo model's nl4 folder in the user's cache; make it if it is missing."""
     source = paths.demo_source()
     if not (source / "config.json").is_file():
         raise ModelFileError(
@@ -80,17 +80,17 @@ def _make(source: Path, folder: Path) -> None:
         ) from error
     try:
         run_job(Job(source, partial / folder.name))
-        # A rename is atomic. It fails where another process was first; its folder is then as good as this one.
+        # A rename is atomic. It fails where another process was first, whose folder is then used.
         with contextlib.suppress(OSError):
             os.rename(partial / folder.name, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if not (folder / "mixq.json").is_file():
-        raise StorageError(f"{printable(folder)} could not be made.", hint="Remove it, if it is there, and try again.")
+        raise StorageError(f"{printable(folder)} could not be made.", hint="Remove it if it exists, and try again.")
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what a process that was killed left of an unfinished model; one that runs may be at work on a new one."""
+    """Remove unfinished models of killed processes; newer ones may belong to a process that is running."""
     for partial in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE:

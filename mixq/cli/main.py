@@ -1,9 +1,8 @@
-"""The console script: which commands there are, and how every failure ends.
+"""The console script: the commands, and the exit code of every failure.
 
-Contract: `main` returns to the shell with one of the exit codes 0 done, 1 failed, 2 usage, 3 bad model file, 4 will not
-fit, 5 disk or network, 130 interrupted (143: `mixq quantize` by SIGTERM); no traceback of a failure that a user can
-cause or mend reaches the terminal. Importing this module, and `mixq --help`, import neither torch nor numpy nor rich:
-commands import what they need when they run.
+Contract: the exit codes are 0 done, 1 failed, 2 usage, 3 bad model file, 4 does not fit, 5 disk or network, 130
+interrupted (143: `mixq quantize` by SIGTERM); a failure that a user can cause or repair shows no traceback. Importing
+this module, and `mixq --help`, import neither torch nor numpy nor rich: commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
 INTERRUPTED = 130
-# What typer raises for a bad command line: click's UsageError, which lies inside typer or beside it by version.
+# What typer raises for a bad command line: click's UsageError, inside or outside of typer by its version.
 _CommandLineError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def exit_code(arguments: Sequence[str]) -> int:
-    """Run a command line; report a failure, and return the exit code that belongs to it."""
+    """Run a command line, report a failure, and return the exit code."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -110,7 +109,7 @@ def exit_code(arguments: Sequence[str]) -> int:
     except MixqError as error:
         return _report(error, arguments)
     except _CommandLineError as error:
-        with _as_far_as_it_goes(sys.stderr):
+        with _ignoring_failures(sys.stderr):
             error.show()  # with the usage line
         return _print_document(UsageError(error.format_message()), arguments)
     except BrokenPipeError:  # the reader has gone (`mixq ... | head`)
@@ -130,7 +129,7 @@ def _run(arguments: Sequence[str]) -> int:
     # Not standalone: typer's own errors come here instead of being printed, and Exit is the value returned.
     try:
         code = app(args=list(arguments), prog_name="mixq", standalone_mode=False)
-    except SystemExit as end:  # typer and rich where the reader has gone, shell completion
+    except SystemExit as end:  # from typer and rich where the reader has gone, and from shell completion
         code = end.code
     return code if isinstance(code, int) else 0 if code is None else 1
 
@@ -138,31 +137,31 @@ def _run(arguments: Sequence[str]) -> int:
 def _report(error: MixqError, arguments: Sequence[str]) -> int:
     from mixq.cli import output
 
-    with _as_far_as_it_goes(sys.stderr):
+    with _ignoring_failures(sys.stderr):
         output.print_error(error)
     return _print_document(error, arguments)
 
 
 def _print_document(error: MixqError, arguments: Sequence[str]) -> int:
-    """Print what `--json` prints in place of a result, if it was asked for; return the exit code."""
+    """Print the error document where `--json` was given; return the exit code."""
     from mixq.cli import output
 
-    with _as_far_as_it_goes(sys.stdout):
+    with _ignoring_failures(sys.stdout):
         if "--json" in arguments:
             output.print_json(output.error_document(error))
     return error.exit_code
 
 
 def _open_closed_streams() -> None:
-    """Stand in for the streams that the shell closed (`<&-`, `>&-`), which Python has as None."""
+    """Open the null device for streams that the shell closed (`<&-`, `>&-`), which Python has as None."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open to the end)
 
 
 @contextlib.contextmanager
-def _as_far_as_it_goes(stream: TextIO) -> Iterator[None]:
-    """Let a report be written; that it cannot be (a full disk, perhaps the very failure reported) is no new failure."""
+def _ignoring_failures(stream: TextIO) -> Iterator[None]:
+    """Ignore that a report cannot be written: a full disk may be the very failure reported."""
     try:
         yield
         stream.flush()
@@ -171,5 +170,5 @@ def _as_far_as_it_goes(stream: TextIO) -> Iterator[None]:
 
 
 def _drop_rest(stream: TextIO) -> None:
-    """Send what is left in the buffer nowhere, so that it is not tried again at exit."""
+    """Redirect the stream to the null device, so that its buffer is not written again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

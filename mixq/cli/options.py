@@ -7,7 +7,7 @@ command line and Python refuse the same things with the same messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ import typer
 
 from mixq.cli.flag_groups import Group
 from mixq.config import CACHE_POLICIES, DEVICES, KV_DTYPES, MISS_MODES, TEMPLATES, RuntimeOptions
+from mixq.errors import Fields, UsageError
 
 ENVIRONMENT = "MIXQ_"
 DEFAULTS = RuntimeOptions()
@@ -32,8 +33,18 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    """Return the value of a flag that must be one of these words."""
+    return Fields({name: value}, error=UsageError).one_of(name, allowed)
+
+
+def whole_number(name: str, value: int, low: int, high: int) -> int:
+    """Return the value of a flag that must be within these bounds."""
+    return Fields({name: value}, error=UsageError).integer(name, low, high)
+
+
 def complete_model(incomplete: str) -> list[str]:
-    """Return the store's names that begin so, for shell completion; the shell itself adds files where none does."""
+    """Return the store's names with this beginning, for shell completion; without any, the shell completes files."""
     from mixq.formats.store import names
 
     return [name for name in names() if name.startswith(incomplete)]

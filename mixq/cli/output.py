@@ -1,8 +1,8 @@
-"""Where words go: data to standard output, talk to standard error.
+"""Results go to standard output; notes, warnings and errors go to standard error.
 
-Contract: with `--json` a command prints exactly one document with `print_json`; everything else a command says goes
-through the console of `talk()`. Text that a model wrote passes `model_text`, the one place where control sequences are
-made harmless; it touches nothing when standard output is not a terminal, so that redirected data stay exact.
+Contract: with `--json` a command prints exactly one document, with `print_json`. Text that a model wrote is printed by
+`model_text`, the one place where control sequences are made harmless; where standard output is not a terminal the text
+is unchanged, so that redirected data stay exact.
 """
 
 from __future__ import annotations
@@ -21,38 +21,45 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def talk() -> Console:
-    """Return the console on standard error; rich is imported with the first word."""
+    """Return the console on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+def console() -> Console:
+    """Return a console on standard output, for tables and figures."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
 def note(text: str) -> None:
-    """Say something in passing."""
+    """Print information that needs no action."""
     talk().print(text, style="dim")
 
 
 def warn(text: str) -> None:
-    """Say something that the user should act on or know."""
-    _say("Warning: ", "bold yellow", text)
+    """Print something that the user should know or act on."""
+    _print_labelled("Warning: ", "bold yellow", text)
 
 
 def print_error(error: MixqError) -> None:
-    """Say what went wrong and what to do next."""
-    _say("Error: ", "bold red", error.message)
+    """Print what went wrong and what to do next."""
+    _print_labelled("Error: ", "bold red", error.message)
     if error.hint:
         talk().print(error.hint)
 
 
-def _say(label: str, style: str, text: str) -> None:
-    """Print in one go: a progress bar on the same terminal would come between two halves of a line."""
+def _print_labelled(label: str, style: str, text: str) -> None:
+    """Print in one call, so that a progress bar on the same terminal cannot split the line."""
     from rich.text import Text
 
     talk().print(Text.assemble((label, style), text))
 
 
 def print_json(document: Any) -> None:
-    """Print the one document of `--json`; figures that JSON cannot hold are an error here, not at the reader's."""
+    """Print the one document of `--json`; NaN and infinity, which JSON does not have, raise ValueError."""
     import json
 
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -65,7 +72,7 @@ def error_document(error: MixqError) -> dict[str, Any]:
 
 
 def model_text(text: str) -> None:
-    """Write text of a model to standard output at once: harmless on a terminal, exact into a file or pipe."""
+    """Write a model's text to standard output at once: harmless on a terminal, exact in a file or pipe."""
     from mixq.chat.safe_text import harmless
 
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
@@ -73,7 +80,7 @@ def model_text(text: str) -> None:
 
 
 def answer_document(done: Done) -> dict[str, Any]:
-    """Return one answer as `--json` has it."""
+    """Return one answer as `--json` prints it."""
     return {
         "text": done.text,
         "token_ids": list(done.token_ids),
@@ -83,7 +90,7 @@ def answer_document(done: Done) -> dict[str, Any]:
 
 
 def stats_line(done: Done) -> str:
-    """Return the figures of one answer in one line, and where its experts were computed in another."""
+    """Return the figures of one answer in one line, and those of its experts in another."""
     stats = done.stats
     prompt = f"{stats.prompt_tokens} tokens in ({_speed(stats.prompt_tokens_per_second)})"
     reply = f"{len(done.token_ids)} out ({_speed(stats.decode_tokens_per_second)})"

@@ -1,4 +1,4 @@
-"""`mixq pull`: a checkpoint of the hub, or from anywhere, becomes a model of the store; the plan is shown first."""
+"""`mixq pull`: quantize a checkpoint, from the hub or elsewhere, into the model store; shows the plan first."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def pull(
 ) -> None:
     """Quantize a repository of the hub into the model store.
 
-    Sizes, needs and times are shown before anything is written. An interrupted pull goes on where it was when it is run
-    again, or by its name in the store. A token is huggingface_hub's own: HF_TOKEN, or `hf auth login`.
+    Sizes and times are shown before anything is written. To continue an interrupted pull run it again, or name the
+    model in the store. For gated repositories set HF_TOKEN or run `hf auth login`.
     """
     from mixq.quantize.sources.open import find_source
 
@@ -73,7 +73,7 @@ def pull(
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What is to be made of what; `entry` is what the store has under that name."""
+    """The model to make and its source; `entry` is what the store has under that name."""
 
     source: str
     revision: str | None
@@ -83,7 +83,7 @@ class Errand:
 
 
 def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags) -> Errand | None:
-    """Return what a command line means, or None where SRC is a finished model of the store itself."""
+    """Return what a command line asks for, None where SRC is a finished model of the store."""
     from mixq.formats import store
     from mixq.system import paths
 
@@ -96,16 +96,16 @@ def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags
     path = paths.store() / store.check_name(name or default_name(source, flags.format))
     found = store.look(path) if path.is_dir() or path.is_symlink() else None
     if found is not None and found.state == "unfinished" and found.source.get("name") == source:
-        revision = revision or _revision(found)  # the branch may have moved on since
+        revision = revision or _revision(found)  # the branch may have changed since
     return Errand(source, revision, path, flags, found)
 
 
 def _go_on(entry: Entry, flags: JobFlags) -> Errand:
-    """Return what finishes an entry, by its own job.json where no flag says otherwise."""
+    """Return what finishes an entry, with the settings of its job.json unless flags were given."""
     if not entry.from_hub:
         made_from = f"from {printable(entry.source['name'])}" if "name" in entry.source else "but not from the hub"
         raise UsageError(
-            f"{printable(entry.name)} was begun {made_from}, on this machine; where that lies is not recorded.",
+            f"{printable(entry.name)} was started {made_from}; its path is not recorded.",
             hint=f"Name the source: mixq pull SRC {printable(entry.name)}",
         )
     if flags == JobFlags():
@@ -128,11 +128,11 @@ def default_name(source: str, format: str) -> str:
 
 
 def _refuse_another_source(entry: Entry, source: Source) -> None:
-    """Refuse a name that is taken by something else, before `Job` does so in more general words."""
+    """Refuse a name that is taken by another model, with a better message than `Job` has."""
     name = printable(entry.name)
     free = f"Choose another name, mixq pull SRC NAME, or remove this one: mixq rm {name}"
     if entry.state == "damaged":
-        raise UsageError(f"The name {name} is taken, and what is there is damaged: {entry.problem}.", hint=free)
+        raise UsageError(f"The name {name} is taken by a damaged folder: {entry.problem}.", hint=free)
     if not entry.made_by_mixq:
         raise UsageError(f"The name {name} is taken by a folder that mixq did not make.", hint=free)
     before, now = entry.source.get("name"), printable(source.name, 400)
@@ -146,13 +146,13 @@ def _refuse_another_source(entry: Entry, source: Source) -> None:
 
 
 def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
-    """Show the plan, refuse what cannot be done, and ask whether to go on unless it was begun before."""
-    from mixq.cli.confirm import confirm
+    """Show the plan, refuse what does not fit, and ask whether to continue unless it was started before."""
+    from mixq.cli.input import confirm
 
     _show_plan(job, errand, on_the_side=True)
     check_free_space(job.target, job.dry_run().disk_needed)
     job.plan.check_memory()
-    if errand.entry is None and not yes and not confirm("Go on?", otherwise_yes=True):
+    if errand.entry is None and not yes and not confirm("Continue?", default=True):
         output.note("Nothing was written.")
         raise typer.Exit(1)
 
@@ -167,12 +167,11 @@ def _show_plan(job: Job, errand: Errand, *, json: bool = False, on_the_side: boo
         further = {"name": errand.path.name, "search_seconds": seconds, "bytes_to_fetch": fetched}
         output.print_json({**plan.as_dict(), **further})
         return
-    from rich.console import Console
 
-    console = output.talk() if on_the_side else Console(highlight=False, markup=False)
+    console = output.talk() if on_the_side else output.console()
     print_plan(plan, job.target, f"{printable(plan.source)} as {plan.format}: {printable(errand.path.name)}", console)
     if fetched:
         rates = ", ".join(f"{format_duration(fetched / rate)} at {name}" for rate, name in FETCH_RATES)
-        console.print(f"to fetch:        {format_size(fetched)}, of which nothing is kept", soft_wrap=True)
+        console.print(f"to download:     {format_size(fetched)}, not stored", soft_wrap=True)
         console.print(f"                 {rates}", soft_wrap=True)
     console.print(f"to compute:      at least {format_duration(seconds)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`mixq quantize`: a checkpoint becomes a model folder."""
+"""`mixq quantize`: make a model folder of a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def quantize(
     allow_pickle: job_options.AllowPickle = False,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE", help="Draw errors and sizes into a .html or .png file."),
+        typer.Option("--report", metavar="FILE", help="Plot errors and sizes into a .html or .png file."),
     ] = None,
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint into a model folder.
 
-    One tensor is in memory at a time. An interrupted job goes on where it was when the same command is run again.
+    One tensor is in memory at a time. To continue an interrupted job run the same command again.
     """
     from mixq.errors import printable
     from mixq.quantize.sources.open import find_source
@@ -86,7 +86,7 @@ def _time_taken(result: Result) -> list[tuple[str, str]]:
 
 
 def run_job(job: Job) -> Result:
-    """Do a job, showing how far it is and what it has to say; raises what `Job.run` raises."""
+    """Run a job, showing its progress and notices; raises what `Job.run` raises."""
     from mixq.cli.progress import weight_progress
     from mixq.quantize.events import Finished, Notice, ShardDone, Started, TensorDone
 
@@ -104,26 +104,25 @@ def run_job(job: Job) -> Result:
 
 
 def run_to_the_end(job: Job) -> Result:
-    """Do a job as `run_job`; where a signal ends it, say how to go on."""
+    """Run a job as `run_job` does; where a signal ends it, say how to continue."""
     try:
         with termination_interrupts():
             return run_job(job)
     except KeyboardInterrupt as interrupt:
-        output.warn("interrupted; run the same command again and it goes on from here.")
+        output.warn("interrupted; run the same command again to continue.")
         if isinstance(interrupt, Terminated):
             raise typer.Exit(Terminated.exit_code) from None
         raise
 
 
 def print_plan(plan: DryRun, target: Path, title: str, console: Console | None = None) -> None:
-    """Show what a job makes and needs, on standard output or another console."""
-    from rich.console import Console
+    """Print what a job makes and needs, on standard output or another console."""
 
     from mixq.cli.tables import size_table
     from mixq.config import format_size
     from mixq.errors import printable
 
-    console = console or Console(highlight=False, markup=False)
+    console = console or output.console()
     console.print(title, style="bold", soft_wrap=True)
     console.print(size_table(plan.sizes), soft_wrap=False)
     console.print()
@@ -139,16 +138,14 @@ def print_plan(plan: DryRun, target: Path, title: str, console: Console | None =
     for notice in plan.notices:
         output.warn(notice)
     if plan.disk_needed > plan.disk_free:
-        output.warn(f"{plan.disk_needed - plan.disk_free:,} bytes of disk are missing; the job would be refused.")
+        output.warn(f"{plan.disk_needed - plan.disk_free:,} bytes of disk space are missing; the job would be refused.")
 
 
 def _print_result(result: Result) -> None:
-    from rich.console import Console
-
     from mixq.cli.tables import error_rows, mean_errors, size_table
     from mixq.errors import printable
 
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     console.print(size_table(result.sizes))
     console.print()
     console.print(mean_errors(result.errors))
@@ -161,15 +158,17 @@ def _print_result(result: Result) -> None:
 
 
 def say_how_it_went(result: Result) -> None:
-    """Say what a reader should know of a finished job beside its tables."""
+    """Print what the tables of a finished job do not show: outliers, time and speed."""
     from mixq.config import format_duration
     from mixq.errors import printable
 
     for row in result.errors.badly_served:
         ratio = f"{row.ratio:.1f}" if row.ratio is not None else "?"
-        output.warn(f"{printable(row.linear)} has outliers: {row.scheme} loses {ratio} times what normal weights lose.")
+        output.warn(
+            f"{printable(row.linear)} has outliers: its error in {row.scheme} is {ratio} times that of normal weights."
+        )
     if result.already_done:
-        output.note("The folder was finished before; nothing was written.")
+        output.note("The folder was complete already; nothing was written.")
     if result.weights_done:
         rate = f"{result.weights_per_second / 1e6:.0f} M weights/s"
         output.note(f"{result.weights_done / 1e9:.2f} billion weights in {format_duration(result.seconds)}: {rate}.")

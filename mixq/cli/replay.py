@@ -1,24 +1,24 @@
-"""`mixq replay`: a recording, played with other budgets, cache policies and shares of the slots."""
+"""`mixq replay`: a recording simulated with other budgets, cache policies and expert slots by layer."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixq.cli import options, output
-from mixq.config import CACHE_POLICIES, MISS_MODES, RuntimeOptions, did_you_mean, format_size, parse_size
+from mixq.cli.options import DEFAULTS
+from mixq.cli.replay_report import command_of, print_sweep
+from mixq.config import CACHE_POLICIES, MISS_MODES, did_you_mean, parse_size
 from mixq.errors import UsageError, is_integer, printable
 
 if TYPE_CHECKING:
     from mixq.plan.computer import Computer
     from mixq.plan.excerpt import Machine
     from mixq.plan.recording import Recording
-    from mixq.plan.sweep import Combination, ReplayModel, Sweep
+    from mixq.plan.sweep import ReplayModel, Sweep
 
-DEFAULTS = RuntimeOptions()
 POLICIES = ("lru", "lfu", "static", "belady")
 QUOTAS = ("even", "fitted")
 POINTS = 6
@@ -40,21 +40,23 @@ def replay(
         ),
     ] = None,
     policy: Annotated[
-        str, typer.Option("--policy", metavar="|".join(POLICIES), help="Which expert leaves; a list. Belady: the best.")
+        str,
+        typer.Option("--policy", metavar="|".join(POLICIES), help="Which expert to evict; a list. Belady: the best."),
     ] = ",".join(POLICIES),
     quota: Annotated[
-        str, typer.Option("--quota", metavar="|".join(QUOTAS), help="How layers share the slots; a list.")
+        str, typer.Option("--quota", metavar="|".join(QUOTAS), help="How the layers share the expert slots; a list.")
     ] = ",".join(QUOTAS),
     miss: Annotated[
-        str, typer.Option("--miss", metavar="|".join(MISS_MODES), help="What a miss is answered with; a list.")
+        str,
+        typer.Option("--miss", metavar="|".join(MISS_MODES), help="How to compute experts not in GPU memory; a list."),
     ] = DEFAULTS.miss,
     hardware: Annotated[
         str | None,
         typer.Option(
             "--hardware",
             metavar="FILE|PRESET|sim",
-            help="A hardware file (mixq doctor --save), laptop-8gb, rtx-3060-12gb, rtx-4090, or sim for the GPU that "
-            "this computer plays.  [default: this computer]",
+            help="A hardware file (mixq doctor --save), laptop-8gb, rtx-3060-12gb, rtx-4090, or sim for a GPU "
+            "simulated on this computer.  [default: this computer]",
         ),
     ] = None,
     model: Annotated[
@@ -62,23 +64,25 @@ def replay(
         typer.Option(
             "--model",
             metavar="PRESET|DIR",
-            help="Whose sizes in bytes: mixtral-8x7b, mixtral-8x22b, or a model folder.  [default: the recorded one's]",
+            help="Model with the sizes to use: mixtral-8x7b, mixtral-8x22b, a folder.  [default: the recorded one]",
         ),
     ] = None,
     context: Annotated[
-        int, typer.Option("--context", metavar="N", help="Tokens that the KV cache has room for.")
+        int, typer.Option("--context", metavar="N", help="Tokens that the KV cache holds.")
     ] = DEFAULTS.context,
     excerpt: Annotated[
         int | None,
-        typer.Option("--excerpt", metavar="N", help="Tokens that are played against the clock.  [default: 64 to 256]"),
+        typer.Option("--excerpt", metavar="N", help="Tokens to simulate for the speed.  [default: 64 to 256]"),
     ] = None,
     save_quota: Annotated[
         Path | None,
-        typer.Option("--save-quota", metavar="FILE", help="Write the slots by layer of the fastest, for --quota."),
+        typer.Option(
+            "--save-quota", metavar="FILE", help="Write the fastest combination's slots by layer, for --quota."
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Play a recording with other budgets, policies and quotas: hits, tokens per second, distance to the best possible.
+    """Simulate a recording with other budgets, policies and quotas: hits, tokens per second, distance to the best one.
 
     Hits are counted over the whole recording by the cache's own rules; tokens per second come from the scheduler on a
     virtual clock, over an excerpt. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
@@ -87,17 +91,17 @@ def replay(
     quotas = _names(quota, "--quota", QUOTAS)
     misses = _names(miss, "--miss", MISS_MODES)
     budgets = None if vram is None else parse_budgets(vram)
-    for flag, value, most in (("--context", context, 2**31 - 1), ("--excerpt", excerpt, MOST_EXCERPT)):
-        if value is not None and not 1 <= value <= most:
-            raise UsageError(f"{flag} is {value}; it must be a whole number from 1 to {most}.")
+    options.whole_number("--context", context, 1, 2**31 - 1)
+    if excerpt is not None:
+        options.whole_number("--excerpt", excerpt, 1, MOST_EXCERPT)
     if save_quota is not None and (budgets is None or len(budgets) != 1):
-        raise UsageError("--save-quota saves the quotas of one budget.", hint="Give one --vram, such as --vram 8GB.")
+        raise UsageError("--save-quota needs one budget.", hint="Give one --vram, such as --vram 8GB.")
     from mixq.cli.progress import run_progress
     from mixq.plan.recording import Recording
     from mixq.plan.sweep import default_budgets, sweep
 
     played = Recording.read(recording)
-    weights = _weights(played, model)
+    weights = _replay_model(played, model)
     machine = _machine(hardware, budgets)
     with run_progress("replaying") as update:
         found = sweep(
@@ -119,16 +123,16 @@ def replay(
     if json:
         output.print_json({"recording": str(recording), **found.as_dict()})
     else:
-        _print(found)
+        print_sweep(found)
         if save_quota is not None:
-            typer.echo("\n" + _command(found, save_quota, context))
+            typer.echo("\n" + command_of(found, save_quota, context))
 
 
 def parse_budgets(text: str) -> list[int]:
     """Return the bytes of sizes, lists and ranges: 8GB,12GB or 4..24GB or 4..24GB:2GB.
 
     Raises:
-        UsageError: something else, or a range that makes no sense.
+        UsageError: another form, an empty range, or too many budgets.
     """
     found: set[int] = set()
     for item in text.split(","):
@@ -141,15 +145,15 @@ def parse_budgets(text: str) -> list[int]:
         first = parse_size(low if low.strip().lstrip("0123456789.") else f"{low}{unit}")
         last = parse_size(high)
         if first >= last:
-            raise UsageError(f"--vram: the range {printable(item)} ends before it begins.", hint="Such as 4..24GB.")
+            raise UsageError(f"--vram: the range {printable(item)} ends before it begins.", hint="Write it as 4..24GB.")
         if not colon:
             found |= {first + (last - first) * i // (POINTS - 1) for i in range(POINTS)}
             continue
         stride = parse_size(step)
         if not 0 < stride <= last - first or (last - first) // stride >= MOST_POINTS:
             raise UsageError(
-                f"--vram: a step of {printable(step)} makes no sense in {printable(item)}.",
-                hint=f"A range has at most {MOST_POINTS} budgets; such as 4..24GB:4GB.",
+                f"--vram: the step {printable(step)} does not fit the range {printable(item)}.",
+                hint=f"A range has at most {MOST_POINTS} budgets, such as 4..24GB:4GB.",
             )
         found |= set(range(first, last + 1, stride))
     if not found or min(found) < 1 or len(found) > MOST_POINTS:
@@ -161,22 +165,22 @@ def _names(text: str, flag: str, known: tuple[str, ...], elsewhere: tuple[str, .
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            why = ": it cannot be played again" if name in elsewhere else ""
+            why = ", and it cannot be simulated" if name in elsewhere else ""
             raise UsageError(
                 f"{flag} {printable(repr(name))} is not one of {', '.join(known)}{why}." + did_you_mean(name, known)
             )
     return list(dict.fromkeys(names))
 
 
-def _weights(recording: Recording, model: str | None) -> ReplayModel:
-    """Return whose bytes things cost."""
+def _replay_model(recording: Recording, model: str | None) -> ReplayModel:
+    """Return the sizes of the model to assume."""
     from mixq.plan.sweep import ReplayModel
 
     if model is None:
         facts = recording.facts
         if facts.cost is None:
             raise UsageError(
-                "The recording does not say how large its model is.", hint="Say whose sizes: --model mixtral-8x7b."
+                "The recording does not contain the sizes of its model.", hint="Name a model: --model mixtral-8x7b."
             )
         workspace = facts.settings.get("workspace_bytes", 0)
         return ReplayModel(facts.model, facts.cost, workspace if is_integer(workspace, 0, 2**50) else 0)
@@ -196,13 +200,13 @@ def _weights(recording: Recording, model: str | None) -> ReplayModel:
         sizes = ModelSizes.of_weights(ModelFolder.open(resolve_model(model)), "")
     if not sizes.config.is_moe:
         raise UsageError(
-            f"{printable(model)} has no experts.", hint="A recording is of experts: name a model with some."
+            f"{printable(model)} has no experts, so there is nothing to cache.", hint="Name a model with experts."
         )
     return ReplayModel(sizes.name, sizes.cost(), workspace_bytes(sizes.config, PREFILL_CHUNK))
 
 
 def _machine(name: str | None, budgets: list[int] | None) -> Machine:
-    """Return what it is played on."""
+    """Return the machine to simulate."""
     from mixq.plan.excerpt import Machine
     from mixq.plan.presets import COMPUTERS, find_computer
 
@@ -214,7 +218,7 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
         with_gpu = ", ".join(key for key, preset in COMPUTERS.items() if preset.gpu is not None)
         raise UsageError(
             f"{printable(computer.name)} has no GPU to keep experts on.",
-            hint=f"Name another computer: --hardware FILE, or one of {with_gpu}; or sim.",
+            hint=f"Name another computer: --hardware FILE, {with_gpu} or sim.",
         )
     from mixq.experts.accelerators.cuda import DRIVER_BYTES
 
@@ -235,74 +239,14 @@ def _this_computer(vram: int | None, *, simulated: bool) -> Computer:
     return with_simulated(found, vram)
 
 
-def _command(found: Sweep, quota: Path, context: int) -> str:
-    """Return the command that runs a model with the best of what was played."""
-    best = found.best
-    flags = [f"--quota {shlex.quote(printable(quota))}", f"--vram {best.vram}"]
-    if best.policy != DEFAULTS.cache_policy and best.policy in CACHE_POLICIES:  # Belady's cannot be had
-        flags.append(f"--cache-policy {best.policy}")
-    if best.miss != DEFAULTS.miss:
-        flags.append(f"--miss {best.miss}")
-    if context != DEFAULTS.context:
-        flags.append(f"--context {context}")
-    return " ".join(["mixq chat", *flags])
-
-
 def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:
     from mixq.experts.quota import Quotas
 
     best = found.best
     if found.layers != recording.facts.layers:
         raise UsageError(
-            f"The quotas would be for {found.layers} layers, and {recording.facts.layers} were recorded.",
-            hint="Leave --model out, or record the model that is to run.",
+            f"The quotas would have {found.layers} layers; the recording has {recording.facts.layers}.",
+            hint="Leave --model out, or record the model that you want to run.",
         )
     why = f"{source.name}: {best.policy}, {best.quotas}, {best.slots} slots, {best.hit_rate:.1%} hits"
     Quotas(found.layers, found.experts, best.slots_by_layer, why, found.popular).write(path)
-
-
-def _print(found: Sweep) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    console.print(
-        f"{printable(found.model)}: {found.layers} layers, {found.active} of {found.experts} experts a token",
-        style="bold",
-        soft_wrap=True,
-    )
-    console.print(f"on {printable(found.hardware.name)}, KV cache of {found.context} tokens", soft_wrap=True)
-    console.print(
-        f"hits of {found.tokens:,} tokens; tokens/s from {found.excerpt:,} of them, spread evenly, and those hits",
-        soft_wrap=True,
-        style="dim",
-    )
-    console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    several = len({c.miss for c in found.combinations}) > 1
-    for name in ("memory", "slots", "policy", "quota", *(["miss"] if several else [])):
-        table.add_column(name, justify="right" if name == "slots" else "left", no_wrap=True)
-    for name in ("hits", "to best", "tokens/s", "of limit", "on GPU"):
-        table.add_column(name, justify="right", no_wrap=True)
-    before = None
-    best = found.best
-    for row in found.combinations:
-        table.add_row(*_cells(row, before, several=several), style="bold" if row is best else "")
-        before = row
-    console.print(table)
-
-
-def _cells(row: Combination, before: Combination | None, *, several: bool) -> list[str]:
-    first = before is None or before.vram != row.vram
-    return [
-        format_size(row.vram) if first else "",
-        str(row.slots) if first else "",
-        row.policy,
-        row.quotas,
-        *([row.miss] if several else []),
-        f"{row.hit_rate:.1%}",
-        f"{100 * row.to_best:.1f}",
-        f"{row.tokens_per_second:.1f}",
-        f"{row.share_of_limit:.0%}",
-        f"{row.on_gpu:.0%}",
-    ]

@@ -1,4 +1,4 @@
-"""`mixq rm`: models out of the store."""
+"""`mixq rm`: remove models from the store."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def rm(
 ) -> None:
     """Remove models from the store, after asking.
 
-    Only what a quantize job made, or began, is removed; of a link the link alone.
+    Only folders made by mixq quantize or mixq pull are removed; of a link, only the link.
     """
-    from mixq.cli.confirm import confirm
+    from mixq.cli.input import confirm
     from mixq.config import format_size
     from mixq.errors import printable
     from mixq.formats import store
@@ -39,7 +39,7 @@ def rm(
     if not yes:
         total = format_size(sum(entry.nbytes for entry in chosen if entry.link is None))
         what = f"{len(chosen)} models" if len(chosen) > 1 else printable(chosen[0].name)
-        if not confirm(f"Remove {what}, {total}?", otherwise_yes=False):
+        if not confirm(f"Remove {what}, {total}?", default=False):
             output.note("Nothing was removed.")
             raise typer.Exit(1)
     for entry in chosen:
@@ -56,11 +56,11 @@ def _described(entry: Entry) -> str:
     from mixq.formats import store
 
     if entry.link is not None:
-        return f"{printable(entry.name)}: a link to {printable(entry.link)}, which stays as it is"
+        return f"{printable(entry.name)}: a link to {printable(entry.link)}, whose target is kept"
     state = "" if entry.state == "ready" else f", {entry.state}"
     line = f"{printable(entry.name)}: {entry.files} files, {format_size(entry.nbytes)}{state}"
     others = store.others(entry)
     if others:
         named = ", ".join(printable(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
-        line += f", among them {len(others)} that mixq did not write: {named}"
+        line += f", of which mixq did not write {len(others)}: {named}"
     return line

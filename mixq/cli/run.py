@@ -24,7 +24,7 @@ def run(
         str | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads standard input, and so does a pipe."),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Go on from the text as it is, without the chat format.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat format.")] = False,
     system: options.System = None,
     sampling: options.Sampling,
     json: options.Json = False,
@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Answer one prompt.
 
-    The answer goes to standard output as it is made; with --json, text, token ids and figures once it is whole.
+    The answer is printed token by token; with --json, text, token ids and figures at the end.
     """
     text = _read_prompt(prompt)
     from mixq.cli.loading import load_model
@@ -60,10 +60,10 @@ def run(
 
 
 def _read_prompt(prompt: str | None) -> str:
-    from mixq.cli.reading import utf8
+    from mixq.cli.input import utf8
 
     if prompt is None and sys.stdin.isatty():
-        raise PromptError("There is no prompt.", hint='Give one with -p "...", or pipe a text into the command.')
+        raise PromptError("There is no prompt.", hint='Give one with -p "...", or pipe text into the command.')
     if prompt is None or prompt == "-":
         text = utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     else:
@@ -79,11 +79,11 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
     from mixq.text.chat_template import Message
 
     if raw and system:
-        raise PromptError("--raw has no place for a system text.", hint="Put it into the prompt, or leave out --raw.")
+        raise PromptError("--raw takes no system text.", hint="Put it into the prompt, or leave --raw out.")
     if not raw and not model.is_chat:
         if system:
-            raise PromptError("A base model has no place for a system text.", hint="Put it into the prompt.")
-        output.note(f"No chat format: {model.template.why}. The model goes on from the text.")
+            raise PromptError("A base model takes no system text.", hint="Put it into the prompt.")
+        output.note(f"No chat format: {model.template.why}. The model continues the text.")
         raw = True
     messages = [Message("system", system)] if system else []
     with first_interrupt_cancels() as cancel:

@@ -1,4 +1,4 @@
-"""`mixq serve`: the model over HTTP, for the clients of OpenAI, Mistral and Ollama, and a page for the browser."""
+"""`mixq serve`: a model over HTTP, for clients of OpenAI, Mistral and Ollama, with a page for the browser."""
 
 from __future__ import annotations
 
@@ -22,34 +22,33 @@ if TYPE_CHECKING:
 MOST_QUEUED = 4096
 KEY_BYTES = 4096
 
-Host = Annotated[
-    str, options.flag("--host", "Address to listen on; any but this machine's own needs a key.", "ADDRESS")
-]
+Host = Annotated[str, options.flag("--host", "Address to listen on; any but loopback needs a key.", "ADDRESS")]
 Port = Annotated[int, options.flag("--port", "Port to listen on; 0 takes a free one.", "N")]
 ApiKey = Annotated[
     str | None,
-    options.flag("--api-key", "Key that clients must send. Better in the environment: all users see flags.", "KEY"),
+    options.flag("--api-key", "Key that clients must send. Other users can see flags: better set MIXQ_API_KEY.", "KEY"),
 ]
 ApiKeyFile = Annotated[Path | None, options.flag("--api-key-file", "File whose first line is the key.", "FILE")]
 CorsOrigin = Annotated[
     list[str] | None,
-    typer.Option("--cors-origin", metavar="ORIGIN", help="Site whose pages may use the server; may be given again."),
+    typer.Option("--cors-origin", metavar="ORIGIN", help="Web site that may use the server; may be given again."),
 ]
 AllowedHost = Annotated[
     list[str] | None,
-    typer.Option("--allowed-host", metavar="NAME", help="Further name of this server; may be given again."),
+    typer.Option("--allowed-host", metavar="NAME", help="Another host name of this server; may be given again."),
 ]
 Alias = Annotated[
     list[str] | None,
-    typer.Option("--alias", metavar="NAME", help="Further name of the model in requests; may be given again."),
+    typer.Option("--alias", metavar="NAME", help="Another name of the model in requests; may be given again."),
 ]
 Sequences = Annotated[
-    int, options.flag("--sequences", "Answers at once, up to 8; each has a KV cache of a whole context.", "N")
+    int,
+    options.flag("--sequences", "Answers at the same time, up to 8; each reserves KV cache for a context.", "N"),
 ]
-Queue = Annotated[int, options.flag("--queue", "Requests that may wait; more are told to come back later.", "N")]
+Queue = Annotated[int, options.flag("--queue", "Requests that may wait; further ones get an error.", "N")]
 Reuse = Annotated[
     bool,
-    typer.Option("--prefix-reuse/--no-prefix-reuse", help="Take over what a kept conversation has in common."),
+    typer.Option("--prefix-reuse/--no-prefix-reuse", help="Reuse the KV cache of a prompt's beginning."),
 ]
 
 
@@ -70,22 +69,23 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No access log.")] = False,
     runtime: options.Runtime,
 ) -> None:
-    """Serve a model to programs and to the browser.
+    """Serve a model over HTTP, to programs and to the browser.
 
-    OpenAI's interface is at /v1, Ollama's at /api, and a page to chat with at /. Ctrl-C stops it.
+    OpenAI's interface is at /v1, Ollama's at /api, and a chat page at /. Ctrl-C stops the server.
     """
     key = _key(api_key, api_key_file)
     origins = tuple(_origin(each) for each in cors_origin or ())
-    _check_numbers(port, queue)
+    options.whole_number("--port", port, 0, 65535)
+    options.whole_number("--queue", queue, 0, MOST_QUEUED)
     from mixq.server.guard import Settings, is_loopback
 
     if not is_loopback(host) and key is None:
         raise UsageError(
-            f"--host {printable(host)} lets other machines in, so the server needs a key.",
+            f"--host {printable(host)} allows other machines, so the server needs a key.",
             hint="Set MIXQ_API_KEY, or give --api-key-file FILE.",
         )
     if "*" in origins and key is None:
-        raise UsageError("--cors-origin '*' lets every web page in, so the server needs a key.")
+        raise UsageError("--cors-origin '*' allows every web page, so the server needs a key.")
     from mixq.cli.loading import load_model
     from mixq.server import run
     from mixq.server.app import create_app
@@ -95,7 +95,7 @@ def serve(
         try:
             return load_model(model, RuntimeOptions.from_kwargs(**options.given(**chosen)))
         except DoesNotFitError as error:
-            hint = f"{error.hint or ''} Each of --sequences has a KV cache of its own: fewer need less."
+            hint = f"{error.hint or ''} Each of --sequences reserves a KV cache: try fewer."
             raise DoesNotFitError(error.message, hint=hint.strip()) from error
 
     name = "demo" if model is None else Path(model).name or Path(model).resolve().name
@@ -118,12 +118,12 @@ def serve(
 
 
 def _key(flag: str | None, file: Path | None) -> str | None:
-    """Return the key, and take it out of the environment: no child process needs it."""
+    """Return the key, and remove it from the environment, which child processes inherit."""
     os.environ.pop("MIXQ_API_KEY", None)
     if file is None:
         key = flag
     elif flag is not None:
-        raise UsageError("A key and a file with a key are given; give one of them.")
+        raise UsageError("Both --api-key and --api-key-file are given.", hint="Leave one out.")
     else:
         try:
             with file.open("rb") as opened:
@@ -136,7 +136,7 @@ def _key(flag: str | None, file: Path | None) -> str | None:
     if key is None:
         return None
     if not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise UsageError("The key must be of ASCII letters, digits and signs, without spaces.")  # and is not shown
+        raise UsageError("The key must be printable ASCII without spaces.")  # the key itself is not shown
     return key
 
 
@@ -147,26 +147,21 @@ def _origin(text: str) -> str:
     bare = parts.scheme in ("http", "https") and parts.netloc and not (parts.path or parts.query or parts.fragment)
     if text != "*" and not bare:
         raise UsageError(
-            f"--cors-origin {printable(text)!r} is no origin.", hint="Write it as https://example.org, without a path."
+            f"--cors-origin {printable(text)!r} is not an origin.",
+            hint="Write it as https://example.org, without a path.",
         )
     return text
 
 
-def _check_numbers(port: int, queue: int) -> None:
-    for flag, value, low, high in (("--port", port, 0, 65535), ("--queue", queue, 0, MOST_QUEUED)):
-        if not low <= value <= high:
-            raise UsageError(f"{flag} is {value}; it must be from {low} to {high}.")
-
-
 def _announce(host: EngineHost, address: str, with_key: bool) -> None:
-    """Say what is served, where, and how to try it."""
+    """Print what is served, where, and how to try it."""
     model = host.engine.model
     has_text = model.folder.tokenizer_path is not None
     chat = has_text and model.is_chat
     form = f"chat format {model.template.name}" if chat else "a base model: it completes texts"
     talk = output.talk()
     talk.print(f"Serving {printable(host.name)} at {address}", style="bold")
-    talk.print(f"{form}, context {model.context}, {host.engine.batcher.sequences} answers at once")
+    talk.print(f"{form}, context {model.context}, {host.engine.batcher.sequences} answers at the same time")
     if chat:
         talk.print(f"In the browser: {address}/")
     path, body = _example(chat)

@@ -1,4 +1,4 @@
-"""`mixq show`: what a model folder holds, without running it."""
+"""`mixq show`: the content of a model folder, without running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show(folder: options.FolderArgument, json: options.Json = False) -> None:
-    """Show a model folder: shape, schemes, sizes, where it came from.
+    """Show a model folder: shape, schemes, sizes and source.
 
     Only headers and configs are read; `mixq verify` reads every byte.
     """
@@ -59,12 +59,10 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
 
 
 def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
-    from rich.console import Console
-
     from mixq.cli.tables import fact_grid, size_table
     from mixq.errors import printable
 
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
     heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"
     console.print(printable(facts["path"]), style="bold", soft_wrap=True)
@@ -84,7 +82,7 @@ def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
 
 
 def _provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what mixq.json says of source and settings that a reader wants; --json has all of it."""
+    """Return the main facts about source and settings in mixq.json; --json has all of them."""
     source, settings = facts["source"] or {}, facts["settings"] or {}
     lines = []
     if "name" in source:
@@ -104,7 +102,7 @@ def _provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("calibrated", f"{settings['calibrate'].get('tokens')} tokens of {settings['calibrate'].get('text')}")
         )
     if settings.get("keep"):
-        lines.append(("kept", "what the source had in int4 or int8 groups"))
+        lines.append(("kept", "the int4 and int8 groups of the source"))
     if settings.get("allow_nonfinite"):
-        lines.append(("non-finite", "weights that were NaN or infinite are 0"))
+        lines.append(("non-finite", "NaN and infinite weights were stored as 0"))
     return lines

@@ -1,4 +1,4 @@
-"""`mixq eval suite`: the hand tests of a review, put to a model and judged."""
+"""`mixq eval suite`: the hand tests of a review, asked and checked automatically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTHS = (10, 2, 4, 7, 6)  # test, language, verdict, seconds, tokens
 
 
-# Not named as the flags are: the config file's temperature and max_tokens are for chats, and no score may hang on them.
+# Parameters have other names than their flags, so that config.toml's temperature and max_tokens do not change scores.
 @takes_groups(without=("quota",))
 def suite(
     model: options.ModelArgument = None,
@@ -40,8 +40,8 @@ def suite(
         bool,
         typer.Option(
             "--execute",
-            help="Run the programs that the model writes, with your rights: numbers to its end, Snake for 2 seconds. "
-            "Without it programs are read only.",
+            help="Run the programs that the model writes, with your user's rights: numbers to the end, Snake for 2 "
+            "seconds. Without it programs are only read.",
         ),
     ] = False,
     most_tokens: Annotated[
@@ -52,7 +52,7 @@ def suite(
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """The classical hand tests of a Mixtral review, in five languages, each answer judged by an automatic check.
+    """The hand tests of a Mixtral review, in five languages; each answer is checked automatically.
 
     Tests: numbers, snake, letter, president, shirts, faster, arithmetic, killers, bullets, json, marble, ball.
     Ctrl-C ends the run and shows what was answered so far.
@@ -63,7 +63,7 @@ def suite(
         _known(only, TEXTS, "test") or tuple(TEXTS), _known(languages, LANGUAGES, "language") or tuple(LANGUAGES)
     )
     if not asked:
-        raise UsageError("No question is left: Snake is asked for in English only.")
+        raise UsageError("No question is left: snake exists in English only.")
     from mixq.cli.loading import load_model
 
     loaded = load_model(model, runtime)
@@ -88,18 +88,17 @@ def _known(chosen: Sequence[str] | None, known: Mapping[str, Any], what: str) ->
 
 
 def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:
-    """Put the questions, printing a line for each answer; return what was answered before Ctrl-C."""
-    from rich.console import Console
+    """Ask the questions, printing a line for each answer; return what was answered before Ctrl-C."""
 
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.measure.suite.questions import LANGUAGES
     from mixq.measure.suite.run import Asking, run
 
     results: list[Result] = []
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     with first_interrupt_cancels() as cancel:
         events = run(model, asked, cancel=cancel, **how)
-        first = next(events, None)  # refuses a base model before the head of the table
+        first = next(events, None)  # refuses a base model before the header is printed
         status = output.talk().status("") if silent or not console.is_terminal else console.status("")
         if not silent:
             console.print(_columns("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
@@ -118,7 +117,7 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
 
 
 def _columns(*cells: str) -> str:
-    """Return a line of the table: the last cell is as long as it is."""
+    """Return a line of the table; the last cell is not padded."""
     left = [cell.ljust(width) for cell, width in zip(cells[:3], WIDTHS[:3], strict=True)]
     right = [cell.rjust(width) for cell, width in zip(cells[3:5], WIDTHS[3:], strict=True)]
     return "  ".join([*left, *right, cells[5]])
@@ -146,21 +145,19 @@ def _print_result(console: Console, result: Result, *, show: bool) -> None:
 
 
 def _first_line(answer: str) -> str:
-    """Return the first line that says something; a fence does not."""
+    """Return the first line that is not blank and not a fence."""
     lines = (line.strip() for line in answer.splitlines())
     return next((line for line in lines if line and not line.startswith(("```", "~~~"))), "")
 
 
 def _print_scores(results: Sequence[Result]) -> None:
-    from rich.console import Console
-
     from mixq.measure.suite.questions import LANGUAGES
     from mixq.measure.suite.run import scores
 
     by_test, by_language = scores(results)
     passed = sum(result.passed for result in results)
     seconds, tokens = sum(result.seconds for result in results), sum(result.tokens for result in results)
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     console.print()
     console.print(_scored(by_test))
     console.print(_scored({LANGUAGES[language]: score for language, score in by_language.items()}))

@@ -1,4 +1,4 @@
-"""Tables of sizes and errors, drawn."""
+"""Tables of sizes, errors, speeds and models for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mixq.config import format_size
 from mixq.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from mixq.formats.store import Entry
     from mixq.measure.speed.measure import Row
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def size_table(sizes: SizeTable) -> Table:
     """Return one row for each part of a model and its scheme, and the sum."""
-    table = _table("part", "scheme", right=("tensors", "weights", "size", "bits/weight"))
+    made = table("part", "scheme", "tensors", "weights", "size", "bits/weight", left=("part", "scheme"))
     for row in sizes.rows:
-        table.add_row(
+        made.add_row(
             row.part,
             row.scheme,
             f"{row.tensors:,}",
@@ -31,57 +31,57 @@ def size_table(sizes: SizeTable) -> Table:
         )
     tensors = sum(row.tensors for row in sizes.rows)
     bits = sizes.nbytes * 8 / sizes.weights
-    table.add_row(
+    made.add_row(
         "all", "", f"{tensors:,}", f"{sizes.weights:,}", format_size(sizes.nbytes), f"{bits:.2f}", style="bold"
     )
-    return table
+    return made
 
 
 def mean_errors(errors: ErrorReport) -> Table:
     """Return the mean relative squared error of each scheme."""
-    table = _table("scheme", right=("mean relative squared error",))
+    made = table("scheme", "mean relative squared error", left=("scheme",))
     for scheme, error in errors.mean.items():
-        table.add_row(scheme, f"{error:.3g}")
-    return table
+        made.add_row(scheme, f"{error:.3g}")
+    return made
 
 
 def error_rows(rows: Sequence[ErrorRow]) -> Table:
-    """Return one row for each Linear: its error, and how many times what normally distributed weights would lose."""
-    table = _table("worst", "scheme", right=("error", "x normal"))
+    """Return one row for each Linear: its error, and that error over the error of normally distributed weights."""
+    made = table("worst", "scheme", "error", "x normal", left=("worst", "scheme"))
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(printable(row.linear), row.scheme, f"{row.relative_squared_error:.3g}", ratio)
-    return table
+        made.add_row(printable(row.linear), row.scheme, f"{row.relative_squared_error:.3g}", ratio)
+    return made
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
-    """Return one row for each test of a bench: tokens a second, and how far from the limit."""
+    """Return one row for each test of a bench: tokens per second, and the share of the limit."""
     from mixq.measure.speed.table import FIGURES, figures
 
-    table = _table("test", right=FIGURES)
+    made = table("test", *FIGURES, left=("test",))
     for row in rows:
-        table.add_row(row.workload.name, *figures(row))
-    return table
+        made.add_row(row.workload.name, *figures(row))
+    return made
 
 
 MODEL_FIGURES = ("size", "scheme", "layers", "experts", "context")
 
 
 def model_table(entries: Iterable[Entry], ago: Callable[[float], str]) -> Table:
-    """Return one row for each model of the store; `ago` says how long ago a moment was."""
-    table = _table("name", right=MODEL_FIGURES)
-    table.add_column("from", no_wrap=True)
-    table.add_column("changed", no_wrap=True)
+    """Return one row for each model of the store; `ago` formats the time since a moment."""
+    made = table("name", *MODEL_FIGURES, left=("name",))
+    made.add_column("from", no_wrap=True)
+    made.add_column("changed", no_wrap=True)
     for entry in entries:
         figures = _model_figures(entry).values()
         changed = ago(entry.modified) if entry.modified else ""
         style = "" if entry.state == "ready" else "yellow"
-        table.add_row(printable(entry.name), *figures, _origin(entry), changed, style=style)
-    return table
+        made.add_row(printable(entry.name), *figures, _origin(entry), changed, style=style)
+    return made
 
 
 def model_lines(entry: Entry, ago: Callable[[float], str]) -> tuple[str, str, str]:
-    """Return what a row of `model_table` says, for a narrow terminal: the name, where it is from, and the figures."""
+    """Return a row of `model_table` for a narrow terminal: the name, the source, and the figures."""
     units = dict(zip(MODEL_FIGURES, ("{}", "{}", "{} layers", "{} experts", "context {}"), strict=True))
     figures = [units[name].format(value) for name, value in _model_figures(entry).items() if value]
     figures += [ago(entry.modified)] if entry.modified else []
@@ -107,7 +107,7 @@ def _model_figures(entry: Entry) -> dict[str, str]:
 
 
 def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
-    """Return one line for each fact: its label, and what is so."""
+    """Return one line for each fact: its label and its value."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
@@ -116,10 +116,12 @@ def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
     return grid
 
 
-def _table(*left: str, right: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+def table(*columns: str, left: Collection[str]) -> Table:
+    """Return an empty table without lines; the columns named in `left` are left-justified, the others right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in columns:
+        if name in left:
+            made.add_column(name, overflow="fold")
+        else:
+            made.add_column(name, justify="right", no_wrap=True)
+    return made

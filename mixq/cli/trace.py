@@ -1,4 +1,4 @@
-"""`mixq trace`: run prompts and record which experts answer."""
+"""`mixq trace`: run prompts and record which experts run."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def trace(
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """Run prompts and record the routers: choices, weights, guesses of the layers ahead, times.
+    """Run prompts and record the routers: choices, weights, predictions for the next layers, times.
 
-    The file is read by mixq replay, mixq plot and numpy (np.load). Ctrl-C ends it and keeps what has been recorded.
+    mixq replay, mixq plot and numpy (np.load) read the file. Ctrl-C ends the run and keeps what was recorded.
     Example: mixq trace --prompts prompts.txt -o run.mqt
     """
     if max_tokens < 1:
-        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="Replies are what is recorded.")
+        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="Only replies are recorded.")
     _check_place(path)
     wanted = _read(prompts)
     from mixq.cli.loading import load_model
@@ -78,16 +78,16 @@ def trace(
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a place that cannot be written to before anything is run."""
+    """Refuse a file that cannot be written, before anything runs."""
     if path.is_dir():
         raise UsageError(f"{printable(path)} is a folder.", hint="Name a file, such as run.mqt.")
     folder = path.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise StorageError(f"{printable(folder)} is no folder that can be written to.")
+        raise StorageError(f"{printable(folder)} is not a folder that you can write to.")
 
 
 def _read(path: Path | None) -> list[NamedPrompt]:
-    from mixq.cli.reading import utf8
+    from mixq.cli.input import utf8
     from mixq.formats.json_file import regular_file_size
     from mixq.measure.prompt_file import built_in, parse_prompts
 
@@ -96,15 +96,15 @@ def _read(path: Path | None) -> list[NamedPrompt]:
     if str(path) == "-":
         return parse_prompts(utf8(sys.stdin.buffer.read(LARGEST_FILE), "standard input"), "standard input")
     if regular_file_size(path) > LARGEST_FILE:
-        raise PromptError(f"{printable(path)} has more than {format_size(LARGEST_FILE)}.")
+        raise PromptError(f"{printable(path)} is larger than {format_size(LARGEST_FILE)}.")
     return parse_prompts(utf8(path.read_bytes(), str(path)), str(path))
 
 
 def _record(recorder: Recorder, prompts: list[NamedPrompt], sampling: dict[str, Any]) -> bool:
-    """Run every prompt; return False where it was broken off.
+    """Run every prompt; return False where Ctrl-C ended it.
 
     Raises:
-        KeyboardInterrupt: a second one, in the middle of a pass.
+        KeyboardInterrupt: a second Ctrl-C, in the middle of a step.
     """
     from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.cli.progress import token_progress
@@ -162,22 +162,21 @@ def _report(recording: Recording, path: Path, seconds: float, *, whole: bool, js
             }
         )
         return
-    from rich.console import Console
 
     from mixq.cli.tables import fact_grid
 
     prompts = len(recording.facts.prompts)
     facts_shown = [
-        ("prompts", f"{prompts}, {int(recording.is_prompt.sum()):,} tokens" + ("" if whole else ", broken off")),
+        ("prompts", f"{prompts}, {int(recording.is_prompt.sum()):,} tokens" + ("" if whole else ", interrupted")),
         ("replies", f"{int(replies.sum()):,} tokens, {speed:.1f}/s"),
-        ("foreseen", " · ".join(f"{value:.0%} {ahead} ahead" for ahead, value in recall.items()) or "nothing"),
+        ("predicted", " · ".join(f"{value:.0%} {ahead} ahead" for ahead, value in recall.items()) or "nothing"),
         ("file", f"{printable(path)}, {format_size(path.stat().st_size)}"),
     ]
-    Console(highlight=False, markup=False).print(fact_grid(facts_shown))
+    output.console().print(fact_grid(facts_shown))
 
 
 def _recall(recording: Recording) -> dict[int, float]:
-    """Return the share of the experts used that the routers named, by how many layers ahead."""
+    """Return the share of the experts used that were predicted, by how many layers ahead."""
     from mixq.plan.recording import NOTHING
 
     found = {}

@@ -1,4 +1,4 @@
-"""`mixq verify`: does a folder still hold what `mixq quantize` wrote?"""
+"""`mixq verify`: check that a folder is as `mixq quantize` wrote it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mixq.errors import ModelFileError
 
 
 def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
-    """Check every byte of a model folder: sha256 of each file, and the structure of the whole.
+    """Check every byte of a model folder: sha256 of each file, and the structure of the folder.
 
-    Ends with exit code 3 where something is wrong.
+    The exit code is 3 where something is wrong.
     """
     from mixq.cli.progress import byte_progress
     from mixq.config import format_size

@@ -169,7 +169,7 @@ def test_a_healthy_machine_has_no_problems(cli: RunCli, monkeypatch: pytest.Monk
         for name in names:
             monkeypatch.setattr(module, name, tmp_path / "not there")
     assert json.loads(cli("doctor", "--json").out)["problems"] == []
-    assert "nothing is wrong" in cli("doctor").out
+    assert "no problems found" in cli("doctor").out
 
 
 def test_an_nvidia_gpu_that_torch_does_not_see(cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_little_disk_is_said(cli: RunCli) -> None:
         (["mixtral-8x7"], 2, "Did you mean 'mixtral-8x7b'"),
         (["no-such-model"], 3, "no-such-model"),
         (["--hardware", "rtx-409"], 2, "Did you mean 'rtx-4090'"),
-        (["--hardware", "rtx-4090", "--device", "sim"], 2, "a GPU that this computer plays"),
+        (["--hardware", "rtx-4090", "--device", "sim"], 2, "simulates a GPU on this computer"),
         (["--hardware", "rtx-4090", "--refresh"], 2, "--refresh measures this computer"),
         (["--hardware", "cpu-laptop", "--device", "cuda"], 2, "has no GPU"),
         (["--format", "nl5"], 2, "Did you mean 'nl4'"),

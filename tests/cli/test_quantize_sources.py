@@ -89,7 +89,7 @@ def test_calibrated_on_the_text_that_comes_with_mixq(cli: RunCli, tiny: Path, qu
     assert outcome.code == 0, outcome.err
     assert shards_of(tmp_path / "out") != shards_of(quantized)
     assert "600 tokens of default" in cli("show", tmp_path / "out").out
-    assert "The folder was finished before" in cli("quantize", tiny, tmp_path / "out", *flags).err
+    assert "The folder was complete already" in cli("quantize", tiny, tmp_path / "out", *flags).err
     (tmp_path / "short.txt").write_text("Too short.")
     outcome = cli("quantize", tiny, tmp_path / "other", "--calibrate", tmp_path / "short.txt")
     assert (outcome.code, "tokens that calibrating needs" in outcome.err) == (2, True)

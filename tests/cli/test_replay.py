@@ -73,7 +73,7 @@ def test_ranges_of_memory(text: str, gigabytes: list[float]) -> None:
         ("4..", "not a size"),
         ("4..24GB:0GB", "step"),
         ("4..24GB:30GB", "step"),
-        ("4..24GB:1MB", "a step of 1MB"),
+        ("4..24GB:1MB", "the step 1MB"),
         ("4..24GB:", "not a size"),
         (",".join(f"{i}GB" for i in range(1, 80)), "1 to 64 sizes"),
     ],
@@ -152,8 +152,8 @@ def test_the_best_quotas_are_saved_and_run(cli: RunCli, recording: Path, quantiz
 def test_quotas_of_several_budgets_or_another_depth_are_not_saved(cli: RunCli, recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     for arguments, said in (
-        ((), "quotas of one budget"),
-        (("--vram", "8GB,12GB"), "quotas of one budget"),
+        ((), "needs one budget"),
+        (("--vram", "8GB,12GB"), "needs one budget"),
     ):
         outcome = cli("replay", recording, *HARDWARE, *arguments, "--save-quota", path)
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
@@ -179,7 +179,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
         ((tmp_path / "bad.mqt",), 3, "its end is missing"),
         ((tmp_path / "bad.json",), 3, "not a file of mixq's arrays"),
         ((recording, "--policy", "lru,mru"), 2, "Did you mean 'lru'"),
-        ((recording, "--policy", "random"), 2, "cannot be played again"),
+        ((recording, "--policy", "random"), 2, "cannot be simulated"),
         ((recording, "--quota", "fit"), 2, "Did you mean 'fitted'"),
         ((recording, "--miss", "gpu"), 2, "--miss 'gpu'"),
         ((recording, "--vram", "big"), 2, "not a size"),

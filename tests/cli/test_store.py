@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mixq.cli import confirm
+from mixq.cli import input as command_input
 from mixq.cli.list_models import ago
 from mixq.cli.pull import default_name
 from mixq.formats import store
@@ -77,12 +77,12 @@ def test_a_repository_becomes_a_model(cli: RunCli, hub: FakeHub, quantized: Path
     assert "in the store already" in cli("pull", "tiny-mixtral").err
     assert len(hub.requests) == asked
     again = cli("pull", NAME)
-    assert (again.code, "finished before" in again.err) == (0, True)
+    assert (again.code, "complete already" in again.err) == (0, True)
 
 
 def test_nothing_is_written_without_a_yes(cli: RunCli, hub: FakeHub) -> None:
     outcome = cli("pull", NAME)
-    assert (outcome.code, "Add --yes" in outcome.err) == (2, True)
+    assert (outcome.code, "Pass --yes" in outcome.err) == (2, True)
     assert "disk needed" in outcome.err
     assert store.names() == []
 
@@ -106,7 +106,7 @@ def test_answers_to_a_question(
     with (tmp_path / "input").open() as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-        assert confirm.confirm("Go on?", otherwise_yes=otherwise) is wanted
+        assert command_input.confirm("Go on?", default=otherwise) is wanted
 
 
 def test_dry_run(cli: RunCli, hub: FakeHub) -> None:
@@ -124,13 +124,13 @@ def test_an_interrupted_pull_goes_on_by_its_name(
     interrupted(cli, hub, monkeypatch, NAME)
     listed = cli("list")
     assert "unfinished" in listed.out
-    assert "tiny-mixtral is not finished: 2 of 3 shards are there.\nNext: mixq pull tiny-mixtral" in listed.err
+    assert "tiny-mixtral is not finished: 2 of 3 shards exist.\nNext: mixq pull tiny-mixtral" in listed.err
     for command in ("show", "verify", "chat"):
         outcome = cli(command, "tiny-mixtral")
         assert (outcome.code, "not finished" in outcome.err) == (3, True), command
     finished = cli("pull", "tiny-mixtral")  # was agreed to before
     assert finished.code == 0, finished.err
-    assert "2 of 3 shards are there" in finished.err
+    assert "2 of 3 shards exist" in finished.err
     assert shards_of(paths.store() / "tiny-mixtral") == shards_of(quantized)
     assert cli("verify", "tiny-mixtral").code == 0
 
@@ -205,7 +205,7 @@ def test_removing(cli: RunCli, tiny: Path) -> None:
     for name in ("one", "two", "three"):
         assert cli("pull", tiny, name, "--yes").code == 0
     outcome = cli("rm", "one", "two")
-    assert (outcome.code, "Add --yes" in outcome.err) == (2, True)
+    assert (outcome.code, "Pass --yes" in outcome.err) == (2, True)
     assert "two: " in outcome.err
     outcome = cli("rm", "one", "fuor", "--yes")
     assert (outcome.code, store.names()) == (3, ["one", "three", "two"])  # all are looked at first

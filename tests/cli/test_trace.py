@@ -32,7 +32,7 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_recording_has_what_the_model_did(cli: RunCli, quantized: Path, prompts: Path, tmp_path: Path) -> None:
     outcome = cli("trace", quantized, "--prompts", prompts, "-o", tmp_path / "run.mqt", *SHORT, "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    for words in ("2, ", "foreseen", "run.mqt"):
+    for words in ("2, ", "predicted", "run.mqt"):
         assert words in outcome.out
     assert "recording: 100 %" in outcome.err
     recording = Recording.read(tmp_path / "run.mqt")
