@@ -12,6 +12,7 @@ import typer
 from mixq.cli import options, output
 from mixq.cli.bench_report import FORMATS, print_bench
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.progress import byte_progress, run_progress
 from mixq.config import format_size, parse_size
 from mixq.errors import UsageError, printable
 
@@ -231,7 +232,6 @@ def _refuse_tests(ctx: typer.Context) -> None:
 
 
 def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed: int, *, json: bool) -> None:
-    from mixq.cli.progress import byte_progress
     from mixq.measure.speed.synthetic import DEFAULT_MIX
     from mixq.measure.speed.write_folder import FolderJob
 
@@ -245,8 +245,6 @@ def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed:
 
 
 def _run(bench: Bench, tests: list[Workload], repeats: int) -> None:
-    from mixq.cli.progress import run_progress
-
     total = len(tests) * repeats
     with run_progress("measuring") as update:
         for done, _ in enumerate(bench.samples(), 1):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mixq.cli import output
+from mixq.cli.tables import table
 from mixq.errors import MixqError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ def _upper_end(row: Comparison) -> float:
 
 
 def _print(found: Sequence[Comparison]) -> None:
-    from mixq.cli.tables import table
-
     made = table("model", "test", "old t/s", "new t/s", "ratio", "95 %", "", left=("model", "test", ""))
     for row in found:
         between = "" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"

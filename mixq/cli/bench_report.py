@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mixq.cli import output
+from mixq.cli.tables import speed_table
 from mixq.config import format_size
 from mixq.errors import printable
 
@@ -33,8 +34,6 @@ def print_bench(bench: Bench, format: str, *, json: bool) -> None:
 
 
 def _print_table(bench: Bench) -> None:
-    from mixq.cli.tables import speed_table
-
     facts, run = bench.facts, bench.as_dict()
     console = output.console()
     weights = f"{facts.weights / 1e9:.2f} billion weights, {format_size(facts.nbytes)}"

@@ -10,7 +10,10 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.input import utf8
+from mixq.cli.interrupt import Terminated, first_interrupt_cancels, termination_interrupts
 from mixq.errors import PromptError, UsageError
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.chat.state import Loaded
@@ -75,7 +78,6 @@ class _Models:
 
     def check(self, name: str) -> None:
         from mixq.formats.folder import ModelFolder
-        from mixq.system import paths
 
         ModelFolder.open(paths.resolve_model(name))
 
@@ -96,7 +98,6 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
     from mixq.chat.history import history_file
     from mixq.chat.input import LineInput
     from mixq.chat.terminal import Terminal
-    from mixq.cli.interrupt import Terminated, termination_interrupts
 
     terminal = Terminal(plain=plain)
     chat = Chat(
@@ -115,8 +116,6 @@ def _talk(models: _Models, name: str | None, system: str, *, plain: bool, histor
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
     """Answer each line; one that cannot be answered is reported and sets the exit code."""
     from mixq.chat.dialogue import Dialogue, show_events
-    from mixq.cli.input import utf8
-    from mixq.cli.interrupt import first_interrupt_cancels
 
     show: Callable[[str], None] = (lambda _: None) if json else output.model_text
     answers: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.tables import fact_grid
 from mixq.config import format_size
 from mixq.errors import DoesNotFitError, MixqError, printable
 
@@ -61,8 +62,6 @@ def doctor(
 
 
 def _print(found: Diagnosis, computer: Computer | None, wrong: Sequence[Problem]) -> None:
-    from mixq.cli.tables import fact_grid
-
     console = output.console()
     console.print(f"mixq {found.mixq}", style="bold")
     console.print(fact_grid((label, printable(value, 400)) for label, value in _facts(found, computer)))

@@ -9,6 +9,8 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.input import utf8
+from mixq.cli.progress import token_progress
 
 if TYPE_CHECKING:
     from mixq.measure.perplexity import PerplexityReport
@@ -36,9 +38,7 @@ def ppl(
 
     The text is cut into windows without overlap, each after a begin token; every token counts once.
     """
-    from mixq.cli.input import utf8
     from mixq.cli.loading import load_model
-    from mixq.cli.progress import token_progress
     from mixq.measure.perplexity import perplexity
 
     content = utf8(text.read_bytes(), str(text))

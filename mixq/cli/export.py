@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.progress import weight_progress
+from mixq.cli.tables import size_table
+from mixq.config import format_size
+from mixq.errors import UsageError, printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.quantize.events import Result
@@ -58,24 +63,19 @@ def export(
     One matrix is in memory at a time. To continue an interrupted folder run the same command again; a GGUF file starts
     over.
     """
-    from mixq.config import did_you_mean
-    from mixq.errors import UsageError, printable
     from mixq.quantize.sources.open import open_source
-    from mixq.system.paths import expand, resolve_model
 
-    if to not in FORMS:
-        raise UsageError(f"--to {printable(to)} is none of {', '.join(FORMS)}." + did_you_mean(to, FORMS))
+    options.one_of("--to", to, FORMS)
     for flag, given, default, owner in (
         ("--type", type, "auto", "gguf"),
         ("--format", format, "w4", "compressed-tensors"),
     ):
         if given != default and to != owner:
             raise UsageError(f"{flag} applies to --to {owner} only, not to --to {to}.")
-    path = expand(source)
-    opened = open_source(path if path.suffix == ".gguf" else resolve_model(source), mixq_folders=True)
+    path = paths.expand(source)
+    opened = open_source(path if path.suffix == ".gguf" else paths.resolve_model(source), mixq_folders=True)
     result: GgufResult | Result
     if to == "gguf":
-        from mixq.cli.progress import weight_progress
         from mixq.quantize.export.gguf_file import GgufExport
 
         job = GgufExport(opened, target, type)
@@ -84,19 +84,13 @@ def export(
         for notice in result.notices:
             output.warn(notice)
     else:
-        from mixq.cli.quantize import run_job
+        from mixq.cli.quantize import run_to_the_end
         from mixq.quantize.export import folders
 
-        unquantized = to == "bf16"
-        try:
-            result = run_job(
-                folders.unquantized_job(opened, target)
-                if unquantized
-                else folders.compressed_tensors_job(opened, target, format)
-            )
-        except KeyboardInterrupt:
-            output.warn("interrupted; run the same command again to continue.")
-            raise
+        if to == "bf16":
+            result = run_to_the_end(folders.unquantized_job(opened, target))
+        else:
+            result = run_to_the_end(folders.compressed_tensors_job(opened, target, format))
     if json:
         output.print_json(result.as_dict())
     else:
@@ -104,16 +98,12 @@ def export(
 
 
 def _print_result(result: GgufResult | Result) -> None:
-    from mixq.config import format_size
-    from mixq.errors import printable
     from mixq.quantize.export.gguf_file import GgufResult
 
     if isinstance(result, GgufResult):
         types = ", ".join(f"{format_size(size)} {type}" for type, size in result.types.items())
         typer.echo(f"{printable(result.path)}: {format_size(result.nbytes)} ({types})")
         return
-
-    from mixq.cli.tables import size_table
 
     if result.already_done:
         output.note("The folder was complete already; nothing was written.")

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+@contextmanager
+def _handled(number: int, handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 @contextmanager
@@ -19,22 +28,16 @@ def first_interrupt_cancels() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         cancel.set()
 
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
+    with _handled(signal.SIGINT, handle):
         yield cancel
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
     """Delay a Ctrl-C until what is inside has ended, such as writing a file; it then raises KeyboardInterrupt."""
     came = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda _signal, _frame: came.set())
-    try:
+    with _handled(signal.SIGINT, lambda _signal, _frame: came.set()):
         yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
     if came.is_set():
         raise KeyboardInterrupt
 
@@ -53,8 +56,5 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
+    with _handled(signal.SIGTERM, handle):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -14,7 +14,8 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import Group
-from mixq.errors import UsageError
+from mixq.config import format_size
+from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from mixq.quantize.job import Job
@@ -152,9 +153,6 @@ def flags_of(settings: Mapping[str, Any]) -> JobFlags:
 
 def say_what_is_fetched(source: Source) -> None:
     """Say how many bytes are read from the hub, where the source is there."""
-    from mixq.config import format_size
-    from mixq.errors import printable
-
     if source.path is None:
         size = format_size(source.nbytes)
         output.note(f"{printable(source.name)}: {size} are read from the hub as they are needed; nothing is kept.")

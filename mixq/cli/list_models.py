@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mixq.cli import options, output
+from mixq.cli.tables import model_lines, model_table
+from mixq.errors import printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.formats.store import Entry
@@ -19,9 +22,7 @@ def list_models(json: options.Json = False) -> None:
 
     Only names and sizes of files are checked; mixq verify reads every byte.
     """
-    from mixq.errors import printable
     from mixq.formats import store
-    from mixq.system import paths
 
     found = store.entries()
     if json:
@@ -43,8 +44,6 @@ def _print(found: Sequence[Entry]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from mixq.cli.tables import model_lines, model_table
-
     console = output.console()
     if not console.is_terminal:  # one line per model, however long
         console = Console(highlight=False, markup=False, width=1000)
@@ -59,8 +58,6 @@ def _print(found: Sequence[Entry]) -> None:
 
 
 def _trouble(entry: Entry) -> str:
-    from mixq.errors import printable
-
     if entry.state == "damaged":
         return f"is damaged: {printable(entry.problem, 400)}"
     of = f" of {entry.shards}" if entry.shards else ""

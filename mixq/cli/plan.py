@@ -10,7 +10,7 @@ import typer
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.plan_report import command_of, print_plan
-from mixq.config import RuntimeOptions, did_you_mean, format_size, parse_size
+from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size, parse_size
 from mixq.errors import DoesNotFitError, MixqError, UsageError, printable
 from mixq.system import paths
 
@@ -116,8 +116,6 @@ def _candidates(model: str, format: str | None) -> list[ModelSizes]:
     if format is not None:
         options.one_of("--format", format, FORMATS)
     if model in PRESETS:
-        from mixq.config import ModelConfig
-
         return _in_formats(model, ModelConfig.from_dict(PRESETS[model]), format or FORMATS[0])
     from mixq.formats.folder import ModelFolder
     from mixq.plan.sizes import ModelSizes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixq.cli import output
 from mixq.cli.options import DEFAULTS
+from mixq.cli.tables import table
 from mixq.config import format_size
 from mixq.errors import printable
 
@@ -56,8 +57,6 @@ def print_plan(made: Plan, others: Sequence[Mapping[str, Any]], command: str) ->
 
 
 def _places(made: Plan) -> Table:
-    from mixq.cli.tables import table
-
     shown = table("where", "what", "size", left=("where", "what"))
     last = ""
     for place in made.shares.places:
@@ -67,8 +66,6 @@ def _places(made: Plan) -> Table:
 
 
 def _formats(others: Sequence[Mapping[str, Any]], made: Plan) -> Table:
-    from mixq.cli.tables import table
-
     shown = table("format", "size", "experts in GPU memory", "decode", "prompt", "", left=("format", ""))
     for row in others:
         known = "tokens_per_second" in row

@@ -11,10 +11,12 @@ import typer
 
 from mixq.cli import job_options, options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.input import confirm
 from mixq.cli.job_options import JobFlags
 from mixq.cli.quantize import print_plan, run_to_the_end, say_how_it_went
 from mixq.config import format_duration, format_size
 from mixq.errors import UsageError, printable
+from mixq.system import paths
 from mixq.system.paths import check_free_space
 
 if TYPE_CHECKING:
@@ -85,7 +87,6 @@ class Errand:
 def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags) -> Errand | None:
     """Return what a command line asks for, None where SRC is a finished model of the store."""
     from mixq.formats import store
-    from mixq.system import paths
 
     if name is None and source in store.names() and not paths.expand(source).exists():
         entry = store.find(source)
@@ -119,8 +120,6 @@ def _revision(entry: Entry) -> str | None:
 
 def default_name(source: str, format: str) -> str:
     """Return the name that a source gets in the store: its last part in lower case, and the format if not nl4."""
-    from mixq.system import paths
-
     path = paths.expand(source)
     last = path.resolve().name if path.exists() else source.rsplit("/", 1)[-1]
     stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", last.lower())
@@ -147,8 +146,6 @@ def _refuse_another_source(entry: Entry, source: Source) -> None:
 
 def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
     """Show the plan, refuse what does not fit, and ask whether to continue unless it was started before."""
-    from mixq.cli.input import confirm
-
     _show_plan(job, errand, on_the_side=True)
     check_free_space(job.target, job.dry_run().disk_needed)
     job.plan.check_memory()

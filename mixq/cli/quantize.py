@@ -11,6 +11,11 @@ import typer
 from mixq.cli import job_options, options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import Terminated, termination_interrupts
+from mixq.cli.progress import weight_progress
+from mixq.cli.tables import error_rows, mean_errors, size_table
+from mixq.config import format_duration, format_size
+from mixq.errors import printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,9 +51,7 @@ def quantize(
 
     One tensor is in memory at a time. To continue an interrupted job run the same command again.
     """
-    from mixq.errors import printable
     from mixq.quantize.sources.open import find_source
-    from mixq.system import paths
 
     if report is not None:
         from mixq.cli.plot import check_report
@@ -87,7 +90,6 @@ def _time_taken(result: Result) -> list[tuple[str, str]]:
 
 def run_job(job: Job) -> Result:
     """Run a job, showing its progress and notices; raises what `Job.run` raises."""
-    from mixq.cli.progress import weight_progress
     from mixq.quantize.events import Finished, Notice, ShardDone, Started, TensorDone
 
     with weight_progress("quantizing") as update:
@@ -118,10 +120,6 @@ def run_to_the_end(job: Job) -> Result:
 def print_plan(plan: DryRun, target: Path, title: str, console: Console | None = None) -> None:
     """Print what a job makes and needs, on standard output or another console."""
 
-    from mixq.cli.tables import size_table
-    from mixq.config import format_size
-    from mixq.errors import printable
-
     console = console or output.console()
     console.print(title, style="bold", soft_wrap=True)
     console.print(size_table(plan.sizes), soft_wrap=False)
@@ -142,9 +140,6 @@ def print_plan(plan: DryRun, target: Path, title: str, console: Console | None =
 
 
 def _print_result(result: Result) -> None:
-    from mixq.cli.tables import error_rows, mean_errors, size_table
-    from mixq.errors import printable
-
     console = output.console()
     console.print(size_table(result.sizes))
     console.print()
@@ -159,9 +154,6 @@ def _print_result(result: Result) -> None:
 
 def say_how_it_went(result: Result) -> None:
     """Print what the tables of a finished job do not show: outliers, time and speed."""
-    from mixq.config import format_duration
-    from mixq.errors import printable
-
     for row in result.errors.badly_served:
         ratio = f"{row.ratio:.1f}" if row.ratio is not None else "?"
         output.warn(

@@ -9,9 +9,11 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.options import DEFAULTS
+from mixq.cli.progress import run_progress
 from mixq.cli.replay_report import command_of, print_sweep
-from mixq.config import CACHE_POLICIES, MISS_MODES, did_you_mean, parse_size
+from mixq.config import CACHE_POLICIES, MISS_MODES, ModelConfig, did_you_mean, parse_size
 from mixq.errors import UsageError, is_integer, printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.plan.computer import Computer
@@ -96,7 +98,6 @@ def replay(
         options.whole_number("--excerpt", excerpt, 1, MOST_EXCERPT)
     if save_quota is not None and (budgets is None or len(budgets) != 1):
         raise UsageError("--save-quota needs one budget.", hint="Give one --vram, such as --vram 8GB.")
-    from mixq.cli.progress import run_progress
     from mixq.plan.recording import Recording
     from mixq.plan.sweep import default_budgets, sweep
 
@@ -184,7 +185,6 @@ def _replay_model(recording: Recording, model: str | None) -> ReplayModel:
             )
         workspace = facts.settings.get("workspace_bytes", 0)
         return ReplayModel(facts.model, facts.cost, workspace if is_integer(workspace, 0, 2**50) else 0)
-    from mixq.config import ModelConfig
     from mixq.engine.answer import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes
     from mixq.models.presets import PRESETS
@@ -195,9 +195,8 @@ def _replay_model(recording: Recording, model: str | None) -> ReplayModel:
         sizes = ModelSizes.of_format(model, "nl4", config)
     else:
         from mixq.formats.folder import ModelFolder
-        from mixq.system.paths import resolve_model
 
-        sizes = ModelSizes.of_weights(ModelFolder.open(resolve_model(model)), "")
+        sizes = ModelSizes.of_weights(ModelFolder.open(paths.resolve_model(model)), "")
     if not sizes.config.is_moe:
         raise UsageError(
             f"{printable(model)} has no experts, so there is nothing to cache.", hint="Name a model with experts."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixq.cli import output
 from mixq.cli.options import DEFAULTS
+from mixq.cli.tables import table
 from mixq.config import CACHE_POLICIES, format_size
 from mixq.errors import printable
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 def print_sweep(found: Sweep) -> None:
     """Print one row for each combination, the fastest in bold."""
-    from mixq.cli.tables import table
-
     console = output.console()
     console.print(
         f"{printable(found.model)}: {found.layers} layers, {found.active} of {found.experts} experts a token",

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixq.cli import options, output
+from mixq.cli.input import confirm
+from mixq.config import format_size
+from mixq.errors import printable
 
 if TYPE_CHECKING:
     from mixq.formats.store import Entry
@@ -26,9 +29,6 @@ def rm(
 
     Only folders made by mixq quantize or mixq pull are removed; of a link, only the link.
     """
-    from mixq.cli.input import confirm
-    from mixq.config import format_size
-    from mixq.errors import printable
     from mixq.formats import store
 
     chosen = [store.find(name) for name in dict.fromkeys(names)]
@@ -51,8 +51,6 @@ def rm(
 
 
 def _described(entry: Entry) -> str:
-    from mixq.config import format_size
-    from mixq.errors import printable
     from mixq.formats import store
 
     if entry.link is not None:

@@ -9,6 +9,8 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.input import utf8
+from mixq.cli.interrupt import first_interrupt_cancels
 from mixq.errors import PromptError
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ def run(
 
 
 def _read_prompt(prompt: str | None) -> str:
-    from mixq.cli.input import utf8
-
     if prompt is None and sys.stdin.isatty():
         raise PromptError("There is no prompt.", hint='Give one with -p "...", or pipe text into the command.')
     if prompt is None or prompt == "-":
@@ -75,7 +75,6 @@ def _read_prompt(prompt: str | None) -> str:
 
 def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[str, Any], stream: bool) -> Done:
     from mixq.chat.dialogue import show_events
-    from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.text.chat_template import Message
 
     if raw and system:

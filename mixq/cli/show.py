@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mixq.cli import options, output
+from mixq.cli.tables import fact_grid, size_table
 from mixq.config import format_size
+from mixq.errors import printable
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.formats.folder import ModelFolder
@@ -20,9 +23,8 @@ def show(folder: options.FolderArgument, json: options.Json = False) -> None:
     """
     from mixq.formats.folder import ModelFolder
     from mixq.quantize.report import sizes_of_folder
-    from mixq.system.paths import resolve_model
 
-    opened = ModelFolder.open(resolve_model(folder))
+    opened = ModelFolder.open(paths.resolve_model(folder))
     sizes = sizes_of_folder(opened)
     facts = describe(opened)
     if json:
@@ -59,9 +61,6 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
 
 
 def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
-    from mixq.cli.tables import fact_grid, size_table
-    from mixq.errors import printable
-
     console = output.console()
     kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
     heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.interrupt import first_interrupt_cancels
 from mixq.config import did_you_mean
 from mixq.errors import UsageError, printable
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from mixq.measure.suite.questions import Question
     from mixq.measure.suite.run import Result, Score
 
-WIDTHS = (10, 2, 4, 7, 6)  # test, language, verdict, seconds, tokens
+ROW = "{:<10}  {:<2}  {:<4}  {:>7}  {:>6}  {}"  # test, language, verdict, seconds, tokens, answer
+VERDICT = 16  # column of the verdict
 
 
 # Parameters have other names than their flags, so that config.toml's temperature and max_tokens do not change scores.
@@ -90,7 +93,6 @@ def _known(chosen: Sequence[str] | None, known: Mapping[str, Any], what: str) ->
 def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:
     """Ask the questions, printing a line for each answer; return what was answered before Ctrl-C."""
 
-    from mixq.cli.interrupt import first_interrupt_cancels
     from mixq.measure.suite.questions import LANGUAGES
     from mixq.measure.suite.run import Asking, run
 
@@ -101,7 +103,7 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
         first = next(events, None)  # refuses a base model before the header is printed
         status = output.talk().status("") if silent or not console.is_terminal else console.status("")
         if not silent:
-            console.print(_columns("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
+            console.print(ROW.format("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
         with status:
             while first is not None:
                 if isinstance(first, Asking):
@@ -116,13 +118,6 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
     return results
 
 
-def _columns(*cells: str) -> str:
-    """Return a line of the table; the last cell is not padded."""
-    left = [cell.ljust(width) for cell, width in zip(cells[:3], WIDTHS[:3], strict=True)]
-    right = [cell.rjust(width) for cell, width in zip(cells[3:5], WIDTHS[3:], strict=True)]
-    return "  ".join([*left, *right, cells[5]])
-
-
 def _print_result(console: Console, result: Result, *, show: bool) -> None:
     from rich.text import Text
 
@@ -130,17 +125,16 @@ def _print_result(console: Console, result: Result, *, show: bool) -> None:
 
     verdict = "ok" if result.passed else "FAIL"
     line = _first_line(result.answer) if result.passed else result.reason
-    row = _columns(result.test, result.language, verdict, f"{result.seconds:.1f}", str(result.tokens), printable(line))
-    text = Text(row)
-    position = WIDTHS[0] + WIDTHS[1] + 4
-    text.stylize("green" if result.passed else "red", position, position + len(verdict))
+    seconds = f"{result.seconds:.1f}"
+    text = Text(ROW.format(result.test, result.language, verdict, seconds, result.tokens, printable(line)))
+    text.stylize("green" if result.passed else "red", VERDICT, VERDICT + len(verdict))
     if console.is_terminal:
         text.truncate(console.width, overflow="ellipsis")
     console.print(text, soft_wrap=True)
     if show:
-        for number, asked in ((0, result.prompt), (1, result.answer)):
-            for each in harmless(asked).splitlines() or [""]:
-                console.print(f"  {'|' if number else '>'} {each}", style="dim" if not number else "", soft_wrap=True)
+        for mark, style, said in ((">", "dim", result.prompt), ("|", "", result.answer)):
+            for each in harmless(said).splitlines() or [""]:
+                console.print(f"  {mark} {each}", style=style, soft_wrap=True)
         console.print()
 
 
@@ -170,7 +164,6 @@ def _scored(scored: Mapping[str, Score]) -> str:
 
 def _document(model: Model, results: Sequence[Result], how: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
     """Return what --json prints."""
-    from dataclasses import asdict
     from importlib.metadata import version
     from platform import python_version
 

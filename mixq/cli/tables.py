@@ -1,16 +1,16 @@
-"""Tables of sizes, errors, speeds and models for the terminal."""
+"""Tables of sizes, errors, speeds and models for the terminal; rich is imported when one is drawn."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from rich.table import Table
 
 from mixq.config import format_size
 from mixq.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from rich.table import Table
 
     from mixq.formats.store import Entry
     from mixq.measure.speed.measure import Row
@@ -108,6 +108,8 @@ def _model_figures(entry: Entry) -> dict[str, str]:
 
 def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
     """Return one line for each fact: its label and its value."""
+    from rich.table import Table
+
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
@@ -118,6 +120,8 @@ def fact_grid(facts: Iterable[tuple[str, str]]) -> Table:
 
 def table(*columns: str, left: Collection[str]) -> Table:
     """Return an empty table without lines; the columns named in `left` are left-justified, the others right."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         if name in left:

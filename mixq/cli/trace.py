@@ -12,6 +12,10 @@ import typer
 
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
+from mixq.cli.input import utf8
+from mixq.cli.interrupt import first_interrupt_cancels, interrupts_wait
+from mixq.cli.progress import token_progress
+from mixq.cli.tables import fact_grid
 from mixq.config import format_size
 from mixq.errors import PromptError, StorageError, UsageError, printable
 
@@ -61,8 +65,6 @@ def trace(
     loaded = load_model(model, runtime)
     recorder = Recorder(loaded, "the demo model" if model is None else None)
     chosen = sampling.over(default_sampling(loaded.folder.generation_config))
-    from mixq.cli.interrupt import interrupts_wait
-
     begun = time.perf_counter()
     try:
         whole = _record(recorder, wanted, chosen)
@@ -87,7 +89,6 @@ def _check_place(path: Path) -> None:
 
 
 def _read(path: Path | None) -> list[NamedPrompt]:
-    from mixq.cli.input import utf8
     from mixq.formats.json_file import regular_file_size
     from mixq.measure.prompt_file import built_in, parse_prompts
 
@@ -106,9 +107,6 @@ def _record(recorder: Recorder, prompts: list[NamedPrompt], sampling: dict[str, 
     Raises:
         KeyboardInterrupt: a second Ctrl-C, in the middle of a step.
     """
-    from mixq.cli.interrupt import first_interrupt_cancels
-    from mixq.cli.progress import token_progress
-
     tasks = recorder.tasks(prompts, **sampling)
     passed = 0
     room = [
@@ -162,8 +160,6 @@ def _report(recording: Recording, path: Path, seconds: float, *, whole: bool, js
             }
         )
         return
-
-    from mixq.cli.tables import fact_grid
 
     prompts = len(recording.facts.prompts)
     facts_shown = [

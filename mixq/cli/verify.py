@@ -5,7 +5,10 @@ from __future__ import annotations
 import typer
 
 from mixq.cli import options, output
-from mixq.errors import ModelFileError
+from mixq.cli.progress import byte_progress
+from mixq.config import format_size
+from mixq.errors import ModelFileError, printable
+from mixq.system import paths
 
 
 def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
@@ -13,14 +16,10 @@ def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
 
     The exit code is 3 where something is wrong.
     """
-    from mixq.cli.progress import byte_progress
-    from mixq.config import format_size
-    from mixq.errors import printable
     from mixq.quantize.verify import verify as check
-    from mixq.system.paths import resolve_model
 
     with byte_progress("verifying") as update:
-        report = check(resolve_model(folder), on_progress=lambda _, done, total: update(done, total))
+        report = check(paths.resolve_model(folder), on_progress=lambda _, done, total: update(done, total))
     if json:
         output.print_json(report.as_dict())
     elif report.ok:

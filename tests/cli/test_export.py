@@ -132,8 +132,8 @@ def test_interrupted_folder_goes_on(
     ("arguments", "words"),
     [
         (("--to", "ggfu"), "Did you mean 'gguf'"),
-        (("--to", "bf16", "--type", "q4_0"), "--type is of --to gguf"),
-        (("--to", "gguf", "--format", "w8"), "--format is of --to compressed-tensors"),
+        (("--to", "bf16", "--type", "q4_0"), "--type applies to --to gguf only"),
+        (("--to", "gguf", "--format", "w8"), "--format applies to --to compressed-tensors only"),
         (("--to", "compressed-tensors", "--format", "nl4"), "--format w4 or w8"),
         (("--to", "gguf", "--type", "q5_0"), "unknown type 'q5_0'"),
     ],

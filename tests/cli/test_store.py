@@ -64,7 +64,7 @@ def test_a_repository_becomes_a_model(cli: RunCli, hub: FakeHub, quantized: Path
     outcome = cli("pull", NAME, "--yes")
     assert outcome.code == 0, outcome.err
     assert "memory needed" in outcome.err
-    assert "of which nothing is kept" in outcome.err
+    assert "not stored" in outcome.err
     assert outcome.out.startswith("Done: tiny-mixtral, ")
     assert shards_of(paths.store() / "tiny-mixtral") == shards_of(quantized)
     listed = cli("list")
@@ -130,7 +130,7 @@ def test_an_interrupted_pull_goes_on_by_its_name(
         assert (outcome.code, "not finished" in outcome.err) == (3, True), command
     finished = cli("pull", "tiny-mixtral")  # was agreed to before
     assert finished.code == 0, finished.err
-    assert "2 of 3 shards exist" in finished.err
+    assert "2 of 3 shards are there" in finished.err
     assert shards_of(paths.store() / "tiny-mixtral") == shards_of(quantized)
     assert cli("verify", "tiny-mixtral").code == 0
 
