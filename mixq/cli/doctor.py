@@ -112,7 +112,7 @@ def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
     yield "prompts", f"{_flops(cpu.flops)} with Mixtral's experts, {_flops(cpu.small_flops)} with small ones"
     yield (
         "Python",
-        f"{1e6 * cpu.layer_seconds:.0f} µs a layer beside the kernels, {1e6 * cpu.pass_seconds:.0f} µs a token",
+        f"{1e6 * cpu.layer_seconds:.0f} µs per layer outside the kernels, {1e6 * cpu.pass_seconds:.0f} µs per token",
     )
     disk = computer.disk_bandwidth
     yield "disk", "not known" if disk is None else f"read at {_rate(disk)}, past the page cache"

@@ -17,7 +17,7 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Marks a parameter that stands for flags: the parameters of `make`, which returns the value."""
+    """Marks a parameter as a group of flags: the parameters of `make`, which returns the value."""
 
     make: Callable[..., Any]
 

@@ -55,7 +55,7 @@ def trace(
     Example: mixq trace --prompts prompts.txt -o run.mqt
     """
     if max_tokens < 1:
-        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="Only replies are recorded.")
+        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="A recording needs replies.")
     _check_place(path)
     wanted = _read(prompts)
     from mixq.cli.loading import load_model
