@@ -42,7 +42,7 @@ def print_plan(made: Plan, others: Sequence[Mapping[str, Any]], command: str) ->
     console.print(_places(made))
     console.print()
     if made.hit_rate is not None:
-        console.print(f"{made.hit_rate:.0%} of expert lookups hit GPU memory")
+        console.print(f"experts  {made.hit_rate:.0%} of expert lookups hit GPU memory")
     for name, speed in (("decode", made.decode), (f"prompt of {made.prompt}", made.prefill)):
         console.print(
             f"{name}  {_rate(speed.expected)} tokens/s ({_rate(speed.low)} to {_rate(speed.high)}), limited by "

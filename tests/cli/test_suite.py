@@ -60,7 +60,7 @@ def test_few_tokens_and_settings_for_chats(cli: RunCli, monkeypatch: pytest.Monk
         (("--only", "arithmetik"), "There is no test 'arithmetik'"),
         (("--only", "arithmetik"), "Did you mean 'arithmetic'?"),
         (("--language", "english"), "There is no language 'english'"),
-        (("--only", "snake", "--language", "de"), "Snake is asked for in English only"),
+        (("--only", "snake", "--language", "de"), "snake exists in English only"),
         (("--template", "none", "--language", "de"), "is a base model"),
         (("--only", "json", "--temperature", "-1"), "temperature"),
     ],
