@@ -259,7 +259,7 @@ def test_no_such_folder_is_named(name: str) -> None:
 
 def test_devices_that_are_not_there_are_refused_and_idle_flags_are_said(folder: Path) -> None:
     if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="no GPU to use"):
+        with pytest.raises(UsageError, match="No GPU can be used"):
             mixq.load(folder, device="cuda")
     assert "vram" in mixq.load(folder, vram="8GB").notes[0]
     assert mixq.load(folder).notes == ()
