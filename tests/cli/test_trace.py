@@ -169,7 +169,7 @@ def test_what_is_refused_before_a_model_is_loaded(cli: RunCli, tmp_path: Path, p
     for arguments, code, said in (
         ((), 2, "Missing option"),
         (("-o", tmp_path), 2, "is a folder"),
-        (("-o", tmp_path / "no" / "run.mqt"), 5, "no folder that can be written to"),
+        (("-o", tmp_path / "no" / "run.mqt"), 5, "is not a folder that you can write to"),
         (("-o", tmp_path / "r.mqt", "--max-tokens", "0"), 2, "--max-tokens is 0"),
         (("-o", tmp_path / "r.mqt", "--prompts", tmp_path / "none"), 3, "does not exist"),
         (("-o", tmp_path / "r.mqt", "--prompts", prompts, "--device", "gpu"), 2, "device is 'gpu'"),
