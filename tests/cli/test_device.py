@@ -53,7 +53,7 @@ def test_a_gpu_that_is_not_there_is_said(cli: RunCli, quantized: Path) -> None:
         pytest.skip("there is one")
     outcome = cli("run", quantized, *ASK, "--device", "cuda")
     assert outcome.code == 2
-    assert "no GPU" in outcome.err
+    assert "No GPU" in outcome.err
     assert "--device cpu" in outcome.err
 
 
