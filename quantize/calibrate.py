@@ -1,19 +1,19 @@
-"""What each input channel of each Linear sees of a calibration text: the mean square, by running the model itself.
+"""The mean square of each Linear's input channels on a calibration text, by running the model itself.
 
 Contract: `Calibration` carries the hidden states of the text from layer to layer and is given the weights of a block at
-a time (a layer's attention, its router, one expert), so the memory is that of the text's hidden states and one block,
+a time (a layer's attention, its router, one expert), so it needs memory for the text's hidden states and one block,
 however large the model. Per block it returns the importance of every column of its Linears, for `scale_search`, and
-moves the hidden states on. The weights used are the source's own, not what becomes of them.
+advances the hidden states. The weights used are the source's own, before quantization.
 
 With inputs x and a weight error e, E[(e.x)²] is sum(e_k² E[x_k²]) as far as channels are independent (the diagonal of
 the Hessian in Optimal Brain Surgeon, Hassibi and Stork, 1993; llama.cpp calls it the importance matrix). The channels
-are not independent, and taken at its word the mean square gives up too much elsewhere for a few loud channels: on the
-demo model, over six schemes, it moves the KL divergence by a factor of 1.03, llama.cpp's `mean square * sqrt(sigma² +
-w²)` by 1.26, and its square root by 0.87. So the importance of a channel is the ROOT of its mean square.
+are not independent, and the mean square itself gives a few large channels too much weight: on the demo model, over six
+schemes, it changes the KL divergence by a factor of 1.03, llama.cpp's `mean square * sqrt(sigma² + w²)` by 1.26, and
+its square root by 0.87. So the importance of a channel is the ROOT of its mean square.
 
-An expert sees only the tokens that its router sends it. Few tokens say little: their mean square is drawn towards that
-of all tokens of the layer, as if `PRIOR_TOKENS` of those had been seen too; w2, whose inputs only the expert itself
-makes, is drawn towards evenness.
+An expert receives only the tokens that the router sends to it. The mean square of few tokens is unreliable: it is drawn
+towards that of all tokens of the layer, as if `PRIOR_TOKENS` of those had been seen too; w2, whose inputs only the
+expert itself computes, is drawn towards the mean of its channels.
 
 The arithmetic is that of the CPU kernels' prefill, whose bits do not depend on the number of threads.
 
@@ -22,7 +22,7 @@ Axes: T tokens of the text, D hidden, F ffn, E experts, A active experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -43,7 +43,7 @@ BATCH = 2048
 
 PRIOR_TOKENS = 32
 FEW_TOKENS = 64
-"""An expert that saw fewer is named in the report."""
+"""An expert that saw fewer is named in mixq.json."""
 
 Importance = dict[str, Tensor]
 """{name of a Linear: float32 [K]}."""
@@ -51,10 +51,14 @@ Importance = dict[str, Tensor]
 
 @dataclass(slots=True)
 class _Seen:
-    """Sum of squares of the inputs of a Linear, and how many rows they were."""
+    """Sum of squares of the inputs of a Linear, and the number of rows."""
 
     squares: Tensor  # float64 [K]
     rows: int = 0
+
+    @classmethod
+    def nothing(cls, K: int) -> _Seen:
+        return cls(torch.zeros(K, dtype=torch.float64))
 
     def add(self, x: Tensor) -> None:
         """x: [T, K]."""
@@ -66,28 +70,22 @@ class _Seen:
         return self.mean(prior).sqrt().float()
 
     def mean(self, prior: Tensor | None = None) -> Tensor:
-        """Return the mean square [K], drawn towards `prior`, or towards evenness without one."""
+        """Return the mean square [K], drawn towards `prior`, or towards its own mean without one."""
         own = self.squares / max(1, self.rows)
         towards = own.mean().expand_as(own) if prior is None else prior
         return (own * self.rows + towards * PRIOR_TOKENS) / (self.rows + PRIOR_TOKENS)
 
 
-@dataclass(frozen=True, slots=True)
-class FewTokens:
-    """An expert that saw few tokens of the text."""
-
-    layer: int
-    expert: int
-    tokens: int
-
-
 class Calibration:
-    """The text on its way through the model.
+    """The hidden states of a text at one place of the model, and the statistics of the inputs there.
 
     Args:
         config: the model's shape.
         windows: token ids of the text, cut into sequences that do not see each other, each int64 [T].
-        kernels: makes the kernels that compute; called anew for each block, because kernels hold on to weights.
+        kernels: makes the kernels that compute; called again for each block, as kernels keep references to weights.
+
+    Attributes:
+        few: {(layer, expert): tokens} of the experts that saw few tokens of the text.
     """
 
     def __init__(self, config: ModelConfig, windows: Sequence[Tensor], kernels: Callable[[], Kernels]) -> None:
@@ -97,11 +95,11 @@ class Calibration:
         self._one_layer = replace(config, num_hidden_layers=1)
         self._rotary = RotaryTable(config, max(len(window) for window in windows))
         self.hidden = torch.empty(0)  # float32 [T, D]
-        self._normed = torch.empty(0, dtype=torch.bfloat16)  # [T, D]: what the feed-forward block of the layer sees
+        self._normed = torch.empty(0, dtype=torch.bfloat16)  # [T, D]: input of the layer's feed-forward block
         self._topk_ids = torch.empty(0, dtype=torch.int64)  # [T, A]
         self._topk_weights = torch.empty(0)
         self._layer_mean = torch.empty(0)
-        self.few: list[FewTokens] = []
+        self.few: dict[tuple[int, int], int] = {}
 
     @property
     def tokens(self) -> int:
@@ -134,46 +132,36 @@ class Calibration:
 
     def route(self, norm: Tensor, gate: Tensor | None) -> None:
         """Run the norm before the feed-forward block and, where there is one, the router [E, D]."""
-        kernels, eps = self._kernels(), self.config.rms_norm_eps
-        seen = _Seen(torch.zeros(self.config.hidden_size, dtype=torch.float64))
+        kernels, seen = self._kernels(), _Seen.nothing(self.config.hidden_size)
         normed, ids, topk_weights = torch.empty(self.hidden.shape, dtype=torch.bfloat16), [], []
-        with serial_operations():
-            for start in range(0, len(self.hidden), BATCH):
-                x = kernels.rms_norm(self.hidden[start : start + BATCH], norm, eps)
-                normed[start : start + BATCH] = x.bfloat16()
-                seen.add(x)
-                if gate is not None:
-                    weight, chosen = kernels.route(x, gate.float(), self.config.num_experts_per_tok)
-                    ids.append(chosen)
-                    topk_weights.append(weight)
+        for start, x in self._normed_batches(kernels, norm):
+            normed[start : start + BATCH] = x.bfloat16()
+            seen.add(x)
+            if gate is not None:
+                weight, chosen = kernels.route(x, gate.float(), self.config.num_experts_per_tok)
+                ids.append(chosen)
+                topk_weights.append(weight)
         self._normed, self._layer_mean = normed, seen.mean()
         if gate is not None:
             self._topk_ids, self._topk_weights = torch.cat(ids), torch.cat(topk_weights)
 
-    def expert(self, layer: int, expert: int, w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
-        """Run one expert over the tokens that chose it.
+    def feed_forward(self, layer: int, expert: int | None, w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
+        """Run one expert over the tokens that chose it, or, for None, a dense feed-forward block over all tokens.
 
         Returns:
-            importance [D] of w1 and w3, and [F] of w2.
+            importance [D] of w1 (gate) and w3 (up), and [F] of w2 (down).
         """
-        tokens, slots = torch.where(self._topk_ids == expert)
-        weights = self._topk_weights[tokens, slots]
-        if len(tokens) < FEW_TOKENS:
-            self.few.append(FewTokens(layer, expert, len(tokens)))
-        return self._feed_forward(tokens, weights, w1, w2, w3)
-
-    def feed_forward(self, gate: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Run a dense feed-forward block over all tokens; returns as `expert` does."""
-        tokens = torch.arange(len(self.hidden))
-        return self._feed_forward(tokens, torch.ones(len(tokens)), gate, down, up)
-
-    def _feed_forward(
-        self, tokens: Tensor, weights: Tensor, w1: Tensor, w2: Tensor, w3: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        if expert is None:
+            tokens = torch.arange(len(self.hidden))
+            weights = torch.ones(len(tokens))
+        else:
+            tokens, slots = torch.where(self._topk_ids == expert)
+            weights = self._topk_weights[tokens, slots]
+            if len(tokens) < FEW_TOKENS:
+                self.few[layer, expert] = len(tokens)
         kernels = self._kernels()
         w1, w2, w3 = (weight.to(torch.bfloat16) for weight in (w1, w2, w3))
-        inputs = _Seen(torch.zeros(w1.shape[1], dtype=torch.float64))
-        inside = _Seen(torch.zeros(w2.shape[1], dtype=torch.float64))
+        inputs, inside = _Seen.nothing(w1.shape[1]), _Seen.nothing(w2.shape[1])
         with serial_operations():
             for start in range(0, len(tokens), BATCH):
                 rows = tokens[start : start + BATCH]
@@ -187,12 +175,16 @@ class Calibration:
 
     def head(self, norm: Tensor) -> Tensor:
         """Run the last norm; return the importance [D] of the head."""
-        kernels = self._kernels()
-        seen = _Seen(torch.zeros(self.config.hidden_size, dtype=torch.float64))
+        seen = _Seen.nothing(self.config.hidden_size)
+        for _, x in self._normed_batches(self._kernels(), norm):
+            seen.add(x)
+        return seen.importance()
+
+    def _normed_batches(self, kernels: Kernels, norm: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, normed hidden states) of each batch, with serial operations."""
         with serial_operations():
             for start in range(0, len(self.hidden), BATCH):
-                seen.add(kernels.rms_norm(self.hidden[start : start + BATCH], norm, self.config.rms_norm_eps))
-        return seen.importance()
+                yield start, kernels.rms_norm(self.hidden[start : start + BATCH], norm, self.config.rms_norm_eps)
 
     def _batches(self) -> list[list[Tensor]]:
         """Return the windows in batches of about `BATCH` tokens."""
@@ -205,7 +197,7 @@ class Calibration:
 
 
 class _Observing:
-    """Kernels that note the inputs of each Linear."""
+    """Kernels that add up the inputs of each Linear."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -224,8 +216,7 @@ class _Observing:
         return self._kernels.linears(x, weights)
 
     def _note(self, x: Tensor, weight: Tensor) -> None:
-        empty = _Seen(torch.zeros(weight.shape[1], dtype=torch.float64))
-        self._seen.setdefault(id(weight), empty).add(x)
+        self._seen.setdefault(id(weight), _Seen.nothing(weight.shape[1])).add(x)
 
     def seen(self, weight: Tensor) -> _Seen:
         return self._seen[id(weight)]
@@ -245,7 +236,7 @@ class _OneLayer:
 def windows_of(ids: Sequence[int], bos: int, window: int, limit: int) -> list[Tensor]:
     """Cut token ids into windows of `window` tokens, each after the begin token, `limit` tokens in all at most.
 
-    Where the text is longer, the windows lie evenly over it; the last one may be shorter where it is not.
+    Of a longer text the windows are taken at even distances; the last one of a shorter text may be shorter.
     """
     body = window - 1
     starts = list(range(0, len(ids), body))

@@ -1,8 +1,8 @@
-"""`--calibrate` in a job: which tensors must be there together, what each Linear's columns count, and going on later.
+"""`--calibrate` in a job: its text, the tensors that it needs together, and the state that a resumed job needs.
 
 Contract: a job reads a shard block by block (`blocks`) and gives each block's tensors to `importance` before it writes
-them. The text's hidden states at a layer's beginning are saved before the shard in front of it is finished, so that an
-interrupted job goes on from there to the same bytes.
+them. The text's hidden states at a layer's beginning are saved before the shard of the layer before is finished, so
+that an interrupted job resumes there and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.shard_writer import ShardWriter, shard_size
 from mixq.kernels import dispatch, native_library
-from mixq.quantize.calibrate import Calibration, Importance, windows_of
+from mixq.quantize.calibrate import BATCH, Calibration, Importance, windows_of
 from mixq.quantize.layout import Item
+from mixq.quantize.sources.place import reading
 from mixq.text.tokenizer import Tokenizer
 
 DEFAULT = "default"
@@ -42,7 +44,7 @@ class CalibrationText:
 
     Attributes:
         name: the file's name, or `default` for the text that comes with mixq.
-        tokens: how many of its tokens to use, in windows that lie evenly over it.
+        tokens: how many of its tokens to use, in windows at even distances.
     """
 
     name: str
@@ -54,16 +56,16 @@ class CalibrationText:
         """Read a file of UTF-8 text, or the text that comes with mixq for `default`.
 
         Raises:
-            UsageError: no such file, no text, or not a sensible number of tokens.
+            UsageError: no such file, no text, or a number of tokens out of range.
         """
         if not WINDOW <= tokens <= 1 << 20:
-            raise UsageError(f"{tokens} tokens to calibrate on make no sense; give {WINDOW} to {1 << 20}.")
+            raise UsageError(f"--calibrate-tokens is {tokens}; it must be {WINDOW} to {1 << 20}.")
         if where == DEFAULT:
             return cls(DEFAULT, (resources.files("mixq.quantize") / "calibration.txt").read_text("utf-8"), tokens)
         path = Path(where)
         try:
             with path.open("rb") as file:
-                # What is cut off at the end may be half a character.
+                # The last character may be cut off.
                 content = file.read(MAX_TEXT)
                 text = codecs.getincrementaldecoder("utf-8")().decode(content, len(content) < MAX_TEXT)
         except UnicodeDecodeError:
@@ -76,88 +78,75 @@ class CalibrationText:
         return cls(printable(path.name), text, tokens)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides the bytes of a job, for its settings."""
+        """Return the settings of a job that decide its bytes."""
         return {"text": self.name, "sha256": hashlib.sha256(self.text.encode()).hexdigest(), "tokens": self.tokens}
 
     def windows(self, tokenizer: Tokenizer) -> list[Tensor]:
-        """Return the text's ids, cut into windows; raises UsageError for one too short to say anything."""
+        """Return the text's ids, cut into windows; raises UsageError for fewer tokens than one window."""
         ids = tokenizer.encode(self.text)
         windows = windows_of(ids, tokenizer.bos_id, WINDOW, self.tokens)
         if sum(map(len, windows)) < WINDOW:
             raise UsageError(
-                f"{printable(self.name)} has only {len(ids)} of the {WINDOW} tokens that calibrating needs at least.",
-                hint="Give a longer text of the kind that the model will see.",
+                f"{printable(self.name)} has only {len(ids)} of the {WINDOW} tokens that calibrating needs.",
+                hint="Give a longer text, like those that the model will process.",
             )
         return windows
 
 
-class CalibrationRun:
+class CalibrationRun(Calibration):
     """The calibration of one job."""
 
     def __init__(self, config: ModelConfig, windows: Sequence[Tensor]) -> None:
-        self._config = config
-        self._calibration = Calibration(config, windows, lambda: dispatch.choose(threads=torch.get_num_threads()))
-
-    @property
-    def tokens(self) -> int:
-        return self._calibration.tokens
+        super().__init__(config, windows, lambda: dispatch.choose(threads=torch.get_num_threads()))
 
     def as_dict(self) -> dict[str, str]:
-        """Return what else decides the bytes, for a job's settings: the token ids, and how this CPU multiplies."""
-        ids = torch.cat(self._calibration.windows).numpy().astype("<i8").tobytes()
+        """Return the other settings that decide the bytes: the token ids, and the kernels of this CPU."""
+        ids = torch.cat(self.windows).numpy().astype("<i8").tobytes()
         kernels = "reference" if native_library.library() is None else native_library.isa_name(native_library.isa())
         return {"ids": hashlib.sha256(ids).hexdigest(), "kernels": kernels}
 
     @property
     def state_size(self) -> int:
         """Bytes of a file that `save` writes."""
-        return shard_size({HIDDEN: (torch.float32, (self.tokens, self._config.hidden_size))})
+        return shard_size({HIDDEN: (torch.float32, (self.tokens, self.config.hidden_size))})
 
     @property
     def memory(self) -> int:
         """Bytes that the hidden states take, in float32 and normed in bfloat16, and the work on a batch of them."""
-        batch = 2048 * 4 * (4 * self._config.intermediate_size + 2 * self._config.hidden_size)
-        return self.tokens * self._config.hidden_size * 6 + batch
-
-    def begin(self, embedding: Tensor) -> None:
-        """Start at the first layer, with the embedding [V, D]."""
-        self._calibration.begin(embedding)
+        batch = BATCH * 4 * (4 * self.config.intermediate_size + 2 * self.config.hidden_size)
+        return self.tokens * self.config.hidden_size * 6 + batch
 
     def save(self, path: Path) -> str:
         """Write the state at the beginning of the next layer; return the file's sha256."""
-        hidden = self._calibration.hidden
-        with ShardWriter(path, {HIDDEN: (torch.float32, tuple(hidden.shape))}) as writer:
-            writer.write(HIDDEN, hidden)
+        with ShardWriter(path, {HIDDEN: (torch.float32, tuple(self.hidden.shape))}) as writer:
+            writer.write(HIDDEN, self.hidden)
             return writer.finish()
 
     def restore(self, path: Path, sha256: str) -> bool:
-        """Go on from a file that `save` wrote; False where it is gone or damaged."""
-        try:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return False
-        except FileNotFoundError:
+        """Read the state from a file that `save` wrote; return False where it is missing or damaged."""
+        if not path.exists():
             return False
-        except OSError as error:
-            raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
+        with reading(path), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return False
         hidden = MappedShard(path).tensor(HIDDEN)
-        if hidden.shape != (self.tokens, self._config.hidden_size):
+        if hidden.shape != (self.tokens, self.config.hidden_size):
             return False
-        self._calibration.hidden = hidden.clone()
+        self.hidden = hidden.clone()
         return True
 
     def importance(self, block: Sequence[Item], weights: Mapping[str, Tensor | PackedLinear]) -> Importance:
-        """Run a block of `blocks`, whose tensors are given by name; return what counts in its Linears, by module.
+        """Run a block of `blocks`, whose tensors are given by name; return the importance of its Linears, by module.
 
         Raises:
-            ModelFileError: what the model computes is no longer finite.
+            ModelFileError: the model computes NaN or infinite values.
         """
         found = self._run(block, weights)
         for module, importance in found.items():
             if not bool(importance.isfinite().all()):
                 raise ModelFileError(
                     f"the inputs of {module} become NaN or infinite on the calibration text.",
-                    hint="The checkpoint may be damaged; without --calibrate it is quantized all the same.",
+                    hint="The checkpoint may be damaged; it can be quantized without --calibrate.",
                 )
         return found
 
@@ -166,59 +155,41 @@ class CalibrationRun:
         first = block[0].parameter
         by_last = {_last_of(item.parameter): dense[item.parameter.name] for item in block}
         modules = {_last_of(item.parameter): item.parameter.module for item in block}
-        run = self._calibration
-        if first.role == "expert":
+        if first.role in ("expert", "mlp"):
             assert first.layer is not None
-            assert first.expert is not None
-            d, f = run.expert(first.layer, first.expert, by_last["w1"], by_last["w2"], by_last["w3"])
-            return {modules["w1"]: d, modules["w2"]: f, modules["w3"]: d}
-        if first.role == "mlp":
-            d, f = run.feed_forward(by_last["gate_proj"], by_last["down_proj"], by_last["up_proj"])
-            return {modules["gate_proj"]: d, modules["down_proj"]: f, modules["up_proj"]: d}
+            names = ("w1", "w2", "w3") if first.role == "expert" else ("gate_proj", "down_proj", "up_proj")
+            d, f = self.feed_forward(first.layer, first.expert, *(by_last[name] for name in names))
+            return dict(zip((modules[name] for name in names), (d, f, d), strict=True))
         if "input_layernorm" in by_last:
             assert first.layer is not None
-            found = run.attention(first.layer, by_last)
+            found = self.attention(first.layer, by_last)
             return {modules[name]: importance for name, importance in found.items()}
         if "post_attention_layernorm" in by_last:
-            run.route(by_last["post_attention_layernorm"], by_last.get("gate"))
+            self.route(by_last["post_attention_layernorm"], by_last.get("gate"))
         if "norm" in by_last and "lm_head" in by_last:
-            return {modules["lm_head"]: run.head(by_last["norm"])}
+            return {modules["lm_head"]: self.head(by_last["norm"])}
         return {}
 
     def few_tokens(self, layer: int) -> dict[str, int]:
         """Return {expert: tokens} of a layer's experts that saw few of the text's tokens."""
-        return {
-            f"model.layers.{few.layer}.block_sparse_moe.experts.{few.expert}": few.tokens
-            for few in self._calibration.few
-            if few.layer == layer
-        }
+        few = {expert: tokens for (of_layer, expert), tokens in self.few.items() if of_layer == layer}
+        return {f"model.layers.{layer}.block_sparse_moe.experts.{expert}": tokens for expert, tokens in few.items()}
 
 
 def blocks(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
-    """Cut a shard's items, in their order, into what a calibration must have together."""
-    block: list[Item] = []
-    for item in items:
-        if block and _block_of(item.parameter) != _block_of(block[-1].parameter):
-            yield tuple(block)
-            block = []
-        block.append(item)
-    if block:
-        yield tuple(block)
+    """Cut a shard's items, in their order, into the blocks that a calibration needs together."""
+    return (tuple(block) for _, block in groupby(items, lambda item: _block_of(item.parameter)))
 
 
 def _block_of(parameter: Parameter) -> object:
-    if parameter.role == "expert":
-        return parameter.expert
-    if parameter.role == "mlp":
-        return "mlp"
-    if parameter.role == "embedding":
-        return "embedding"
+    if parameter.role in ("expert", "mlp", "embedding"):
+        return parameter.role, parameter.expert
     if parameter.layer is None:
         return "head"
     return "router" if _last_of(parameter) in ("post_attention_layernorm", "gate") else "attention"
 
 
 def _last_of(parameter: Parameter) -> str:
-    """Return the last name of a module, with `self_attn.` where it is in there."""
+    """Return the last name of a module, with `self_attn.` before those of attention."""
     last = parameter.module.rsplit(".", 1)[-1]
     return f"self_attn.{last}" if ".self_attn." in parameter.module else last

@@ -1,7 +1,7 @@
-"""How long a job takes, before it begins.
+"""Estimates how long a job takes, before it begins.
 
-Contract: the scale search is measured on a few weights of each scheme of the job; reading, writing and hashing come on
-top, so the figure is a lower bound. Nothing of the source is read.
+Contract: the scale search is measured on a few weights of each scheme of the job; reading, writing and hashing are not
+included, so the figure is a lower bound. Nothing of the source is read.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch
 
 from mixq.formats.scheme import Scheme
 from mixq.quantize.job_plan import JobPlan
+from mixq.quantize.layout import Shard, all_items
 from mixq.quantize.scale_search import search
 
 SAMPLE = (256, 4096)
 
 
 def weights_left(plan: JobPlan) -> int:
-    """Return how many weights are in shards that are not finished yet."""
-    journal = plan.folder.look(plan.source.path)
-    done = {} if journal is None else journal.shards
-    return sum(shard.weights for shard in plan.shards if shard.file not in done)
+    """Return how many weights are in unfinished shards."""
+    return sum(shard.weights for shard in _unfinished(plan))
 
 
 def search_seconds(plan: JobPlan) -> float:
-    """Return about how many seconds the scale search of what is left takes on this machine."""
-    journal = plan.folder.look(plan.source.path)
+    """Return about how many seconds the scale search of the unfinished shards takes on this machine."""
     left: Counter[Scheme] = Counter()
-    for shard in plan.shards:
-        if journal is not None and shard.file in journal.shards:
-            continue
-        for item in shard.items:
-            if item.scheme is not None and not item.kept:
-                left[item.scheme] += item.parameter.numel
+    for item in all_items(_unfinished(plan)):
+        if item.scheme is not None and not item.kept:
+            left[item.scheme] += item.parameter.numel
     sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
     return sum(weights * _seconds(sample, scheme, plan) / sample.numel() for scheme, weights in left.items())
+
+
+def _unfinished(plan: JobPlan) -> list[Shard]:
+    journal = plan.unfinished()
+    return [shard for shard in plan.shards if journal is None or shard.file not in journal.shards]
 
 
 def _seconds(sample: torch.Tensor, scheme: Scheme, plan: JobPlan) -> float:

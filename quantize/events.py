@@ -1,13 +1,13 @@
-"""What a running job says, as typed events; whoever reads them draws them.
+"""The typed events of a running job; front ends draw them.
 
-Contract: `Job.run` yields `Started` first, then per tensor `TensorDone` and per shard `ShardDone`, with `Notice`
-wherever something was done otherwise than asked, and `Finished` last (alone, where nothing was left to do). Weights,
-not tensors, measure progress: they take time.
+Contract: `Job.run` yields `Started` first, then per tensor `TensorDone` and per shard `ShardDone`, with a `Notice`
+wherever the user may not expect what was done, and `Finished` last (alone, where nothing was left to do). Progress is
+measured in weights, which take time, not in tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mixq.quantize.report import ErrorReport, SizeTable
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The job begins, or goes on: `shards_done` and `weights_done` were finished before."""
+    """The job begins or resumes: `shards_done` and `weights_done` were finished before."""
 
     shards: int
     shards_done: int
@@ -38,7 +38,7 @@ class TensorDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """A shard lies whole under its name, and the journal knows it."""
+    """A shard is whole under its name and in the journal."""
 
     file: str
     sha256: str
@@ -56,11 +56,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a finished job has made.
+    """A finished job.
 
-    `shards_done_before` counts those that an interrupted run left; `already_done` says that nothing was left to do.
-    `seconds` is the time that this run took for its `weights_done`. It stands in no file: the same job gives the same
-    bytes.
+    `shards_done_before` counts those that an interrupted run left; `already_done`: nothing was left to do. `seconds`
+    is the time that this run took for its `weights_done`. It is in no file: the same job gives the same bytes.
     """
 
     path: Path
@@ -79,17 +78,10 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {
-            "path": str(self.path),
-            "format": self.format,
-            "sizes": self.sizes.as_dict(),
-            "errors": self.errors.as_dict(),
-            "notices": list(self.notices),
-            "shards_done_before": self.shards_done_before,
-            "already_done": self.already_done,
-            "seconds": self.seconds,
-            "weights_per_second": self.weights_per_second,
-        }
+        tables = {"sizes": self.sizes.as_dict(), "errors": self.errors.as_dict()}
+        found = {**asdict(self), **tables, "path": str(self.path), "notices": list(self.notices)}
+        del found["weights_done"]
+        return found | {"weights_per_second": self.weights_per_second}
 
 
 @dataclass(frozen=True, slots=True)

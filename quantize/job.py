@@ -1,14 +1,13 @@
 """The offline job: from a checkpoint to a model folder, one tensor at a time, resumed after any interruption.
 
 Contract: `Job(source, target, ...)` reads headers and decides everything; nothing is written before `run`. `run` yields
-events (see `events`) and leaves either a whole folder or one that the same call goes on with: job.json first, each
-shard under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes
-of the folder depend on the source and the settings alone. At most two tensors are in memory (with a calibration, two
-blocks: a layer's attention, or an expert), with the codes made of one: while it is searched and written, the next is
-read.
+events (see `events`) and leaves either a whole folder or one that the same call resumes: job.json first, each shard
+under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes of the
+folder depend on the source and the settings alone. At most two tensors are in memory (with a calibration, two blocks: a
+layer's attention, or an expert), with the codes made of one: while it is searched and written, the next is read.
 
-A folder with config.json is finished; one with job.json only is not. In a finished folder a repeated call writes only
-the tokenizer and other side files that changed in the source, and says so.
+A folder with config.json is finished; one with only job.json is not. In a finished folder a repeated call writes only
+the tokenizer and other side files that changed in the source, and reports them.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ from torch import Tensor
 from mixq.errors import ModelFileError, printable
 from mixq.formats import lock
 from mixq.formats.packed import PackedLinear
-from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
 from mixq.quantize.calibrate import Importance
-from mixq.quantize.calibration_run import CalibrationRun, CalibrationText
+from mixq.quantize.calibration_run import CalibrationRun
 from mixq.quantize.events import Event, Finished, Notice, Result, ShardDone, Started, TensorDone
 from mixq.quantize.finishing import finish, finished_before
-from mixq.quantize.job_plan import DEFAULT, DryRun, JobPlan
+from mixq.quantize.job_plan import JobPlan
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
 from mixq.quantize.keep import check_scales
 from mixq.quantize.layout import Item, Shard
@@ -47,59 +45,11 @@ from mixq.system.paths import check_free_space
 Weight = Tensor | PackedLinear
 
 
-class Job:
-    """One quantize job, checked against its source.
-
-    Args:
-        source: a folder or GGUF file that `open_source` opens, or a `Source`.
-        target: the folder to make; empty, not there yet, or begun by the same job.
-        format, group, mix, recipe: see `Mix.resolve`; format `bf16` quantizes nothing.
-        table: the code values of nl4; `default`, or `fit` to fit them to the model's own weights.
-        keep: take over, without loss, what the source has packed as w4 or w8 already. Its scales stay float16 where
-            they are, and what is not quantized is then stored in float16 too.
-        calibrate: a text; the scale search then weighs each input channel by what it sees of it.
-        allow_nonfinite: store weights that are NaN, infinite or beyond bfloat16 as 0 and say so, instead of refusing.
-
-    Raises:
-        ModelFileError: a source that is missing, damaged, unknown or quantized already.
-        UsageError: settings that make no sense, or a target that is the source, a file, or somebody else's folder.
-    """
-
-    def __init__(
-        self,
-        source: Source | Path | str,
-        target: Path | str,
-        *,
-        format: str = "nl4",
-        group: int | None = None,
-        mix: str | None = None,
-        table: Sequence[int] | str = DEFAULT,
-        recipe: Mapping[str, Scheme | None] | None = None,
-        keep: bool = False,
-        calibrate: CalibrationText | None = None,
-        allow_nonfinite: bool = False,
-    ) -> None:
-        self.plan = JobPlan(
-            source,
-            target,
-            format=format,
-            group=group,
-            mix=mix,
-            table=table,
-            recipe=recipe,
-            keep=keep,
-            calibrate=calibrate,
-            allow_nonfinite=allow_nonfinite,
-        )
-        self.source = self.plan.source
-        self.target = self.plan.target
-
-    def dry_run(self) -> DryRun:
-        """Return sizes and needs."""
-        return self.plan.dry_run()
+class Job(JobPlan):
+    """A plan that can be carried out; see `JobPlan` for the arguments."""
 
     def run(self) -> Iterator[Event]:
-        """Do the job; closing the iterator, or an exception in its reader, interrupts it cleanly.
+        """Carry out the job; closing the iterator, or an exception in the code that reads it, interrupts it cleanly.
 
         Raises:
             StorageError: not enough disk (exact bytes, before anything is written), or a write that failed.
@@ -108,30 +58,30 @@ class Job:
             UsageError: the source lost a side file since the folder was finished.
             MixqError: another job is working on the target.
         """
-        plan, folder = self.plan, self.plan.folder
+        folder = self.folder
         if not self.target.is_dir():
-            check_free_space(self.target, plan.disk_needed(None))
-            plan.check_memory()
+            check_free_space(self.target, self.disk_needed(None))
+            self.check_memory()
             folder.make()
         with lock.TargetLock(self.target):
-            journal = folder.look(self.source.path)
+            journal = self.unfinished()
             if folder.is_finished():
                 yield from self._finished_before()
                 return
-            check_free_space(self.target, plan.disk_needed(journal))
-            plan.check_memory()
-            notices = list(plan.notices())
+            check_free_space(self.target, self.disk_needed(journal))
+            self.check_memory()
+            notices = list(self.notices())
             if journal is None:
-                journal = Journal(plan.settings, plan.origin)
+                journal = Journal(self.settings, self.origin)
             else:
                 notices += folder.clean(journal)
-            if plan.calibration is not None:
-                notices += self._restore(plan.calibration, journal)
+            if self.calibration is not None:
+                notices += self._restore(self.calibration, journal)
             journal.write(self.target)
             yield from self._work(journal, notices)
 
     def _work(self, journal: Journal, notices: list[str]) -> Iterator[Event]:
-        shards, began = self.plan.shards, time.monotonic()
+        shards, began = self.shards, time.monotonic()
         before = len(journal.shards)
         total = sum(shard.weights for shard in shards)
         done = sum(shard.weights for shard in shards if shard.file in journal.shards)
@@ -139,15 +89,19 @@ class Job:
         yield Started(len(shards), before, total, done, sum(shard.size for shard in shards))
         for text in notices:
             yield Notice(text)
-        if self.plan.fits_table and journal.table is None:
-            journal.table = fit_to_source(self.source, self.plan.shards)
+        if self.fits_table and journal.table is None:
+            journal.table = fit_to_source(self.source, self.shards)
             journal.write(self.target)
         for number, shard in enumerate(shards, 1):
             if shard.file in journal.shards:
                 continue
             errors: dict[str, LinearError] = {}
-            with ThreadPoolExecutor(1) as ahead, self._cancelling(ahead), self._writer(shard) as writer:
-                blocks = self.plan.blocks(shard)
+            with (
+                ThreadPoolExecutor(1) as ahead,
+                self._cancelling(ahead),
+                ShardWriter(self.target / shard.file, shard.specs()) as writer,
+            ):
+                blocks = self.blocks(shard)
                 for block, read in zip(blocks, one_ahead(self._read, blocks, ahead), strict=True):
                     importance = self._importance(block, read)
                     for item, (weight, notice) in zip(block, read, strict=True):
@@ -162,28 +116,25 @@ class Job:
                 digest = writer.finish()
             journal.shards[shard.file] = FinishedShard(digest, errors, few)
             journal.write(self.target)
-            self.plan.folder.remove_states(journal.state)
+            self.folder.remove_states(journal.state)
             yield ShardDone(shard.file, digest, shard.size, number, len(shards))
         few_tokens = {expert: n for finished in journal.shards.values() for expert, n in finished.few_tokens.items()}
-        if few_tokens and self.plan.calibration is not None:
-            text = _few_tokens(few_tokens, self.plan.calibration.tokens)
+        if few_tokens and self.calibration is not None:
+            text = _few_tokens(few_tokens, self.calibration.tokens)
             notices.append(text)
             yield Notice(text)
-        if self.source.fingerprint() != self.plan.origin["fingerprint"]:
+        if self.source.fingerprint() != self.origin["fingerprint"]:
             raise ModelFileError(
                 f"{printable(self.source.name)} was changed while it was read.",
-                hint="Leave the checkpoint alone, delete the target folder, and run the command again.",
+                hint="Delete the target folder, and run the command again without changing the checkpoint.",
             )
-        found = finish(self.plan, journal)
+        found = finish(self, journal)
         seconds = time.monotonic() - began
         yield Finished(self._result(found, notices, before, seconds=seconds, weights_done=total - skipped))
 
-    def _writer(self, shard: Shard) -> ShardWriter:
-        return ShardWriter(self.target / shard.file, shard.specs())
-
     @contextmanager
     def _cancelling(self, ahead: Executor) -> Iterator[None]:
-        """End the reads of another thread, under way and to come, when this one is interrupted or fails."""
+        """End present and later reads of another thread when this one is interrupted or fails."""
         try:
             yield
         except BaseException:
@@ -192,11 +143,11 @@ class Job:
             raise
 
     def _read(self, block: Sequence[Item]) -> list[tuple[Weight, str | None]]:
-        """Return the tensors of a block, checked, and what was done to each if something was."""
+        """Return the tensors of a block, checked, each with a notice if it was changed."""
         return [self._read_one(item) for item in block]
 
     def _read_one(self, item: Item) -> tuple[Weight, str | None]:
-        name, dtype = item.parameter.name, self.plan.dtype
+        name, dtype = item.parameter.name, self.dtype
         if item.kept:
             packed = self.source.packed(item.parameter.module)
             check_scales(packed, item.parameter.module, dtype)
@@ -207,7 +158,7 @@ class Job:
             return tensor, None
         limit = str(dtype).removeprefix("torch.")
         what = f"{name} has {bad:,} {'weight' if bad == 1 else 'weights'} NaN, infinite or beyond {limit}"
-        if not self.plan.allow_nonfinite:
+        if not self.allow_nonfinite:
             raise ModelFileError(
                 f"{what}, the first at {list(first)}.",
                 hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 in their place.)",
@@ -215,11 +166,11 @@ class Job:
         return zero_nonfinite(tensor, dtype), f"{what}; 0 is stored in their place."
 
     def _importance(self, block: Sequence[Item], read: Sequence[tuple[Weight, str | None]]) -> Importance:
-        """Move a calibration through a block and return what counts in its Linears; nothing without a calibration."""
-        if self.plan.calibration is None:
+        """Run a calibration over a block and return the importance of its Linears; none without a calibration."""
+        if self.calibration is None:
             return {}
         weights = {item.parameter.name: weight for item, (weight, _) in zip(block, read, strict=True)}
-        return self.plan.calibration.importance(block, weights)
+        return self.calibration.importance(block, weights)
 
     def _write(
         self,
@@ -230,8 +181,8 @@ class Job:
         errors: dict[str, LinearError],
         table: Sequence[int] | None,
     ) -> float | None:
-        """Write a tensor as its scheme has it and return what was lost; None where it is not quantized."""
-        dtype = self.plan.dtype
+        """Write a tensor in its scheme and return its error; None where it is not quantized."""
+        dtype = self.dtype
         if item.scheme is None:
             assert isinstance(weight, Tensor)
             writer.write(item.parameter.name, weight.to(dtype))
@@ -239,7 +190,7 @@ class Job:
         if isinstance(weight, PackedLinear):
             found = Quantized(weight, 0.0, 0.0)
         else:
-            table = table or self.plan.table
+            table = table or self.table
             found = search(weight, item.scheme, table=table, scale_dtype=dtype, importance=importance)
         for suffix, tensor in found.packed.tensors.items():
             writer.write(f"{item.parameter.module}.{suffix}", tensor)
@@ -248,52 +199,52 @@ class Job:
         return error.relative_squared_error
 
     def _restore(self, calibration: CalibrationRun, journal: Journal) -> list[str]:
-        """Bring a calibration to the first unfinished layer; where its state is lost, the shards are made again."""
+        """Bring a calibration to the first unfinished layer; where its state is lost, the job starts again."""
         notices = []
-        finished = [shard.file in journal.shards for shard in self.plan.shards]
+        finished = [shard.file in journal.shards for shard in self.shards]
         if all(finished):
             return []
         if any(finished):
-            # A shard in the middle that was damaged is not reached from the state behind the last one.
+            # The state after the last shard does not help where a shard in the middle is damaged.
             next_one = finished.index(False)
-            state = self.plan.folder.state_path(next_one)
+            state = self.folder.state_path(next_one)
             sha256 = None if any(finished[next_one:]) else journal.state.get(state.name)
             if sha256 is not None and calibration.restore(state, sha256):
                 return []
-            notices.append("the calibration's state is missing or damaged: the job begins again.")
-            self.plan.folder.forget(journal)
+            notices.append("the calibration's state is missing or damaged: the job starts again.")
+            self.folder.forget(journal)
         calibration.begin(self.source.tensor("model.embed_tokens.weight"))
         return notices
 
     def _save_state(self, shard: Shard, journal: Journal) -> dict[str, int]:
-        """Save a calibration's state behind a layer, and return the layer's experts that saw few tokens."""
-        calibration, layer = self.plan.calibration, shard.items[0].parameter.layer
+        """Save a calibration's state after a layer, and return the layer's experts that saw few tokens."""
+        calibration, layer = self.calibration, shard.items[0].parameter.layer
         if calibration is None or layer is None:
             return {}
-        path = self.plan.folder.state_path(layer + 1)
+        path = self.folder.state_path(layer + 1)
         journal.state = {path.name: calibration.save(path)}
         return calibration.few_tokens(layer)
 
     def _finished_before(self) -> Iterator[Event]:
-        """Yield the result of a folder that this very job has finished before, its side files brought up to date."""
-        notices = list(self.plan.notices())
-        errors, updated = finished_before(self.plan)
+        """Yield the result of a folder that this very job has finished before, after updating its side files."""
+        notices = list(self.notices())
+        errors, updated = finished_before(self)
         for text in updated:
             notices.append(text)
             yield Notice(text)
-        yield Finished(self._result(errors, notices, len(self.plan.shards), already_done=not updated))
+        yield Finished(self._result(errors, notices, len(self.shards), already_done=not updated))
 
     def _result(self, errors: Mapping[str, LinearError], notices: Sequence[str], before: int, **further: Any) -> Result:
         report = ErrorReport.of(errors)
-        return Result(self.target, self.plan.mix.format, self.plan.sizes, report, tuple(notices), before, **further)
+        return Result(self.target, self.mix.format, self.sizes, report, tuple(notices), before, **further)
 
 
 def _few_tokens(few: Mapping[str, int], tokens: int) -> str:
-    """Return what to say of experts that saw few tokens."""
+    """Return the notice about experts that saw few tokens."""
     first = min(few, key=lambda expert: (few[expert], expert))
     return (
         f"{len(few)} {'expert' if len(few) == 1 else 'experts'} saw few of the calibration text's {tokens:,} tokens "
-        f"({first}: {few[first]}); what all tokens of their layer say counts for them too. mixq.json names them."
+        f"({first}: {few[first]}); statistics of all tokens of their layer are used for them too. mixq.json names them."
     )
 
 
@@ -304,13 +255,13 @@ def quantize(
     on_event: Callable[[Event], None] | None = None,
     **settings: Any,
 ) -> Result:
-    """Quantize a checkpoint into a model folder, going on where an interrupted call stopped.
+    """Quantize a checkpoint into a model folder, resuming an interrupted call.
 
     Args:
         source: a folder or GGUF file that `open_source` opens, or a `Source`.
         target: the folder to make.
         on_event: called with every event, for progress.
-        settings: format, group, mix, table, recipe, keep, calibrate, allow_nonfinite; see `Job`.
+        settings: format, group, mix, table, recipe, keep, calibrate, allow_nonfinite; see `JobPlan`.
 
     Raises:
         MixqError: see `Job` and `Job.run`.

@@ -1,4 +1,4 @@
-"""All that a job decides before it writes anything: schemes, files, sizes, needs, and what the user should know.
+"""All that a job decides before it writes anything: schemes, files, sizes, disk, memory, and notices for the user.
 
 Contract: `JobPlan` reads headers and small files only. Its `settings` and `origin` decide the bytes of the folder; two
 plans that agree in both make the same folder.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ from mixq.system.paths import free_space
 from mixq.text.open import tokenizer_of
 
 SEARCH_VERSION = 1
-"""Goes up when the search gives other bytes: a job begun before is then not gone on with."""
+"""Increment when the search output changes; unfinished older jobs are refused."""
 
 DEFAULT, FIT = "default", "fit"
-"""As `table`: the one for normally distributed weights, and one fitted to the model's own."""
+"""Values of `table`: the one for normally distributed weights, and one fitted to the model's own."""
 
 PROCESS_MEMORY = 400 << 20
-"""What Python, torch and buffers take besides the tensors."""
+"""Bytes that Python, torch and buffers take besides the tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,28 @@ class DryRun:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "mix": self.mix,
-            "sizes": self.sizes.as_dict(),
-            "disk_needed": self.disk_needed,
-            "disk_free": self.disk_free,
-            "memory_needed": self.memory_needed,
-            "notices": list(self.notices),
-        }
+        return {**asdict(self), "sizes": self.sizes.as_dict(), "notices": list(self.notices)}
 
 
 class JobPlan:
-    """What a job will do; the arguments are those of `Job`."""
+    """One quantize job, checked against its source.
+
+    Args:
+        source: a folder or GGUF file that `open_source` opens, or a `Source`.
+        target: the folder to make; empty, not yet existing, or begun by the same job.
+        format, group, mix, recipe: see `Mix.resolve`; format `bf16` quantizes nothing.
+        table: the code values of nl4; `default`, or `fit` to fit them to the model's own weights.
+        keep: take over, without loss, what the source has packed as w4 or w8 already. Its scales stay float16 where
+            they are, and what is not quantized is then stored in float16 too.
+        calibrate: a text; the scale search then weights each input channel by its magnitude on that text.
+        allow_nonfinite: store weights that are NaN, infinite or beyond bfloat16 as 0 and report them, instead of
+            refusing.
+
+    Raises:
+        ModelFileError: a source that is missing, damaged, unknown or quantized already.
+        UsageError: settings that contradict each other, or a target that is the source, a file, or a folder of
+            anything else.
+    """
 
     def __init__(
         self,
@@ -134,7 +142,11 @@ class JobPlan:
         self.folder = Target(
             self.target, self.settings, self.origin, {shard.file: shard.size for shard in self.shards}, state
         )
-        self.folder.look(self.source.path)
+        self.unfinished()
+
+    def unfinished(self) -> Journal | None:
+        """Return the journal of this job in its target, if it was interrupted there; raises what `Target.look` does."""
+        return self.folder.look(self.source.path)
 
     def _keeps(self, parameter: Parameter) -> bool:
         scheme = self._kept.get(kind_of(parameter)) if parameter.quantizable else None
@@ -154,7 +166,7 @@ class JobPlan:
                 hint="Put it into the source's folder, or leave --calibrate out.",
             )
         if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
-            raise UsageError(f"--calibrate has nothing to weigh: {self.mix.format} searches no scales.")
+            raise UsageError(f"--calibrate has no effect: {self.mix.format} searches no scales.")
         windows, vocabulary = text.windows(tokenizer), self.source.config.vocab_size
         largest = max(int(window.max()) for window in windows)
         if largest >= vocabulary:
@@ -178,25 +190,25 @@ class JobPlan:
     def dry_run(self) -> DryRun:
         """Return sizes and needs."""
         return DryRun(
-            self.source.name,
-            self.mix.format,
-            self.mix.as_dict(),
-            self.sizes,
-            self.disk_needed(self.folder.look(self.source.path)),
-            free_space(self.folder.path),
-            self.memory_needed(),
-            self.notices(),
+            source=self.source.name,
+            format=self.mix.format,
+            mix=self.mix.as_dict(),
+            sizes=self.sizes,
+            disk_needed=self.disk_needed(self.unfinished()),
+            disk_free=free_space(self.target),
+            memory_needed=self.memory_needed(),
+            notices=self.notices(),
         )
 
     def notices(self) -> tuple[str, ...]:
-        """Return what is done otherwise than one might think, known before the job begins."""
+        """Return what the user may not expect, as far as it is known before the job begins."""
         notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
         kept = dict.fromkeys(kind_of(item.parameter) for item in all_items(self.shards) if item.kept)
         if kept:
-            notices.append(f"{', '.join(kept)}: taken over as the source has them, without loss.")
+            notices.append(f"{', '.join(kept)}: copied from the source without loss.")
         if not any(name in self.side_files for name in TOKENIZERS):
             notices.append(
-                "the source has no tokenizer.model or tokenizer.json: the folder will run on token ids only."
+                "the source has no tokenizer.model or tokenizer.json: the folder can be used with token ids only."
             )
         elif SENTENCEPIECE not in self.side_files:
             notices.append("the source has no tokenizer.model: text needs `pip install 'mixq[tokenizers]'`.")
@@ -205,7 +217,7 @@ class JobPlan:
             notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")
         dtype, stored = self.source.config.dtype, str(self.dtype).removeprefix("torch.")
         if dtype != stored:
-            notices.append(f"what stays unquantized is stored in {stored}; the source has {dtype}.")
+            notices.append(f"unquantized tensors are stored in {stored}; the source has {dtype}.")
         return tuple(notices)
 
     def disk_needed(self, journal: Journal | None) -> int:
@@ -216,7 +228,7 @@ class JobPlan:
         return self.folder.disk_needed(journal, texts + copied, records)
 
     def memory_needed(self) -> int:
-        """Return about how many bytes of memory the job takes at most: two blocks, and what is made of one tensor."""
+        """Return about how many bytes the job takes at most: two blocks, and the packed form of one tensor."""
         blocks = [block for shard in self.shards for block in self.blocks(shard)]
         largest = max(sum(item.parameter.numel for item in block) for block in blocks)
         made = max(item.nbytes for item in all_items(self.shards))
@@ -228,7 +240,7 @@ class JobPlan:
         needed, available = self.memory_needed(), available_memory()
         if available is not None and needed > available:
             raise DoesNotFitError(
-                f"the job takes about {format_size(needed)} of memory, and {format_size(available)} are free.",
+                f"the job takes about {format_size(needed)} of memory, but {format_size(available)} are free.",
                 hint="Close other programs"
                 + (", or give fewer --calibrate-tokens." if self.calibration else "; the largest tensor decides."),
             )
@@ -236,5 +248,5 @@ class JobPlan:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Return a JSON file's content, indented."""
-    # A lone surrogate, which UTF-8 has not, becomes the escape that JSON has for it.
+    # A lone surrogate, which UTF-8 cannot hold, becomes JSON's escape for it.
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

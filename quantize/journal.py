@@ -1,7 +1,7 @@
-"""job.json: what a job is, and which of its shards are finished.
+"""job.json: the settings and source of a job, and its finished shards.
 
-Contract: written before the first shard and after each, atomically; it lists a shard only when that shard lies whole
-under its name. A job goes on only with the same settings and the same source. It is removed when the folder is done.
+Contract: written before the first shard and after each, atomically; it lists a shard only when that shard is whole
+under its name. A job is resumed only with the same settings and the same source. It is removed when the folder is done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
+from mixq.formats.manifest import Manifest
 from mixq.formats.nl4 import is_table
 
 FILE_NAME = "job.json"
@@ -22,7 +23,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LinearError:
-    """What quantizing lost of one Linear; see `scale_search.Quantized` for the two figures."""
+    """The quantization error of one Linear; see `Quantized` for the two figures."""
 
     scheme: str
     relative_squared_error: float
@@ -31,11 +32,21 @@ class LinearError:
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
-    """A shard that lies whole under its name; `few_tokens` names experts that a calibration text hardly reached."""
+    """A shard that is whole under its name; `few_tokens` has the experts that saw few tokens of a calibration text."""
 
     sha256: str
     errors: Mapping[str, LinearError]
     few_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> FinishedShard:
+        """Return a shard as job.json has it; raises KeyError, TypeError, ValueError or AttributeError."""
+        errors = {
+            linear: LinearError(str(e["scheme"]), float(e["relative_squared_error"]), float(e["group_error"]))
+            for linear, e in raw["errors"].items()
+        }
+        few_tokens = {str(expert): int(tokens) for expert, tokens in raw.get("few_tokens", {}).items()}
+        return cls(str(raw["sha256"]), errors, few_tokens)
 
 
 @dataclass(slots=True)
@@ -66,48 +77,31 @@ class Journal:
         if raw.get("format_version") != FORMAT_VERSION:
             raise _damaged(folder)
         try:
-            shards = {
-                name: FinishedShard(
-                    str(shard["sha256"]),
-                    {
-                        linear: LinearError(
-                            str(figures["scheme"]),
-                            float(figures["relative_squared_error"]),
-                            float(figures["group_error"]),
-                        )
-                        for linear, figures in shard["errors"].items()
-                    },
-                    {str(expert): int(tokens) for expert, tokens in shard.get("few_tokens", {}).items()},
-                )
-                for name, shard in raw["shards"].items()
-            }
+            shards = {name: FinishedShard.read(shard) for name, shard in raw["shards"].items()}
             table = raw.get("table")
             if table is not None and not is_table(table):
-                raise _damaged(folder)
+                raise ValueError
             state = {str(file): str(sha256) for file, sha256 in raw.get("state", {}).items()}
-            return cls(
-                dict(raw["settings"]), dict(raw["source"]), shards, None if table is None else tuple(table), state
-            )
+            return cls(dict(raw["settings"]), dict(raw["source"]), shards, table and tuple(table), state)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise _damaged(folder) from None
 
 
 def refuse_other_job(
-    old: tuple[Mapping[str, Any], Mapping[str, Any]], new: tuple[Mapping[str, Any], Mapping[str, Any]], folder: Path
+    begun: Journal | Manifest, settings: Mapping[str, Any], source: Mapping[str, Any], folder: Path
 ) -> None:
-    """Refuse to go on with other settings or another source; jobs are pairs (settings, source).
+    """Refuse to resume a job with other settings or another source.
 
     Raises:
         UsageError: the first setting that differs with both values, or the name of the other source.
     """
-    (old_settings, old_source), (settings, source) = old, new
-    if old_source.get("fingerprint") != source.get("fingerprint"):
+    if begun.source.get("fingerprint") != source.get("fingerprint"):
         raise UsageError(
-            f"{printable(folder)} was begun from another checkpoint, {printable(old_source.get('name'))!r}; "
+            f"{printable(folder)} was begun from another checkpoint, {printable(begun.source.get('name'))!r}; "
             f"this is {printable(source.get('name'))!r}.",
             hint=_OTHER_JOB,
         )
-    _refuse_difference(old_settings, settings, "setting", folder)
+    _refuse_difference(begun.settings, settings, "setting", folder)
 
 
 _OTHER_JOB = "Name another folder, or delete this one."
@@ -123,7 +117,7 @@ def _refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str
         raise UsageError(
             f"{printable(folder)} was begun with another {what} {printable(key)}: it was {printable(before)} "
             f"and is now {printable(now)}.",
-            hint=f"Use the same settings to go on. {_OTHER_JOB}",
+            hint=f"Use the same settings to resume it. {_OTHER_JOB}",
         )
 
 

@@ -1,7 +1,7 @@
-"""What a source has packed already, and what of it `--keep` takes over.
+"""`--keep`: which packed Linears of a source are copied as they are.
 
 Contract: a kind of Linear (w1, q, lm_head ...) is kept only if every layer and expert has it in the same scheme: a
-folder's config.json describes kinds, and a reader expects no more. Nothing is read but what the source has declared.
+folder's config.json describes kinds, and a reader expects no more. Only the source's headers are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixq.quantize.sources.source import Source
 
 
 def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
-    """Return {kind of Linear: scheme} of what can be kept, and what of the packed Linears cannot, a sentence each.
+    """Return {kind of Linear: scheme} of what can be kept, and a sentence on kinds that are packed but cannot be.
 
     Raises:
         UsageError: there is nothing to keep.
@@ -26,16 +26,17 @@ def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
     for parameter in parameters(source.config):
         if parameter.quantizable:
             found.setdefault(kind_of(parameter), set()).add(source.kept(parameter))
-    kept = {kind: scheme for kind, (scheme, *others) in _listed(found).items() if scheme is not None and not others}
+    uniform = {kind: next(iter(schemes)) for kind, schemes in found.items() if len(schemes) == 1}
+    kept = {kind: scheme for kind, scheme in uniform.items() if scheme is not None}
     mixed = [kind for kind, schemes in found.items() if len(schemes) > 1]
     if not kept:
         raise UsageError(
             "--keep finds nothing to keep: no kind of Linear of the source is w4 or w8 throughout.",
-            hint="GGUF's Q4_0 and Q8_0 are, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors.",
+            hint="GGUF's Q4_0 and Q8_0, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors can be.",
         )
     if not mixed:
         return kept, ()
-    return kept, (f"{' and '.join(mixed)}: not kept, the source has them in several schemes; quantized anew.",)
+    return kept, (f"{' and '.join(mixed)}: not kept, the source has them in several schemes; quantized again.",)
 
 
 def check_scales(packed: PackedLinear, module: str, dtype: torch.dtype) -> None:
@@ -59,13 +60,7 @@ def check_scales(packed: PackedLinear, module: str, dtype: torch.dtype) -> None:
         )
 
 
-def _listed(found: dict[str, set[Scheme | None]]) -> dict[str, list[Scheme | None]]:
-    return {kind: list(schemes) for kind, schemes in found.items()}
-
-
 def kept_dtype(source: Source) -> torch.dtype:
-    """Return the dtype of the kept scales."""
-    for parameter in parameters(source.config):
-        if source.kept(parameter) is not None:
-            return source.packed(parameter.module).tensors["weight_scale"].dtype
-    raise AssertionError("called for a source with something to keep")
+    """Return the dtype of the kept scales of a source that has something to keep."""
+    first = next(parameter for parameter in parameters(source.config) if source.kept(parameter) is not None)
+    return source.packed(first.module).tensors["weight_scale"].dtype

@@ -1,8 +1,7 @@
-"""The target folder before it exists: which tensor goes into which shard, as what, and how many bytes that is.
+"""The target folder before it exists: the shard, scheme and bytes of each tensor.
 
-Contract: one shard per layer and one for the rest (DESIGN.md section 3), every size exact. Tensors that are not
-quantized are stored in bfloat16, whatever the source's dtype, so that one model gives one folder. Nothing is read or
-written here.
+Contract: one shard per layer and one for the rest, every size exact. Tensors that are not quantized are stored in
+bfloat16, whatever the source's dtype, so that one model gives one folder. Nothing is read or written here.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardSpecs, shard_size
 
 STORED_DTYPE = torch.bfloat16
-"""What stays unquantized, and the scales of w4 and w8; float16 where a source's own float16 scales are kept."""
+"""Of unquantized tensors and the scales of w4 and w8; float16 where a source's own float16 scales are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,9 @@ class Item:
     """One tensor of the model and the scheme it gets.
 
     Attributes:
-        scheme: None stays unquantized.
-        dtype: of what stays unquantized, and of the scales of w4 and w8.
-        kept: the source has this very scheme, and its bytes are taken over.
+        scheme: None for a tensor that is not quantized.
+        dtype: of a tensor that is not quantized, and of the scales of w4 and w8.
+        kept: the source has the same scheme, and its bytes are copied.
     """
 
     parameter: Parameter
@@ -50,7 +49,7 @@ class Item:
 
     @property
     def scheme_text(self) -> str:
-        """The scheme, or the dtype where there is none, as reports have it."""
+        """The scheme, or the dtype where there is none, for reports."""
         return str(self.scheme) if self.scheme else str(self.dtype).removeprefix("torch.")
 
     @property
@@ -87,7 +86,7 @@ def plan_shards(
 ) -> list[Shard]:
     """Return the files of the target in the order in which they are written: layers first.
 
-    `kept` says which Linears the source has in their very scheme.
+    `kept` returns whether the source has a Linear in its target's scheme.
     """
     by_layer: dict[int | None, list[Item]] = {}
     for parameter in parameters(config):

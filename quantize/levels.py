@@ -1,29 +1,14 @@
 """The code values that a weight, divided by its scale, is rounded to: whole numbers, or an nl4 table.
 
-Contract: `nearest` is exact for every finite float32, ties as stated; the scale search sees no other difference between
-the schemes.
+Contract: `limit` is the largest magnitude; `nearest` returns the code value nearest to each element of a float32
+tensor, which it may overwrite, exact for every finite number, ties as stated; `codes` returns the codes of code values.
+The schemes differ in nothing else for the scale search.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-
-
-class Levels(Protocol):
-    """The code values of a scheme: what a weight divided by its scale is rounded to."""
-
-    limit: float
-
-    def nearest(self, x: Tensor) -> Tensor:
-        """Return the code value nearest to each element, float32; `x` may be overwritten."""
-        ...
-
-    def codes(self, values: Tensor) -> Tensor:
-        """Return the codes of code values."""
-        ...
 
 
 class IntegerLevels:
@@ -40,7 +25,7 @@ class IntegerLevels:
 
 
 class TableLevels:
-    """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are places in the table, uint8.
+    """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are indices in the table, uint8.
 
     Midpoints between int8 values are multiples of one half, so the nearest value depends on floor(2x) alone and is read
     from a table of 512: several times faster than a binary search, and the same for every x.
@@ -61,3 +46,6 @@ class TableLevels:
 
     def codes(self, values: Tensor) -> Tensor:
         return self._code.index_select(0, (values + 128).to(torch.int32).view(-1)).view(values.shape)
+
+
+Levels = IntegerLevels | TableLevels

@@ -1,7 +1,7 @@
-"""The scale search in C++: what `scale_search.reference_search` finds, bit for bit, some hundred times as fast.
+"""The scale search in C++: the results of `scale_search.reference_search`, bit for bit, about a hundred times as fast.
 
-Contract: `NativeSearch.search` takes nl4, w4 and w8. Every pointer that is passed on belongs to a contiguous tensor
-whose dtype and shape were made or checked here. Codes come out packed, so `formats` has nothing left to do.
+Contract: `NativeSearch.search` takes nl4, w4 and w8. Every pointer that is passed belongs to a contiguous tensor whose
+dtype and shape were made or checked here. Codes are returned packed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class NativeSearch:
         `importance` is float32 [K], normalised.
 
         Raises:
-            DoesNotFitError: not even memory for one row.
+            DoesNotFitError: there is too little memory for one row.
         """
         if scale_dtype not in int_groups.SCALE_DTYPES:
             raise ValueError(f"scales are bf16 or f16, not {scale_dtype}")
@@ -106,7 +106,7 @@ class NativeSearch:
                     *common, c_int(scheme.bits), c_int(_TYPES[scale_dtype]), *map(c_void_p, pointers), byref(loss)
                 )
             if failed == _NO_MEMORY:
-                raise DoesNotFitError(f"There is no memory to quantize a row of {K} weights.")
+                raise DoesNotFitError(f"too little memory to quantize a row of {K} weights.")
             assert not failed, "the library refused arguments that were checked"
             return Loss(list(sums[0]), list(sums[1]), list(sums[2]), groups.value)
 

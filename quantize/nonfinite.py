@@ -1,11 +1,12 @@
 """Weights that cannot be stored: NaN, infinite, or beyond what bfloat16 (or float16) holds.
 
 Contract: counts and locates them in blocks, so that no second copy of a tensor is made. A scale search over a NaN would
-spoil a whole row without a word.
+silently ruin a whole row.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,9 @@ BLOCK = 1 << 20
 
 
 def count_nonfinite(tensor: Tensor, stored: torch.dtype = torch.bfloat16) -> tuple[int, tuple[int, ...]]:
-    """Return how many elements are not finite in the dtype `stored`, and the place of the first.
-
-    The place is empty where there is none.
-    """
+    """Return how many elements are not finite in the dtype `stored`, and the index of the first, () where none is."""
     flat, limit = tensor.reshape(-1), _limit(tensor, stored)
-    count, first = 0, 0
+    count = first = 0
     with serial_operations():
         for start in range(0, flat.numel(), BLOCK):
             block = flat[start : start + BLOCK]
@@ -33,15 +31,11 @@ def count_nonfinite(tensor: Tensor, stored: torch.dtype = torch.bfloat16) -> tup
             count += int(bad.sum())
     if count == 0:
         return 0, ()
-    place = []
-    for size in reversed(tensor.shape):
-        place.append(first % size)
-        first //= size
-    return count, tuple(reversed(place))
+    return count, tuple(int(index) for index in np.unravel_index(first, tensor.shape))
 
 
 def zero_nonfinite(tensor: Tensor, stored: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return the tensor with 0 in the place of what that dtype cannot hold."""
+    """Return the tensor with 0 in place of the elements that this dtype cannot hold."""
     return torch.where(tensor.abs() <= _limit(tensor, stored), tensor, 0.0)
 
 

@@ -1,7 +1,7 @@
-"""What a search found, and the exact sum of what it lost.
+"""The result of a search, with its error.
 
-Contract: the figures do not depend on how the rows were cut into blocks: the sums of a row are the search's own, and
-those of rows are exact.
+Contract: the errors do not depend on how the rows were cut into blocks: the sums of a row are the search's own, and
+those over rows are exact.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mixq.formats.packed import PackedLinear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """What a search found.
+    """A quantized Linear.
 
     Attributes:
-        packed: the tensors as they go to disk.
+        packed: the tensors as they are stored.
         relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
         group_error: the same per group, averaged over the groups that are not all zero. Far above the other figure, it
-            tells of rows whose large groups spoil the small ones.
+            shows rows whose large groups degrade the small ones.
     """
 
     packed: PackedLinear
@@ -31,7 +31,7 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a block of rows lost: sums of each row, and the number of groups that are not all zero."""
+    """The error of a block of rows: sums of each row, and the number of groups that are not all zero."""
 
     errors: list[float]
     energies: list[float]
@@ -40,7 +40,7 @@ class Loss:
 
 
 def summed_up(packed: PackedLinear, losses: Sequence[Loss]) -> Quantized:
-    """Return the tensors with the sums of their losses."""
+    """Return the tensors with the error of all their rows."""
     error = math.fsum(row for loss in losses for row in loss.errors)
     energy = math.fsum(row for loss in losses for row in loss.energies)
     group_error = math.fsum(row for loss in losses for row in loss.group_errors)

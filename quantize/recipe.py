@@ -5,8 +5,8 @@ r"""`--recipe FILE`: schemes of single Linears, as a TOML file has them.
     'model\.layers\.0\..*_proj' = "w8"
     'lm_head' = "bf16"
 
-Contract: the file is read and every line of it checked for itself; the order is kept, since the first pattern that
-matches decides. Whether the patterns fit a model is for `mixq.formats.recipe` to say.
+Contract: the file is read and every line of it checked by itself; the order is kept, since the first pattern that
+matches decides. `mixq.formats.recipe` checks the patterns against a model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read_recipe(path: Path) -> Mapping[str, Scheme | None]:
     """Return {regex over whole Linear names: scheme, or None to leave as it is}, in the file's order.
 
     Raises:
-        UsageError: no such file, not TOML, another key than `schemes`, or a pattern or scheme that is none; named.
+        UsageError: no such file, not TOML, another key than `schemes`, or a wrong pattern or scheme, by name.
     """
     shown = printable(path)
     try:
@@ -38,13 +38,13 @@ def read_recipe(path: Path) -> Mapping[str, Scheme | None]:
     except OSError as error:
         raise UsageError(f"the recipe {shown} cannot be read: {printable(error.strerror)}.") from None
     if len(content) > MAX_BYTES:
-        raise UsageError(f"the recipe {shown} has more than {MAX_BYTES:,} bytes; that is no recipe.")
+        raise UsageError(f"the recipe {shown} has more than {MAX_BYTES:,} bytes, too many for a recipe.")
     try:
         parsed = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UsageError(
             f"the recipe {shown} is not TOML ({printable(error)}).",
-            hint="Write patterns in single quotes, in which a backslash stands for itself.",
+            hint="Write patterns in single quotes, in which a backslash is an ordinary character.",
         ) from None
     for key in parsed:
         if key != TABLE:
@@ -58,23 +58,21 @@ def read_recipe(path: Path) -> Mapping[str, Scheme | None]:
             f"the recipe {shown} has no table [{TABLE}] with a pattern in it.",
             hint=f"Write [{TABLE}] on a line of its own, then lines such as 'lm_head' = \"{AS_IT_IS}\".",
         )
-    return {pattern: _scheme(shown, pattern, text) for pattern, text in listed.items()}
+    return {pattern: _scheme(f"the recipe {shown}", pattern, text) for pattern, text in listed.items()}
 
 
-def _scheme(shown: str, pattern: str, text: object) -> Scheme | None:
-    where = f"the recipe {shown}"
+def _scheme(where: str, pattern: str, text: object) -> Scheme | None:
+    line = f"{where}: {printable(repr(pattern), 80)}"
     if not isinstance(text, str):
         raise UsageError(
-            f"{where}: {printable(repr(pattern), 80)} has no scheme in quotes.",
+            f"{line} has no scheme in quotes.",
             hint="A pattern with dots in it must be quoted too: 'model.layers.0.self_attn.q_proj' = \"nl4:16\".",
         )
     try:
         compile_pattern(pattern, where)
     except ModelFileError as error:
         raise UsageError(error.message) from None
-    if text == AS_IT_IS:
-        return None
     try:
-        return Scheme.parse(text)
+        return None if text == AS_IT_IS else Scheme.parse(text)
     except UsageError as error:
-        raise UsageError(f"{where}: {printable(repr(pattern), 80)}: {error.message}", hint=error.hint) from None
+        raise UsageError(f"{line}: {error.message}", hint=error.hint) from None

@@ -32,10 +32,10 @@ NORMAL_ERROR = {
     "nf4:64": 0.0085,
     "nf4:128": 0.0092,
 }
-"""What each scheme loses of normally distributed weights (measured; tests/quantize holds most of them)."""
+"""The error of each scheme on normally distributed weights (measured; tests/quantize checks most of them)."""
 
 BADLY_SERVED = 1.5
-"""A Linear is reported when it loses more than this times `NORMAL_ERROR`: it has outliers."""
+"""A Linear whose error is more than this times `NORMAL_ERROR` is reported: it has outliers."""
 
 WORST = 10
 
@@ -57,7 +57,7 @@ class SizeRow:
 
 @dataclass(frozen=True, slots=True)
 class SizeTable:
-    """Bytes by part. `token_bytes` is what computing one token reads: of the experts only those that are used."""
+    """Bytes by part. `token_bytes` are read to compute one token: of the experts only those that are used."""
 
     rows: tuple[SizeRow, ...]
     token_bytes: int
@@ -83,13 +83,13 @@ class SizeTable:
 
 
 def sizes_of_items(config: ModelConfig, items: Iterable[Item], source_bytes: int | None = None) -> SizeTable:
-    """Return the sizes of a folder that is to be written."""
+    """Return the sizes of a folder before it is written."""
     entries = [(item.parameter, item.scheme_text, item.nbytes) for item in items]
     return _size_table(config, entries, source_bytes)
 
 
 def sizes_of_folder(folder: ModelFolder) -> SizeTable:
-    """Return the sizes of a folder that is there, quantized or not."""
+    """Return the sizes of an existing folder, quantized or not."""
     entries = []
     for parameter in parameters(folder.config):
         weight = folder.linear(parameter.module) if parameter.quantizable else folder.tensor(parameter.name)
@@ -125,7 +125,7 @@ def _size_table(
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """One Linear. `ratio` compares with normally distributed weights; None where no figure is known for the scheme."""
+    """One Linear. `ratio` compares with normally distributed weights; None where the scheme has no figure."""
 
     linear: str
     scheme: str
@@ -133,16 +133,22 @@ class ErrorRow:
     group_error: float
     ratio: float | None
 
+    @classmethod
+    def of(cls, linear: str, error: LinearError) -> ErrorRow:
+        larger, normal = max(error.relative_squared_error, error.group_error), NORMAL_ERROR.get(error.scheme)
+        ratio = None if normal is None else larger / normal
+        return cls(linear, error.scheme, error.relative_squared_error, error.group_error, ratio)
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorReport:
-    """What quantizing lost.
+    """The quantization errors of a model.
 
     Attributes:
         mean: mean relative squared error of the Linears of each scheme.
-        worst: the ten Linears that lost most, by the larger of their two figures.
-        badly_served: all in 4 bits that lost more than `BADLY_SERVED` times what normal weights lose, as a whole or
-            (rows with outliers) on average over their groups. With 8 bits even that is next to nothing.
+        worst: the ten Linears with the largest error, by the larger of their two figures.
+        badly_served: all in 4 bits whose error is more than `BADLY_SERVED` times that of normal weights, as a whole or
+            (rows with outliers) on average over their groups. With 8 bits even such errors are negligible.
     """
 
     mean: Mapping[str, float]
@@ -152,7 +158,7 @@ class ErrorReport:
     @classmethod
     def of(cls, errors: Mapping[str, LinearError]) -> ErrorReport:
         """Sum up the errors of all Linears."""
-        rows = [_error_row(linear, error) for linear, error in errors.items()]
+        rows = [ErrorRow.of(linear, error) for linear, error in errors.items()]
         by_scheme: dict[str, list[float]] = {}
         for row in rows:
             by_scheme.setdefault(row.scheme, []).append(row.relative_squared_error)
@@ -178,10 +184,3 @@ def errors_of_folder(folder: ModelFolder, manifest: Manifest) -> ErrorReport:
             group_error = manifest.group_errors.get(parameter.module, error)
             errors[parameter.module] = LinearError(str(weight.scheme), error, group_error)
     return ErrorReport.of(errors)
-
-
-def _error_row(linear: str, error: LinearError) -> ErrorRow:
-    normal = NORMAL_ERROR.get(error.scheme)
-    larger = max(error.relative_squared_error, error.group_error)
-    ratio = None if normal is None else larger / normal
-    return ErrorRow(linear, error.scheme, error.relative_squared_error, error.group_error, ratio)

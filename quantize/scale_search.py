@@ -1,20 +1,20 @@
 """Scales and codes of one Linear by squared error, and the reference that every faster search must equal.
 
-Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and says what was lost. It is
+Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and returns their error. It is
 `reference_search`, in torch, or the same in C++ where that was built (see `native_search`), with the same bits. The
-result is a function of the weights alone: it depends neither on the number of threads nor on how many rows are worked
-on at once, because every sum is a fixed tree of float32 additions within a row (`tree_sum`) and nothing is multiplied
-and added in one rounding. This module knows no file, no model and no job.
+result is a function of the weights alone: it depends neither on the number of threads nor on the number of rows in a
+block, because every sum is a fixed tree of float32 additions within a row (`tree_sum`) and no multiplication is fused
+with an addition. This module knows no file, no model and no job.
 
-How (DESIGN.md section 2): per group of weights six start scales between 0.8 and 1.15 of the largest magnitude, with
-both signs (a table need not be symmetric, and int4 reaches -8 but only 7); each start gives codes, and the codes one
-least-squares scale; the best of the twelve is the one with the least squared error, `sum(w²) - sum(wv)²/sum(v²)` for
-code values v. What is stored is rounded (bf16 or f16, or int8 times a row scale), so the codes are chosen again for the
-rounded scale. For `nl4` the choice among rounded scales is a search of its own, see `_round_to_row_scale`.
+Method: for each group of weights six start scales between 0.8 and 1.15 of the largest magnitude, with both signs (a
+table need not be symmetric, and int4 reaches -8 but only 7); each start gives codes, and the codes one least-squares
+scale; the best of the twelve has the least squared error, `sum(w²) - sum(wv)²/sum(v²)` for code values v. Stored scales
+are rounded (bf16 or f16, or int8 times a row scale), so the codes are chosen again for the rounded scale. For `nl4` the
+rounded scales are searched too, see `_round_to_row_scale`.
 
-With an importance h of each column (the mean square of that input, say), all three sums count column k h[k] times:
-`sum(hw²) - sum(hwv)²/sum(hv²)`, to first order what the error does to the Linear's output. What is reported as lost is
-always the plain error of the weights.
+With an importance h of each column (the mean square of that input, for instance), all three sums count column k h[k]
+times: `sum(hw²) - sum(hwv)²/sum(hv²)`, to first order the error of the Linear's output. The error reported is always
+the plain error of the weights.
 
 Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a group.
 """
@@ -37,19 +37,19 @@ from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
 
 START_SCALES = (0.80, 0.87, 0.94, 1.01, 1.08, 1.15)
-"""Start scales, as shares of the scale at which the largest magnitude just fits."""
+"""Start scales, relative to the scale at which the largest magnitude just fits."""
 
 ROW_STEPS = tuple(range(127, 90, -3))
-"""Where the row scale is searched: the int8 scale that the largest group of the row gets."""
+"""Values to try for the int8 scale of a row's largest group, which determine the row scale."""
 
 ROUNDING_LOSS = 1.01
-"""Rows that lose more than this by int8 scales, as those with one large group do, get the search of `ROW_STEPS`."""
+"""Rows whose error grows by more than this factor with int8 scales, as with one large group, get `ROW_STEPS`."""
 
 BLOCK_WEIGHTS = 1 << 18
-"""Weights worked on at once: about 1 MiB in float32, so that the passes stay in the cache."""
+"""Weights of a block of rows: about 1 MiB in float32, so that the passes stay in the cache."""
 
 LEAST_IMPORTANCE = 2.0**-10
-"""A column counts at least this share of the mean: what calibration never saw may still come."""
+"""A column counts at least this share of the mean: other texts may use channels that the calibration text does not."""
 
 TINY = 2.0**-40
 """Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
@@ -68,53 +68,57 @@ def search(
 
     Args:
         weight: float32, bfloat16 or float16 (made float32 a block of rows at a time), finite.
-        scheme: which layout, and its group size; K must be a multiple of the group.
+        scheme: layout and group size; K must be a multiple of the group.
         table: the code values of `nl4`, 16 ascending int8 values.
-        scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type it is to be dequantized to.
-        importance: float32 [K], how much the error of each column counts; only ratios matter, and columns far below
-            the mean count as `LEAST_IMPORTANCE` of it. None counts all alike. Of no meaning to `nf4`.
-        block_weights: about how many weights to work on at once; the result does not depend on it.
+        scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type to dequantize to.
+        importance: float32 [K], the weight of each column's error; only ratios matter, and columns far below the mean
+            count as `LEAST_IMPORTANCE` of it. None counts all alike. Not used by `nf4`.
+        block_weights: about how many weights of rows make a block; the result does not depend on it.
 
     Raises:
         UsageError: not a matrix, or K is not a multiple of the group size.
     """
-    rows = _block_rows(weight, scheme, block_weights)
-    h = None if importance is None or scheme.name == "nf4" else normalised_importance(importance, weight.shape[1])
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
+    K = weight.shape[1]
+    if K % scheme.group_size:
+        raise UsageError(f"rows of {K} weights do not divide into groups of {scheme.group_size}.")
+    h = None if importance is None or scheme.name == "nf4" else normalised_importance(importance, K)
     native = native_search.NativeSearch.find() if scheme.name in native_search.SCHEMES else None
-    if native is not None:
-        return native.search(weight, scheme, table, scale_dtype, rows, h)
-    return reference_search(
-        weight, scheme, table=table, scale_dtype=scale_dtype, importance=h, block_weights=block_weights
-    )
+    find = reference_search if native is None else native.search
+    return find(weight, scheme, table, scale_dtype, max(1, block_weights // K), h)
 
 
 def reference_search(
     weight: Tensor,
     scheme: Scheme,
-    *,
     table: Sequence[int] = nl4.DEFAULT_TABLE,
     scale_dtype: torch.dtype = torch.bfloat16,
+    block_rows: int = 1 << 10,
     importance: Tensor | None = None,
-    block_weights: int = BLOCK_WEIGHTS,
 ) -> Quantized:
-    """Do as `search`, in torch; `importance` is normalised."""
-    rows = _block_rows(weight, scheme, block_weights)
-    blocks = [slice(start, start + rows) for start in range(0, weight.shape[0], rows)]
-    with serial_operations() as threads:
-        if scheme.name == "nf4":
-            return _nf4(weight, scheme, scale_dtype, blocks, threads)
+    """Do as `search`, which has checked the shape, in torch; `importance` is normalised."""
+    (N, K), g = weight.shape, scheme.group_size
+    h = None if importance is None else importance.view(K // g, g)
+
+    def work(start: int) -> tuple[tuple[Tensor, ...], Loss]:
+        w = weight[start : start + block_rows].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
         if scheme.name == "nl4":
-            return _nl4(weight, scheme, nl4.table_tensor(table), importance, blocks, threads)
-        return _integer_groups(weight, scheme, scale_dtype, importance, blocks, threads)
+            return _nl4_rows(w, TableLevels(nl4.table_tensor(table)), h)
+        if scheme.name == "nf4":
+            return _nf4_rows(w, scale_dtype)
+        return _integer_rows(w, IntegerLevels(scheme.bits), scale_dtype, h)
 
-
-def _block_rows(weight: Tensor, scheme: Scheme, block_weights: int) -> int:
-    """Return how many rows to work on at once, or refuse the weight."""
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise UsageError(f"only matrices can be quantized, not a tensor of shape {list(weight.shape)}.")
-    if weight.shape[1] % scheme.group_size:
-        raise UsageError(f"rows of {weight.shape[1]} weights do not divide into groups of {scheme.group_size}.")
-    return max(1, block_weights // weight.shape[1])
+    with serial_operations() as threads:
+        found = map_in_threads(work, range(0, N, block_rows), threads)
+    codes, *scales = (torch.cat(parts) for parts in zip(*(tensors for tensors, _ in found), strict=True))
+    codes, losses = codes.view(N, K), [loss for _, loss in found]
+    if scheme.name == "nl4":
+        tensors = nl4.pack(codes, *scales)
+        return summed_up(PackedLinear(scheme, (N, K), tensors, nl4.table_tensor(table)), losses)
+    if scheme.name == "nf4":
+        return summed_up(PackedLinear(scheme, (N, K), nf4.pack(codes, scales[0].view(-1), g, scale_dtype)), losses)
+    return summed_up(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales[0], scheme.bits)), losses)
 
 
 def normalised_importance(importance: Tensor, K: int) -> Tensor:
@@ -133,85 +137,45 @@ def normalised_importance(importance: Tensor, K: int) -> Tensor:
     return (importance.double() / mean).clamp_min(LEAST_IMPORTANCE).to(torch.float32)
 
 
-def _nl4(
-    weight: Tensor, scheme: Scheme, table: Tensor, importance: Tensor | None, blocks: Sequence[slice], threads: int
-) -> Quantized:
-    levels, g = TableLevels(table), scheme.group_size
-    N, K = weight.shape
-    h = None if importance is None else importance.view(K // g, g)
-    codes = torch.empty(N, K, dtype=torch.uint8)
-    scale = torch.empty(N, K // g, dtype=torch.int8)
-    row_scale = torch.empty(N)
+def _nl4_rows(w: Tensor, levels: TableLevels, h: Tensor | None) -> tuple[tuple[Tensor, ...], Loss]:
+    """Return codes [n, G, g], int8 scales [n, G] and row scales [n] of rows [n, G, g], and their error."""
     # table value * scale can reach 128 * 127: keep the product with the row scale below infinity, in bf16 too.
     ceiling = torch.finfo(torch.bfloat16).max / (128 * 127)
-
-    def work(block: slice) -> Loss:
-        w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
-        exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
-        w = w * power_of_two(-exponent)
-        q, r = _round_to_row_scale(w, h, levels)  # [n, G, 1], [n, 1, 1]
-        stored = (r * power_of_two(exponent)).clamp_(max=ceiling)
-        step = q * (stored * power_of_two(-exponent))
-        values = levels.nearest(w * _inverse(step))
-        codes[block] = levels.codes(values).view(-1, K)
-        scale[block] = q.squeeze(-1).to(torch.int8)
-        row_scale[block] = stored.view(-1)
-        return _loss(w, values * step, exponent)
-
-    losses = map_in_threads(work, blocks, threads)
-    return summed_up(PackedLinear(scheme, (N, K), nl4.pack(codes, scale, row_scale), table), losses)
+    exponent = _exponent(w.abs().amax(dim=(1, 2), keepdim=True))  # [n, 1, 1]
+    w = w * power_of_two(-exponent)
+    q, r = _round_to_row_scale(w, h, levels)  # [n, G, 1], [n, 1, 1]
+    stored = (r * power_of_two(exponent)).clamp_(max=ceiling)
+    step = q * (stored * power_of_two(-exponent))
+    values = levels.nearest(w * _inverse(step))
+    return (levels.codes(values), q.squeeze(-1).to(torch.int8), stored.view(-1)), _loss(w, values * step, exponent)
 
 
-def _integer_groups(
-    weight: Tensor,
-    scheme: Scheme,
-    scale_dtype: torch.dtype,
-    importance: Tensor | None,
-    blocks: Sequence[slice],
-    threads: int,
-) -> Quantized:
-    levels, g = IntegerLevels(scheme.bits), scheme.group_size
-    N, K = weight.shape
-    h = None if importance is None else importance.view(K // g, g)
-    codes = torch.empty(N, K, dtype=torch.int8)
-    scales = torch.empty(N, K // g, dtype=scale_dtype)
+def _integer_rows(
+    w: Tensor, levels: IntegerLevels, dtype: torch.dtype, h: Tensor | None
+) -> tuple[tuple[Tensor, ...], Loss]:
+    """Return codes [n, G, g] and scales [n, G] of rows [n, G, g], and their error."""
     # -8 * scale (or -128 * scale) must stay below infinity, in bf16 too; the scale itself below its own type's.
-    ceiling = min(torch.finfo(torch.bfloat16).max / levels.limit, torch.finfo(scale_dtype).max)
-
-    def work(block: slice) -> Loss:
-        w = weight[block].to(torch.float32).view(-1, K // g, g)  # [n, G, g]
-        exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
-        w = w * power_of_two(-exponent)
-        s = best_scales(w, levels, h) * power_of_two(exponent)
-        stored = s.clamp_(-ceiling, ceiling).to(scale_dtype)  # [n, G, 1]
-        step = stored.to(torch.float32) * power_of_two(-exponent)
-        values = levels.nearest(w * _inverse(step))
-        codes[block] = levels.codes(values).view(-1, K)
-        scales[block] = stored.squeeze(-1)
-        return _loss(w, values * step, exponent)
-
-    losses = map_in_threads(work, blocks, threads)
-    return summed_up(PackedLinear(scheme, (N, K), int_groups.pack(codes, scales, scheme.bits)), losses)
+    ceiling = min(torch.finfo(torch.bfloat16).max / levels.limit, torch.finfo(dtype).max)
+    exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))  # [n, G, 1]
+    w = w * power_of_two(-exponent)
+    s = best_scales(w, levels, h) * power_of_two(exponent)
+    stored = s.clamp_(-ceiling, ceiling).to(dtype)  # [n, G, 1]
+    step = stored.to(torch.float32) * power_of_two(-exponent)
+    values = levels.nearest(w * _inverse(step))
+    return (levels.codes(values), stored.squeeze(-1)), _loss(w, values * step, exponent)
 
 
-def _nf4(weight: Tensor, scheme: Scheme, dtype: torch.dtype, blocks: Sequence[slice], threads: int) -> Quantized:
-    """bitsandbytes' rule: a group's scale is its largest magnitude, and nothing is searched."""
-    N, K = weight.shape
-    codes = torch.empty(N, K, dtype=torch.uint8)
-    maxima = torch.empty(N, K // scheme.group_size)
+def _nf4_rows(w: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Loss]:
+    """Return codes [n, G * g] and largest magnitudes [n, G] of rows [n, G, g], and their error.
 
-    def work(block: slice) -> Loss:
-        w = weight[block].to(torch.float32)
-        tensors = nf4.quantize(w, scheme.group_size, dtype)
-        block_codes, block_maxima = nf4.unpack(tensors)
-        codes[block], maxima[block] = block_codes, block_maxima.view(len(w), -1)
-        restored = nf4.dequantize(tensors).view(len(w), -1, scheme.group_size)
-        w = w.view(restored.shape)
-        exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))
-        return _loss(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
-
-    losses = map_in_threads(work, blocks, threads)
-    return summed_up(PackedLinear(scheme, (N, K), nf4.pack(codes, maxima.view(-1), scheme.group_size, dtype)), losses)
+    bitsandbytes' rule: a group's scale is its largest magnitude, and nothing is searched.
+    """
+    tensors = nf4.quantize(w.view(len(w), -1), w.shape[-1], dtype)
+    codes, maxima = nf4.unpack(tensors)
+    restored = nf4.dequantize(tensors).view(w.shape)
+    exponent = _exponent(w.abs().amax(dim=-1, keepdim=True))
+    loss = _loss(w * power_of_two(-exponent), restored * power_of_two(-exponent), exponent)
+    return (codes, maxima.view(len(w), -1)), loss
 
 
 def best_scales(w: Tensor, levels: Levels, h: Tensor | None = None) -> Tensor:
@@ -249,9 +213,9 @@ def _best_of_sign(w: Tensor, h: Tensor | None, levels: Levels, sign: float) -> t
 def _round_to_row_scale(w: Tensor, h: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
     """Return int8 scales q (as float32) [n, G, 1] and row scales r [n, 1, 1] for normalised weights [n, G, g].
 
-    A group's scale becomes q * r, so a row with one large group has few q left for the others: one of 2 or 3 where
-    2.5 would be right. So q is searched by true error among the whole numbers around the best scale of either sign, and
-    0; and in rows that lose by the rounding, r is searched too.
+    A group's scale becomes q * r, so in a row with one large group the q of the others are small: 2 or 3 where 2.5
+    would be best. So q is searched by true error among the whole numbers around the best scale of either sign, and 0;
+    and in rows whose error grows by the rounding, r is searched too.
     """
     positive, gain = _best_of_sign(w, h, levels, 1.0)
     negative, other_gain = _best_of_sign(w, h, levels, -1.0)
@@ -281,7 +245,7 @@ def _round_to_row_scale(w: Tensor, h: Tensor | None, levels: Levels) -> tuple[Te
 def _best_integers(
     w: Tensor, ww: Tensor, h: Tensor | None, levels: Levels, r: Tensor, scales: tuple[Tensor, ...], *, reach: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the int8 scale of each group that loses least at row scale r, and the error of each row.
+    """Return the int8 scale of each group with the least error at row scale r, and the error of each row.
 
     Tried are 0 (whose error is all of `ww`) and, for each of `scales`, the whole numbers on both sides of it and
     `reach` further ones either way.
@@ -301,7 +265,7 @@ def _best_integers(
 
 
 def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> Loss:
-    """Compare normalised weights with what they became [n, G, g]; `exponent` was taken out of both."""
+    """Compare normalised weights with their dequantized values [n, G, g], both divided by 2**exponent."""
     error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
     energy = tree_sum(w * w).double()
     filled = energy > 0
@@ -314,7 +278,7 @@ def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> Loss:
 def tree_sum(x: Tensor) -> Tensor:
     """Sum the last axis, keeping it, by adding its upper half to its lower half until one is left.
 
-    The order of a SIMD register's horizontal sum, and one that no library may change. An odd length is continued by 0.
+    The order of a SIMD register's horizontal sum, and independent of the library. An odd length is padded with 0.
     """
     while (size := x.shape[-1]) > 1:
         if size % 2:

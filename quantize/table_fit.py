@@ -1,15 +1,15 @@
 """`--table fit`: nl4's 16 code values, fitted to the model's own weights.
 
-Contract: `fit_table` is Lloyd's algorithm (S. P. Lloyd, Least squares quantization in PCM, 1982) on the weights as the
-scale search sees them. A round searches scales and codes with the table as it is; then each value moves to where the
-weights w that got its code, with their steps s (scale times row scale), would have it: the v of least sum (w - v s)²,
-which is sum(w s) / sum(s²). The values that move are not rounded, only the table that a round searches with is:
-rounded, the algorithm stands still as soon as no value moves by half a unit, with a third of what is to be gained (on
-Laplace and Student t, as measured). The table of least true error is what counts, so the result is never worse on the
-sample than the default table. It is a function of the weights alone: the search does not depend on threads, and the
-sums here are taken in float64, one matrix after the other, by one thread.
+Contract: `fit_table` is Lloyd's algorithm (S. P. Lloyd, Least squares quantization in PCM, 1982) with the codes of the
+scale search. A round searches scales and codes with the current table; then each value moves to the optimum for the
+weights w that got its code, with their steps s (scale times row scale): the v of least sum (w - v s)², which is
+sum(w s) / sum(s²). Only the table of a round's search is rounded, not the values that move: with rounded values the
+algorithm stops as soon as no value moves by half a unit, at a third of the possible gain (on Laplace and Student t, as
+measured). The table of least true error is returned, so the result is never worse on the sample than the default table.
+It is a function of the weights alone: the search does not depend on threads, and the sums here are taken in float64,
+one matrix after the other, by one thread.
 
-Every matrix counts by its relative error and its size: layers of small weights are not there to be ignored.
+Every matrix counts by its relative error and its size, so that layers of small weights count too.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ ROUNDS = 30
 """Different tables to try at most."""
 
 STEP = 1.5
-"""How far a value moves, in distances to where it would lose least with the same codes; codes and scales follow."""
+"""How far a value moves, relative to the distance to its optimum for the same codes; codes and scales then change."""
 
 PATIENCE = 6
-"""Rounds without a better table after which there is none to be found."""
+"""Rounds without a better table after which the search ends."""
 
 SAMPLE_WEIGHTS = 4 << 20
-"""Enough for 16 values: those found on one half million of weights lose within 0.1 % of the least on another."""
+"""Enough for 16 values: fitted to half a million weights, their error on others is within 0.1 % of the least."""
 
 SAMPLE_MATRICES = 12
-"""A source reads whole matrices, from a network perhaps: 12 of Mixtral 8x7B are 1.4 GB."""
+"""A source reads whole matrices, perhaps over a network: 12 of Mixtral 8x7B are 1.4 GB."""
 
 
 def fit_to_source(source: Source, shards: Sequence[Shard]) -> Table:
@@ -112,14 +112,8 @@ def fit_table(samples: Iterable[Tensor], scheme: Scheme, *, importance: Sequence
     return best
 
 
-def error_of(table: Sequence[int], samples: Iterable[Tensor], scheme: Scheme) -> float:
-    """Return the relative squared error with this table, the mean over the samples' weights."""
-    lost = [(search(w, scheme, table=table).relative_squared_error, w.numel()) for w in samples]
-    return math.fsum(error * count for error, count in lost) / max(1, sum(count for _, count in lost))
-
-
 def _round(table: Table, weighed: Sequence[tuple[Tensor, Tensor | None]], scheme: Scheme) -> tuple[float, Values]:
-    """Return the error with a table, and where its 16 values would lose least with the same codes and scales."""
+    """Return the error with a table, and the optimum of its 16 values for the same codes and scales."""
     sums, weights = np.zeros(16), np.zeros(16)
     errors = []
     for matrix, h in weighed:
@@ -138,12 +132,12 @@ def _round(table: Table, weighed: Sequence[tuple[Tensor, Tensor | None]], scheme
 
 
 def _spread(values: Values) -> Values:
-    """Return the values, ascending, times what makes the largest 127: scales take up any factor."""
+    """Return the values, ascending, scaled so that the largest is 127: scales absorb any factor."""
     return np.asarray(np.sort(values) * (127 / np.abs(values).max()))
 
 
 def _rounded(values: Values) -> Table:
-    """Return the nearest table to spread values: whole numbers, no two alike."""
+    """Return the nearest table to spread values: distinct whole numbers."""
     rounded = np.rint(values).astype(int).tolist()
     for i in range(1, 16):
         rounded[i] = max(rounded[i], rounded[i - 1] + 1)

@@ -1,4 +1,4 @@
-"""The folder that a job writes into: whose it is, whether there is room, and what an interrupted job left in it.
+"""The folder that a job writes into: which job it belongs to, disk space, and the leftovers of an interrupted job.
 
 Contract: `Target` refuses every folder that is not empty, not begun by the same job and not finished by it; it never
 removes a file that is not a shard of this job. It knows neither weights nor schemes.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats import lock
 from mixq.formats.atomic import partial_path, storage_error
 from mixq.formats.manifest import FILE_NAME as MANIFEST
@@ -20,13 +20,14 @@ from mixq.formats.manifest import Manifest
 from mixq.formats.shards import INDEX
 from mixq.quantize import journal as journals
 from mixq.quantize.journal import Journal
-from mixq.quantize.sources.huggingface import CONFIG, SIDE_FILES
+from mixq.quantize.sources.place import reading
+from mixq.quantize.sources.source import CONFIG, SIDE_FILES
 
 BEFORE_THE_JOURNAL = {lock.FILE_NAME, partial_path(Path(journals.FILE_NAME)).name}
-"""What a job that was killed before it wrote its first journal may leave behind."""
+"""Files that a job killed before its first journal may leave behind."""
 
 RECORD_BYTES = 512
-"""At most what job.json or mixq.json says of one Linear or file."""
+"""The most bytes that job.json or mixq.json has for one Linear or file."""
 
 
 class Target:
@@ -36,7 +37,7 @@ class Target:
         path: the folder; it need not exist.
         settings, origin: what the job is and what it is made from; a folder of another job is refused.
         sizes: bytes by file name of every shard.
-        state_size: bytes of a calibration's state, which lies beside the shards until the job is done; 0 without one.
+        state_size: bytes of a calibration's state, which is beside the shards until the job is done; 0 without one.
     """
 
     def __init__(
@@ -57,14 +58,12 @@ class Target:
         """Return the journal of the unfinished job in the folder, if there is one.
 
         Raises:
-            UsageError: a file, the source itself, somebody else's folder, or a job with other settings.
+            UsageError: a file, the source itself, a folder of anything else, or a job with other settings.
             ModelFileError: a journal or mixq.json that is damaged.
             StorageError: the folder cannot be read.
         """
-        try:
+        with reading(self.path):
             return self._look(source)
-        except OSError as error:
-            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error)}.") from error
 
     def _look(self, source: Path | None) -> Journal | None:
         shown = printable(self.path)
@@ -75,13 +74,10 @@ class Target:
         if source is not None and self.path.resolve() == source.resolve():
             raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
         journal = Journal.read(self.path)
-        if journal is not None:
-            journals.refuse_other_job((journal.settings, journal.source), (self.settings, self.origin), self.path)
+        begun = journal or (Manifest.read(self.path) if self.is_finished() else None)
+        if begun is not None:
+            journals.refuse_other_job(begun, self.settings, self.origin, self.path)
             return journal
-        if self.is_finished():
-            manifest = Manifest.read(self.path)
-            journals.refuse_other_job((manifest.settings, manifest.source), (self.settings, self.origin), self.path)
-            return None
         foreign = sorted(set(os.listdir(self.path)) - BEFORE_THE_JOURNAL)
         if foreign:
             raise UsageError(
@@ -95,12 +91,12 @@ class Target:
         return (self.path / MANIFEST).exists() and not (self.path / journals.FILE_NAME).exists()
 
     def finished_manifest(self) -> Manifest:
-        """Return mixq.json of a finished folder; its side files are the job's to compare.
+        """Return mixq.json of a finished folder, and remove files that a killed job had half written.
 
-        What a killed job had half written goes away.
+        The job compares the side files.
 
         Raises:
-            ModelFileError: the index, config.json or a shard is gone, or a shard has not the size it was made with.
+            ModelFileError: the index, config.json or a shard is missing, or a shard has another size than it had.
         """
         manifest = Manifest.read(self.path)
         self._remove_partials()
@@ -119,66 +115,54 @@ class Target:
         return manifest
 
     def clean(self, journal: Journal) -> list[str]:
-        """Remove shards that are not as the journal has them, or not in it, and say what was found.
+        """Remove shards that differ from the journal's or are not in it, and return what was found.
 
-        Files half written go too: most are begun anew, but a side file that the source has lost since is not.
+        Half-written files are removed too: most are begun again, but not a side file that the source has lost since.
         """
         notices: list[str] = []
         self._remove_partials()
         for name, size in self.sizes.items():
             path, known = self.path / name, journal.shards.get(name)
             try:
-                if known is None:
-                    path.unlink(missing_ok=True)
-                elif not path.is_file() or path.stat().st_size != size or _sha256(path) != known.sha256:
-                    del journal.shards[name]
-                    path.unlink(missing_ok=True)
-                    notices.append(f"{name} is missing or damaged and is made again.")
+                whole = known and path.is_file() and path.stat().st_size == size and sha256_of(path) == known.sha256
             except OSError as error:
                 raise storage_error(path, error) from error
+            if not whole:
+                remove(path)
+            if known and not whole:
+                del journal.shards[name]
+                notices.append(f"{name} is missing or damaged and is made again.")
         self.remove_states(journal.state)
-        there = f"going on with an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are there."
-        return [there, *notices]
+        found = f"resuming an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are finished."
+        return [found, *notices]
 
     def _remove_partials(self) -> None:
-        """Remove what a killed job had half written, by the names that a job writes."""
+        """Remove half-written files, by the names that a job writes."""
         for name in (*self.sizes, *SIDE_FILES, INDEX, MANIFEST, CONFIG, journals.FILE_NAME):
-            partial = partial_path(self.path / name)
-            try:
-                if partial.exists():
-                    partial.unlink()
-            except OSError as error:
-                raise storage_error(partial, error) from error
+            remove(partial_path(self.path / name))
 
     def forget(self, journal: Journal) -> None:
         """Remove the finished shards and all states: the job begins again."""
-        try:
-            for name in self.sizes:  # never by the journal's word alone
-                if name in journal.shards:
-                    (self.path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(self.path, error) from error
+        for name in self.sizes:  # the journal's names alone are not trusted
+            if name in journal.shards:
+                remove(self.path / name)
         journal.shards.clear()
         journal.state.clear()
         self.remove_states()
 
     def state_path(self, layer: int) -> Path:
-        """Return where a calibration's state at the beginning of a layer lies."""
+        """Return the path of a calibration's state at the beginning of a layer."""
         return self.path / f"calibration-{layer:05d}.safetensors"
 
     def remove_states(self, but: Collection[str] = ()) -> None:
-        """Remove the states of calibrations but those of these names."""
-        if not self.state_size:
-            return
-        try:
+        """Remove the states of calibrations except those of these names."""
+        if self.state_size:
             for path in self.path.glob("calibration-*.safetensors*"):
                 if path.name not in but:
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(self.path, error) from error
+                    remove(path)
 
     def disk_needed(self, journal: Journal | None, others: int, records: int) -> int:
-        """Return the bytes still to be written, less what is there already or goes away first.
+        """Return the bytes still to be written, less those of files that are replaced.
 
         Args:
             others: bytes of the files beside the shards.
@@ -187,8 +171,7 @@ class Target:
         todo = {name: size for name, size in self.sizes.items() if journal is None or name not in journal.shards}
         leftovers = [path for name in todo for path in (self.path / name, partial_path(self.path / name))]
         freed = sum(path.stat().st_size for path in leftovers if path.is_file())
-        # Both records stand there once old and once new while they are replaced.
-        # And so do a calibration's states.
+        # While they are replaced, both records and a calibration's state exist twice.
         return sum(todo.values()) + others + 4 * RECORD_BYTES * records + 2 * self.state_size - freed
 
     def make(self) -> None:
@@ -199,6 +182,16 @@ class Target:
             raise storage_error(self.path, error) from error
 
 
-def _sha256(path: Path) -> str:
+def remove(path: Path) -> None:
+    """Remove a file, where it exists; raises StorageError."""
+    try:
+        if os.path.lexists(path):
+            path.unlink()
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's sha256 in hex; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """Many threads over blocks of rows, instead of many threads on each operation; and reading ahead.
 
-Contract: inside `serial_operations` this thread's torch operations run on one thread each, and it gives the number that
-was set before. The operations of the quantizer are short: sharing each of them gains little (two threads: 6 %), and
-waiting for each other after every one is ruinous where the cores are busy with something else (measured: 40 times the
+Contract: inside `serial_operations` this thread's torch operations run on one thread each, and it yields the number
+that was set before. The operations of the quantizer are short: sharing each of them gains little (two threads: 6 %),
+and waiting for each other after every one is slow where the cores are busy with other work (measured: 40 times the
 processor time).
 """
 
@@ -54,7 +54,7 @@ def one_ahead(work: Callable[[Given], Made], given: Iterable[Given], pool: Execu
 
 
 def _result(future: Future[Made]) -> Made:
-    """Wait for a result so that Ctrl-C is heard on Windows too, where only waits with an end are interrupted."""
+    """Wait for a result in steps: on Windows Ctrl-C interrupts only waits with a timeout."""
     while not future.done():
         wait([future], timeout=0.2)
     return future.result()

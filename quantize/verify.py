@@ -1,7 +1,7 @@
-"""Does a folder still hold what the job wrote? Every file's sha256, and the structure of the whole.
+"""Compares a folder with what the job wrote: every file's sha256, and the structure of the whole.
 
-Contract: `verify` reads every byte that mixq.json names, compares sums, and opens the folder as the runtime would. It
-finds changed, cut, missing and additional files; it reports all of them rather than the first. It changes nothing.
+Contract: `verify` reads every file that mixq.json names, compares sums, and opens the folder as the runtime would. It
+finds changed, truncated, missing and additional files and reports all of them. It changes nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import MixqError, ModelFileError, StorageError, printable
+from mixq.errors import MixqError, ModelFileError, printable
 from mixq.formats import lock
 from mixq.formats.folder import ModelFolder
 from mixq.formats.manifest import FILE_NAME as MANIFEST
 from mixq.formats.manifest import Manifest
 from mixq.quantize import journal
-from mixq.quantize.sources.huggingface import SIDE_FILES
+from mixq.quantize.sources.place import reading
+from mixq.quantize.sources.source import SIDE_FILES
 
 BLOCK = 1 << 22
 
@@ -26,12 +27,12 @@ ADDED_LATER = (
     "was added after quantizing; put it into the source too and run the same mixq quantize command again: "
     "it enters the file into mixq.json and keeps the weights"
 )
-"""Of a tokenizer or another side file that mixq.json does not name."""
+"""For a tokenizer or another side file that mixq.json does not name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong; `file` is the folder's name where it concerns the whole."""
+    """One difference; `file` is the folder's name where it concerns the whole."""
 
     file: str
     text: str
@@ -39,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked and what was found."""
+    """What was checked, and the differences found."""
 
     path: Path
     files: int
@@ -52,13 +53,7 @@ class VerifyReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {
-            "path": str(self.path),
-            "ok": self.ok,
-            "files": self.files,
-            "nbytes": self.nbytes,
-            "problems": [asdict(problem) for problem in self.problems],
-        }
+        return {**asdict(self), "path": str(self.path), "ok": self.ok}
 
 
 def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | None = None) -> VerifyReport:
@@ -69,7 +64,7 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
 
     Raises:
         ModelFileError: no such folder, an unfinished one, or one without mixq.json.
-        StorageError: a file that is there but cannot be read.
+        StorageError: a file that exists but cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
@@ -77,11 +72,11 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
     if (path / journal.FILE_NAME).exists():
         raise ModelFileError(
             f"{printable(path)} is not finished: its quantize job was interrupted.",
-            hint="Run the same mixq quantize command again; it goes on.",
+            hint="Run the same mixq quantize command again to resume it.",
         )
     if not (path / MANIFEST).exists():
         raise ModelFileError(
-            f"{printable(path)} has no {MANIFEST}, so there are no sums to compare with.",
+            f"{printable(path)} has no {MANIFEST}, so there are no checksums to compare with.",
             hint="Only folders that mixq quantize made can be verified.",
         )
     manifest = Manifest.read(path)
@@ -91,21 +86,18 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
     problems = [Problem(name, "is missing") for name in sums if name not in there]
     for name in there:
         digest = hashlib.sha256()
-        try:
-            with (path / name).open("rb") as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
-                    done += len(block)
-                    if on_progress is not None:
-                        on_progress(name, done, total)
-        except OSError as error:
-            raise StorageError(f"{printable(path / name)} cannot be read: {printable(error)}.") from error
+        with reading(path / name), (path / name).open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                done += len(block)
+                if on_progress is not None:
+                    on_progress(name, done, total)
         if digest.hexdigest() != sums[name]:
             problems.append(Problem(name, "was changed: its sha256 is not the one in mixq.json"))
     written = (path / MANIFEST).read_bytes()
-    if b'"sha256":' in written and written != manifest.to_bytes():  # before it had a sum of its own it had less in it
+    if b'"sha256":' in written and written != manifest.to_bytes():  # older ones have no sum and fewer fields
         problems.append(Problem(MANIFEST, "was changed: it is not as mixq writes it"))
-    known = {*sums, MANIFEST, lock.FILE_NAME}  # a killed job's lock file, where it could not be removed, harms nothing
+    known = {*sums, MANIFEST, lock.FILE_NAME}  # a killed job may leave its lock file
     problems += [
         Problem(printable(extra.name), ADDED_LATER if extra.name in SIDE_FILES else "is not part of the model")
         for extra in sorted(path.iterdir())
@@ -116,7 +108,7 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
 
 
 def _structure(path: Path) -> list[Problem]:
-    """Open the folder as the runtime would, and return what it complains of."""
+    """Open the folder as the runtime would, and return the error, if any."""
     try:
         ModelFolder.open(path)
     except MixqError as error:

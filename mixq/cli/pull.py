@@ -148,7 +148,7 @@ def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
     """Show the plan, refuse what does not fit, and ask whether to continue unless it was started before."""
     _show_plan(job, errand, on_the_side=True)
     check_free_space(job.target, job.dry_run().disk_needed)
-    job.plan.check_memory()
+    job.check_memory()
     if errand.entry is None and not yes and not confirm("Continue?", default=True):
         output.note("Nothing was written.")
         raise typer.Exit(1)
@@ -157,8 +157,8 @@ def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
 def _show_plan(job: Job, errand: Errand, *, json: bool = False, on_the_side: bool = False) -> None:
     from mixq.quantize.estimate import search_seconds, weights_left
 
-    plan, seconds = job.dry_run(), search_seconds(job.plan)
-    left = weights_left(job.plan)
+    plan, seconds = job.dry_run(), search_seconds(job)
+    left = weights_left(job)
     fetched = round((plan.sizes.source_bytes or 0) * left / plan.sizes.weights) if job.source.path is None else 0
     if json:
         further = {"name": errand.path.name, "search_seconds": seconds, "bytes_to_fetch": fetched}

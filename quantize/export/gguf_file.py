@@ -2,8 +2,8 @@
 
 Contract: `GgufExport(source, target, type)` reads headers and decides everything; `run` writes the file beside its name
 (`NAME.partial`) one matrix at a time and renames it when it is whole; on any failure or interruption nothing is left.
-What the source has as w4 or w8 keeps its codes (see `blocks`). GGUF version 3, as specified in ggml's docs/gguf.md; the
-header is written by the package `gguf`.
+Linears that the source has as w4 or w8 keep their codes (see `gguf_format`). GGUF version 3, as specified in ggml's
+docs/gguf.md; the header is written by the package `gguf`.
 """
 
 from __future__ import annotations
@@ -11,35 +11,32 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mixq.errors import MixqError, ModelFileError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.atomic import partial_path, storage_error, sync_folder
-from mixq.formats.scheme import Scheme
-from mixq.quantize.export.blocks import BLOCK, Bytes, plain_rows, q4_0_rows, q8_0_rows
-from mixq.quantize.export.gguf_layout import FileTensor, plan, requantizes, row_order, scheme_in
+from mixq.quantize.export.gguf_layout import FileTensor, plan, requantizes, scheme_in
 from mixq.quantize.export.gguf_metadata import add_metadata
+from mixq.quantize.gguf_format import KEPT, PLAIN, block_rows, gguf_package, halves_to_pairs, plain_rows, rotated_heads
 from mixq.quantize.nonfinite import count_nonfinite
 from mixq.quantize.scale_search import search
 from mixq.quantize.sources.source import Source
 from mixq.system.paths import check_free_space
 
 ALIGNMENT = 32
-"""Of each tensor's data, GGUF's default."""
-
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SEARCHED = {"Q4_0": "w4", "Q8_0": "w8"}
+"""Of each tensor's data: GGUF's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufResult:
-    """What an export has made: the file, its size, bytes by type of tensor, and what was said on the way."""
+    """A finished export: the file, its size, bytes by type of tensor, and notices for the user."""
 
     path: Path
     nbytes: int
@@ -48,14 +45,14 @@ class GgufResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {"path": str(self.path), "nbytes": self.nbytes, "types": self.types, "notices": list(self.notices)}
+        return {**asdict(self), "path": str(self.path), "notices": list(self.notices)}
 
 
 class GgufExport:
     """One export, checked against its source.
 
     Args:
-        source: what is exported.
+        source: the checkpoint or folder.
         target: the file to make; it must not exist.
         type: auto keeps each Linear's own precision; bf16, f16, q8_0 and q4_0 make all alike.
 
@@ -65,10 +62,7 @@ class GgufExport:
     """
 
     def __init__(self, source: Source, target: Path | str, type: str = "auto") -> None:
-        try:
-            import gguf  # noqa: F401
-        except ModuleNotFoundError:
-            raise MixqError("writing GGUF needs the package gguf.", hint="Install it: pip install gguf") from None
+        gguf_package()
         self.source = source
         self.target = Path(target)
         if self.target.exists():
@@ -120,7 +114,7 @@ class GgufExport:
         notes = add_metadata(writer, self.source, int(file_type))
         for tensor in self.tensors:
             type = gguf.GGMLQuantizationType[tensor.type]
-            # float32 stands for "the shape counts weights, not bytes" here.
+            # float32 tells the writer that the shape counts weights, not bytes.
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=type)
         try:
             writer.write_header_to_file()
@@ -142,25 +136,24 @@ class GgufExport:
         for tensor in self.tensors:
             begun = file.tell()
             for part in tensor.parameters:
-                file.write(self._rows(part, tensor).data)
+                file.write(self._rows(part, tensor).numpy().data)
                 done += part.numel
                 on_progress(done, total)
             assert file.tell() - begun == tensor.nbytes
             file.write(bytes(_padding(tensor.nbytes)))
 
-    def _rows(self, parameter: Parameter, tensor: FileTensor) -> Bytes:
+    def _rows(self, parameter: Parameter, tensor: FileTensor) -> Tensor:
         """Return a parameter's bytes in the file, uint8 [N, bytes of a row]."""
         try:
             rows = self._converted(parameter, tensor.type)
         except ModelFileError as error:
             raise ModelFileError(f"{parameter.name}: {error.message}", hint=error.hint) from error
-        order = row_order(parameter, self.source.config)
-        return rows if order is None else rows[order]
+        heads = rotated_heads(parameter, self.source.config)
+        return halves_to_pairs(rows, heads) if heads else rows
 
-    def _converted(self, parameter: Parameter, type: str) -> Bytes:
-        to_blocks = {"Q4_0": q4_0_rows, "Q8_0": q8_0_rows}
-        if type in to_blocks and not requantizes(scheme_in(self.source, parameter), type):
-            return to_blocks[type](self.source.packed(parameter.module))
+    def _converted(self, parameter: Parameter, type: str) -> Tensor:
+        if type in KEPT and not requantizes(scheme_in(self.source, parameter), type):
+            return block_rows(self.source.packed(parameter.module), type)
         weight = self.source.tensor(parameter.name)
         dtype = PLAIN.get(type, torch.bfloat16)
         bad, first = count_nonfinite(weight, dtype)
@@ -169,7 +162,7 @@ class GgufExport:
             raise ModelFileError(f"{where}, the first at {list(first)}.", hint="Export with --type bf16.")
         if type in PLAIN:
             return plain_rows(weight, dtype)
-        return to_blocks[type](search(weight, Scheme(SEARCHED[type], BLOCK), scale_dtype=torch.float16).packed)
+        return block_rows(search(weight, KEPT[type], scale_dtype=torch.float16).packed, type)
 
 
 def _padding(size: int) -> int:

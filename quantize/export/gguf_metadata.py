@@ -2,13 +2,12 @@
 
 Contract: `add_metadata` fills a `gguf.GGUFWriter` from a source's config and side files. Keys as in llama.cpp's
 convert_hf_to_gguf (LlamaModel). The tokenizer is sentencepiece's tokenizer.model; where there is none the file holds no
-vocabulary, and a program that opens it works on token ids only.
+vocabulary, and programs can use it with token ids only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixq.config import ModelConfig
@@ -21,22 +20,11 @@ if TYPE_CHECKING:
     from mixq.quantize.sources.source import Source
 
 ADDED_SCORE = -1000.0
-"""Of tokens that sentencepiece does not know, as the converter gives them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The tokens of a model, by id: text as sentencepiece spells it, score, and type (gguf.TokenType)."""
-
-    tokens: list[bytes]
-    scores: list[float]
-    types: list[int]
-    unk_id: int
-    adds_leading_space: bool
+"""The score of tokens that tokenizer.model lacks, as in the converter."""
 
 
 def add_metadata(writer: gguf.GGUFWriter, source: Source, file_type: int) -> tuple[str, ...]:
-    """Add everything but the tensors, and return what the user should know, a sentence each.
+    """Add everything but the tensors, and return notices for the user, a sentence each.
 
     Raises:
         ModelFileError: a tokenizer that is damaged, or has more tokens than the model.
@@ -51,7 +39,7 @@ def add_metadata(writer: gguf.GGUFWriter, source: Source, file_type: int) -> tup
     _add_shape(writer, source.config)
     notes = []
     if source.config.sliding_window is not None:
-        notes.append(f"llama.cpp has no sliding_window ({source.config.sliding_window}) for this model and sees all.")
+        notes.append(f"llama.cpp ignores sliding_window ({source.config.sliding_window}) and attends to all positions.")
     if "tokenizer.model" not in files:
         writer.add_tokenizer_model("no_vocab")
         return (*notes, "the source has no tokenizer.model: the file has no vocabulary and runs on token ids only.")
@@ -78,30 +66,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, config: ModelConfig, files: Mapping[str, bytes]) -> None:
-    vocabulary = read_vocabulary(config, files)
-    settings = _json(files, "tokenizer_config.json")
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores)
-    writer.add_token_types(vocabulary.types)
-    writer.add_bos_token_id(config.bos_token_id)
-    writer.add_eos_token_id(config.eos_token_ids[0])
-    if vocabulary.unk_id >= 0:
-        writer.add_unk_token_id(vocabulary.unk_id)
-    writer.add_add_bos_token(settings.get("add_bos_token") is not False)
-    writer.add_add_eos_token(settings.get("add_eos_token") is True)
-    if not vocabulary.adds_leading_space:
-        writer.add_add_space_prefix(False)
-    template = settings.get("chat_template")
-    if "chat_template.jinja" in files:
-        template = files["chat_template.jinja"].decode("utf-8", "replace")
-    if isinstance(template, str):
-        writer.add_chat_template(template)
-
-
-def read_vocabulary(config: ModelConfig, files: Mapping[str, bytes]) -> Vocabulary:
-    """Return the tokens of tokenizer.model, with those added in JSON files, filled up to the model's vocabulary.
+    """Add the tokens of tokenizer.model, with those added in JSON files, filled up to the model's vocabulary.
 
     Raises:
         ModelFileError: tokenizer.model is damaged, or has more tokens than the model.
@@ -127,21 +92,35 @@ def read_vocabulary(config: ModelConfig, files: Mapping[str, bytes]) -> Vocabula
         (pieces.is_byte(ids), TokenType.BYTE),
     )
     tokens = [piece.encode() for piece in pieces.id_to_piece(ids)]
-    types = [next((int(kind) for marks, kind in kinds if marks[i]), int(TokenType.NORMAL)) for i in ids]
-    scores = list(pieces.get_score(ids))
+    types = [next((kind for marks, kind in kinds if marks[i]), TokenType.NORMAL) for i in ids]
     added = _added_tokens(files)
     for i in range(count, config.vocab_size):
         text, special = added.get(i, (f"[PAD{i}]", None))
-        kind = TokenType.UNUSED if special is None else TokenType.CONTROL if special else TokenType.USER_DEFINED
         tokens.append(text.encode())
-        types.append(int(kind))
-        scores.append(ADDED_SCORE)
-    leading = pieces.id_to_piece(pieces.encode("a")[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
-    return Vocabulary(tokens, scores, types, pieces.unk_id(), leading)
+        types.append(TokenType.UNUSED if special is None else TokenType.CONTROL if special else TokenType.USER_DEFINED)
+    settings = _json(files, "tokenizer_config.json")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([*pieces.get_score(ids), *[ADDED_SCORE] * (config.vocab_size - count)])
+    writer.add_token_types([int(kind) for kind in types])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_ids[0])
+    if pieces.unk_id() >= 0:
+        writer.add_unk_token_id(pieces.unk_id())
+    writer.add_add_bos_token(settings.get("add_bos_token") is not False)
+    writer.add_add_eos_token(settings.get("add_eos_token") is True)
+    if not pieces.id_to_piece(pieces.encode("a")[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}"):
+        writer.add_add_space_prefix(False)
+    template = settings.get("chat_template")
+    if "chat_template.jinja" in files:
+        template = files["chat_template.jinja"].decode("utf-8", "replace")
+    if isinstance(template, str):
+        writer.add_chat_template(template)
 
 
 def _added_tokens(files: Mapping[str, bytes]) -> dict[int, tuple[str, bool]]:
-    """Return {id: (text, whether it is a control token)} of what fine-tunes have added beside tokenizer.model."""
+    """Return {id: (text, whether it is a control token)} of tokens that fine-tunes added to tokenizer.model."""
     found = {id: (text, False) for text, id in _json(files, "added_tokens.json").items() if isinstance(id, int)}
     decoder = _json(files, "tokenizer_config.json").get("added_tokens_decoder")
     for id, entry in decoder.items() if isinstance(decoder, dict) else ():

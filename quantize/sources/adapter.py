@@ -1,8 +1,8 @@
-"""A PEFT adapter's folder: what its config allows, and what each of its tensors does to which parameter.
+"""A PEFT adapter's folder, checked: which of its tensors changes which parameter, and how.
 
-Contract: `Adapter` reads adapter_config.json and the header of adapter_model.safetensors and believes neither: every
-tensor belongs to a parameter of the model and has the shape that it must have, every LoRA is a pair, and whatever
-cannot be merged as W + scale * B @ A is refused by name. No weight is read.
+Contract: `Adapter` reads adapter_config.json and the header of adapter_model.safetensors and trusts neither: every
+tensor belongs to a parameter of the model and has the right shape, every LoRA is a pair, and anything that cannot be
+merged as W + scale * B @ A is refused by name. No weight is read.
 
 Names as PEFT writes them (its checkpoint format: https://huggingface.co/docs/peft/developer_guides/checkpoint):
 `base_model.model.MODULE.lora_A.weight`, with the adapter's name in between in older and in unstripped files,
@@ -34,10 +34,10 @@ MAX_RANK = 1 << 16
 HAS_LORA = (*LINEAR_ROLES, "router", "embedding")
 
 CHANGES_THE_FORMULA = {
-    "use_dora": "DoRA, which scales every row anew",
+    "use_dora": "DoRA, which scales every row again",
     "use_qalora": "QA-LoRA, which pools the inputs",
-    "lora_bias": "a bias beside B, and these models have none",
-    "alora_invocation_tokens": "an activated LoRA, which works from some token on",
+    "lora_bias": "a bias beside B, which these models do not have",
+    "alora_invocation_tokens": "an activated LoRA, which starts at a certain token",
     "layer_replication": "layers that are repeated",
     "trainable_token_indices": "single tokens of the embedding (trainable_token_indices)",
     "use_bdlora": "block-diagonal LoRA",
@@ -45,10 +45,10 @@ CHANGES_THE_FORMULA = {
     "kasa_config": "KaSA, which scales the ranks",
     "monteclora_config": "MonteCLoRA",
 }
-"""Fields of LoraConfig that, where they are set, mean something else than W + scale * B @ A."""
+"""Fields of LoraConfig that, where they are set, change W + scale * B @ A to something else."""
 
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-"""Values of init_lora_weights for which training begins from other base weights than the checkpoint's."""
+"""Values of init_lora_weights for which training starts from other base weights than the checkpoint's."""
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?!weight$)[\w-]+)?(\.weight)?")
 _WHOLE = re.compile(r"(?P<module>.+?)(\.base_layer|\.modules_to_save(\.(?!weight$)[\w-]+)?)?\.weight")
@@ -57,12 +57,12 @@ _V5_EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|do
 _V5_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate")
 _MATRIX = {"gate": "w1", "down": "w2", "up": "w3"}
 _SLOW = re.compile(r"\)[*+?{]|([*+{].*){5}")
-"""In a pattern: a repeated group, or five repetitions, which take re exponential or too long a time."""
+"""In a pattern: a repeated group, or five repetitions, for which re may need exponential time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to one parameter: scale * B @ A.
+    """An addition to one parameter: scale * B @ A.
 
     Attributes:
         a, b: the tensors' names.
@@ -106,11 +106,11 @@ class Adapter:
 
     Args:
         path: its folder.
-        config: of the model that it is merged into.
+        config: that of the model that it is merged into.
 
     Attributes:
-        low_rank: what is added, by parameter name.
-        replaced: the adapter's tensor, by the name of the parameter that it takes the place of.
+        low_rank: the additions, by parameter name.
+        replaced: the adapter's tensor, by the name of the parameter that it replaces.
 
     Raises:
         ModelFileError: not an adapter, damaged, not for this model, or of a kind that cannot be merged.
@@ -121,6 +121,7 @@ class Adapter:
         self.path = path
         self.low_rank: dict[str, LowRank] = {}
         self.replaced: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         if not path.is_dir():
             raise ModelFileError(f"the adapter {printable(path)} is not a folder.", hint=f"Give one with {CONFIG}.")
         raw = self._raw = read_json_object(path / CONFIG)
@@ -129,7 +130,7 @@ class Adapter:
         self._rank_pattern, self._alpha_pattern = self._patterns("rank_pattern"), self._patterns("alpha_pattern")
         if not (path / WEIGHTS).exists() and (path / PICKLED).exists():
             raise UsageError(
-                f"the adapter {self.name} has its weights in {PICKLED}, a pickled file, and those can carry programs.",
+                f"the adapter {self.name} has its weights in {PICKLED}, a pickled file, which can contain programs.",
                 hint="Load it with peft and save it again: save_pretrained writes safetensors.",
             )
         self.tensors = ShardSet.of_files(path, [WEIGHTS])
@@ -139,12 +140,12 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The folder's name, fit to be shown."""
+        """The folder's name, safe to show."""
         return printable(self.path.resolve().name)
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """The files that it consists of."""
+        """Its files."""
         return self.path / CONFIG, self.path / WEIGHTS
 
     def _error(self, text: str, hint: str | None = None) -> ModelFileError:
@@ -156,13 +157,15 @@ class Adapter:
             raise self._error(f"peft_type is {printable(repr(kind))}; only 'LORA' can be merged.")
         for field, what in CHANGES_THE_FORMULA.items():
             if raw.get(field):
-                raise self._error(f"{field} is set: this is {what}. It cannot be merged here.", _MERGE_WITH_PEFT)
+                raise self._error(f"{field} is set: this is {what}. mixq cannot merge it.", _MERGE_WITH_PEFT)
         if raw.get("bias", "none") != "none":
-            raise self._error(f"bias is {printable(repr(raw['bias']))}; these models have no biases, so only 'none'.")
+            raise self._error(
+                f"bias is {printable(repr(raw['bias']))}; it must be 'none', as these models have no biases."
+            )
         begun = raw.get("init_lora_weights")
         if isinstance(begun, str) and begun.lower().startswith(CHANGES_THE_BASE):
             raise self._error(
-                f"init_lora_weights is {printable(repr(begun))}: it was trained beside other base weights than the "
+                f"init_lora_weights is {printable(repr(begun))}: it was trained with other base weights than the "
                 "checkpoint's.",
                 "peft converts it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
             )
@@ -177,7 +180,7 @@ class Adapter:
         """Return rank_pattern or alpha_pattern, whose keys are regular expressions of the ends of modules' names."""
         raw = self._raw.get(field) or {}
         if not isinstance(raw, dict) or len(raw) > 4096:
-            raise self._error(f"{field} is not an object of a sensible size.")
+            raise self._error(f"{field} must be an object of at most 4,096 entries.")
         check = self._rank if field == "rank_pattern" else self._alpha
         found = []
         for key, value in raw.items():
@@ -186,7 +189,7 @@ class Adapter:
                     raise re.error("too complex")
                 pattern = re.compile(rf"(.*\.)?({key})$")
             except (re.error, OverflowError, RecursionError):
-                raise self._error(f"{field}: {printable(repr(key))} is no pattern that is evaluated here.") from None
+                raise self._error(f"{field}: {printable(repr(key))} is not a pattern that mixq evaluates.") from None
             found.append((pattern, check(value, f"{field}: {printable(key)}")))
         return found
 
@@ -196,15 +199,16 @@ class Adapter:
         for name in sorted(self.tensors.names):
             entry = self.tensors.entry(name)
             assert entry is not None
+            self._shapes[name] = entry.shape
             if name.endswith("lora_magnitude_vector") or ".lora_magnitude_vector." in name:
-                raise self._error(f"tensor {name!r}: this is DoRA, which cannot be merged here.", _MERGE_WITH_PEFT)
+                raise self._error(f"tensor {name!r}: this is DoRA, which mixq cannot merge.", _MERGE_WITH_PEFT)
             if entry.dtype not in FLOAT_DTYPES:
                 allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
                 raise self._error(f"tensor {name!r} is {str(entry.dtype).removeprefix('torch.')}, not {allowed}.")
             if match := _LORA.fullmatch(name):
                 self._gather(pairs, name, match)
             elif (match := _WHOLE.fullmatch(name)) and (parameter := self._parameter(match["module"])):
-                self._replace(name, parameter, entry.shape)
+                self._replace(name, parameter)
             else:
                 raise self._foreign(name)
         for pair in pairs.values():
@@ -232,7 +236,8 @@ class Adapter:
             raise self._error(f"{pair.sides[match['side']]!r} and {name!r} are the same tensor of two adapters.")
         pair.sides[match["side"]] = name
 
-    def _replace(self, name: str, parameter: Parameter, shape: tuple[int, ...]) -> None:
+    def _replace(self, name: str, parameter: Parameter) -> None:
+        shape = self._shapes[name]
         if parameter.name in self.replaced:
             raise self._error(f"{self.replaced[parameter.name]!r} and {name!r} both replace {parameter.name}.")
         if shape != parameter.shape:
@@ -255,10 +260,9 @@ class Adapter:
             yield pair.parameter.name, LowRank(a, b, self._scale(pair, pair.named, N, K), embedding)
             return
         E, F, D = self._config.num_local_experts, self._config.intermediate_size, self._config.hidden_size
-        first, fused = self.tensors.entry(a), _FUSED.fullmatch(pair.named)
-        assert first is not None
+        fused = _FUSED.fullmatch(pair.named)
         assert fused is not None
-        down = first.shape[-1:] == (F,) and (F != D or self._rows(b) == D)
+        down = self._shapes[a][-1:] == (F,) and (F != D or self._shapes[b][:1] == (D,))
         shape, matrices = ((D, F), {"w2": None}) if down else ((2 * F, D), {"w1": slice(0, F), "w3": slice(F, 2 * F)})
         named = f"{fused['experts']}.{'down_proj' if down else 'gate_up_proj'}"
         scale = self._scale(pair, named, *shape, experts=E)
@@ -270,22 +274,17 @@ class Adapter:
                     raise self._foreign(a)
                 yield name, LowRank(a, b, scale, expert=(expert, E), rows=rows)
 
-    def _rows(self, name: str) -> int:
-        entry = self.tensors.entry(name)
-        return entry.shape[0] if entry is not None and entry.shape else 0
-
     def _scale(self, pair: _Pair, named: str, N: int, K: int, experts: int = 1) -> float:
-        """Return what B @ A is multiplied by, once A and B have been found to have the right shapes."""
+        """Return the factor of B @ A, after checking the shapes of A and B."""
         rank = int(_first_match(self._rank_pattern, named, self.rank))
         alpha = _first_match(self._alpha_pattern, named, self.alpha)
         for side, shape in (("A", (rank * experts, K)), ("B", (N, rank * experts))):
-            entry = self.tensors.entry(pair.sides[side])
-            assert entry is not None
-            if entry.shape == shape:
+            stored = self._shapes[pair.sides[side]]
+            if stored == shape:
                 continue
-            found = entry.shape[side == "B"] / experts if len(entry.shape) == 2 else rank
+            found = stored[side == "B"] / experts if len(stored) == 2 else rank
             raise self._error(
-                f"tensor {pair.sides[side]!r} has shape {list(entry.shape)} instead of {list(shape)}: "
+                f"tensor {pair.sides[side]!r} has shape {list(stored)} instead of {list(shape)}: "
                 + (f"rank {found:g}, and {CONFIG} says {rank}." if found != rank else "it is of another model.")
             )
         return alpha / math.sqrt(rank) if self._raw.get("use_rslora") else alpha / rank
@@ -297,7 +296,7 @@ class Adapter:
         module = re.split(r"\.(?:lora_|weight$)", name.removeprefix("base_model.model."))[0]
         return self._error(
             f"tensor {name!r} matches no Linear of the model." + did_you_mean(module, self._known),
-            "It was trained for another model, or in a way that is not merged here.",
+            "It was trained for another model, or in a way that mixq cannot merge.",
         )
 
 
@@ -305,9 +304,9 @@ _MERGE_WITH_PEFT = "Merge it with peft (merge_and_unload), save the model and qu
 
 
 def _spellings(module: str) -> Iterator[str]:
-    """Yield the names in a checkpoint that an adapter's name of a module may mean."""
+    """Yield the possible names in a checkpoint of a module that an adapter names."""
     bare = module.removeprefix("base_model.model.")
-    for name in (bare, f"model.{bare}"):  # the latter is from a model without a head
+    for name in (bare, f"model.{bare}"):  # the latter from a model without a head
         yield name
         if expert := _V5_EXPERT.fullmatch(name):
             yield f"{expert[1]}.block_sparse_moe.experts.{expert[2]}.{_MATRIX[expert[3]]}"

@@ -3,7 +3,7 @@
 Contract: tensors of a Linear [N out, K in] with G groups: `qweight` int32 [K, N/8], `qzeros` int32 [G, N/8], `scales`
 [G, N]; the code at bits 4*i of word c belongs to output 8*c + ORDER[i]. As AutoAWQ 0.2 has it (awq/modules/linear/
 gemm.py, WQLinear_GEMM.from_linear; paper: arXiv 2306.00978). The versions for other kernels (gemv, gemv_fast, marlin,
-llm-awq ...) lie otherwise, and are refused.
+llm-awq ...) have other layouts and are refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ SCALE_DTYPES = (torch.float16, torch.bfloat16)
 class AwqSource(ColumnPackedSource):
     """A checkpoint that AWQ has packed; see `ColumnPackedSource`."""
 
-    @property
-    def method(self) -> str:
-        return "awq"
+    method = "awq"
 
     def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
         version = raw.get("version") or raw.get("checkpoint_format") or raw.get("format") or "gemm"

@@ -19,7 +19,7 @@ WORD = 32
 """Bits of a word."""
 
 BLOCK_WEIGHTS = 1 << 22
-"""How many weights are dequantized at a time: what is computed on the way takes a few of these in float32."""
+"""Weights dequantized at a time: intermediates take a few times as many in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Grouping:
         return torch.arange(K) // self.width(K)
 
     def kept_scheme(self, K: int) -> Scheme | None:
-        """Return the widest scheme whose groups each lie within one of these: its scales are then these, repeated."""
+        """Return the widest scheme whose groups are each within one of these: its scales are then these, repeated."""
         if self.bits not in (4, 8):
             return None
         fitting = (size for size in (128, 64, 32) if self.width(K) % size == 0 and K % size == 0)
@@ -50,7 +50,7 @@ class Grouping:
 
 
 def words_for(count: int, bits: int, what: str) -> int:
-    """Return how many words hold `count` codes; raises ModelFileError where they do not fill them."""
+    """Return how many words hold `count` codes; raises ModelFileError for a remainder."""
     if count * bits % WORD:
         raise ModelFileError(f"{what} {count} codes of {bits} bits, which fill no whole words of {WORD} bits.")
     return count * bits // WORD
@@ -59,7 +59,7 @@ def words_for(count: int, bits: int, what: str) -> int:
 def unpack_words(words: Tensor, bits: int, order: Sequence[int]) -> Tensor:
     """Return the codes of int32 words [R, C]: uint8 [R, C * 32 / bits].
 
-    The code at bits i * bits of a word, lowest first, is number `order[i]` of those that the word stands for.
+    The code at bits i * bits of a word, lowest first, is number `order[i]` of the codes in the word.
     """
     R, C = words.shape
     codes = torch.empty((R, C, WORD // bits), dtype=torch.uint8)

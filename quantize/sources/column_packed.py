@@ -1,22 +1,20 @@
 """What GPTQ and AWQ checkpoints have in common: groups with zero points, packed into int32 words, stored [in, out].
 
 Contract: W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g] with g the group of column k; codes and zeros are unsigned.
-A Linear is packed where `.qweight` stands in the place of `.weight`, the router too. Opening a source proves that every
-tensor of the architecture is there in the right dtype and shape and that no other is; values are read one Linear at a
-time, and a damaged one is a ModelFileError. Where each code lies in its word is the business of `gptq` and `awq`.
+A Linear is packed where there is `.qweight` instead of `.weight`, the router too. Opening a source proves that every
+tensor of the architecture exists in the right dtype and shape and that no other does; values are read one Linear at a
+time, and a damaged one is a ModelFileError. `gptq` and `awq` know where each code is in its word.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig
 from mixq.errors import Fields, ModelFileError, is_integer, printable
 from mixq.formats import int_groups
 from mixq.formats.architecture import Parameter, parameters
@@ -26,46 +24,36 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.formats.stored import StoredTensors
 from mixq.quantize.sources.column_groups import Grouping, dequantize
-from mixq.quantize.sources.huggingface import CONFIG, already_quantized, side_files
 from mixq.quantize.sources.place import Place
-from mixq.quantize.sources.source import Source
+from mixq.quantize.sources.source import CONFIG, StoredSource, already_quantized
 
 Specs = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
 """{suffix: (dtypes allowed, shape)} of a packed Linear."""
 
 
-class ColumnPackedSource(Source):
-    """A checkpoint of GPTQ's or AWQ's form.
-
-    Args:
-        place: where config.json and tokenizer lie.
-        stored: its tensors.
-        files: the files that hold them, for the fingerprint.
+class ColumnPackedSource(StoredSource):
+    """A checkpoint of GPTQ's or AWQ's form; `files` hold the tensors.
 
     Raises:
         ModelFileError: damaged, incomplete, or packed in a way that mixq does not read.
     """
 
+    method: str
+    """What the form is called, in reports."""
+
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
-        self._place = place
-        self._stored = stored
-        self._files = tuple(files)
         raw = parse_json_object(place.read(CONFIG), CONFIG)
-        self._config = ModelConfig.from_dict(raw)
         quantization = raw.pop("quantization_config", None)
+        super().__init__(place, stored, (CONFIG, *files), raw)
         if not isinstance(quantization, Mapping):
             raise bad_field("", quantization, "an object")
-        self._raw = raw
+        self.itemsize = 4
+        self.notices = (already_quantized(self.method),)
         self._grouping = self._read_grouping(quantization)
         self._linears: dict[str, tuple[int, int]] = {}
         self._biases: set[str] = set()
         self._kept: dict[str, Scheme | None] = {}
         self._check()
-
-    @property
-    @abstractmethod
-    def method(self) -> str:
-        """What the form is called, in reports."""
 
     @abstractmethod
     def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
@@ -73,7 +61,7 @@ class ColumnPackedSource(Source):
 
     @abstractmethod
     def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
-        """Return the tensors of a packed Linear [N, K]; `scales` among them."""
+        """Return the tensors of a packed Linear [N, K], `scales` among them."""
 
     @abstractmethod
     def _codes(self, module: str) -> Tensor:
@@ -83,49 +71,20 @@ class ColumnPackedSource(Source):
     def _zeros(self, module: str) -> Tensor:
         """Return its zero points: uint8 [N, G]."""
 
+    def _scales(self, module: str) -> Tensor:
+        """Return its scales: [N, G]."""
+        return self._stored.tensor(f"{module}.scales").T
+
     def _groups(self, module: str) -> Tensor:
         """Return the group of each column: int64 [K], each in 0..G-1; raises ModelFileError."""
         return self._grouping.trivial(self._linears[module][1])
-
-    @property
-    def name(self) -> str:
-        return self._place.name
-
-    @property
-    def path(self) -> Path | None:
-        return self._place.path
-
-    @property
-    def revision(self) -> str | None:
-        return self._place.revision
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._config
-
-    @property
-    def raw_config(self) -> Mapping[str, Any]:
-        return self._raw
-
-    @property
-    def nbytes(self) -> int:
-        return self._stored.nbytes
-
-    @property
-    def itemsize(self) -> int:
-        return 4
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        return (already_quantized(self.method),)
 
     def tensor(self, name: str) -> Tensor:
         module = name.removesuffix(".weight")
         self._refuse_bias(module)
         if module not in self._linears:
             return self._stored.tensor(name)
-        scales = self._stored.tensor(f"{module}.scales").T  # [N, G]
-        return dequantize(self._codes(module), self._zeros(module), scales, self._groups(module))
+        return dequantize(self._codes(module), self._zeros(module), self._scales(module), self._groups(module))
 
     def kept(self, parameter: Parameter) -> Scheme | None:
         module = parameter.module
@@ -137,7 +96,7 @@ class ColumnPackedSource(Source):
         if scheme is None:
             raise KeyError(module)
         self._refuse_bias(module)
-        scales = self._stored.tensor(f"{module}.scales").T  # [N, G]
+        scales = self._scales(module)
         if not bool(torch.isfinite(scales).all()):
             raise ModelFileError(
                 f"{module}.scales has values that are NaN or infinite.",
@@ -148,17 +107,8 @@ class ColumnPackedSource(Source):
         q = (self._codes(module) - (1 << (scheme.bits - 1))).view(torch.int8)  # uint8 wraps to two's complement
         return PackedLinear(scheme, (N, K), int_groups.pack(q, scales, scheme.bits))
 
-    def fingerprint(self) -> str:
-        return self._place.fingerprint([CONFIG, *self._files])
-
-    def side_files(self) -> dict[str, bytes]:
-        return side_files(self._place)
-
-    def cancel(self) -> None:
-        self._place.cancel()
-
     def _kept_scheme(self, module: str) -> Scheme | None:
-        """Decide from shapes, and from groups and zeros, which are small beside the codes; once for each Linear."""
+        """Decide from shapes, groups and zero points, which are small compared with the codes; once for each Linear."""
         if module not in self._kept:
             scheme = self._grouping.kept_scheme(self._linears[module][1])
             keeps = scheme is not None and self._one_scale_dtype(module) and self._is_symmetric(module)
@@ -166,35 +116,29 @@ class ColumnPackedSource(Source):
         return self._kept[module]
 
     def _one_scale_dtype(self, module: str) -> bool:
-        """Whether the scales have the dtype of the source's first ones."""
+        """Return whether the scales have the dtype of the source's first ones."""
         first = self._stored.entry(f"{next(iter(self._linears))}.scales")
         entry = self._stored.entry(f"{module}.scales")
         return first is not None and entry is not None and entry.dtype == first.dtype
 
     def _is_symmetric(self, module: str) -> bool:
-        """Whether groups are neighbouring columns, and every zero point is in the middle."""
+        """Return whether groups are neighbouring columns, and every zero point is in the middle."""
         middle = 1 << (self._grouping.bits - 1)
         trivial = self._grouping.trivial(self._linears[module][1])
         return torch.equal(self._groups(module), trivial) and bool((self._zeros(module) == middle).all())
 
     def _check(self) -> None:
-        used: set[str] = set()
-        for parameter in parameters(self._config):
+        used = {name for name in self._stored.names if HARMLESS.fullmatch(name)}
+        if self.config.tie_word_embeddings:
+            used.add("lm_head.weight")
+        for parameter in parameters(self.config):
             for name, (dtypes, shape) in self._specs_of(parameter).items():
                 self._expect(name, dtypes, shape)
                 used.add(name)
-        for name in self._stored.names:
-            if name in used or HARMLESS.fullmatch(name):
-                continue
-            if name == "lm_head.weight" and self._config.tie_word_embeddings:
-                continue
-            raise ModelFileError(
-                f"{self._where(name)}: tensor {printable(name)!r} is not part of a {self._config.architecture} "
-                f"of the shape that config.json describes, packed by {self.method}."
-            )
+        self._refuse_others(used)
         if not self._linears:
             raise ModelFileError(f"config.json says {self.method}, but no Linear is packed: there is no qweight.")
-        if self.path is not None:  # elsewhere each would be a request: they are read when their Linear is
+        if self.path is not None:  # on a hub each would be a request: they are read when their Linear is
             for module in self._biases:
                 self._refuse_bias(module)
 
@@ -213,25 +157,8 @@ class ColumnPackedSource(Source):
             self._biases.add(module)
         return {f"{module}.{suffix}": spec for suffix, spec in specs.items()}
 
-    def _expect(self, name: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
-        entry = self._stored.entry(name)
-        if entry is None:
-            raise ModelFileError(f"tensor {name!r} is missing.", hint="The folder is incomplete: download it again.")
-        if entry.shape != shape:
-            raise ModelFileError(
-                f"{self._where(name)}: tensor {name!r} has shape {list(entry.shape)}; "
-                f"config.json asks for {list(shape)}."
-            )
-        if entry.dtype not in dtypes:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            found = str(entry.dtype).removeprefix("torch.")
-            raise ModelFileError(f"{self._where(name)}: tensor {name!r} is {found}; it must be {allowed}.")
-
-    def _where(self, name: str) -> str:
-        return printable(self._stored.file_of(name))
-
     def _refuse_bias(self, module: str) -> None:
-        """Some exporters write a bias of zeros to every Linear; one of other values the network has no place for."""
+        """Refuse a bias that is not zero, which the network lacks; some exporters write zeros to every Linear."""
         if module in self._biases and bool(self._stored.tensor(f"{module}.bias").any()):
             raise ModelFileError(f"{module}.bias is not zero; the Linears of this architecture have no bias.")
 

@@ -1,8 +1,8 @@
 """A GGUF file's metadata as a config.json: llama.cpp's keys in Hugging Face's.
 
-Contract: reads the architecture "llama", which Mixtral, Mistral and Llama share; whatever changes the network in a way
-that mixq does not compute is refused by its key. Numbers that llama.cpp stores as float32 come out as the shortest
-decimal that means the same float32, which is what the original config.json has. No tensor is read here.
+Contract: reads the architecture "llama", which Mixtral, Mistral and Llama share; a key that changes the network in a
+way that mixq does not compute is refused by name. Numbers that llama.cpp stores as float32 become the shortest decimal
+of the same float32, as in the original config.json. No tensor is read here.
 
 Source: llama.cpp's gguf-py/gguf/constants.py for the keys, LLM_ARCH_LLAMA in src/llama-model.cpp for their defaults.
 """
@@ -19,27 +19,27 @@ from mixq.errors import ModelFileError, is_integer, printable
 
 ARCHITECTURE = "llama"
 ROPE_THETA = {"MixtralForCausalLM": 1e6, "LlamaForCausalLM": 1e4}
-"""Where llama.rope.freq_base is absent: so the released models were trained."""
+"""Defaults for llama.rope.freq_base: the released models were trained with them."""
 
 
 def config_of(metadata: Mapping[str, Any], vocab_size: int, tied: bool, dtype: str) -> dict[str, Any]:
-    """Return the config.json that the metadata amount to.
+    """Return the config.json for the metadata.
 
     Args:
         metadata: of the file, or of the first of its parts.
         vocab_size: rows of the embedding.
-        tied: whether there is no lm_head of its own.
+        tied: whether the embedding is the lm_head too.
         dtype: of the weights, as config.json names it.
 
     Raises:
-        ModelFileError: another architecture, a key that is missing or senseless, or scaled rotary embeddings.
+        ModelFileError: another architecture, a key that is missing or out of range, or scaled rotary embeddings.
     """
     fields = _Fields(metadata)
     found = metadata.get("general.architecture")
     if found != ARCHITECTURE:
         raise ModelFileError(
             f"the architecture is {printable(repr(found))}; mixq reads {ARCHITECTURE!r}.",
-            hint="That is what GGUF files of Mixtral, Mistral and Llama have.",
+            hint="GGUF files of Mixtral, Mistral and Llama have it.",
         )
     experts = fields.whole("expert_count", 0)
     architecture = "MixtralForCausalLM" if experts else "LlamaForCausalLM"

@@ -1,9 +1,9 @@
-"""One GGUF file: its metadata, where its tensors lie, and their bytes.
+"""One GGUF file: its metadata, where its tensors are, and their bytes.
 
-Contract: the header is believed in nothing. Every length is checked against the file's size before anything is
-allocated, the counts are bounded, the header may have 64 MiB, and every tensor's bytes lie within the file; what is
-wrong is a `ModelFileError` with the file's name. (The reader of the package gguf has no such bounds: an array said to
-have 2**60 elements keeps it busy for ever.) Which tensors a model needs is not known here.
+Contract: the header is not trusted. Every length is checked against the file's size before anything is allocated, the
+counts are bounded, the header may have 64 MiB, and every tensor's bytes are within the file; anything else is a
+`ModelFileError` with the file's name. (The reader of the package gguf has no such bounds: an array declared with 2**60
+elements keeps it busy for ever.) Which tensors a model needs is not known here.
 
 Source: the GGUF specification, docs/gguf.md of ggml; versions 2 and 3, little-endian. Block sizes and types are those
 of the package gguf.
@@ -17,23 +17,23 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixq.errors import MixqError, ModelFileError, StorageError, printable
+from mixq.errors import ModelFileError, StorageError, printable
+from mixq.quantize.gguf_format import gguf_package
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_COUNT = 1 << 16
-"""The most tensors, and the most metadata: Mixtral 8x7B has 995 of the former in the oldest form, and some 30."""
+"""The most tensors, and the most metadata: Mixtral 8x7B has 995 tensors in the oldest form, and some 30 metadata."""
 MAX_HEADER = 64 << 20
 """Bytes of metadata and of the list of tensors: a vocabulary of 256k tokens with its merges takes some 16 MB."""
 MAX_DIMENSIONS = 4
-DAMAGED = "The file is damaged or not whole: download it again."
+DAMAGED = "The file is damaged or incomplete: download it again."
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """struct's letter of each type of metadata; numpy has the same."""
@@ -43,18 +43,9 @@ Value = Any
 """Of metadata: int, float, bool, str, a list of bytes (an array of strings) or a numpy array (of numbers)."""
 
 
-def gguf_package() -> ModuleType:
-    """Return the package gguf; raises MixqError where it is not installed."""
-    try:
-        import gguf
-    except ModuleNotFoundError:
-        raise MixqError("reading GGUF needs the package gguf.", hint="Install it: pip install gguf") from None
-    return gguf
-
-
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor lies.
+    """Where a tensor is stored.
 
     Attributes:
         type: of gguf.GGMLQuantizationType, by name.
@@ -73,7 +64,7 @@ class GgufFile:
     """A mapped GGUF file.
 
     Raises:
-        ModelFileError: no GGUF file, of a version or byte order that is not read, damaged, or cut short.
+        ModelFileError: not a GGUF file, of a version or byte order that is not read, damaged, or cut short.
         StorageError: it cannot be read.
         MixqError: the package gguf is missing.
     """
@@ -86,7 +77,7 @@ class GgufFile:
                 self.size = path.stat().st_size
                 if self.size < 24:
                     raise self.damaged(f"has {self.size} bytes, fewer than any GGUF file")
-                # Copy-on-write, for torch.frombuffer wants a writable buffer; nobody writes, so no page is copied.
+                # Copy-on-write, since torch.frombuffer requires a writable buffer; no page is written or copied.
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except FileNotFoundError as error:
             raise ModelFileError(f"{printable(path)} does not exist.") from error
@@ -117,12 +108,12 @@ class GgufFile:
     def _alignment(self) -> int:
         value = self.metadata.get("general.alignment", 32)
         if not isinstance(value, int) or not 1 <= value <= MAX_HEADER or value & (value - 1):
-            raise self.damaged(f"has general.alignment {printable(repr(value))}, which is no power of two")
+            raise self.damaged(f"has general.alignment {printable(repr(value))}, which is not a power of two")
         return value
 
 
 class _Cursor:
-    """Reads the header from its start on, and never beyond its limit."""
+    """Reads the header from its start, and never beyond its limit."""
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
@@ -138,7 +129,7 @@ class _Cursor:
             raise ModelFileError(f"{self.file.name} {what}; versions 2 and 3, little-endian, are read.")
         tensors, pairs = self.number("Q"), self.number("Q")
         if tensors > MAX_COUNT or pairs > MAX_COUNT:
-            raise self.file.damaged(f"says that it has {tensors:,} tensors and {pairs:,} metadata")
+            raise self.file.damaged(f"declares {tensors:,} tensors and {pairs:,} metadata")
         return tensors, pairs
 
     def metadata(self, count: int) -> dict[str, Value]:
@@ -178,14 +169,14 @@ class _Cursor:
                 raise self.file.damaged(f"has the tensor {printable(name)!r} twice")
             if offset % alignment or data_start + offset + nbytes > self.file.size:
                 raise self.file.damaged(
-                    f"has {self.file.size:,} bytes; tensor {printable(name)!r} is said to lie in "
+                    f"has {self.file.size:,} bytes; the header places tensor {printable(name)!r} at "
                     f"{data_start + offset:,} to {data_start + offset + nbytes:,}"
                 )
             found[name] = TensorEntry(type, shape, data_start + offset, nbytes)
         return found
 
     def info(self) -> tuple[str, str, tuple[int, ...], int, int]:
-        """Return a tensor's name, type, shape, bytes and where its data begin."""
+        """Return a tensor's name, type, shape, bytes and the offset of its data."""
         name, dimensions = self.text(), self.number("I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self.file.damaged(f"has the tensor {printable(name)!r} of {dimensions} dimensions")
@@ -194,8 +185,8 @@ class _Cursor:
         gguf = gguf_package()
         if number not in set(gguf.GGMLQuantizationType):
             raise ModelFileError(
-                f"{self.file.name}: tensor {printable(name)!r} has type {number}, which the package gguf has not.",
-                hint="A newer one may: pip install --upgrade gguf. Some types of 2023 and 2024 are gone.",
+                f"{self.file.name}: tensor {printable(name)!r} has type {number}, unknown to the package gguf.",
+                hint="A newer one may: pip install --upgrade gguf. Some types of 2023 and 2024 were removed.",
             )
         type = gguf.GGMLQuantizationType(number)
         width, block_bytes = gguf.GGML_QUANT_SIZES[type]
@@ -219,7 +210,7 @@ class _Cursor:
         return self.file.peek(self.at - nbytes, nbytes)
 
     def need(self, nbytes: int) -> None:
-        """Refuse to go on where fewer bytes are left."""
+        """Raise ModelFileError where fewer bytes are left."""
         if self.at + nbytes > MAX_HEADER:
             raise self.file.damaged(f"has a header of more than {MAX_HEADER >> 20} MiB")
         if self.at + nbytes > self.file.size:

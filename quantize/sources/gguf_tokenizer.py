@@ -1,12 +1,12 @@
-"""The tokenizer that a GGUF file's metadata hold, as the files of a Hugging Face checkpoint.
+"""The tokenizer in a GGUF file's metadata, as the files of a Hugging Face checkpoint.
 
-Contract: `tokenizer_files` returns a sentencepiece tokenizer.model which gives the ids of the one that the file was
-made from, with tokenizer_config.json and generation_config.json. Byte-pair merges by score, bytes for what no piece
-covers, no normalizing: what llama.cpp does for the tokenizer "llama", and what the models of Llama and Mistral say of
-themselves. Any other kind is left out, with a sentence that says so.
+Contract: `tokenizer_files` returns a sentencepiece tokenizer.model which gives the same ids as the one that the file
+was made from, with tokenizer_config.json and generation_config.json. Byte-pair merges by score, bytes for text without
+a piece, no normalizing: as llama.cpp does for the tokenizer "llama", and as the models of Llama and Mistral declare.
+Any other kind is left out, with a notice.
 
 Source: sentencepiece's src/sentencepiece_model.proto for the fields' numbers (its Python module for them needs
-protobuf, which is no part of sentencepiece); GGUF's token types have the same numbers as the proto's.
+protobuf, which sentencepiece does not install); GGUF's token types have the same numbers as the proto's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> t
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "llama":
         what = "no tokenizer" if kind in (None, "no_vocab") else f"a tokenizer of the kind {printable(repr(kind))}"
-        return files, f"the GGUF file has {what}; mixq takes over sentencepiece's ('llama') only."
+        return files, f"the GGUF file has {what}; mixq reads sentencepiece's ('llama') only."
     tokens, scores, types = _vocabulary(metadata, config["vocab_size"])
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
     for name, token in (("bos", bos), ("eos", eos), ("unknown", unknown)):
@@ -50,7 +50,7 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> t
             raise ModelFileError(
                 f"tokenizer.ggml.{name}_token_id is {printable(repr(token))}, of {len(tokens)} tokens."
             )
-    types[bos] = types[eos] = CONTROL  # else text could spell them
+    types[bos] = types[eos] = CONTROL  # otherwise text could spell them
     types[unknown] = UNKNOWN
     leading = metadata.get("tokenizer.ggml.add_space_prefix") is not False
     model = _model(tokens, scores, types, (unknown, bos, eos), leading)
@@ -113,7 +113,7 @@ def _model(
     ]
     trainer = {3: _BPE, 4: len(tokens), 35: int(BYTE in types)}
     trainer |= dict(zip((40, 41, 42), special, strict=True)) | {43: -1}  # there is no padding
-    names = {44: " \N{DOUBLE QUESTION MARK} ".encode()}  # what an unknown is shown as
+    names = {44: " \N{DOUBLE QUESTION MARK} ".encode()}  # how an unknown token is shown
     names |= {number: tokens[id] for number, id in zip((45, 46, 47), special, strict=True)}
     fields = [_field(number, value) for number, value in trainer.items()]
     fields += [_field(number, name) for number, name in names.items()]

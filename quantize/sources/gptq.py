@@ -10,17 +10,15 @@ it, which made "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixq.errors import ModelFileError
-from mixq.formats.stored import StoredTensors
 from mixq.quantize.sources.column_groups import WORD, Grouping, unpack_words, words_for
 from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, checked_fields, read_group_size
-from mixq.quantize.sources.place import Place
 
 BITS = (2, 4, 8)
 SCALE_DTYPES = (torch.float16, torch.bfloat16)
@@ -30,13 +28,8 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 class GptqSource(ColumnPackedSource):
     """A checkpoint that GPTQ has packed; see `ColumnPackedSource`."""
 
-    def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
-        self._zero_offset = 1
-        super().__init__(place, stored, files)
-
-    @property
-    def method(self) -> str:
-        return "gptq"
+    method = "gptq"
+    _zero_offset = 1
 
     def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
         format = raw.get("checkpoint_format") or raw.get("format") or "gptq"

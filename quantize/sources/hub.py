@@ -1,10 +1,10 @@
-"""A repository of the Hugging Face hub, or of a mirror, as a place: read in ranges, kept nowhere.
+"""A repository of the Hugging Face hub, or of a mirror, as a place: read in ranges, stored nowhere.
 
-Contract: opening asks the hub for the commit that the revision means, and for sizes and sums of its files; from then on
-that commit is read, whatever happens to the branch. A tensor is fetched when it is asked for, straight into memory: the
-disk holds nothing but the output. Token, endpoint and offline mode are huggingface_hub's own (HF_TOKEN or
-`hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE). Since a file is never read from end to end in order, its sha256 cannot be
-compared; every reply's length, range and version are, and every safetensors header is checked.
+Contract: opening requests the commit of the revision, and sizes and sums of its files; from then on that commit is
+read, even if the branch moves. A tensor is fetched into memory when it is read: the disk holds only the output. Token,
+endpoint and offline mode are huggingface_hub's own (HF_TOKEN or `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE). Since a
+file is never read from end to end in order, its sha256 cannot be compared; every reply's length, range and version are,
+and every safetensors header is checked.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.header import MAX_HEADER_BYTES, ShardHeader, TensorEntry, check_header
 from mixq.formats.stored import StoredTensors
-from mixq.quantize.sources.place import SMALL_FILE
+from mixq.quantize.sources.place import SMALL_FILE, Place
 from mixq.quantize.sources.ranges import RangeReader, RemoteFile, transport_errors
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-"""What can be the name of a repository: owner/name."""
+"""The name of a repository: owner/name."""
 
 FIRST_READ = 64 << 10
 """Bytes of a safetensors file to read first; most headers are shorter."""
@@ -36,16 +36,14 @@ def is_repository(text: str) -> bool:
     return REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
-class Hub:
+class Hub(Place):
     """One commit of a repository as a place.
 
     Raises:
-        UsageError: huggingface_hub is not installed, or the name is none.
-        StorageError: the hub cannot be reached, or does not let one read the repository.
+        UsageError: huggingface_hub is not installed, or it is not the name of a repository.
+        StorageError: the hub cannot be reached, or refuses to read the repository.
         ModelFileError: there is no such repository or revision.
     """
-
-    path = None
 
     def __init__(self, repository: str, revision: str | None = None, *, reader: RangeReader | None = None) -> None:
         hub = _huggingface_hub()
@@ -53,7 +51,7 @@ class Hub:
             raise UsageError(f"{printable(repository)!r} is not the name of a repository (owner/name).")
         endpoint = os.environ.get("HF_ENDPOINT") or None
         info = _info(hub, repository, revision, endpoint)
-        self.repository = repository
+        self.name = repository
         self.revision = str(info.sha)
         if not re.fullmatch(r"[0-9a-f]{40,64}", self.revision):
             raise ModelFileError(f"the hub calls the commit of {repository} {printable(self.revision, 80)!r}.")
@@ -69,17 +67,13 @@ class Hub:
             url = hub.hf_hub_url(repository, name, revision=self.revision, endpoint=endpoint)
             self._remote[name] = RemoteFile(name, url, size, sha256)
             self._sums[name] = str(sha256 or entry.blob_id)
-        self.files: Mapping[str, int] = {name: file.size for name, file in sorted(self._remote.items())}
+        self.files = {name: file.size for name, file in sorted(self._remote.items())}
         self.reader = reader or RangeReader(hub.get_session(), hub.utils.build_hf_headers(library_name="mixq"))
-
-    @property
-    def name(self) -> str:
-        return self.repository
 
     def read(self, name: str, limit: int = SMALL_FILE) -> bytes:
         file = self._remote.get(name)
         if file is None:
-            raise ModelFileError(f"{printable(self.repository)} has no {printable(name)}.")
+            raise ModelFileError(f"{printable(self.name)} has no {printable(name)}.")
         if file.size > limit:
             raise ModelFileError(f"{printable(name)} has {file.size:,} bytes, too many for its kind.")
         content = bytearray(file.size)
@@ -89,7 +83,7 @@ class Hub:
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
         missing = [name for name in names if name not in self._remote]
         if missing:
-            raise ModelFileError(f"{printable(self.repository)} has no {printable(missing[0])}, which its index names.")
+            raise ModelFileError(f"{printable(self.name)} has no {printable(missing[0])}, which its index names.")
         return HubTensors(self.reader, [self._remote[name] for name in names], weight_map)
 
     def fingerprint(self, names: Sequence[str]) -> str:
@@ -104,7 +98,7 @@ class Hub:
 
 
 class HubTensors:
-    """The tensors of safetensors files of a hub; headers are read at once, tensors when they are asked for.
+    """The tensors of safetensors files of a hub; headers are read at once, tensors on demand.
 
     Raises:
         ModelFileError: a damaged header, a tensor in two files, or not where the index has it.
@@ -131,7 +125,9 @@ class HubTensors:
         head = self._bytes(file, 0, min(FIRST_READ, file.size))
         length = int.from_bytes(head[:8], "little") if len(head) >= 8 else 0
         if not 2 <= length <= MAX_HEADER_BYTES or 8 + length > file.size:
-            raise ModelFileError(f"{printable(file.name)} is no safetensors file: its header has no possible length.")
+            raise ModelFileError(
+                f"{printable(file.name)} is not a safetensors file: its header has an impossible length."
+            )
         head += self._bytes(file, len(head), max(len(head), 8 + length))
         return check_header(bytes(head[8 : 8 + length]), file.name, file.size)
 
@@ -183,35 +179,34 @@ def _huggingface_hub() -> Any:
 
 
 def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None) -> Any:
-    """Return what the hub says of a revision: its commit and files."""
+    """Return the hub's description of a revision: its commit and files."""
     errors, shown = hub.errors, f"{printable(repository)}{f' at {printable(revision)}' if revision else ''}"
+    place = printable(endpoint) if endpoint else "the hub"
     unreachable: tuple[type[Exception], ...] = (OSError, *transport_errors(hub.get_session()))
     try:
         return hub.HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True, timeout=30.0)
     except errors.GatedRepoError:
         raise StorageError(
-            f"{shown} is gated: the hub does not let this account read it.",
+            f"{shown} is gated: this account may not read it.",
             hint="Accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN.",
         ) from None
     except errors.RevisionNotFoundError:
         raise ModelFileError(f"{printable(repository)} has no revision {printable(revision)!r}.") from None
     except errors.RepositoryNotFoundError:
         raise ModelFileError(
-            f"the hub has no repository {printable(repository)!r}, or keeps it private.",
+            f"the hub has no repository {printable(repository)!r}, or it is private.",
             hint="Check the name; for a private one log in with `hf auth login` or set HF_TOKEN.",
         ) from None
     except errors.OfflineModeIsEnabled:
-        raise StorageError("the hub may not be asked: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
+        raise StorageError("the hub is switched off: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{printable(error, 200)}") from None
     except (ValueError, TypeError, LookupError, AttributeError):
-        place = printable(endpoint) if endpoint else "the hub"
         raise StorageError(
-            f"{shown}: {place} answered with something that is no description of a repository.",
+            f"{shown}: {place} sent a reply that does not describe a repository.",
             hint="Is there a login page between you and the hub? HF_ENDPOINT names another mirror.",
         ) from None
     except unreachable as error:
-        place = printable(endpoint) if endpoint else "the hub"
         raise StorageError(
             f"{shown}: {place} cannot be reached: {printable(error, 200) or type(error).__name__}.",
             hint="Check the connection; HF_ENDPOINT names another mirror.",

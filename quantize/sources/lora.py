@@ -1,25 +1,22 @@
 """A checkpoint with a LoRA adapter merged into it, as a source: W + (alpha / r) * B @ A, tensor by tensor.
 
-Contract: nothing is merged before it is asked for, and nothing is kept: an adapter costs no disk and little memory.
-A tensor that the adapter touches is float32, whatever the checkpoint's dtype; the others are the checkpoint's own. The
-bits do not depend on the number of threads. LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised (alpha / sqrt(r)):
+Contract: a tensor is merged when it is read and not stored: an adapter takes no disk and little memory. A tensor that
+the adapter changes is float32, whatever the checkpoint's dtype; the others are the checkpoint's own. The bits do not
+depend on the number of threads. LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised (alpha / sqrt(r)):
 https://arxiv.org/abs/2312.03732.
 
-fan_in_fan_out, which transposes for GPT-2's Conv1D, means nothing here: PEFT itself ignores it for a Linear, and the
-models that mixq knows have nothing else.
+fan_in_fan_out, which transposes for GPT-2's Conv1D, is ignored, as PEFT ignores it for a Linear; the models that mixq
+reads have only those.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig
 from mixq.formats.architecture import Parameter
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
@@ -45,44 +42,17 @@ class LoraSource(Source):
     """
 
     def __init__(self, base: Source, path: Path) -> None:
-        self._base = base
-        self._adapter = Adapter(path, base.config)
-
-    @property
-    def name(self) -> str:
-        return f"{self._base.name}+{self._adapter.name}"
-
-    @property
-    def path(self) -> Path | None:
-        return self._base.path
-
-    @property
-    def revision(self) -> str | None:
-        return self._base.revision
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._base.config
-
-    @property
-    def raw_config(self) -> Mapping[str, Any]:
-        return self._base.raw_config
-
-    @property
-    def nbytes(self) -> int:
-        return self._base.nbytes
-
-    @property
-    def itemsize(self) -> int:
-        return 4
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        merged, replaced = len(self._adapter.low_rank), len(self._adapter.replaced)
-        text = f"the adapter {self._adapter.name} is merged into {merged} {'Linear' if merged == 1 else 'Linears'}"
+        adapter = Adapter(path, base.config)
+        name = f"{base.name}+{adapter.name}"
+        super().__init__(name, dict(base.raw_config), base.nbytes, path=base.path, revision=base.revision)
+        self.itemsize = 4
+        merged, replaced = len(adapter.low_rank), len(adapter.replaced)
+        text = f"the adapter {adapter.name} is merged into {merged} {'Linear' if merged == 1 else 'Linears'}"
         if replaced:
             text += f" and replaces {replaced} {'tensor' if replaced == 1 else 'tensors'} in full"
-        return (*self._base.notices, f"{text}.")
+        self.notices = (*base.notices, f"{text}.")
+        self._base = base
+        self._adapter = adapter
 
     def tensor(self, name: str) -> Tensor:
         replaced, low_rank = self._adapter.replaced.get(name), self._adapter.low_rank.get(name)
@@ -99,10 +69,7 @@ class LoraSource(Source):
         return self._base.packed(module)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self._base.fingerprint().encode())
-        for file in self._adapter.files:
-            digest.update(sampled(file))
-        return digest.hexdigest()
+        return sampled(*self._adapter.files, first=self._base.fingerprint())
 
     def side_files(self) -> Mapping[str, bytes]:
         return self._base.side_files()
@@ -115,7 +82,7 @@ def merged(weight: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
     """Return weight + scale * B @ A as float32; weight: [N, K], B: [N, r], A: [r, K].
 
     The sum is made in float64 and rounded once, so that neither the order in which a library adds nor the size of the
-    blocks shows in the result.
+    blocks changes the result.
     """
     N, K = weight.shape
     result = torch.empty(N, K)

@@ -3,39 +3,36 @@
 Contract: two forms are read. The one of mistral-inference and of the torrents (consolidated.00.pth or
 consolidated.safetensors) names each expert, `layers.L.feed_forward.experts.E.w1.weight`. The eight-part
 consolidated.{00..07}.pt of the hub's first upload stacks them: `layers.L.block_sparse_moe.w1` is [E * F, D], and so is
-w2, each expert's part transposed. In both the rows of q and k stand in pairs, as Mistral's rotary embedding turns them;
-Hugging Face's turns the first half of a head against the second, so the rows are permuted (transformers,
+w2, each expert's part transposed. In both the rows of q and k are in pairs, as Mistral's rotary embedding rotates them;
+Hugging Face's rotates the first half of a head against the second, so the rows are permuted (transformers,
 convert_mistral_weights_to_hf.py and convert_mixtral_weights_to_hf.py). Where params.json names no rope_theta, a model
-with experts has 1e6 and a dense one 1e4: so the released models were trained.
+with experts has 1e6 and a dense one 1e4, as the released models were trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig
 from mixq.errors import ModelFileError, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.json_file import parse_json_object
+from mixq.formats.layout import FLOAT_DTYPES
 from mixq.formats.stored import StoredTensors
-from mixq.quantize.sources.huggingface import side_files
+from mixq.quantize.gguf_format import pairs_to_halves, rotated_heads
 from mixq.quantize.sources.place import Place
-from mixq.quantize.sources.source import Source
+from mixq.quantize.sources.source import StoredSource
 
 PARAMS = "params.json"
 TOKENIZER = "tokenizer.model"
 NAMED_TOKENIZERS = ("tokenizer.model.v1", "tokenizer.model.v2", "tokenizer.model.v3")
-"""What newer releases call their sentencepiece model."""
+"""Names of the sentencepiece model in newer releases."""
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 COMPUTED = ("rope.freqs", "freqs_cis")
-"""Tensors that are computed, not stored, today."""
+"""Tensors that old files store and that are computed today."""
 
 _ATTENTION = {"q": "wq", "k": "wk", "v": "wv", "o": "wo"}
 _DENSE = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -43,7 +40,7 @@ _DENSE = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where a parameter lies: a stored tensor, its rows if only some, and what is done to them.
+    """Where a parameter is stored: a tensor, its rows if only some, and how they are rearranged.
 
     `shape` is that of the whole stored tensor. `heads` is the number of heads whose rows are permuted, 0 for none.
     """
@@ -55,83 +52,48 @@ class _Stored:
     heads: int = 0
 
 
-class MistralSource(Source):
-    """A release in Mistral's own names.
-
-    Args:
-        place: where params.json and the tokenizer lie.
-        stored: its tensors.
-        files: the files that hold them, for the fingerprint.
+class MistralSource(StoredSource):
+    """A release in Mistral's own names; `files` hold the tensors.
 
     Raises:
-        ModelFileError: a field or tensor that is missing, of another shape or dtype, or part of nothing.
+        ModelFileError: a tensor or a field is missing, has another shape or dtype, or belongs to no parameter.
     """
 
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
-        self._place = place
-        self._stored = stored
-        self._files = tuple(files)
-        self._raw = config_of(parse_json_object(place.read(PARAMS), PARAMS))
-        self._config = ModelConfig.from_dict(self._raw)
-        self._parts = {parameter.name: self._find(parameter) for parameter in parameters(self._config)}
-        self._check()
-        self._raw["torch_dtype"] = str(self._dtype()).removeprefix("torch.")
-        self._config = ModelConfig.from_dict(self._raw)
-
-    @property
-    def name(self) -> str:
-        return self._place.name
-
-    @property
-    def path(self) -> Path | None:
-        return self._place.path
-
-    @property
-    def revision(self) -> str | None:
-        return self._place.revision
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._config
-
-    @property
-    def raw_config(self) -> Mapping[str, Any]:
-        return self._raw
-
-    @property
-    def nbytes(self) -> int:
-        return self._stored.nbytes
+        raw = config_of(parse_json_object(place.read(PARAMS), PARAMS))
+        embedding = stored.entry("tok_embeddings.weight")
+        if embedding is not None and embedding.dtype in FLOAT_DTYPES:
+            raw["torch_dtype"] = str(embedding.dtype).removeprefix("torch.")
+        super().__init__(place, stored, (PARAMS, *files), raw)
+        self._parts = {parameter.name: self._find(parameter) for parameter in parameters(self.config)}
+        for part in self._parts.values():
+            self._expect(part.name, FLOAT_DTYPES, part.shape)
+        self._refuse_others({part.name for part in self._parts.values()} | set(COMPUTED))
 
     def tensor(self, name: str) -> Tensor:
         part = self._parts[name]
         tensor = self._stored.tensor(part.name) if part.rows is None else self._stored.rows(part.name, *part.rows)
         if part.transposed:
             tensor = tensor.T
-        return permuted(tensor, part.heads) if part.heads else tensor
-
-    def fingerprint(self) -> str:
-        return self._place.fingerprint([PARAMS, *self._files])
+        return pairs_to_halves(tensor, part.heads) if part.heads else tensor
 
     def side_files(self) -> dict[str, bytes]:
-        found = side_files(self._place)
+        found = super().side_files()
         for name in NAMED_TOKENIZERS:
             if TOKENIZER not in found and name in self._place.files:
                 found[TOKENIZER] = self._place.read(name)
         return found
 
-    def cancel(self) -> None:
-        self._place.cancel()
-
     def _find(self, parameter: Parameter) -> _Stored:
-        """Return where a parameter must lie."""
-        config, shape = self._config, parameter.shape
+        """Return the stored tensor that a parameter must be in."""
+        config, shape = self.config, parameter.shape
         outside = {"embedding": "tok_embeddings", "lm_head": "output", "norm": "norm"}
         if parameter.layer is None:
             return _Stored(f"{outside[parameter.role]}.weight", shape)
         prefix, last = f"layers.{parameter.layer}", parameter.module.rsplit(".", 1)[-1]
         if parameter.role in _ATTENTION:
-            heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(parameter.role, 0)
-            return _Stored(f"{prefix}.attention.{_ATTENTION[parameter.role]}.weight", shape, heads=heads)
+            name = f"{prefix}.attention.{_ATTENTION[parameter.role]}.weight"
+            return _Stored(name, shape, heads=rotated_heads(parameter, config))
         if parameter.role == "norm":
             return _Stored(f"{prefix}.{'attention' if last == 'input_layernorm' else 'ffn'}_norm.weight", shape)
         stacked = f"{prefix}.block_sparse_moe"
@@ -148,44 +110,9 @@ class MistralSource(Source):
                 return _Stored(name, (config.num_local_experts * F, D), rows, transposed=last == "w2")
         return _Stored(f"{prefix}.feed_forward.experts.{parameter.expert}.{last}.weight", shape)
 
-    def _check(self) -> None:
-        for part in self._parts.values():
-            entry = self._stored.entry(part.name)
-            if entry is None:
-                raise ModelFileError(f"tensor {part.name!r} is missing.", hint="Finish the download.")
-            where = printable(self._stored.file_of(part.name))
-            if entry.shape != part.shape:
-                raise ModelFileError(
-                    f"{where}: tensor {part.name!r} has shape {list(entry.shape)}; params.json asks for "
-                    f"{list(part.shape)}."
-                )
-            if entry.dtype not in FLOATS:
-                raise ModelFileError(
-                    f"{where}: tensor {part.name!r} is {str(entry.dtype).removeprefix('torch.')}; it must be "
-                    "bfloat16, float16 or float32."
-                )
-        used = {part.name for part in self._parts.values()}
-        for name in self._stored.names:
-            if name not in used and name not in COMPUTED:
-                raise ModelFileError(
-                    f"{printable(self._stored.file_of(name))}: tensor {printable(name)!r} is not part of the model "
-                    "that params.json describes."
-                )
-
-    def _dtype(self) -> torch.dtype:
-        entry = self._stored.entry("tok_embeddings.weight")
-        assert entry is not None, "checked"
-        return entry.dtype
-
-
-def permuted(weight: Tensor, heads: int) -> Tensor:
-    """Return the rows of q or k [heads * d, K] in Hugging Face's order: of each head those of even number first."""
-    N, K = weight.shape
-    return weight.reshape(heads, N // heads // 2, 2, K).transpose(1, 2).reshape(N, K)
-
 
 def config_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json that a params.json amounts to; both of its spellings are read.
+    """Return the config.json for a params.json; both of its spellings are read.
 
     Raises:
         ModelFileError: a field that is missing.

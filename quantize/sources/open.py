@@ -1,24 +1,26 @@
-"""Which kind of checkpoint lies somewhere, and the source that reads it.
+"""Opens a checkpoint with the source that reads its kind.
 
-Contract: decided by the names of files and by config.json's quantization_config, never by trying; the first of these
-that is there: Hugging Face's safetensors, Mistral's own release, Hugging Face's pickled .bin, GGUF. Pickled files are
-refused unless they were allowed.
+Contract: the kind is decided by the names of files and by config.json's quantization_config, never by trying; it is the
+first of these that is found: Hugging Face's safetensors, Mistral's own release, Hugging Face's pickled .bin, GGUF.
+Pickled files are refused unless they were allowed.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.shards import INDEX, SINGLE, parse_index
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.awq import AwqSource
+from mixq.quantize.sources.gptq import GptqSource
 from mixq.quantize.sources.hub import Hub, is_repository
-from mixq.quantize.sources.huggingface import CONFIG, HuggingFaceSource
+from mixq.quantize.sources.huggingface import HuggingFaceSource
 from mixq.quantize.sources.mistral import PARAMS, MistralSource
 from mixq.quantize.sources.place import Folder, Place
-from mixq.quantize.sources.source import Source
+from mixq.quantize.sources.source import CONFIG, Source
 from mixq.system import paths
 
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -36,16 +38,14 @@ def open_source(path: Path | str, *, allow_pickle: bool = False, mixq_folders: b
         mixq_folders: take folders that mixq quantize made too (`mixq export` does).
 
     Raises:
-        ModelFileError: nothing there that mixq reads, or damaged.
-        UsageError: only pickled weights are there, and they were not allowed.
+        ModelFileError: nothing that mixq reads, or damaged.
+        UsageError: there are only pickled weights, and they were not allowed.
     """
     path = Path(path)
     if path.suffix == ".gguf":
         return _gguf(path)
     if path.is_file():
-        raise UsageError(
-            f"{printable(path)} is one file of a checkpoint.", hint="Give the folder that it lies in, or a GGUF file."
-        )
+        raise UsageError(f"{printable(path)} is one file of a checkpoint.", hint="Give its folder, or a GGUF file.")
     return open_place(Folder(path), allow_pickle=allow_pickle, mixq_folders=mixq_folders)
 
 
@@ -53,13 +53,13 @@ def find_source(text: str, *, allow_pickle: bool = False, revision: str | None =
     """Open what a user named: a folder or GGUF file, a name in the model store, or a repository of a hub.
 
     Args:
-        text: what comes first of these is meant.
+        text: it is taken for the first of these that exists.
         allow_pickle: see `open_source`.
         revision: branch, tag or commit of a repository.
 
     Raises:
         ModelFileError: nothing by that name; see `open_source` too.
-        UsageError: a revision of something that is no repository.
+        UsageError: a revision of something that is not a repository.
         StorageError: the hub cannot be reached.
     """
     as_path, in_store = paths.expand(text), paths.store() / text
@@ -68,13 +68,13 @@ def find_source(text: str, *, allow_pickle: bool = False, revision: str | None =
         if revision is not None:
             raise UsageError(
                 f"--revision is for repositories, and {printable(text)} is on this machine.",
-                hint="Leave it out, or run from a folder in which there is nothing by that name.",
+                hint="Leave it out, or run from a folder without anything of that name.",
             )
         return open_source(local, allow_pickle=allow_pickle)
     if is_repository(text):
         return open_place(Hub(text, revision), allow_pickle=allow_pickle)
     raise ModelFileError(
-        f"{printable(text)!r} is no folder, GGUF file, model in the store, or name of a repository (owner/name).",
+        f"{printable(text)!r} is not a folder, GGUF file, model in the store, or name of a repository (owner/name).",
         hint=f"Models in the store are folders under {printable(paths.store())}.",
     )
 
@@ -107,30 +107,18 @@ def _safetensors(place: Place, *, mixq_folders: bool) -> Source:
     if SINGLE not in place.files:
         weight_map = parse_index(parse_json_object(place.read(INDEX), INDEX))
     names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
-    method = _method(parse_json_object(place.read(CONFIG), CONFIG))
-    if method in ("gptq", "awq"):
-        stored = place.safetensors(names, weight_map)
-        if method == "gptq":
-            from mixq.quantize.sources.gptq import GptqSource
-
-            return GptqSource(place, stored, names)
-        from mixq.quantize.sources.awq import AwqSource
-
-        return AwqSource(place, stored, names)
+    quantization = parse_json_object(place.read(CONFIG), CONFIG).get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method == "mixq" and not mixq_folders:
         raise ModelFileError(
             f"{printable(place.name)} is quantized already, by mixq.",
             hint="Quantize the original checkpoint, or turn this folder into another form with mixq export.",
         )
-    return HuggingFaceSource(place, place.safetensors(names, weight_map), names)
+    kind = {"gptq": GptqSource, "awq": AwqSource}.get(str(method), HuggingFaceSource)
+    return kind(place, place.safetensors(names, weight_map), names)
 
 
-def _method(raw_config: dict[str, Any]) -> object:
-    quantization = raw_config.get("quantization_config")
-    return quantization.get("quant_method") if isinstance(quantization, dict) else None
-
-
-def _pickled(place: Place, names: list[str], allow_pickle: bool) -> Any:
+def _pickled(place: Place, names: list[str], allow_pickle: bool) -> StoredTensors:
     from mixq.quantize.sources.pickled import PickledTensors
 
     if place.path is None:
@@ -140,9 +128,9 @@ def _pickled(place: Place, names: list[str], allow_pickle: bool) -> Any:
         )
     if not allow_pickle:
         raise UsageError(
-            f"{printable(names[0])} is a pickled file, and those can carry programs.",
-            hint="If you trust where it comes from: --allow-pickle reads it by torch's restricted unpickler, which "
-            "runs none. A safetensors checkpoint needs no trust.",
+            f"{printable(names[0])} is a pickled file, which can contain programs.",
+            hint="If you trust its origin: --allow-pickle reads it with torch's restricted unpickler, which runs none. "
+            "A safetensors checkpoint needs no trust.",
         )
     return PickledTensors(place.path, names)
 
@@ -169,7 +157,7 @@ def _nothing_there(place: Place, mixq_folders: bool) -> ModelFileError:
     if "job.json" in files:
         return ModelFileError(
             f"{shown} is not finished: a quantize job was interrupted there.",
-            hint="Run the same mixq quantize command again and it goes on.",
+            hint="Run the same mixq quantize command again to resume it.",
         )
     if CONFIG not in files:
         consolidated = next((name for name in files if CONSOLIDATED.fullmatch(name)), None)

@@ -1,8 +1,8 @@
 """The tensors of torch's own files (.bin, .pt, .pth), which are pickles.
 
 Contract: read only by `torch.load(weights_only=True, mmap=True)`, whose unpickler builds tensors and plain containers
-and runs nothing; anything else in a file is refused. Tensors are views of the mapped files. torch before 2.10 is
-refused: its restricted unpickler could be broken out of (CVE-2026-24747).
+and runs no code; anything else in a file is refused. Tensors are views of the mapped files. torch before 2.10 is
+refused: its restricted unpickler can be made to run code (CVE-2026-24747).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mixq.formats.header import NAME, TensorEntry
 
 SAFE_TORCH = (2, 10)
 
-_SENSELESS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
-"""What torch's unpickler raises for a program that makes no sense, besides struct's and zipfile's errors."""
+_DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
+"""What torch's unpickler raises for a damaged pickle, besides struct's and zipfile's errors."""
 
 
 class PickledTensors:
@@ -82,7 +82,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         if not zipfile.is_zipfile(path):  # torch before 1.6; it cannot be mapped
             raise ModelFileError(
-                f"{shown} is truncated, or no file of torch.",
+                f"{shown} is truncated, or not a file of torch.",
                 hint="Finish the download; a file that torch before 1.6 wrote must be loaded and saved again.",
             )
         with zipfile.ZipFile(path) as archive:
@@ -96,9 +96,9 @@ def _load(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise ModelFileError(
             f"{shown} holds more than tensors, and was not loaded: it could be a program.",
-            hint="Do not load it any other way, unless you know what it holds.",
+            hint="Do not load it any other way, unless you know its content.",
         ) from None
-    except (*_SENSELESS, struct.error, zipfile.BadZipFile) as error:
+    except (*_DAMAGED, struct.error, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{shown} is damaged: {printable(error, 200)}.") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -106,7 +106,7 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{shown} holds a {type(content).__name__}, not tensors by name.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ModelFileError(f"{shown}: {printable(repr(name))} is no tensor name.")
+            raise ModelFileError(f"{shown}: {printable(repr(name))} is not a tensor name.")
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
         if not plain or tensor.device.type != "cpu":
             raise ModelFileError(f"{shown}: {name!r} is not a plain tensor.")

@@ -1,15 +1,16 @@
-"""Where a checkpoint's files lie: a folder, or (see `hub`) a repository of a hub.
+"""Where a checkpoint's files are: a folder, or (see `hub`) a repository of a hub.
 
-Contract: a `Place` knows files by name and nothing of what they mean. `safetensors` hands out the tensors of some of
+Contract: a `Place` knows files by name and nothing of what they mean. `safetensors` returns the tensors of some of
 them without reading them; `read` is for small files and bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from mixq.errors import ModelFileError, StorageError, printable
 from mixq.formats.shards import ShardSet
@@ -23,52 +24,43 @@ SAMPLE_BYTES = 4096
 ENDS = 1 << 20
 
 
-class Place(Protocol):
-    """Files by name."""
+class Place(ABC):
+    """Files by name.
 
-    @property
-    def name(self) -> str:
-        """What to call it: no path of the user's machine."""
-        ...
+    Attributes:
+        name: what to call it; never a path of the user's machine.
+        files: bytes by file name; files in folders of the place are left out.
+        path: the folder, where it is on this machine.
+        revision: the commit, where it is a repository.
+    """
 
-    @property
-    def path(self) -> Path | None:
-        """The folder, where it is one of this machine."""
-        ...
+    name: str
+    files: Mapping[str, int]
+    path: Path | None = None
+    revision: str | None = None
 
-    @property
-    def revision(self) -> str | None:
-        """The commit, where it is a repository's."""
-        ...
-
-    @property
-    def files(self) -> Mapping[str, int]:
-        """Bytes by file name; what lies in folders of the place is not among them."""
-        ...
-
+    @abstractmethod
     def read(self, name: str, limit: int = SMALL_FILE) -> bytes:
         """Return a file of at most `limit` bytes.
 
         Raises:
-            ModelFileError: it is larger, or not there.
+            ModelFileError: it is larger, or does not exist.
             StorageError: it cannot be read.
         """
-        ...
 
+    @abstractmethod
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
         """Return the tensors of safetensors files, which must be where `weight_map`, {tensor: file}, has them."""
-        ...
 
+    @abstractmethod
     def fingerprint(self, names: Sequence[str]) -> str:
         """Return a hash that changes when one of these files does, without reading them whole."""
-        ...
 
-    def cancel(self) -> None:
+    def cancel(self) -> None:  # noqa: B027  (reading a folder never waits)
         """Make reads under way end soon, with an error, and later ones at once."""
-        ...
 
 
-class Folder:
+class Folder(Place):
     """A folder as a place.
 
     Raises:
@@ -76,35 +68,26 @@ class Folder:
         StorageError: it cannot be read.
     """
 
-    revision = None
-
     def __init__(self, path: Path) -> None:
-        self.path = path
         if not path.is_dir():
             raise ModelFileError(f"{printable(path)} is not a folder.")
-        try:
+        self.path = self._folder = path
+        self.name = path.resolve().name
+        with reading(path):
             self.files = {entry.name: entry.stat().st_size for entry in sorted(path.iterdir()) if entry.is_file()}
-        except OSError as error:
-            raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
-
-    @property
-    def name(self) -> str:
-        return self.path.resolve().name
 
     def read(self, name: str, limit: int = SMALL_FILE) -> bytes:
+        path = self._folder / name
         if name not in self.files:
-            raise ModelFileError(f"{printable(self.path)} has no {printable(name)}.")
-        try:
-            with (self.path / name).open("rb") as file:
-                content = file.read(limit + 1)
-        except OSError as error:
-            raise StorageError(f"{printable(self.path / name)} cannot be read: {printable(error)}.") from error
+            raise ModelFileError(f"{printable(self._folder)} has no {printable(name)}.")
+        with reading(path), path.open("rb") as file:
+            content = file.read(limit + 1)
         if len(content) > limit:
-            raise ModelFileError(f"{printable(self.path / name)} has more than {limit:,} bytes, too many for its kind.")
+            raise ModelFileError(f"{printable(path)} has more than {limit:,} bytes, too many for its kind.")
         return content
 
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
-        return ShardSet.of_files(self.path, names, weight_map)
+        return ShardSet.of_files(self._folder, names, weight_map)
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash each file's name, size, first and last MiB and 64 samples of 4 KiB.
@@ -112,28 +95,31 @@ class Folder:
         A download repeated or moved keeps its fingerprint, another training of the same model changes it; reading all
         of Mixtral's 93 GB at every start would take minutes.
         """
-        digest = hashlib.sha256()
-        for name in names:
-            digest.update(sampled(self.path / name))
-        return digest.hexdigest()
-
-    def cancel(self) -> None:
-        pass
+        return sampled(*(self._folder / name for name in names))
 
 
-def sampled(path: Path) -> bytes:
-    """Return a hash of a file's name, size and samples; raises StorageError."""
-    digest = hashlib.sha256()
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise StorageError for an OSError inside: `path` cannot be read."""
     try:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
+        yield
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
+
+
+def sampled(*paths: Path, first: str = "") -> str:
+    """Return a hash, in hex, of `first` and of each file's name, size and samples; raises StorageError."""
+    whole = hashlib.sha256(first.encode())
+    for path in paths:
+        digest = hashlib.sha256()
+        with reading(path), path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
             digest.update(file.read(ENDS))
             for i in range(SAMPLES):
                 file.seek(size * i // SAMPLES)
                 digest.update(file.read(SAMPLE_BYTES))
             file.seek(max(0, size - ENDS))
             digest.update(file.read(ENDS))
-    except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
-    return digest.digest()
+        whole.update(digest.digest())
+    return whole.hexdigest()

@@ -1,9 +1,9 @@
-"""Reads ranges of bytes of files over HTTP, several parts at a time, and does not give up at the first cut.
+"""Reads ranges of bytes of files over HTTP, several parts at a time, and retries failed requests.
 
-Contract: `RangeReader.read` fills a buffer with exactly the bytes asked for, or raises. A reply is believed only if it
-says that it is the range asked for, of a file of the known length and the same version as before. A connection that is
-cut or stalls is taken up where it broke; replies of a busy server (408, 425, 429, 5xx) are waited out. Nothing is kept
-on the disk. Threads of the reader are daemons: a read that hangs keeps no process from ending.
+Contract: `RangeReader.read` fills a buffer with exactly the requested bytes, or raises. A reply is accepted only if its
+headers name the requested range, of a file of the known length and the same version as before. A connection that is
+cut or stalls is resumed where it broke; after replies of a busy server (408, 425, 429, 5xx) the reader waits. Nothing
+is stored on the disk. Threads of the reader are daemons: a read that hangs does not keep a process from ending.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CONNECTIONS = 4
 PART = 8 << 20
 CHUNK = 256 << 10
 TIMEOUT = 30.0
-"""Seconds for which a connection may say nothing."""
+"""Seconds for which a connection may send nothing."""
 
 ATTEMPTS = 8
-"""Failures in a row, without a byte in between, after which a part is given up: about two minutes of waiting."""
+"""Failures in a row, without a byte in between, after which a part fails: about two minutes of waiting."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -40,7 +40,7 @@ class RemoteFile:
         name: for messages.
         url: where it is; redirects are followed, and the token stays with the first host.
         size: bytes.
-        version: what the server said of its content before: an ETag or sha256, if known.
+        version: the known version of its content: an ETag or sha256, or None.
     """
 
     name: str
@@ -89,14 +89,13 @@ class RangeReader:
         self._reads: set[_Read] = set()
         self._workers = 0
         self._stopped = False
-        self.bytes_read = 0
 
     def read(self, file: RemoteFile, start: int, end: int, buffer: memoryview) -> None:
         """Fill a writable buffer of end - start bytes.
 
         Raises:
-            StorageError: no connection, or none that lasts; the range was refused; or `cancel` was called.
-            ModelFileError: the file has changed, or is not as long as it was said to be.
+            StorageError: no stable connection; the range was refused; or `cancel` was called.
+            ModelFileError: the file has changed, or has another length.
         """
         assert len(buffer) == end - start
         if self._stopped:
@@ -110,7 +109,7 @@ class RangeReader:
             self._queue.put((read, first, min(first + PART, end)))
         self._start_workers(read.parts)
         try:
-            while not read.done.wait(0.2):  # with an end, or else Windows would not hear Ctrl-C
+            while not read.done.wait(0.2):  # on Windows Ctrl-C interrupts only waits with a timeout
                 pass
         except BaseException:
             read.fail(Stopped("the read was stopped."))
@@ -122,7 +121,7 @@ class RangeReader:
             raise read.failure
 
     def cancel(self) -> None:
-        """Let reads under way, and all later ones, end with `Stopped` at once."""
+        """End reads under way, and all later ones, with `Stopped` at once."""
         with self._lock:
             self._stopped = True
             reads = list(self._reads)
@@ -142,7 +141,7 @@ class RangeReader:
             if read.failure is None:
                 try:
                     self._part(read, start, end)
-                except Exception as error:  # noqa: BLE001  (raised again where the read was asked for)
+                except Exception as error:  # noqa: BLE001  (raised again by `read`)
                     read.fail(error)
             with self._lock:
                 read.parts -= 1
@@ -150,7 +149,7 @@ class RangeReader:
                     read.done.set()
 
     def _part(self, read: _Read, start: int, end: int) -> None:
-        """Fill one part, going on after failures."""
+        """Fill one part, with retries."""
         position, failures, wait = start, 0, self._first_wait
         passing: tuple[type[Exception], ...] = (_Cut, *self._transport_errors)
         while position < end and not read.done.is_set():
@@ -160,10 +159,9 @@ class RangeReader:
                     if read.done.is_set():
                         return
                     if position + len(chunk) > end:
-                        raise _Cut("more bytes came than were asked for")
+                        raise _Cut("the server sent more bytes than were requested")
                     read.buffer[position - read.start : position - read.start + len(chunk)] = chunk
                     position += len(chunk)
-                    self.bytes_read += len(chunk)
                 if position < end:
                     raise _Cut("the connection ended early")
             except passing as error:
@@ -200,7 +198,7 @@ class RangeReader:
         if status == 206:
             found = _CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
             if found is None or (int(found[1]), int(found[2])) != (start, end - 1):
-                raise _Cut("the server sent another range than was asked for")
+                raise _Cut("the server sent another range than was requested")
             if int(found[3]) != file.size:
                 raise _changed(shown, f"it has {int(found[3]):,} bytes instead of {file.size:,}")
         length = reply.headers.get("Content-Length")
@@ -209,20 +207,20 @@ class RangeReader:
         self._check_version(file, reply)
 
     def _check_version(self, file: RemoteFile, reply: Any) -> None:
-        """Compare the content's version with the one that is known, or that the first reply named."""
+        """Compare the content's version with the known one, or with that of the first reply."""
         linked = [first.headers.get("X-Linked-ETag") for first in (*reply.history, reply)]
         version = next((tag for tag in linked if tag), None)
         if version is not None and file.version is not None:
             if _bare(version) != file.version:
-                raise _changed(printable(file.name), "its content is another one now")
+                raise _changed(printable(file.name), "its content is different now")
             return
         version = version or reply.headers.get("ETag")
         if version is not None and self._versions.setdefault(file.url, _bare(version)) != _bare(version):
-            raise _changed(printable(file.name), "its content is another one now")
+            raise _changed(printable(file.name), "its content is different now")
 
 
 class _Cut(Exception):
-    """A reply that may be better the next time; `wait` is what the server asked for, in seconds."""
+    """A failure that a retry may solve; `wait` is the time that the server requested, in seconds."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         super().__init__(text)
@@ -230,7 +228,7 @@ class _Cut(Exception):
 
 
 def transport_errors(session: Any) -> tuple[type[Exception], ...]:
-    """Return what the client, httpx under whatever name, raises for a connection or a reply that is no good."""
+    """Return what the client, httpx by any package name, raises for a failed connection or a bad reply."""
     package = sys.modules[type(session).__module__.partition(".")[0]]
     return package.RequestError, package.StreamError, package.InvalidURL
 
@@ -248,7 +246,7 @@ def _bare(version: str) -> str:
 def _changed(shown: str, how: str) -> ModelFileError:
     return ModelFileError(
         f"{shown} has changed on the hub: {how}.",
-        hint="Run the command again with an empty target folder; --revision COMMIT names a version that stays.",
+        hint="Run the command again with an empty target folder; --revision COMMIT names a fixed version.",
     )
 
 

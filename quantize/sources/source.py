@@ -1,67 +1,75 @@
 """What a job needs of a checkpoint, whatever its format on disk.
 
 Contract: names and shapes are those of `mixq.formats.architecture` for the source's config, and opening a source has
-proved that every one of them is there; a tensor is handed out as a view or read on demand, one at a time, from any
-thread. A source knows nothing of mixes or of the target.
+proved that every one of them exists; a tensor is returned as a view or read on demand, one at a time, from any thread.
+A source knows nothing of mixes or of the target.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixq.config import ModelConfig
+from mixq.errors import ModelFileError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
+from mixq.formats.stored import StoredTensors
+from mixq.quantize.sources.place import Place
+
+CONFIG = "config.json"
+SIDE_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+)
+"""Files that are copied as they are, where they exist."""
 
 
 class Source(ABC):
-    """A checkpoint to quantize."""
+    """A checkpoint to quantize.
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What to call it in reports and in mixq.json: no path of the user's machine."""
+    Attributes:
+        name: what reports and mixq.json call it; never a path of the user's machine.
+        raw_config: its config.json in Hugging Face's keys, whatever the source itself has; no quantization_config.
+        config: its shape.
+        nbytes: bytes of its tensors.
+        path: the folder or file on this machine; None where it is not on this machine.
+        revision: the commit of a hub's repository; None for what is on this machine.
+        itemsize: bytes of a weight as `tensor` returns it: 4 where it is dequantized.
+        notices: what the user should know before the job begins, such as an earlier quantization; a sentence each.
+    """
 
-    @property
-    def path(self) -> Path | None:
-        """The folder or file in which it lies on this machine; None where it does not."""
-        return None
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of a hub's repository; None for what lies on this machine."""
-        return None
-
-    @property
-    @abstractmethod
-    def config(self) -> ModelConfig:
-        """Its shape."""
-
-    @property
-    @abstractmethod
-    def raw_config(self) -> Mapping[str, Any]:
-        """Its config.json, in Hugging Face's keys, whatever the source itself has; no quantization_config."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a weight as `tensor` hands it out: 4 where it is dequantized."""
-        return 4 if self.config.dtype == "float32" else 2
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What the user should know of it before the job begins: what was quantized before, say; a sentence each."""
-        return ()
+    def __init__(
+        self,
+        name: str,
+        raw_config: dict[str, Any],
+        nbytes: int,
+        *,
+        path: Path | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.name = name
+        self.raw_config: Mapping[str, Any] = raw_config
+        self.config = ModelConfig.from_dict(raw_config)
+        self.nbytes = nbytes
+        self.path = path
+        self.revision = revision
+        self.itemsize = 4 if self.config.dtype == "float32" else 2
+        self.notices: tuple[str, ...] = ()
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
@@ -75,7 +83,7 @@ class Source(ABC):
         """
 
     def kept(self, parameter: Parameter) -> Scheme | None:
-        """Return the scheme, w4 or w8, in which `packed` hands this Linear out without any loss, or None."""
+        """Return the scheme, w4 or w8, in which `packed` returns this Linear without any loss, or None."""
         return None
 
     def packed(self, module: str) -> PackedLinear:
@@ -87,14 +95,69 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that changes when the weights do, cheap enough to ask for at every start."""
+        """Return a hash that changes when the weights do, cheap enough to compute at every start."""
 
     @abstractmethod
     def side_files(self) -> Mapping[str, bytes]:
-        """Return the files, by name, that go along unchanged: tokenizer, generation_config.json, licence."""
+        """Return the files, by name, that are copied unchanged: tokenizer, generation_config.json, licence."""
 
     def cancel(self) -> None:  # noqa: B027  (most sources never wait)
-        """Make reads that wait for something, a network perhaps, end soon with an error; called from another thread.
+        """Make reads that wait, for a network perhaps, end soon with an error; called from another thread.
 
-        It is for good: the source is not read again.
+        It cannot be undone: the source is not read again.
         """
+
+
+class StoredSource(Source):
+    """A source whose tensors are in files of a place.
+
+    Args:
+        place: where config and tokenizer are.
+        stored: its tensors.
+        files: the files that decide the weights, for the fingerprint.
+        raw_config: see `Source`.
+    """
+
+    def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str], raw_config: dict[str, Any]) -> None:
+        super().__init__(place.name, raw_config, stored.nbytes, path=place.path, revision=place.revision)
+        self._place = place
+        self._stored = stored
+        self._files = files
+
+    def fingerprint(self) -> str:
+        return self._place.fingerprint(self._files)
+
+    def side_files(self) -> dict[str, bytes]:
+        return {name: self._place.read(name) for name in SIDE_FILES if name in self._place.files}
+
+    def cancel(self) -> None:
+        self._place.cancel()
+
+    def _expect(self, name: str, dtypes: Sequence[torch.dtype], shape: tuple[int, ...]) -> None:
+        """Refuse a tensor that is missing, or of another shape or dtype."""
+        entry, config = self._stored.entry(name), self._files[0]
+        if entry is None:
+            raise ModelFileError(f"tensor {name!r} is missing.", hint="Finish the download, or download it again.")
+        where = f"{printable(self._stored.file_of(name))}: tensor {name!r}"
+        if entry.shape != shape:
+            raise ModelFileError(f"{where} has shape {list(entry.shape)}; {config} asks for {list(shape)}.")
+        if entry.dtype not in dtypes:
+            found, *allowed = (str(dtype).removeprefix("torch.") for dtype in (entry.dtype, *dtypes))
+            raise ModelFileError(f"{where} is {found}; it must be {', '.join(allowed)}.")
+
+    def _refuse_others(self, used: Container[str]) -> None:
+        """Refuse tensors that no parameter is made of."""
+        for name in self._stored.names:
+            if name not in used:
+                raise ModelFileError(
+                    f"{printable(self._stored.file_of(name))}: tensor {printable(name)!r} is not part of the "
+                    f"{self.config.architecture} that {self._files[0]} describes."
+                )
+
+
+def already_quantized(method: str) -> str:
+    """Return what to say of a source that has been quantized before."""
+    return (
+        f"the source is quantized already ({method}): its weights are dequantized first. Precision already lost cannot "
+        "be recovered; errors are relative to the quantized source."
+    )

@@ -69,7 +69,7 @@ def test_interrupted_job_says_so_and_goes_on(
     assert cli("quantize", tiny, tmp_path / "out", "--format", "w8").code == 2
     outcome = cli("quantize", tiny, tmp_path / "out")
     assert outcome.code == 0
-    assert "going on with an interrupted job: 1 of 3 shards" in outcome.err
+    assert "resuming an interrupted job: 1 of 3 shards" in outcome.err
     assert cli("verify", tmp_path / "out").code == 0
 
 

@@ -57,7 +57,7 @@ def test_names_that_are_nothing(cli: RunCli, hub: FakeHub, tiny: Path, tmp_path:
     outcome = cli("quantize", "some-one/else", tmp_path / "out")
     assert (outcome.code, "has no repository" in outcome.err) == (3, True)
     outcome = cli("quantize", "no-such-thing", tmp_path / "out")
-    assert (outcome.code, "is no folder, GGUF file, model in the store, or name of a" in outcome.err) == (3, True)
+    assert (outcome.code, "is not a folder, GGUF file, model in the store, or name of a" in outcome.err) == (3, True)
     outcome = cli("quantize", tiny, tmp_path / "out", "--revision", "main")
     assert (outcome.code, "--revision is for repositories" in outcome.err) == (2, True)
     outcome = cli("quantize", tiny / "model.safetensors", tmp_path / "out")

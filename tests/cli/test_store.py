@@ -130,7 +130,7 @@ def test_an_interrupted_pull_goes_on_by_its_name(
         assert (outcome.code, "not finished" in outcome.err) == (3, True), command
     finished = cli("pull", "tiny-mixtral")  # was agreed to before
     assert finished.code == 0, finished.err
-    assert "2 of 3 shards are there" in finished.err
+    assert "2 of 3 shards are finished" in finished.err
     assert shards_of(paths.store() / "tiny-mixtral") == shards_of(quantized)
     assert cli("verify", "tiny-mixtral").code == 0
 

@@ -21,9 +21,9 @@ from mixq.formats.architecture import parameters
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.quantize import quantize
-from mixq.quantize.export.blocks import q4_0_rows, q8_0_rows
 from mixq.quantize.export.gguf_file import GgufExport, GgufResult
 from mixq.quantize.export.gguf_layout import plan
+from mixq.quantize.gguf_format import block_rows
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_llama, write_tiny_mistral, write_tiny_mixtral
 
@@ -159,7 +159,7 @@ def test_quantized_types_beat_the_packages_own(tmp_path: Path) -> None:
 def test_rows_that_do_not_divide_stay_unquantized(tmp_path: Path) -> None:
     tensors = write_tiny_mixtral(tmp_path / "source", ffn=240, tokenizer=False)
     result = export(tmp_path / "source", tmp_path / "model.gguf", "q8_0")
-    assert any("w2: rows do not divide" in text for text in result.notices)
+    assert any("w2: rows are not multiples of 32" in text for text in result.notices)
     found, types = read_back(tmp_path / "model.gguf", tmp_path / "source")
     name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
     assert types[name] == "BF16"
@@ -173,8 +173,8 @@ def test_blocks_are_the_packages(bits: int) -> None:
     q = torch.stack([codes.roll(i).repeat(32)[:64] for i in range(len(codes))])
     scale = torch.linspace(-3, 3, 2 * len(q)).to(torch.float16).reshape(-1, 2)
     packed = PackedLinear(Scheme(f"w{bits}", 32), tuple(q.shape), int_groups.pack(q, scale, bits))
-    rows = (q4_0_rows if bits == 4 else q8_0_rows)(packed)
-    type = gguf.GGMLQuantizationType.Q4_0 if bits == 4 else gguf.GGMLQuantizationType.Q8_0
+    name = "Q4_0" if bits == 4 else "Q8_0"
+    rows, type = block_rows(packed, name).numpy(), gguf.GGMLQuantizationType[name]
     assert torch.equal(torch.from_numpy(gguf.quants.dequantize(rows, type)), packed.dequantize())
 
 

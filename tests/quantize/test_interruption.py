@@ -133,7 +133,7 @@ def test_sigkill_in_the_middle_of_a_shard(source: Path, expected: Contents, tmp_
     assert "config.json" not in names
     with pytest.raises(ModelFileError) as error:
         verify(target)
-    assert "go" in str(error.value.hint)
+    assert "resume it" in str(error.value.hint)
     result = quantize(source, target)
     assert result.shards_done_before == 1
     assert any("1 of 3 shards" in text for text in result.notices)

@@ -61,7 +61,7 @@ def test_a_recipe_in_the_order_of_the_file(tmp_path: Path) -> None:
         ("[schemes]\n'(a+)+' = 'w8'", r"recipe.toml: '\(a\+\)\+' is too complex"),
         ("[schemes]\n'' = 'w8'", "is no pattern of 1 to 200"),
         ("[schemes]\n'lm_head' = 'w8'\n'lm_head' = 'nl4'", "is not TOML"),
-        (b"#" * (1 << 20) + b"\n", "that is no recipe"),
+        (b"#" * (1 << 20) + b"\n", "too many for a recipe"),
         ("a=" + "[" * 100_000, "is not TOML"),
     ],
 )

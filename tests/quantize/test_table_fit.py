@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,18 @@ from mixq.formats.scheme import Scheme
 from mixq.quantize import table_fit
 from mixq.quantize.job import quantize
 from mixq.quantize.layout import all_items, plan_shards
+from mixq.quantize.scale_search import search
 from mixq.quantize.sources.open import open_source
-from mixq.quantize.table_fit import error_of, fit_table, fit_to_source, sample_source
+from mixq.quantize.table_fit import fit_table, fit_to_source, sample_source
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
 
 NL4 = Scheme("nl4", 32)
+
+
+def error_of(table: Sequence[int], samples: list[Tensor], scheme: Scheme) -> float:
+    """The relative squared error with a table, the mean over the samples' weights."""
+    lost = [(search(w, scheme, table=table).relative_squared_error, w.numel()) for w in samples]
+    return sum(error * count for error, count in lost) / sum(count for _, count in lost)
 
 
 def drawn(kind: str, rows: int = 64, columns: int = 1024, seed: int = 1) -> Tensor:

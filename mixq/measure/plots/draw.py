@@ -97,7 +97,7 @@ def draw(figure: Figure, axes: Axes) -> None:
     elif isinstance(figure, Bars):
         _draw_bars(figure, axes)
     else:
-        _draw_table(figure, axes, width * 3 // 2)
+        _draw_table(figure, axes, width * 6 // 5)
 
 
 def _columns(axes: Axes) -> int:

@@ -91,7 +91,7 @@ def test_a_replays_figures() -> None:
     assert isinstance(hits, Chart)
     assert hits.percent
     for bad in (float("nan"), -1, True, "9", None, 1e300):
-        with pytest.raises(ModelFileError, match="tokens_per_second of combination 1"):
+        with pytest.raises(ModelFileError, match="combination 1: tokens_per_second"):
             from_replay.figures({**content, "combinations": [{**row, "tokens_per_second": bad}]}, "replay.json")
 
 

@@ -42,9 +42,9 @@ A_NAME, B_NAME = f"{PREFIX}{Q}.lora_A.weight", f"{PREFIX}{Q}.lora_B.weight"
         ({"lora_alpha": "6"}, "lora_alpha is '6'; it must be a number"),
         ({"lora_alpha": 1e300}, "lora_alpha is"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern: q_proj is None"),
-        ({"alpha_pattern": {"(a+)+": 1}}, "is no pattern that is evaluated here"),
-        ({"alpha_pattern": {"(": 1}}, "is no pattern that is evaluated here"),
-        ({"alpha_pattern": [1]}, "alpha_pattern is not an object"),
+        ({"alpha_pattern": {"(a+)+": 1}}, "is not a pattern that mixq evaluates"),
+        ({"alpha_pattern": {"(": 1}}, "is not a pattern that mixq evaluates"),
+        ({"alpha_pattern": [1]}, "alpha_pattern must be an object"),
     ],
 )
 def test_configs_that_are_refused(config: dict[str, Any], named: str, base: Path, tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ import mixq
 from mixq.errors import MixqError, ModelFileError, UsageError
 from mixq.formats.folder import ModelFolder
 from mixq.formats.packed import PackedLinear
+from mixq.quantize import gguf_format
 from mixq.quantize.export.gguf_file import GgufExport
 from mixq.quantize.job import quantize
-from mixq.quantize.sources import gguf_blocks
 from mixq.quantize.sources.gguf import GgufSource
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_llama, write_tiny_mistral, write_tiny_mixtral
@@ -72,12 +72,12 @@ def test_plain_files_hold_the_checkpoint(write: Callable[..., Weights], type: st
     tensors = write(tmp_path / "hf", dtype=torch.float32, tokenizer=False)
     write_gguf(tmp_path / "m.gguf", tensors, raw_config(tmp_path / "hf"), types=type)
     source = open_source(tmp_path / "m.gguf")
-    assert source.notices == ("the GGUF file has no tokenizer; mixq takes over sentencepiece's ('llama') only.",)
+    assert source.notices == ("the GGUF file has no tokenizer; mixq reads sentencepiece's ('llama') only.",)
     for name, tensor in tensors.items():
         found = source.tensor(name)
         assert torch.equal(found.float(), tensor), name
         matrix = "norm" not in name and "block_sparse_moe.gate" not in name
-        assert found.dtype == (gguf_blocks.PLAIN[type] if matrix else torch.float32)
+        assert found.dtype == (gguf_format.PLAIN[type] if matrix else torch.float32)
     assert source.tensor("lm_head.weight").data_ptr() == source.tensor("lm_head.weight").data_ptr()  # a view
 
 
@@ -121,7 +121,7 @@ def test_one_matrix_is_dequantized_at_a_time_and_that_in_parts(
 
     dequantize = gguf.quants.dequantize
     source = GgufSource(tmp_path / "m.gguf")
-    monkeypatch.setattr(gguf_blocks, "AT_ONCE", 100 * 256)
+    monkeypatch.setattr(gguf_format, "AT_ONCE", 100 * 256)
     monkeypatch.setattr(gguf.quants, "dequantize", spy)
     name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
     assert torch.equal(source.tensor(name), expected[name])
@@ -489,8 +489,8 @@ def info(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
         (header(magic=b"GGML") + bytes(64), "is not a GGUF file"),
         (header(version=1) + bytes(64), "has version 1 of GGUF"),
         (header(version=3 << 24) + bytes(64), "is big-endian"),
-        (header(tensors=2**60) + bytes(64), "says that it has 1,152,921"),
-        (header(pairs=2**60) + bytes(64), "says that it has 0 tensors and 1,152,921"),
+        (header(tensors=2**60) + bytes(64), "declares 1,152,921"),
+        (header(pairs=2**60) + bytes(64), "declares 0 tensors and 1,152,921"),
         (header(pairs=1) + struct.pack("<Q", 2**63), "has a header of more than 64 MiB"),
         (header(pairs=1) + struct.pack("<Q", 1000), "ends within its header"),
         (header(pairs=1) + pair(b"k", 99, b""), "has metadata of type 99"),
@@ -504,9 +504,9 @@ def info(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
         (header(tensors=1) + info(b"t", (33,), 2, 0), r"of shape \[33\], type Q4_0"),
         (header(tensors=1) + info(b"t", (0, 4), 0, 0), r"of shape \[4, 0\], type F32"),
         (header(tensors=1) + info(b"t", (32,), 4000, 0), "has type 4000"),
-        (header(tensors=1) + info(b"t", (2**40, 2**40, 2**40, 2**40), 0, 0), "is said to lie in"),
-        (header(tensors=1) + info(b"t", (8,), 0, 2**63) + bytes(99), "is said to lie in"),
-        (header(tensors=1) + info(b"t", (8,), 0, 8) + bytes(99), "is said to lie in"),
+        (header(tensors=1) + info(b"t", (2**40, 2**40, 2**40, 2**40), 0, 0), "the header places tensor"),
+        (header(tensors=1) + info(b"t", (8,), 0, 2**63) + bytes(99), "the header places tensor"),
+        (header(tensors=1) + info(b"t", (8,), 0, 8) + bytes(99), "the header places tensor"),
         (header(tensors=2) + info(b"t", (8,), 0, 0) * 2 + bytes(99), "has the tensor 't' twice"),
         (header(tensors=1) + info(b"t", (8,), 0, 0) + bytes(99), r"tensor 'token_embd\.weight' is missing"),
     ],

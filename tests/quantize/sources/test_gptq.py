@@ -210,7 +210,7 @@ def test_a_config_that_does_not_fit_is_refused(quantization: dict[str, object], 
         ("g_idx", torch.zeros(127, dtype=torch.int32), r"has shape \[127\]"),
         ("g_idx", torch.zeros(128), "is float32; it must be int32, int64"),
         ("bias", torch.zeros(64, dtype=torch.float16), r"has shape \[64\]"),
-        ("weight", torch.zeros(128, 128, dtype=torch.float16), "is not part of a MixtralForCausalLM"),
+        ("weight", torch.zeros(128, 128, dtype=torch.float16), "is not part of the MixtralForCausalLM"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(suffix: str, tensor: Tensor, match: str, tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def test_cut_at_fifty_places(hub: FakeHub, source: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
-        ("etag", ModelFileError, "has changed on the hub: its content is another one now"),
-        ("linked etag", ModelFileError, "has changed on the hub: its content is another one now"),
+        ("etag", ModelFileError, "has changed on the hub: its content is different now"),
+        ("linked etag", ModelFileError, "has changed on the hub: its content is different now"),
         ("longer", ModelFileError, "has changed on the hub: it has"),
         ("status:416", ModelFileError, "has changed on the hub: it ends before byte"),
         ("status:403", StorageError, "the server answered 403"),

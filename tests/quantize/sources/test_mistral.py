@@ -12,8 +12,9 @@ from torch import Tensor
 
 import mixq
 from mixq.errors import ModelFileError, UsageError
+from mixq.quantize.gguf_format import pairs_to_halves
 from mixq.quantize.job import quantize
-from mixq.quantize.sources.mistral import config_of, permuted
+from mixq.quantize.sources.mistral import config_of
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mistral, write_tiny_mixtral
 from tests.mistral_checkpoints import write_eight_parts, write_release
@@ -95,7 +96,9 @@ def test_what_is_missing_too_much_or_of_another_shape(
     with pytest.raises(ModelFileError, match=r"'layers\.1\.attention\.wk\.weight' is missing"):
         open_source(tmp_path / "less")
     write_release(tmp_path / "more", {**tensors, "model.layers.1.extra.weight": torch.zeros(2)}, raw)
-    with pytest.raises(ModelFileError, match=r"'layers\.1\.extra\.weight' is not part of the model"):
+    with pytest.raises(
+        ModelFileError, match=r"'layers\.1\.extra\.weight' is not part of the MixtralForCausalLM that params"
+    ):
         open_source(tmp_path / "more")
     write_release(tmp_path / "other", tensors, raw, hidden_dim=512)
     with pytest.raises(ModelFileError, match=r"params\.json asks for \[512, 128\]"):
@@ -115,7 +118,7 @@ def test_without_params(reference: tuple[dict[str, Tensor], dict[str, Any]], tmp
 
 
 def test_the_permutation_turns_one_rotary_embedding_into_the_other() -> None:
-    """Scores q.k of rows in pairs, turned as complex numbers, are those of permuted rows, turned half against half."""
+    """Scores q.k of rows in pairs, turned as complex numbers, are those of rows in halves, turned half against half."""
     heads, d, T = 2, 8, 5
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(heads * d, 16, generator=generator) for _ in range(2))
@@ -132,5 +135,5 @@ def test_the_permutation_turns_one_rotary_embedding_into_the_other() -> None:
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
     expected = torch.einsum("thd,shd->hts", in_pairs(q), in_pairs(k))
-    found = torch.einsum("thd,shd->hts", in_halves(permuted(q, heads)), in_halves(permuted(k, heads)))
+    found = torch.einsum("thd,shd->hts", in_halves(pairs_to_halves(q, heads)), in_halves(pairs_to_halves(k, heads)))
     torch.testing.assert_close(found, expected)

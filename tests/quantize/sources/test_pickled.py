@@ -101,7 +101,7 @@ def test_a_program_is_refused_and_never_runs(place: str, reference: dict[str, Te
 def test_a_bare_pickle_is_refused_and_never_runs(reference: dict[str, Tensor], tmp_path: Path) -> None:
     write_bin(tmp_path / "bin", reference, tmp_path / "reference")
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(pickle.dumps(Program(tmp_path / "canary")))
-    refused(tmp_path / "bin", "is truncated, or no file of torch")
+    refused(tmp_path / "bin", "is truncated, or not a file of torch")
     assert not (tmp_path / "canary").exists()
 
 
@@ -118,12 +118,12 @@ def test_files_that_are_not_of_torch(reference: dict[str, Tensor], tmp_path: Pat
     write_bin(tmp_path / "bin", reference, tmp_path / "reference")
     path = tmp_path / "bin" / "pytorch_model.bin"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
-    refused(tmp_path / "bin", "is truncated, or no file of torch")
+    refused(tmp_path / "bin", "is truncated, or not a file of torch")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "a zip file of something else")
     refused(tmp_path / "bin", "is damaged")
     torch.save(reference, path, _use_new_zipfile_serialization=False)
-    refused(tmp_path / "bin", "no file of torch")
+    refused(tmp_path / "bin", "not a file of torch")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_files_that_are_not_of_torch(reference: dict[str, Tensor], tmp_path: Pat
     [
         ([1, 2, 3], "holds a list, not tensors by name"),
         ({"step": 7}, "'step' is not a plain tensor"),
-        ({5: torch.zeros(1)}, "5 is no tensor name"),
-        ({"../../etc": torch.zeros(1)}, "is no tensor name"),
+        ({5: torch.zeros(1)}, "5 is not a tensor name"),
+        ({"../../etc": torch.zeros(1)}, "is not a tensor name"),
         ({"sparse": torch.eye(3).to_sparse()}, "'sparse' is not a plain tensor"),
         ({"model.norm.weight": torch.zeros(128)}, "is missing"),
     ],
