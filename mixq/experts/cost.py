@@ -16,9 +16,6 @@ from dataclasses import dataclass, replace
 
 from mixq.errors import UsageError
 
-STREAM_TOKENS_RANGE = (2, 256)
-"""A threshold outside would decide nothing: no copy serves one token sooner, and 256 rows hide any link."""
-
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -182,19 +179,6 @@ class CostModel:
             cpu_bytes / self.hardware.cpu_bandwidth,
             fetched_bytes / self.hardware.copy_alone,
         )
-
-    def stream_tokens(self) -> int:
-        """Return from how many tokens on an expert of a prompt is better copied to the accelerator than computed here.
-
-        A power of two, so that two measurements of one machine give the same constant: which device computes a row
-        decides its bits. Copies follow each other while the accelerator computes; the CPU would need less time than a
-        copy only for fewer rows.
-        """
-        low, high = STREAM_TOKENS_RANGE
-        rows = low
-        while rows < high and max(self.copy_seconds(), self.gpu_seconds(1, rows)) > self.cpu_seconds(1, rows):
-            rows *= 2
-        return rows
 
     def slowed(self, *, cpu: float = 1.0, copy: float = 1.0) -> CostModel:
         """Return the same with parts that take so many times as long."""

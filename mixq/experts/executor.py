@@ -19,6 +19,7 @@ from mixq.experts.lookahead import Lookahead
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import LayerPlan
+from mixq.experts.store import expert_weights
 from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import DECODE_ROWS
@@ -43,7 +44,7 @@ class Experts(Protocol):
 
 
 class CpuExperts:
-    """Experts computed in place; w1 is the gate, w2 the down, w3 the up projection.
+    """Experts computed in place.
 
     Args:
         tier: reads what is not in memory; None where all is.
@@ -62,15 +63,7 @@ class CpuExperts:
         self.layer = layer
         self.tier = tier
         self.lookahead = lookahead
-        prefix = f"model.layers.{layer}.block_sparse_moe.experts"
-        self.experts = [
-            (
-                folder.linear(f"{prefix}.{expert}.w1"),
-                folder.linear(f"{prefix}.{expert}.w2"),
-                folder.linear(f"{prefix}.{expert}.w3"),
-            )
-            for expert in range(folder.config.num_local_experts)
-        ]
+        self.experts = [expert_weights(folder, layer, expert) for expert in range(folder.config.num_local_experts)]
         self.kernels = kernels
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ feed-forward blocks of a dense model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixq.config import ModelConfig, format_size
@@ -67,7 +66,6 @@ def plan_memory(
     workspace: int,
     slot_bytes: int,
     driver: int = 0,
-    curves: Sequence[Sequence[float]] | None = None,
     quotas: quota.Quotas | None = None,
 ) -> MemoryPlan:
     """Return how `promised` bytes are used.
@@ -75,8 +73,7 @@ def plan_memory(
     Args:
         driver: bytes in use before anything is loaded.
         slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
-        curves: hits by layer and number of slots (`mixq.experts.quota.hit_curve`); None shares the slots evenly.
-        quotas: how the layers share them instead, scaled to the number of slots.
+        quotas: how the layers share the slots, scaled to their number; None shares them evenly.
 
     Raises:
         DoesNotFitError: the trunk does not fit; the message has the smallest --vram that is enough.
@@ -95,8 +92,6 @@ def plan_memory(
     )
     if quotas is not None:
         shares = quotas.scaled(slots)
-    elif curves is not None:
-        shares = quota.fit(curves, slots)
     else:
         shares = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
     return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(shares), driver)

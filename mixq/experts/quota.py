@@ -1,20 +1,16 @@
 """How many slots each layer gets: the same number, or as recorded hit curves say; and the file of quotas.
 
-Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots; `hit_curve` makes one of recorded
-passes. What a slot costs, and how many there are, is not known here: a file's quotas are scaled to the total given.
+Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots (`mixq.plan.hit_curves`). What a slot
+costs, and how many there are, is not known here: a file's quotas are scaled to the total given.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
 from pathlib import Path
 
 from mixq.errors import Fields, ModelFileError, UsageError, is_integer, printable
-from mixq.experts.cache import ExpertCache
-from mixq.experts.policies import PolicyOfLayer
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
 
@@ -32,20 +28,15 @@ def even(total: int, layers: int, experts: int) -> list[int]:
     return [share + (layer < rest) for layer in range(layers)]
 
 
-def fit(curves: Sequence[Sequence[float]], total: int) -> list[int]:
-    """Return the slots of each layer that give the most hits in all, by dynamic programming.
+def fits(curves: Sequence[Sequence[float]], totals: Sequence[int]) -> list[list[int]]:
+    """Return, for each total, the slots of each layer that give the most hits in all, by dynamic programming.
 
     Slots that give no hits are handed out as well: the memory is there, and the next run is not the recorded one.
 
     Args:
         curves: by layer, the hits with 0, 1, ... E slots; more slots have no fewer hits.
-        total: slots to share.
+        totals: slots to share.
     """
-    return fits(curves, [total])[0]
-
-
-def fits(curves: Sequence[Sequence[float]], totals: Sequence[int]) -> list[list[int]]:
-    """Return the same for each of several totals, computed at once."""
     most_slots = max(totals, default=0)
     best: list[float] = [0.0] * (most_slots + 1)  # with t slots for the layers so far
     choices: list[list[int]] = []
@@ -152,51 +143,3 @@ class Quotas:
 
 def _is_order(order: object, experts: int) -> bool:
     return isinstance(order, list) and all(type(e) is int for e in order) and sorted(order) == list(range(experts))
-
-
-def hit_curve(trace: Sequence[Sequence[int]], experts: int, policy: str | PolicyOfLayer = "lru") -> list[int]:
-    """Return the hits with 0, 1, ... E slots, every miss being loaded before the next pass.
-
-    With fewer slots than a pass has experts, what is read cannot be replaced, and the cache's own LRU may have a hit or
-    two of a hundred more than its curve.
-
-    Args:
-        trace: the experts of one layer, pass by pass.
-        policy: see `ExpertCache`; `static` keeps those that the trace uses most.
-    """
-    if policy == "lru":
-        return _stack_distances(trace, experts)
-    uses = Counter(chain.from_iterable(trace))
-    popular = sorted(range(experts), key=lambda expert: -uses[expert])
-    return [_hits(trace, ExpertCache([slots], experts, policy, popular=[popular])) for slots in range(experts + 1)]
-
-
-def _stack_distances(trace: Sequence[Sequence[int]], experts: int) -> list[int]:
-    """LRU's hits for every number of slots in one go (Mattson, Gecsei, Slutz and Traiger, 1970).
-
-    An expert is a hit with as many slots as its place in the order of last uses, or more.
-    """
-    recent: list[int] = []  # the most recent first
-    found = [0] * (experts + 1)
-    for needed in trace:
-        for expert in needed:
-            if expert in recent:
-                found[recent.index(expert) + 1] += 1
-        for expert in needed:
-            if expert in recent:
-                recent.remove(expert)
-            recent.insert(0, expert)
-    return list(accumulate(found))
-
-
-def _hits(trace: Sequence[Sequence[int]], cache: ExpertCache) -> int:
-    for needed in trace:
-        hits = cache.request(0, needed)
-        for slot in hits.values():
-            cache.acquire(0, slot)
-        for expert in needed:
-            if expert not in hits and (place := cache.begin_load(0, expert)) is not None:
-                cache.finish_load(0, place)
-        for slot in hits.values():
-            cache.release(0, slot)
-    return cache.counters[0].hits

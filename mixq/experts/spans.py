@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mixq.experts.store import expert_weights
 from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
@@ -55,7 +56,6 @@ def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
 
 def _places(folder: ModelFolder, layer: int, expert: int) -> Iterator[tuple[int, int]]:
     """Yield address and bytes of an expert's tensors."""
-    for matrix in ("w1", "w2", "w3"):
-        weight = folder.linear(f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}")
+    for weight in expert_weights(folder, layer, expert):
         for tensor in weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,):
             yield tensor.data_ptr(), tensor.nbytes

@@ -6,7 +6,7 @@ Contract: `mixq.experts.telemetry` counts; `since` gives what happened between t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 
@@ -81,9 +81,8 @@ class ExpertStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        counts = {f.name: getattr(self.counters, f.name) for f in fields(self.counters)}
         return {
-            **counts,
+            **asdict(self.counters),
             "hit_rate": self.counters.hit_rate,
             "recall": {str(ahead): value for ahead, value in self.recall.items()},
             "limit_seconds": self.limit_seconds,

@@ -62,7 +62,7 @@ class ExpertStore:
         config = folder.config
         self.layers, self.experts = config.num_hidden_layers, config.num_local_experts
         self._experts = [
-            [_expert(folder, layer, expert) for expert in range(self.experts)] for layer in range(self.layers)
+            [expert_weights(folder, layer, expert) for expert in range(self.experts)] for layer in range(self.layers)
         ]
         self._places = [_layout(layer[0]) for layer in self._experts]
         self.reason = self._why_not()
@@ -151,7 +151,8 @@ class ExpertStore:
         return None
 
 
-def _expert(folder: Tensors, layer: int, expert: int) -> Expert:
+def expert_weights(folder: Tensors, layer: int, expert: int) -> Expert:
+    """Return an expert's matrices: w1 is the gate, w2 the down, w3 the up projection."""
     prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
     w1, w2, w3 = (folder.linear(f"{prefix}.{matrix}") for matrix in MATRICES)
     return w1, w2, w3

@@ -14,7 +14,7 @@ Axes: T tokens of the pass, E experts, A active experts, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ the input and output of the feed-forward block.
 """
 
 
-class Handle:
+class Handle(AbstractContextManager["Handle"]):
     """A hook that is set, until `remove` is called or a `with` block ends."""
 
     def __init__(self, hooks: dict[Handle, Any]) -> None:
@@ -47,12 +47,7 @@ class Handle:
         """Remove the hook; calling it again changes nothing."""
         self._hooks.pop(self, None)
 
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
 

@@ -7,6 +7,7 @@ import pytest
 from mixq.config import ModelConfig, parse_size
 from mixq.errors import DoesNotFitError
 from mixq.experts.memory_plan import MemoryPlan, plan_memory, workspace_bytes
+from mixq.experts.quota import Quotas
 from mixq.models.presets import PRESETS
 
 CONFIG = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
@@ -51,9 +52,8 @@ def test_a_dense_model_has_no_slots() -> None:
     assert found.slots == found.staging == 0
 
 
-def test_hit_curves_decide_who_gets_the_slots() -> None:
-    flat, steep = [0.0] + [0.1] * 8, [0.0, 0.5, 0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0]
-    found = plan(8 * GB, curves=[flat] * 16 + [steep] * 16)
+def test_quotas_decide_which_layers_get_the_slots() -> None:
+    found = plan(8 * GB, quotas=Quotas(32, 8, (1,) * 16 + (4,) * 16))
     assert all(low < high for low, high in zip(found.quotas[:16], found.quotas[16:], strict=True))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import mixq
 from mixq.errors import ModelFileError, StorageError, UsageError
 from mixq.experts.memory_plan import MemoryPlan
-from mixq.experts.quota import Quotas, fit, fits
+from mixq.experts.quota import Quotas, fits
 from tests.experts.conftest import CONTEXT, PROMPT, memory_for
 
 ORDER = tuple(tuple((i + first) % 8 for i in range(8)) for first in range(5))
@@ -39,7 +39,7 @@ def test_what_full_layers_cannot_take_goes_to_the_others() -> None:
 
 def test_several_totals_are_fitted_for_the_price_of_one() -> None:
     curves = [[0, 0, 10], [0, 4, 8], [0, 5, 6]]
-    assert fits(curves, [0, 1, 2, 3, 6, 9]) == [fit(curves, total) for total in (0, 1, 2, 3, 6, 9)]
+    assert fits(curves, [0, 1, 2, 3, 6, 9]) == [fits(curves, [total])[0] for total in (0, 1, 2, 3, 6, 9)]
     assert fits(curves, []) == []
 
 

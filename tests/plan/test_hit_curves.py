@@ -91,3 +91,17 @@ def test_ends_of_a_curve() -> None:
 def test_most_used_names_the_lower_number_of_equals() -> None:
     choices = np.array([[[3, 1]], [[3, 0]], [[1, 0]]], dtype=np.uint8)
     assert most_used(choices, 5) == [[0, 1, 3, 2, 4]]
+
+
+def test_no_curve_is_above_that_of_the_policy_that_knows_the_future() -> None:
+    choices = np.array(
+        draw_trace(
+            parse_routing("mixtral", layers=1, experts=8, active=2, seed=5), 2000, layers=1, experts=8, active=2
+        ).tokens,
+        dtype=np.uint8,
+    )
+    curves = {policy: hit_curves(choices, 8, policy)[0] for policy in POLICIES}
+    for policy in ("lru", "lfu"):  # `static` lets some experts pass by, which can be better with one slot
+        assert (curves[policy] <= curves["belady"]).all()
+    uses = sorted(np.bincount(choices.ravel(), minlength=8).tolist(), reverse=True)
+    assert curves["static"][3] == sum(uses[:3])

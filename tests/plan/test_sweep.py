@@ -63,7 +63,7 @@ def test_hits_and_times_are_those_of_cache_and_simulation(miss: str) -> None:
             assert row.slots_by_layer == (4, 4, 3, 3)
         else:
             assert row.slots_by_layer == tuple(
-                quota.fit(hit_curves(recording.experts[10:], 8, row.policy).tolist(), 14)
+                quota.fits(hit_curves(recording.experts[10:], 8, row.policy).tolist(), [14])[0]
             )
         counts = replay_hits(trace, row.slots_by_layer, policy, "fetch", popular=orders)
         assert row.hits_by_layer == pytest.approx([c.hits / 400 for c in counts], abs=1e-6)

@@ -37,8 +37,8 @@ class CudaAccelerator:
     """An `Accelerator` (`mixq.experts.accelerators.interface`).
 
     Args:
-        promised: bytes that the process may take, those of the driver included; at most what is free, which is also
-            what None stands for.
+        promised: bytes that the process may take, those of the driver included; at most what is free, which None
+            means too.
         kernels: compute on the card.
     """
 
