@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mixq.errors import REQUIRED, Fields, ModelFileError, UsageError, is_integer, printable
-from mixq.errors import did_you_mean as did_you_mean
+from mixq.errors import REQUIRED, Fields, ModelFileError, UsageError, did_you_mean, is_integer, printable
 
 ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM", "LlamaForCausalLM")
 DTYPES = ("bfloat16", "float16", "float32")

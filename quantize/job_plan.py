@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixq.config import did_you_mean, format_size
-from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.config import format_size
+from mixq.errors import DoesNotFitError, UsageError, did_you_mean, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.folder import SENTENCEPIECE, TOKENIZERS
 from mixq.formats.mix import AS_IT_IS, Mix, kind_of

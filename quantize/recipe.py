@@ -15,8 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.errors import ModelFileError, UsageError, did_you_mean, printable
 from mixq.formats.mix import AS_IT_IS
 from mixq.formats.patterns import compile_pattern
 from mixq.formats.scheme import Scheme

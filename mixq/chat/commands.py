@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixq.chat.saved_session import KEPT_SAMPLING
-from mixq.config import did_you_mean
 from mixq.engine.sampling import SamplingParams
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 
 QUOTES = '"""'
 

@@ -10,8 +10,8 @@ import typer
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.plan_report import command_of, print_plan
-from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size, parse_size
-from mixq.errors import DoesNotFitError, MixqError, UsageError, printable
+from mixq.config import ModelConfig, RuntimeOptions, format_size, parse_size
+from mixq.errors import DoesNotFitError, MixqError, UsageError, did_you_mean, printable
 from mixq.system import paths
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from mixq.cli import options, output
 from mixq.cli.options import DEFAULTS
 from mixq.cli.progress import run_progress
 from mixq.cli.replay_report import command_of, print_sweep
-from mixq.config import CACHE_POLICIES, MISS_MODES, ModelConfig, did_you_mean, parse_size
-from mixq.errors import UsageError, is_integer, printable
+from mixq.config import CACHE_POLICIES, MISS_MODES, ModelConfig, parse_size
+from mixq.errors import UsageError, did_you_mean, is_integer, printable
 from mixq.system import paths
 
 if TYPE_CHECKING:

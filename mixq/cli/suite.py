@@ -11,8 +11,7 @@ import typer
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import first_interrupt_cancels
-from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,8 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 
 NAMES = ("uniform", "sticky:P", "mixtral", "trace FILE")
 MIXTRAL_REUSE = 0.09

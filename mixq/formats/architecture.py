@@ -20,7 +20,7 @@ LINEAR_ROLES = ("q", "k", "v", "o", "expert", "mlp", "lm_head")
 class Parameter:
     """One tensor of a checkpoint.
 
-    `layer` is None for what stands outside the layers; `expert` is None outside experts. `module` is the name of
+    `layer` is None outside the layers, `expert` outside experts. `module` is the name of
     the Linear, Embedding or norm that owns it: `name` without ".weight".
     """
 

@@ -1,10 +1,10 @@
 """A model folder, opened: checked against its own config, its tensors mapped.
 
-Contract: `ModelFolder.open` reads config.json and the shards' headers, and proves (see `layout`) that every tensor of
-the architecture is there with its dtype and shape, packed as `quantization_config` says, and that nothing else is;
-then tensors are handed out as views. Three layouts of names are understood: transformers' per-expert names, its fused
-expert tensors (views into them), and packed Linears. Nothing is dequantized here, except a router that somebody else's
-tool has packed.
+Contract: `ModelFolder.open` reads config.json and the shards' headers, and checks (`layout`) that every tensor of
+the architecture is there with its dtype and shape, packed as `quantization_config` says, and nothing else; tensors are
+returned as views. Three layouts of names are understood: transformers' per-expert names, its fused
+expert tensors (views into them), and packed Linears. Nothing is dequantized here, except a router that another tool has
+packed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelFolder:
     """An open model folder.
 
     Attributes:
-        raw_config: config.json as it stands there.
+        raw_config: config.json as parsed.
         quantization: None for an unquantized folder.
         tokenizer_path: tokenizer.model, else tokenizer.json, else None.
         generation_config: generation_config.json, or empty.
@@ -57,7 +57,7 @@ class ModelFolder:
         """Open and check a model folder.
 
         Raises:
-            ModelFileError: whatever is missing, damaged, of another shape or dtype, or not known.
+            ModelFileError: something is missing, damaged, unknown, or has another shape or dtype.
         """
         path = Path(path)
         if not path.is_dir():
@@ -65,7 +65,7 @@ class ModelFolder:
         if not (path / "config.json").exists():
             raise ModelFileError(
                 f"{printable(path)} has no config.json.",
-                hint="A quantize job did not finish here; run the same mixq quantize command again and it goes on."
+                hint="A quantize job did not finish here; run the same mixq quantize command again to continue it."
                 if (path / "job.json").exists()
                 else "Give the folder of a Hugging Face checkpoint, or one that mixq quantize made.",
             )

@@ -1,8 +1,8 @@
 """Bounded reader of a safetensors header.
 
-Contract: `read_header` believes nothing. The header's length is bounded before it is read; names, dtypes, shapes and
+Contract: the header is untrusted. Its length is bounded before it is read; names, dtypes, shapes and
 offsets are checked so that the tensors tile the file's data exactly: no duplicate, hole, overlap or trailing byte.
-Format: https://github.com/huggingface/safetensors#format. Values are not looked at, and no tensor is known by name.
+Format: https://github.com/huggingface/safetensors#format. Values are not read, and no tensor is known by name.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def read_header(path: Path) -> ShardHeader:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > MAX_HEADER_BYTES:
                 raise ModelFileError(
-                    f"{shown}: the header says it has {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}. "
-                    "This is not a safetensors file, or a damaged one."
+                    f"{shown}: its header has {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}. "
+                    "The file is damaged, or not a safetensors file."
                 )
             if 8 + length > size:
                 raise ModelFileError(
@@ -135,7 +135,7 @@ def _check(raw: dict[str, Any], shown: str, data_start: int, file_size: int) -> 
 def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntry:
     if not NAME.fullmatch(name):
         raise ModelFileError(
-            f"{shown}: {printable(name)!r} is no tensor name; letters, digits, '.', '_' and '-' are allowed."
+            f"{shown}: {printable(name)!r} is not a tensor name; letters, digits, '.', '_' and '-' are allowed."
         )
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise ModelFileError(f"{shown}: tensor {name!r} must have dtype, shape and data_offsets, and nothing else.")
@@ -144,9 +144,9 @@ def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntr
         raise ModelFileError(f"{shown}: tensor {name!r} has the unknown dtype {printable(repr(fields['dtype']))}.")
     shape, offsets = fields["shape"], fields["data_offsets"]
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(is_integer(n) for n in shape):
-        raise ModelFileError(f"{shown}: tensor {name!r} has the senseless shape {printable(repr(shape))}.")
+        raise ModelFileError(f"{shown}: tensor {name!r} has the invalid shape {printable(repr(shape))}.")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_integer(n) for n in offsets):
-        raise ModelFileError(f"{shown}: tensor {name!r} has the senseless data_offsets {printable(repr(offsets))}.")
+        raise ModelFileError(f"{shown}: tensor {name!r} has the invalid data_offsets {printable(repr(offsets))}.")
     nbytes = dtype.itemsize
     for length in shape:
         nbytes *= length

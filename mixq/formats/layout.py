@@ -1,8 +1,8 @@
 """Where each parameter of a model lies among the stored tensors, and proof that all fit.
 
 Contract: `Layout` maps every parameter of the architecture to one stored tensor, to rows of a fused expert tensor, or
-to the tensors of a packed Linear, checks dtypes and shapes against config.json, and refuses tensors that belong to
-nothing. Values are not read, except `weight_shape` and nf4's state, which say how other bytes are to be read.
+to the tensors of a packed Linear, checks dtypes and shapes against config.json, and refuses tensors that are
+part of nothing. Values are not read, except `weight_shape` and nf4's state, which say how other bytes are to be read.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Layout:
             return
         if not scheme.fits(shape):
             raise ModelFileError(
-                f"config.json packs {module} as {scheme}, but its {shape[1]} inputs are no multiple of the group."
+                f"config.json packs {module} as {scheme}, but its {shape[1]} inputs are not a multiple of the group."
             )
         scale_dtype = torch.bfloat16
         if scheme.name in ("w4", "w8"):

@@ -4,9 +4,8 @@ Contract: `MappedShard.tensor` returns a view of the mapping, which lives as lon
 private: writing into a tensor never reaches the file. A file that shrinks while mapped kills the process (SIGBUS), as
 with every mapping; shards are therefore only ever replaced by rename.
 
-The system decides which pages are in memory, and may be advised: `ask`, `read_in`, `advise_away` and `resident` speak
-of bytes of the file, work on Linux alone (`why_no_advice` says so), run without the interpreter's lock, and change no
-content.
+The system decides which pages are in memory and takes advice: `ask`, `read_in`, `advise_away` and `resident` take byte
+ranges of the file, work on Linux only (`why_no_advice`), release the interpreter's lock, and change no content.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _ASKED_AT_ONCE = 512 << 10
 
 def why_no_advice() -> str | None:
     """Return why pages cannot be read in and advised away on this system; None where they can."""
-    return None if _libc() is not None else f"{sys.platform} does not say which pages of a file are in memory"
+    return None if _libc() is not None else f"{sys.platform} does not report which pages of a file are in memory"
 
 
 class MappedShard:
@@ -53,7 +52,7 @@ class MappedShard:
         try:
             with path.open("rb") as file:
                 # Copy-on-write rather than read-only: torch.frombuffer wants a writable buffer, and no page is
-                # ever copied as long as nobody writes.
+                # ever copied without a write.
                 self._map = mmap.mmap(file.fileno(), self.header.file_size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise StorageError(f"{printable(path)} cannot be mapped: {printable(error)}.") from error
@@ -88,14 +87,14 @@ class MappedShard:
             return _USUAL_READ_AHEAD
 
     def ask(self, start: int, end: int) -> None:
-        """Have bytes start to end of the file read, and do not wait; whole pages, and none besides."""
+        """Start reading the pages of bytes start to end of the file, without waiting."""
         for part in range(start // PAGE * PAGE, end, _ASKED_AT_ONCE):
             _call("madvise", self.address + part, min(_ASKED_AT_ONCE, end - part), _WILLNEED)
 
     def read_in(self, start: int, end: int) -> None:
         """Read bytes start to end of the file into memory, and return when they are there.
 
-        What has not been asked for before is read by faults, which take the device's read-ahead on both sides too.
+        Pages that `ask` has not requested are read by faults, which also read the device's read-ahead on both sides.
 
         Raises:
             OSError: the disk failed, or there is no memory left.
@@ -118,9 +117,9 @@ class MappedShard:
                 start += count
 
     def advise_away(self, start: int, end: int) -> int:
-        """Give the memory of bytes start to end back; only pages that lie between them in full. Returns their bytes.
+        """Drop the pages that lie in full between bytes start and end from memory; return their bytes.
 
-        They are read from the file again when they are used. Whoever wrote into them loses that.
+        They are read from the file again at their next use; what was written into them is lost.
         """
         start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
         if start >= end:

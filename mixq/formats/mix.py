@@ -1,9 +1,9 @@
 """Which scheme each tensor gets: a format's default mix, changed by `--group`, `--mix` and `--recipe`.
 
 Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every Linear (None: it stays as it is, in
-bfloat16), the `quantization_config` that says so, and notes on every place where what was asked for does not fit the
-shape. The default mixes and what a w4 or w8 folder may hold are DESIGN.md section 2 and 3; the limits of
-compressed-tensors folders are those of vLLM, SGLang and transformers. No weight is looked at here.
+bfloat16), the `quantization_config` that says so, and a note wherever the requested scheme does not fit
+a shape. mixq/README.md explains the default mixes; the limits of compressed-tensors folders (w4, w8) are those of vLLM,
+SGLang and transformers. Weights are not read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mixq.config import ModelConfig, did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.config import ModelConfig
+from mixq.errors import UsageError, did_you_mean, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.nl4 import DEFAULT_TABLE
 from mixq.formats.quantization import AS_IT_IS as AS_IT_IS
@@ -42,8 +42,8 @@ class Mix:
     """A resolved mix.
 
     Attributes:
-        format: the format asked for.
-        requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were looked at.
+        format: the requested format.
+        requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were considered.
         schemes: scheme by kind of Linear (see `kind_of`); None stays in bfloat16.
         quantization: what config.json says of it; None where nothing is quantized.
         notes: what does not fit and what is done instead, a sentence each.
@@ -188,7 +188,7 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
                 hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,{'lm_head=bf16'}.",
             )
         if name in ("router", "gate", "norm"):
-            raise UsageError(f"{name} is never quantized: a wrong expert costs more than its few bytes.")
+            raise UsageError(f"{name} is never quantized: a wrong expert costs more quality than its few bytes save.")
         if name not in NAMES:
             raise UsageError(
                 f"unknown name {printable(name)!r} in --mix; there are {', '.join(NAMES)}." + did_you_mean(name, NAMES)

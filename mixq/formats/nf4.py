@@ -170,7 +170,7 @@ def quantize(weight: Tensor, blocksize: int, dtype: torch.dtype) -> dict[str, Te
     """Quantize a weight [N, K] as bitsandbytes' quantize_4bit does: nearest level of absmax-scaled blocks."""
     N, K = weight.shape
     if N * K % blocksize:
-        raise ValueError(f"[{N}, {K}] is no whole number of blocks of {blocksize}")
+        raise ValueError(f"[{N}, {K}] is not a whole number of blocks of {blocksize}")
     blocks = weight.reshape(-1, blocksize).to(torch.float32)
     maxima = blocks.abs().amax(dim=1)
     scaled = (blocks * (1.0 / maxima.clamp(min=1e-38))[:, None]).clamp(-1, 1)

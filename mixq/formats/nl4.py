@@ -1,6 +1,6 @@
 """nl4: 4-bit codes into a table of 16 int8 values, int8 group scales, one float32 scale a row.
 
-Contract: W[n, k] = table[code[n, k]] * scale[n, k // g] * row_scale[n] (DESIGN.md section 2). The tensors of a Linear
+Contract: W[n, k] = table[code[n, k]] * scale[n, k // g] * row_scale[n]. The tensors of a Linear
 [N out, K in] are `weight_codes` u8 [N, K/2] (nibbles), `weight_scale` i8 [N, K/g] and `weight_row_scale` f32 [N]; the
 table is data of the folder (config.json). How codes and scales are chosen is not known here.
 """

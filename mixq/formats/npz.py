@@ -4,6 +4,9 @@ Contract: the caller says which arrays there must be, of which type and how many
 together. The zip's directory is bounded before it is read; what members declare is checked before anything is
 allocated; then exactly the declared bytes are read, and their checksums compared. Arrays are plain numbers in numpy's
 format 1.0, in C order, as `np.savez` and `np.savez_compressed` write them: never objects, so never a pickle.
+
+`np.load(allow_pickle=False)` refuses pickles too, but it reads a zip directory of any size, allocates what a header
+declares before it reads, and evaluates the header as a Python literal; a hostile file can exhaust the memory.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
         most_bytes: of the file, and of its arrays together.
 
     Raises:
-        ModelFileError: it is none, too large, or something in it is not as it should be.
+        ModelFileError: it is not such a file, is too large, or damaged.
         StorageError: it cannot be read.
     """
     size = regular_file_size(path)
@@ -82,13 +85,13 @@ def packed(arrays: Mapping[str, NDArray[Any]], kinds: Kinds) -> bytes:
 
 
 class _Bad(Exception):
-    """What is not as it should be, for a message."""
+    """The reason of a refusal, for the message."""
 
 
 def _check_ends(file: io.BufferedReader, size: int, members: int) -> None:
-    """Refuse what does not end as a small zip does, before `zipfile` reads a directory of any size into memory.
+    """Refuse a file without a small zip's end, before `zipfile` reads a directory of any size into memory.
 
-    That is the end record without a comment (zip's APPNOTE 4.3.16), and none of zip64 before it.
+    The end record must have no comment (zip's APPNOTE 4.3.16) and no zip64 record before it.
     """
     if file.read(4) != b"PK\x03\x04":
         raise _Bad("it does not begin as a zip does")
@@ -105,7 +108,7 @@ def _check_ends(file: io.BufferedReader, size: int, members: int) -> None:
 
 
 def _members(archive: zipfile.ZipFile, kinds: Kinds, most_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by the arrays' names, after a look at what they declare."""
+    """Return the members by the arrays' names, after checking the sizes that they declare."""
     found = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
     if set(found) != set(kinds) or len(archive.infolist()) != len(kinds):
         names = ", ".join(printable(info.filename, 40) for info in archive.infolist())
@@ -132,11 +135,11 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: str, axes: in
         begin = file.read(len(_MAGIC) + 2)
         length = int.from_bytes(begin[len(_MAGIC) :], "little")
         if begin[: len(_MAGIC)] != _MAGIC or length > _LONGEST_HEADER:
-            raise _Bad(f"{name} is no array of numpy's format 1.0")
+            raise _Bad(f"{name} is not an array in numpy's format 1.0")
         header = file.read(length)
         match = _HEADER.fullmatch(header.decode("latin-1"))
         if match is None or match[1] != dtype:
-            raise _Bad(f"{name} is no plain array of type {dtype}")
+            raise _Bad(f"{name} is not a plain array of type {dtype}")
         shape = tuple(int(number) for number in match[2].split(",") if number.strip())
         if len(shape) != axes:
             raise _Bad(f"{name} has {len(shape)} axes, not {axes}")
@@ -147,5 +150,5 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: str, axes: in
         if len(content) != nbytes or file.read(1):
             raise _Bad(f"{name} ends too soon")
     if dtype == "|b1" and content.strip(b"\0\1"):
-        raise _Bad(f"{name} has something else than true and false")
+        raise _Bad(f"{name} has values other than true and false")
     return np.frombuffer(content, dtype=dtype).reshape(shape)

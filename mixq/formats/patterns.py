@@ -38,7 +38,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
     """
     shown = printable(repr(pattern), 80)
     if not 0 < len(pattern) <= MAX_LENGTH:
-        raise ModelFileError(f"{where}: {shown} is no pattern of 1 to {MAX_LENGTH} characters.")
+        raise ModelFileError(f"{where}: {shown} is not a pattern of 1 to {MAX_LENGTH} characters.")
     steps = cost(pattern)
     if steps is None or steps > MAX_COST:
         raise ModelFileError(

@@ -3,7 +3,7 @@
 Contract: three methods are read. "mixq" is this project's (mixq/README.md): regexes over whole Linear names, first
 match wins. "compressed-tensors" is read where it is pack-quantized, symmetric int4 or int8 groups, by that library's
 own matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and SGLang
-load it. "bitsandbytes" is read only, for nf4. Patterns come from files; see `patterns` for those accepted.
+load it. "bitsandbytes" is read only, for nf4. `patterns` checks the patterns, which come from files.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class QuantizationConfig:
 
     Attributes:
         method: "mixq", "compressed-tensors" or "bitsandbytes".
-        schemes: by target; None (mixq only) leaves as it is. For mixq a target is a regex over the whole name. For
+        schemes: by target; None (mixq only): not quantized. For mixq a target is a regex over the whole name. For
             compressed-tensors it is a module name, "re:" and a regex over the name's beginning, or the class name
             "Linear".
         table: nl4's 16 values; the default one where the folder has no nl4.
-        ignore: targets that stay as they are (compressed-tensors).
+        ignore: targets that are not quantized (compressed-tensors).
 
     Raises:
-        ModelFileError: a pattern that is none, or could take long on a name.
+        ModelFileError: an invalid pattern, or one that could take long on a name.
     """
 
     method: str
@@ -95,7 +95,7 @@ class QuantizationConfig:
                     return scheme
             return None
         if self.method == "bitsandbytes":
-            return self.schemes["Linear"]  # ModelFolder asks the tensors which Linears really are
+            return self.schemes["Linear"]  # ModelFolder finds by the tensors which Linears are packed
         if any(self._matches(target, linear_name) or target == "Linear" for target in self.ignore):
             return None
         for target in sorted(self.schemes, key=lambda t: ("re:" in t, t)):
@@ -176,7 +176,7 @@ class QuantizationConfig:
 
 
 def _scheme(name: str, fields: Fields) -> Scheme:
-    """Return the scheme of that name with the group size that stands in the fields."""
+    """Return the scheme of that name with the group size in `fields`."""
     try:
         return Scheme(name, fields.integer("group_size"))
     except UsageError as error:

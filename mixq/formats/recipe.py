@@ -1,8 +1,8 @@
 r"""A recipe: schemes of single Linears by patterns over their whole names, which go over the mix.
 
 Contract: `resolve_recipe` says, from the model's config alone, which Linear gets which scheme; the first pattern that
-matches a Linear decides, as it does for the reader of config.json. A pattern that would touch what is never quantized,
-or that matches nothing, is refused: a recipe with a slip in it must not pass for one that was followed.
+matches a Linear decides, as in config.json. A pattern that matches something that is never quantized, or nothing, is
+refused: a mistake in a recipe must not go unnoticed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from mixq.config import ModelConfig, did_you_mean
-from mixq.errors import ModelFileError, UsageError, printable
+from mixq.config import ModelConfig
+from mixq.errors import ModelFileError, UsageError, did_you_mean, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.patterns import compile_pattern
 from mixq.formats.scheme import Scheme
@@ -79,7 +79,7 @@ def refuse_recipe(format: str) -> NoReturn:
 
 
 def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter], Scheme | None]) -> str | None:
-    """Return what follows from experts of one layer that have different schemes, or None where there are none."""
+    """Return a note if experts of one layer have different schemes, else None."""
     schemes: dict[int, dict[int, list[Scheme | None]]] = {}
     for parameter in parameters(config):
         if parameter.layer is not None and parameter.expert is not None:
@@ -104,9 +104,9 @@ def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter
     others = [parameter for parameter in found if not parameter.quantizable]
     if others and (wanted is not None or not linears):
         reason = {
-            "router": "a wrong expert costs more than its few bytes",
+            "router": "a wrong expert costs more quality than its few bytes save",
             "embedding": "it is looked up, not multiplied",
-        }.get(others[0].role, "it is no Linear")
+        }.get(others[0].role, "it is not a Linear")
         raise UsageError(
             f"the recipe's {_shown(pattern)} matches {others[0].module}, which is never quantized: {reason}.",
             hint=r"Write a narrower pattern, such as model\.layers\.0\..*_proj for a layer's attention.",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 
 GROUP_SIZES: dict[str, tuple[int, ...]] = {
     "nl4": (16, 32, 64),
@@ -27,7 +26,7 @@ class Scheme:
     """One way to pack a Linear's weights, such as nl4 with groups of 32 weights along K.
 
     Raises:
-        UsageError: no such scheme, or a group size that the scheme does not have; the message lists what there is.
+        UsageError: no such scheme, or a group size that the scheme does not have; the message lists the known ones.
     """
 
     name: str

@@ -48,7 +48,7 @@ class ShardSet:
         """Map the named files of a folder, which must hold what `weight_map`, {tensor: file name}, says.
 
         Raises:
-            ModelFileError: see `open`.
+            ModelFileError: a missing or damaged file, or one that does not fit `weight_map`.
         """
         missing = [name for name in names if not (folder / name).exists()]
         if missing:

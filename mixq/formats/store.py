@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mixq.config import did_you_mean
-from mixq.errors import MixqError, ModelFileError, StorageError, UsageError, printable
+from mixq.errors import MixqError, ModelFileError, StorageError, UsageError, did_you_mean, printable
 from mixq.formats.json_file import parse_json_object, read_json_object
 from mixq.formats.lock import FILE_NAME as LOCK
 from mixq.formats.lock import is_locked
@@ -47,7 +46,7 @@ class Entry:
 
     Attributes:
         state: `ready` can be loaded; `unfinished` is a job that was interrupted, `running` one at work now; `damaged`
-            is whatever else, with the reason in `problem`.
+            is anything else, with the reason in `problem`.
         made_by_mixq: a quantize job made it, or began to; other folders are shown and never removed.
         link: where the name is a link to; None for a folder of the store itself.
         nbytes, files: of all its files.
@@ -94,7 +93,7 @@ class Entry:
         if self.state == "ready":
             return None
         if self.state == "running":
-            return "wait for the job, or stop it with Ctrl-C: it can be gone on with"
+            return "wait for the job, or stop it with Ctrl-C; the same command continues it"
         if self.state == "unfinished":
             again = "the same mixq quantize or mixq pull command again"
             return f"mixq pull {self.name}" if self.from_hub else again
@@ -181,7 +180,7 @@ def check_name(name: str) -> str:
 
 
 def look(path: Path) -> Entry:
-    """Return what there is to say of a folder of the store."""
+    """Return the entry of a folder of the store."""
     link = None
     if path.is_symlink():
         link = Path(os.readlink(path))
@@ -287,7 +286,7 @@ def remove(entry: Entry) -> None:
             entry.path.unlink()
             return
         doomed = entry.path.with_name(f"{REMOVING}{os.getpid()}-{entry.name}")
-        entry.path.rename(doomed)  # killed from here on, what is left is no model that looks whole
+        entry.path.rename(doomed)  # if killed after this, the rest does not look like a model
         shutil.rmtree(doomed)
     except OSError as error:
         raise StorageError(f"{printable(error.filename)} cannot be removed: {printable(error.strerror)}.") from error

@@ -1,7 +1,7 @@
 """A set of stored tensors, whatever file they lie in.
 
 Contract: `entry` tells dtype and shape without reading anything of a tensor; `tensor` and `rows` hand it out, as a view
-where the file is mapped. Names are those of the file; what they mean is the business of `layout`.
+where the file is mapped. Names are those of the file; `layout` gives them meaning.
 """
 
 from __future__ import annotations

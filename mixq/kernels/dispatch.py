@@ -1,8 +1,8 @@
 """Which kernels compute: chosen once when a model is loaded, never while it runs.
 
-Contract: `Kernels` is what the network asks for; every implementation answers as `mixq.kernels.reference` does, within
-rounding. `choose` takes the native ones where the library was built and the CPU has what they need, else torch's, and
-then says so once; `mixq doctor` shows the reason. `exact` is always torch, in float32.
+Contract: `Kernels` are the operations that the network uses; every implementation returns what `mixq.kernels.reference`
+returns, within rounding. `choose` takes the native kernels if the library was built and the CPU supports them, else
+torch's with one warning; `mixq doctor` shows the reason. `exact` is always torch, in float32.
 
 Axes: T tokens, N out, K in, D hidden, E experts, A active experts, H heads, KV kv heads, C head size.
 """
@@ -30,8 +30,8 @@ class Kernels(Protocol):
         name: for people.
         exact: float32 throughout.
         device: where the tensors live that they take and give.
-        uses_torch_threads: the large products are torch's. Else torch's own threads would only be in the way: they spin
-            while they wait, as those of the native kernels do.
+        uses_torch_threads: the large products are torch's. Otherwise torch should have one thread: waiting threads spin
+            and take the cores from the native kernels.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Kernels(Protocol):
         """q [T, H, C] -> [T, H, C], many rows."""
 
     def busy_ns(self) -> int:
-        """Nanoseconds spent in these kernels so far; 0 where nobody counts."""
+        """Nanoseconds spent in these kernels so far; 0 if they are not counted."""
 
 
 class ReferenceKernels:
-    """torch's kernels: the truth, and what runs where the native ones cannot."""
+    """torch's kernels: the reference, and the fallback where the native ones cannot run."""
 
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
@@ -139,4 +139,4 @@ def choose(*, threads: int, exact: bool = False) -> Kernels:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    print(f"mixq: slow torch kernels are used. {reason.rstrip('.')}. `mixq doctor` tells more.", file=sys.stderr)
+    print(f"mixq: slow torch kernels are used: {reason.rstrip('.')}. `mixq doctor` has details.", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The keys and values of one layer as they lie in memory: what attention kernels write and read.
 
-Contract: views into a cache that belongs to somebody else; which positions hold a token is the owner's business.
+Contract: views into a cache; the cache's owner knows which positions hold a token.
 bfloat16 and float32 are stored as such; int8 with one float32 scale per kv head and position: absmax / 127, codes half
 to even.
 

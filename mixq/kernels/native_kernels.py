@@ -165,7 +165,7 @@ class NativeKernels:
         return self._attention(q, cache, position, window)
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        """See `reference.attention_prefill`; here a row has the same bits as in `attention_rows`."""
+        """As `reference.attention_prefill`; a row has the same bits as in `attention_rows`."""
         cache = kv_cache_of(kv)
         if cache is None:
             return reference.attention_prefill(q, kv, position, window)

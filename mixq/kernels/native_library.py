@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixq.config import did_you_mean
-from mixq.errors import DoesNotFitError, UsageError, printable
+from mixq.errors import DoesNotFitError, UsageError, did_you_mean, printable
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Weight
 

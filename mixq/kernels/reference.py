@@ -1,6 +1,6 @@
-"""Every operation of the network in plain torch: the truth that each faster kernel is tested against.
+"""Every operation of the network in plain torch: the reference for the tests of each faster kernel.
 
-Contract: the arithmetic of the format (DESIGN: "the arithmetic belongs to the format").
+Contract: the arithmetic that the formats define (mixq/README.md).
 
 * Up to `integer_rows` rows, which is `DECODE_ROWS` unless a kernel variant is faster that way with more: activations go
   to int8 per 32 inputs, a group's dot product is an exact integer, scales and sums are float32. Each row is summed by

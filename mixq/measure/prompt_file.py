@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, PromptError, UsageError, printable
+from mixq.errors import ModelFileError, PromptError, UsageError, did_you_mean, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.text.chat_template import Message
 

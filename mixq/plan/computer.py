@@ -13,8 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixq.config import did_you_mean
-from mixq.errors import ModelFileError, UsageError, is_integer, is_number, printable
+from mixq.errors import ModelFileError, UsageError, did_you_mean, is_integer, is_number, printable
 from mixq.experts.cost import Hardware
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object

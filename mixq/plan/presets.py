@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 
-from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 from mixq.plan.computer import Computer, CpuFigures, GpuFigures
 from mixq.system import paths
 

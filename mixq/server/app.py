@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mixq.config import did_you_mean, parse_size
-from mixq.errors import MixqError, UsageError, printable
+from mixq.config import parse_size
+from mixq.errors import MixqError, UsageError, did_you_mean, printable
 from mixq.server import facts, ollama, openai_chat, openai_completions, page_files, tokens
 from mixq.server.body import Body, Whole, must_be, read
 from mixq.server.engine_host import EngineHost

@@ -17,8 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wr
 from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUseDefault
 from starlette.requests import Request
 
-from mixq.config import did_you_mean
-from mixq.errors import printable
+from mixq.errors import did_you_mean, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.server.errors import RequestError, shown
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mixq.config import did_you_mean
-from mixq.errors import PromptError, UsageError, printable
+from mixq.errors import PromptError, UsageError, did_you_mean, printable
 from mixq.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -83,7 +82,7 @@ class ChatTemplate(ABC):
         name: by which users choose it.
         is_chat: False for a base model, which completes texts.
         stops: texts that end a reply; they are not part of it.
-        why: why this one, in a sentence.
+        why: the reason for this format, in a sentence.
         note: what the user should know before trusting it; None for nothing.
     """
 
@@ -91,7 +90,7 @@ class ChatTemplate(ABC):
     is_chat: ClassVar[bool] = True
     stops: ClassVar[tuple[str, ...]] = ()
 
-    why: str = "it was asked for"
+    why: str = "it was chosen by name"
     note: str | None = None
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:

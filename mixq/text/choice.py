@@ -1,8 +1,8 @@
 """Which chat format a model was made for.
 
-Contract: `choose_template` looks at the folder's chat template text, which is matched by its marks and never run; where
-there is none, at the control tokens of the tokenizer; then at the names that the model goes by. A model with none of
-these is a base model. `why` of the result says what decided, `note` what the user should know before trusting it.
+Contract: `choose_template` decides by the marks in the folder's chat template, which is never run; without one by the
+tokenizer's control tokens; then by the model's names. A model with none of these is a base model. `why` of the result
+names the reason, `note` warns of a guess.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def choose_template(
     Args:
         folder: the model's; its name counts, and what mixq.json says of its source. None for a model in memory.
         tokenizer: of the model; None for a model that takes token ids only.
-        config: what stands beside the tokenizer.
+        config: the files beside the tokenizer.
         raw_config: the model's config.json.
     """
     if tokenizer is None:
@@ -77,7 +77,7 @@ def choose_template(
         guess = Llama2("it is a Llama") if llama else _mistral(tokenizer, "it is Mixtral's own")
     return replace(
         guess,
-        note=f"The chat template in {config.template_file} is of a kind that mixq does not know. Prompts are written "
+        note=f"The chat template in {config.template_file} is of an unknown kind. Prompts are written "
         f"in the format {guess.name} instead, since {guess.why}; --template chooses another.",
     )
 
@@ -123,7 +123,7 @@ def _by_names(tokenizer: Tokenizer, names: list[str]) -> ChatTemplate | None:
     for name in names:
         for pattern, format_name in _NAMES:
             if pattern.search(name):
-                why = f"it goes by the name {printable(name, 80)}"
+                why = f"its name is {printable(name, 80)}"
                 if format_name == "mistral":
                     return _mistral(tokenizer, why)
                 return replace(get_template(format_name), why=why)

@@ -48,7 +48,7 @@ class GrammarCompiler:
     """Makes grammars for one vocabulary.
 
     Args:
-        tokenizer: says which bytes a token stands for.
+        tokenizer: has the bytes of each token.
         vocab_size: tokens that may be drawn.
         eos_token_ids: tokens that end an answer.
 

@@ -39,8 +39,8 @@ class JsonTokenizer(Tokenizer):
 
     Args:
         path: a tokenizer.json.
-        content: its content, where that is at hand; the path then only names it.
-        config: what stands beside it.
+        content: its content; None reads the file.
+        config: the files beside it.
 
     Raises:
         ModelFileError: the library is not installed, or the file is damaged or of a kind that mixq does not read.
@@ -51,13 +51,13 @@ class JsonTokenizer(Tokenizer):
         path, config = Path(path), config or TokenizerConfig()
         data = _checked(read_bounded(path, MAX_JSON_BYTES) if content is None else content, path)
         added = _added_tokens(data, config, path)
-        self._data = _without_extras(data, added)
+        self._data = _as_used(data, added)
         self._library = _open(self._data, path)
         for token_id, token in added.items():
             if self._library.token_to_id(token.content) != token_id:
                 shown = printable(repr(token.content), 60)
                 raise ModelFileError(
-                    f"{printable(path)}: {shown} is to be token {token_id}, which is not the next free."
+                    f"{printable(path)}: {shown} must be token {token_id}, which is not the next free id."
                 )
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         decoders = list(_types(data.get("decoder")))
@@ -103,17 +103,17 @@ class JsonTokenizer(Tokenizer):
 
 
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the parsed file, of which is known afterwards that it has a vocabulary of a sane size."""
+    """Return the parsed file; its vocabulary has a plausible size and unique ids."""
     check_size(content, path, "tokenizer.json", MAX_JSON_BYTES)
     data = parse_json_object(content, path.name)
     model = data.get("model")
     if not isinstance(model, dict):
-        raise ModelFileError(f"{printable(path)} is no tokenizer.json: it has no model.")
+        raise ModelFileError(f"{printable(path)} is not a tokenizer.json: it has no model.")
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind not in MODELS:
         raise ModelFileError(
-            f"{printable(path)} is of the kind {printable(repr(kind))}; mixq reads {' and '.join(MODELS)}.",
-            hint="A tokenizer.model from the original checkpoint, put beside it, is taken instead.",
+            f"{printable(path)} has a model of type {printable(repr(kind))}; mixq reads {' and '.join(MODELS)}.",
+            hint="Copy the original checkpoint's tokenizer.model beside it; it is used instead.",
         )
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):  # a wrong one ends the library's whole process
         if model.get(field):
@@ -132,7 +132,7 @@ def _check_ids(ids: Iterable[object], path: Path) -> None:
     for token_id in ids:
         if not is_integer(token_id, 0, MAX_VOCABULARY - 1) or token_id in seen:
             raise ModelFileError(
-                f"{printable(path)}: {printable(repr(token_id), 60)} is no id of its own below {MAX_VOCABULARY:,}."
+                f"{printable(path)}: {printable(repr(token_id), 60)} is not a unique id below {MAX_VOCABULARY:,}."
             )
         seen.add(token_id)
     if not seen:
@@ -162,7 +162,7 @@ def _added_tokens(data: Mapping[str, Any], config: TokenizerConfig, path: Path) 
     return dict(sorted(added.items()))
 
 
-def _without_extras(data: Mapping[str, Any], added: Mapping[int, AddedToken]) -> dict[str, Any]:
+def _as_used(data: Mapping[str, Any], added: Mapping[int, AddedToken]) -> dict[str, Any]:
     """Return the file's content as mixq uses it."""
     flags = {entry["id"]: entry for entry in data.get("added_tokens") or []}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -187,7 +187,7 @@ def _open(data: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
         library = tokenizers.Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # noqa: BLE001 (the library raises Exception itself)
         raise ModelFileError(f"{printable(path)} is damaged: {printable(error)}.") from None
-    library.encode_special_tokens = True  # what a text spells is text
+    library.encode_special_tokens = True  # names of control tokens in a text are text
     return library
 
 
@@ -211,7 +211,7 @@ def _reading(decoders: list[Mapping[str, Any]], path: Path) -> Any:
         return "tokens"
     raise ModelFileError(
         f"{printable(path)} has the decoder {printable(', '.join(sorted(kinds)) or None)}, which mixq does not know.",
-        hint="A tokenizer.model from the original checkpoint, put beside it, is taken instead.",
+        hint="Copy the original checkpoint's tokenizer.model beside it; it is used instead.",
     )
 
 

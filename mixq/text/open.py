@@ -1,7 +1,7 @@
 """Opens the tokenizer of a model folder, whichever kind it has.
 
-Contract: tokenizer.model (sentencepiece) is taken where there is one, else tokenizer.json. Nothing else in the folder
-is looked at but what stands beside them (`mixq.text.tokenizer_config`).
+Contract: tokenizer.model (sentencepiece) is taken where there is one, else tokenizer.json. Of the other files only
+those of `mixq.text.tokenizer_config` are read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def open_tokenizer(folder: Path | str, config: TokenizerConfig | None = None) ->
 
     Args:
         folder: where tokenizer.model or tokenizer.json lies.
-        config: what stands beside it, where that is at hand; None reads it.
+        config: the files beside it; None reads them.
 
     Raises:
         ModelFileError: the folder has no tokenizer, or one that is damaged or of a kind that mixq does not read; or

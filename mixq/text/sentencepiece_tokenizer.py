@@ -20,7 +20,7 @@ from mixq.text.tokenizer_config import TokenizerConfig
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece writes a space inside a piece as U+2581
 NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
-"""Behind a model proto: normalizer_spec { add_dummy_prefix: false }. What stands later in a proto counts."""
+"""Appended to a model proto: normalizer_spec { add_dummy_prefix: false }. Later fields override earlier ones."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -28,8 +28,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         path: a sentencepiece model, usually the folder's `tokenizer.model`.
-        content: its content, where that is at hand; the path then only names it.
-        config: what stands beside it.
+        content: its content; None reads the file.
+        config: the files beside it.
 
     Raises:
         ModelFileError: the file is not a sentencepiece model, or has no begin and end tokens.
@@ -87,7 +87,7 @@ def _with_added(pieces: Pieces, names: list[str], config: TokenizerConfig) -> tu
     gap = max(config.added, default=-1) + 1 - len(names)
     pieces.content += [b""] * gap
     pieces.is_byte += [False] * gap
-    pieces.is_control += [True] * gap  # ids between, which stand for nothing
+    pieces.is_control += [True] * gap  # unused ids between
     byte_ids = {pieces.content[i]: i for i, is_byte in enumerate(pieces.is_byte) if is_byte}
     words: dict[str, int] = {}
     for token_id, token in config.added.items():

@@ -18,7 +18,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 BytesAre = Literal["sentencepiece", "tokens", "text"]
-"""How a library reads bytes: "sentencepiece": byte tokens end at a control token, and each byte of no character is one
+"""How a library reads bytes: "sentencepiece": byte tokens end at a control token, and each invalid byte is one
 U+FFFD; "tokens": the same, but control tokens are taken out first; "text": all tokens are bytes of one text, in which
 U+FFFD stands for as much as could have begun a character."""
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mixq.config import TEMPLATES, did_you_mean
-from mixq.errors import PromptError, UsageError, printable
+from mixq.config import TEMPLATES
+from mixq.errors import PromptError, UsageError, did_you_mean, printable
 from mixq.text.chat_template import ChatTemplate, CheckedMessages, Message, PromptBuilder
 from mixq.text.tokenizer import Tokenizer
 

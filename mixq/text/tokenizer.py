@@ -1,9 +1,9 @@
-"""What a tokenizer is: text to ids of a model's vocabulary and back.
+"""The base of tokenizers: text to ids of a model's vocabulary and back.
 
 Contract: `encode` turns text into ids of ordinary tokens only. Begin, end and other control tokens are put in by
 `mixq.text.templates`; they come out of text only where `parse_special` asks for it. `piece_bytes` says which bytes an
 id stands for, and `decode` is those bytes in a row (through `mixq.text.stream`), equal to the decoding of the library
-behind the tokenizer. Where the pieces come from is the business of `sentencepiece_tokenizer` and `json_tokenizer`. This
+behind the tokenizer. `sentencepiece_tokenizer` and `json_tokenizer` read the files. This
 module knows no chat format and no model.
 """
 
@@ -49,7 +49,7 @@ class Tokenizer(ABC):
         unk_id: stands for what has no token; -1 where there is no such token.
         begin_ids: what a text begins with: the begin token, or nothing for models that were trained without.
         adds_leading_space: whether `encode` puts a space in front of a text, which `decode` takes off.
-        bytes_are: how the library behind the tokenizer reads bytes that are no character.
+        bytes_are: how the library behind the tokenizer reads bytes that are not a character.
     """
 
     path: Path
@@ -78,11 +78,11 @@ class Tokenizer(ABC):
         """Return the ids of `text`, without begin and end tokens.
 
         Whatever the text spells ("</s>", "<|im_end|>", "<0x0A>"), no control id comes out. Lone surrogates, which are
-        no text, become U+FFFD.
+        not text, become U+FFFD.
 
         Args:
             text: any text.
-            parse_special: let "</s>" be the end token, and so on. Never for what somebody else has written.
+            parse_special: let "</s>" be the end token, and so on. Never for untrusted text.
             continues: the text follows a control token; where this model's own tokenizer puts no space in front of
                 such a text, none is put there.
         """
@@ -153,7 +153,7 @@ class Tokenizer(ABC):
         return self._special.get(name)
 
     def token_text(self, token_id: int) -> str:
-        """Return an id's text for show: control tokens by name, and bytes that are no character as <0xE2>."""
+        """Return an id's text for show: control tokens by name, and bytes that are not a character as <0xE2>."""
         self._check(token_id)
         content = self._pieces.content[token_id]
         if not content and self._pieces.is_control[token_id]:

@@ -1,8 +1,8 @@
-"""What stands beside a tokenizer: added tokens, the names of begin and end, the chat template's text.
+"""The files beside a tokenizer: added tokens, the names of begin and end, the chat template's text.
 
 Contract: `TokenizerConfig.read` reads tokenizer_config.json, added_tokens.json, special_tokens_map.json and
 chat_template.jinja as transformers saves them, any of which may be missing. Sizes, ids and types are checked. The Jinja
-text is handed on as it is, for `mixq.text.choice` to look at; nothing is run.
+text is kept for `mixq.text.choice`, which matches it; it is never run.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _TURN_MARKER = re.compile(r"<\|.*\|>|</?s>")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that stands beside the vocabulary.
+    """A token that was added to the vocabulary.
 
     Attributes:
         content: its text, or its name where it is a control token.
-        is_control: it marks something, and is no text.
+        is_control: it is a mark, not text.
     """
 
     content: str
@@ -55,7 +55,7 @@ class TokenizerConfig:
             fine-tunes were trained, and so transformers does where the file does not say otherwise.
         add_bos: a text begins with the begin token.
         template: the chat template's Jinja text; None where there is none.
-        template_file: where it stands.
+        template_file: the file that has it.
     """
 
     added: Mapping[int, AddedToken] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class TokenizerConfig:
         """Read what a model folder says of its tokenizer.
 
         Raises:
-            ModelFileError: a file that is no JSON object, or a value of the wrong kind, by name.
+            ModelFileError: a file that is not a JSON object, or a value of the wrong kind.
             StorageError: a file that cannot be read.
         """
         limits = {CONFIG: MAX_BYTES, SPECIAL_TOKENS: MAX_BYTES, ADDED_TOKENS: MAX_BYTES, JINJA: MAX_JINJA}
@@ -83,7 +83,7 @@ class TokenizerConfig:
         """Return what files say of their tokenizer, by name; others may be among them.
 
         Raises:
-            ModelFileError: a file that is no JSON object, or a value of the wrong kind, by name.
+            ModelFileError: a file that is not a JSON object, or a value of the wrong kind.
         """
         settings, special = _parsed(files, CONFIG), _parsed(files, SPECIAL_TOKENS)
         named = {key: _name(value) for key, value in {**special, **settings}.items() if key.endswith("_token")}
@@ -119,7 +119,7 @@ def _template(value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    """Return a token's name, which stands there alone or as the content of an object."""
+    """Return a token's name, a text or the content of an object."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None

@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixq.config import did_you_mean
-from mixq.errors import UsageError, printable
+from mixq.errors import UsageError, did_you_mean, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.mix import kind_of
 from mixq.formats.scheme import Scheme

@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mixq.config import ModelConfig, did_you_mean
-from mixq.errors import Fields, ModelFileError, UsageError, printable
+from mixq.config import ModelConfig
+from mixq.errors import Fields, ModelFileError, UsageError, did_you_mean, printable
 from mixq.formats.architecture import LINEAR_ROLES, Parameter, parameters
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import FLOAT_DTYPES

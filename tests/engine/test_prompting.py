@@ -105,7 +105,7 @@ def test_a_base_model_completes_and_says_so_when_asked_to_chat(tmp_path: Path) -
     assert "--template" in str(caught.value.hint)
     assert model.generate("Once", max_tokens=3, ignore_eos=True, stream=False).token_ids
     forced = mixq.load(tmp_path / "base", exact=True, template="mistral-v1")
-    assert (forced.is_chat, forced.template.why) == (True, "it was asked for")
+    assert (forced.is_chat, forced.template.why) == (True, "it was chosen by name")
     assert forced.chat(ASK, max_tokens=2, ignore_eos=True, stream=False).token_ids
 
 
@@ -120,7 +120,7 @@ def test_another_format_is_asked_for(chatml: Path) -> None:
 def test_an_unknown_format_is_said_once_before_the_reply(tmp_path: Path) -> None:
     model = mixq.load(write(tmp_path / "zephyr", {"chat_template": jinja_texts.ZEPHYR}, 1536), exact=True)
     said = [[e for e in model.chat(ASK, max_tokens=1, ignore_eos=True) if isinstance(e, Notice)] for _ in range(2)]
-    assert ["mixq does not know" in notice.text for notice in said[0]] == [True]
+    assert ["is of an unknown kind" in notice.text for notice in said[0]] == [True]
     assert said[1] == []
 
 

@@ -291,7 +291,7 @@ def test_nothing_to_do_elsewhere(folder: ModelFolder, monkeypatch: pytest.Monkey
     assert RamTier.why_not(SyntheticWeights.make(dense), 1) == "the model has no experts"
     monkeypatch.setattr(mapped, "_libc", lambda: None)
     assert RamTier.open(folder, 1) is None
-    assert "does not say which pages" in (RamTier.why_not(folder, 1) or "")
+    assert "does not report which pages" in (RamTier.why_not(folder, 1) or "")
 
 
 def test_it_says_how_much_fits(tier: RamTier) -> None:

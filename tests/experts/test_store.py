@@ -56,7 +56,7 @@ def test_a_slot_holds_the_expert_byte_for_byte(source: Path, tmp_path: Path, for
 
 
 def test_an_upload_from_a_shard_of_our_own_is_three_copies(source: Path, tmp_path: Path) -> None:
-    """Codes, scales and row scales of the three matrices lie side by side (DESIGN section 3)."""
+    """Codes, scales and row scales of the three matrices lie side by side (mixq/README.md)."""
     store = store_of(source, tmp_path / "out", "nl4")
     assert [len(list(store.pieces(layer, expert))) for layer in range(2) for expert in range(4)] == [3] * 8
     total = sum(len(piece.source) for piece in store.pieces(1, 2))

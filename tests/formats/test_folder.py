@@ -336,7 +336,7 @@ def test_a_group_that_does_not_divide_is_refused(tmp_path: Path, folders: Simple
     folders.write_folder(tmp_path, config, folders.random_state(config))
     config["quantization_config"] = QuantizationConfig.mixq({r".*w2": Scheme("w8", 128)}).to_dict()
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelFileError, match="192 inputs are no multiple"):
+    with pytest.raises(ModelFileError, match="192 inputs are not a multiple"):
         ModelFolder.open(tmp_path)
 
 

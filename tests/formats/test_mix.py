@@ -129,7 +129,7 @@ def test_a_tied_head_cannot_be_named() -> None:
 
 
 def test_mixtral_8x7b_takes_what_the_design_says() -> None:
-    """25.3 GB, of which a token reads 7.0 GB (DESIGN.md section 2); w4 takes 27.3 GB."""
+    """25.3 GB, of which a token reads 7.0 GB (mixq/README.md); w4 takes 27.3 GB."""
     config = ModelConfig.from_dict(PRESETS["mixtral-8x7b"])
     sizes = {}
     for format in ("nl4", "w4"):

@@ -1,4 +1,4 @@
-"""nl4's bytes: what DESIGN.md section 2 writes down, weight by weight."""
+"""nl4's bytes: what mixq/README.md defines, weight by weight."""
 
 from __future__ import annotations
 

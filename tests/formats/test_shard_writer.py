@@ -187,7 +187,7 @@ def test_atomic_files_are_whole_or_old(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_experts_matrices_lie_side_by_side_and_aligned(tmp_path: Path) -> None:
-    """What DESIGN.md section 3 promises for uploads, at Mixtral's own sizes (the header alone is written)."""
+    """What mixq/README.md says of uploads, at Mixtral's own sizes (the header alone is written)."""
     from mixq.config import ModelConfig
     from mixq.formats.architecture import layer_parameters
     from mixq.formats.packed import tensor_specs

@@ -59,7 +59,7 @@ def test_a_recipe_in_the_order_of_the_file(tmp_path: Path) -> None:
         ("[schemes]\n'lm_head' = 'nl5'", "recipe.toml: 'lm_head': unknown scheme 'nl5'.*Did you mean 'nl4'"),
         ("[schemes]\n'lm_head' = 'nl4:17'", "group size 17 does not exist"),
         ("[schemes]\n'(a+)+' = 'w8'", r"recipe.toml: '\(a\+\)\+' is too complex"),
-        ("[schemes]\n'' = 'w8'", "is no pattern of 1 to 200"),
+        ("[schemes]\n'' = 'w8'", "is not a pattern of 1 to 200"),
         ("[schemes]\n'lm_head' = 'w8'\n'lm_head' = 'nl4'", "is not TOML"),
         (b"#" * (1 << 20) + b"\n", "too many for a recipe"),
         ("a=" + "[" * 100_000, "is not TOML"),

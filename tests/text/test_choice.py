@@ -114,7 +114,7 @@ def test_vicuna(choose: Make) -> None:
     """Its own folders have no template; those of others have one of two."""
     by_name = choose("out", raw={"_name_or_path": "lmsys/vicuna-7b-v1.5"}, tokenizer_config={"legacy": False})
     assert (by_name.name, getattr(by_name, "system", None)) == ("vicuna", VICUNA_SYSTEM)
-    assert by_name.why == "it goes by the name vicuna-7b-v1.5"
+    assert by_name.why == "its name is vicuna-7b-v1.5"
     spaced = choose("spaced", tokenizer_config=with_template(jinja_texts.VICUNA))
     assert (getattr(spaced, "lines", None), getattr(spaced, "system", None)) == (False, VICUNA_SYSTEM)
     lines = choose("lines", tokenizer_config=with_template(jinja_texts.VICUNA_IN_LINES))
@@ -193,7 +193,7 @@ def test_an_unknown_template_is_said(
     found = choose(raw=raw, tokenizer_config=with_template(text), **folder)
     assert (found.name, found.is_chat) == (used, True)
     assert found.note is not None
-    assert all(part in found.note for part in ("mixq does not know", used, "--template", "tokenizer_config.json"))
+    assert all(part in found.note for part in ("is of an unknown kind", used, "--template", "tokenizer_config.json"))
 
 
 def test_tokenizer_json_alone(choose: Make) -> None:

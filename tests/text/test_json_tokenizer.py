@@ -212,8 +212,8 @@ BAD: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "no model": ({"model": None}, "no model"),
     "words": ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "WordPiece"),
     "no vocabulary": ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "empty"),
-    "an id twice": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "id of its own"),
-    "a huge id": ({"model": {"type": "BPE", "vocab": {"a": 2**40}, "merges": []}}, "id of its own"),
+    "an id twice": ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}}, "not a unique id"),
+    "a huge id": ({"model": {"type": "BPE", "vocab": {"a": 2**40}, "merges": []}}, "not a unique id"),
     "a merge of nothing": ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "x"]]}}, "damaged"),
     "a prefix that ends the process": (
         {

@@ -1,8 +1,8 @@
 // The C interface of mixq's native kernels: what mixq/kernels/native_library.py calls through ctypes.
 //
 // Contract: pointers and sizes were checked by the caller. All matrices lie in memory as in the model folder; activations
-// are float32, row by row. A context is used by one thread at a time. Nothing throws across this border; memory that
-// cannot be had ends in a null context or in std::bad_alloc's return code.
+// are float32, row by row. A context is used by one thread at a time. No exception leaves these functions; without
+// memory they return a null context or the code for std::bad_alloc.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
 
 // out[t] = sum over a of weights[t, a] * expert[ids[t, a]](x[t]), with expert(x) = w2 (silu(w1 x) * w3 x).
-// w: for each expert gate (w1), down (w2) and up (w3). No expert stands twice in a row of ids; a negative id adds nothing:
+// w: for each expert gate (w1), down (w2) and up (w3). A row of ids has no expert twice; a negative id adds nothing:
 // it is computed elsewhere.
 MIXQ_EXPORT int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
                              const int64_t* ids, const float* weights, float* out);

@@ -15,7 +15,7 @@ constexpr int64_t kPiece = 1 << 20;
 
 inline void add_line(const char* p, Lanes& sum) {
     Lanes line;
-    std::memcpy(&line, p, sizeof(line));  // which may stand anywhere
+    std::memcpy(&line, p, sizeof(line));  // at any address
     sum += line;
 }
 

@@ -48,7 +48,7 @@ void mixq_rms_norm(MixqContext* context, const float* x, const void* weight, flo
             for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
         const float factor = 1.0f / std::sqrt(lanes[0] / static_cast<float>(D) + eps);
         for (d = 0; d < D; ++d) {
-            uint16_t half;  // which may stand at any address
+            uint16_t half;  // at any address
             std::memcpy(&half, scale + 2 * d, sizeof(half));
             const uint32_t bits = static_cast<uint32_t>(half) << 16;
             float w;

@@ -16,7 +16,7 @@
 
 namespace mixq {
 
-// Memory that grows when asked for more, on huge pages where the system has them. Its content does not outlive a call.
+// Memory that grows on demand, on huge pages where the system has them. Its content does not outlive a call.
 class Workspace {
    public:
     ~Workspace() { release(); }

@@ -22,7 +22,7 @@ void integer_linear(MixqContext& c, int count, const MixqMatrix* const* w, const
         c.pool.run(total, grain, [&](int64_t begin, int64_t end) {
             const Row* which[kRowsAtOnce];
             for (int64_t t = 0; t < some; ++t) which[t] = &rows[static_cast<size_t>(t)];
-            int64_t base = 0;  // the matrices' rows stand one after the other
+            int64_t base = 0;  // the matrices' rows follow one another
             for (int i = 0; i < count && begin < end; base += w[i]->rows, ++i) {
                 const int64_t stop = std::min(end, base + w[i]->rows);
                 if (begin >= stop) continue;

@@ -51,7 +51,7 @@ void Pool::run(int64_t count, int64_t grain, Work work, void* context) {
     const uint64_t generation = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(generation << 32 | static_cast<uint64_t>(grains), std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
-        { std::lock_guard<std::mutex> lock(sleep_); }  // whoever saw no job is asleep by now, and hears this
+        { std::lock_guard<std::mutex> lock(sleep_); }  // a thread that saw no job is asleep by now, and is woken
         wake_.notify_all();
     }
     while (take_and_work()) {

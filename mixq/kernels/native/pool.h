@@ -1,7 +1,7 @@
 // The threads that share a kernel's work.
 //
 // Contract: `run` cuts the rows [0, count) into pieces and calls `work(context, begin, end)` for each, on the calling
-// thread and the pool's; it returns when all are done. Pieces are taken by whoever is free, large ones first and small
+// thread and the pool's; it returns when all are done. Pieces are taken by the next free thread, large ones first and small
 // ones last, so a slow core (an efficiency core, or one that another program uses) takes fewer. A worker spins for some
 // microseconds after its work, since the next call of a decode step comes at once, and sleeps then.
 //

@@ -40,7 +40,7 @@ inline int64_t scale_bytes(int64_t columns, int64_t inputs) {
     return (chunks_of(columns) * (kChunk / inputs) + kScalesBeyond + 15) / 16 * 64;
 }
 
-// Bytes of a row in the forms asked for; a multiple of 64.
+// Bytes of a row in the requested forms; a multiple of 64.
 inline int64_t row_bytes(int64_t columns, int forms) {
     const int64_t chunks = chunks_of(columns);
     return ((forms & kSplit) ? chunks * kRowChunk : 0) + ((forms & kNatural) ? chunks * kRowChunk : 0) +
@@ -48,7 +48,7 @@ inline int64_t row_bytes(int64_t columns, int forms) {
            ((forms & (kRounded | kUnrounded)) ? chunks * kChunk * 4 : 0);
 }
 
-// Cut `memory` (64-byte aligned, row_bytes long) into a row's parts; the forms not asked for must not be touched.
+// Cut `memory` (64-byte aligned, row_bytes long) into a row's parts; forms that were not requested must not be touched.
 inline Row lay_out_row(char* memory, int64_t columns, int forms) {
     const int64_t chunks = chunks_of(columns);
     char* natural = memory + ((forms & kSplit) ? chunks * kRowChunk : 0);

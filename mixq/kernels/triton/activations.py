@@ -1,6 +1,6 @@
 """Activations as the weight kernels read them, and RMSNorm, which prepares its answer on the way.
 
-Contract: a prepared row [K] stands in four forms, K padded to KP, a multiple of 32: int8 codes in `planes` order for
+Contract: a prepared row [K] has four forms, K padded to KP, a multiple of 32: int8 codes in `planes` order for
 nibbles (of every 8 codes the first 4, then from KP/2 on the last 4: four words of nibbles meet two loads of 16 bytes),
 int8 codes in natural order for bytes, float32 scales [KP/32] of both, and bfloat16 for weights that are not quantized.
 Writing all of them costs less than knowing who will read. Rows do not see each other.
@@ -115,7 +115,7 @@ def prepare(x: Tensor) -> Prepared:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, prepared: bool) -> tuple[Tensor, Prepared | None]:
-    """Return x / rms(x) * weight of x, float32 [T, D], and, if asked for, the same prepared."""
+    """Return x / rms(x) * weight of x, float32 [T, D], and, on request, the same prepared."""
     T, D = x.shape
     out = torch.empty_like(x)
     room = Prepared.empty(T if prepared else 1, D, x.device)

@@ -7,7 +7,7 @@ additions depends on the format and on K alone, so its bits depend neither on ot
 Tile: a warp reads WORDS = 128 words of one weight row at a step, 16 bytes a thread, 512 contiguous bytes; each thread's
 16 bytes are one block of 32 nibbles, so its dot product needs no exchange between threads, and sums cross threads once,
 at the end. With 8 warps the activations of a step (fewer elements than threads) are loaded straight into the registers
-that need them, by every warp, out of L1; no barrier stands in the loop.
+that need them, by every warp, out of L1; the loop has no barrier.
 
 `one` is the number 1, handed in so that the compiler does not know it: it takes the scales' addresses for scattered
 then, gives each thread the scale of its own block, and needs no exchange through shared memory; nor does it unroll the

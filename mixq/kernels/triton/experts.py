@@ -1,12 +1,12 @@
 """The chosen experts of a layer, for 1-8 rows: gate and up with SiLU in one launch, down in another, then the sum.
 
-Contract: experts stand in slots, each an allocation of its own; a table on the device has their addresses, and ids
-[T, A] are slot numbers on the device, negative where somebody else computes: nothing is read or written for those, and
+Contract: experts are in slots, each an allocation of its own; a table on the device has their addresses, and ids
+[T, A] are slot numbers on the device, negative where the CPU computes: nothing is read or written for those, and
 the sum leaves them out. No atomics, no host synchronisation, no shape that depends on data: a call may be captured as a
 CUDA graph. A token's answers are summed in the router's order; its bits do not depend on the other rows.
 
 A program is a block of rows of one item. With one token the items are its A choices; with more they are the slots, so
-that an expert's weights are read once however many tokens chose it, and a program whose slot nobody chose ends at once.
+that an expert's weights are read once however many tokens chose it, and a program whose slot is unused ends at once.
 
 Gate and up: 32 rows of both matrices a program, so that the 32 answers are one block of the activations of `down` and
 are quantized on the spot; the even rows first, then the odd ones, because 32 rows times 8 activations need more

@@ -9,7 +9,7 @@ A captured CUDA graph may assume, for up to DECODE_ROWS rows:
   addresses put into tables then);
 * `position` is a tensor int32 or int64 [1] on the device, cos and sin are the tables of all positions: the graph reads
   the position when it runs, and its grids cover the cache's whole capacity;
-* which expert stands in which slot may change between runs (ids are read on the device), the slots' addresses may not;
+* which expert is in which slot may change between runs (ids are read on the device), the slots' addresses may not;
 * results and intermediates belong to the graph's pool: nothing is kept across calls but descriptions of weights, and
   the last normed rows, which are used only if the very same tensor comes back.
 """
@@ -35,7 +35,7 @@ MAX_NORM = 32768
 
 
 class TritonKernels:
-    """See `mixq.kernels.dispatch.Kernels`.
+    """The operations of `mixq.kernels.dispatch.Kernels` on a GPU.
 
     Args:
         device: a CUDA GPU; the CPU in Triton's interpreter.
@@ -62,7 +62,7 @@ class TritonKernels:
         self._normed: tuple[Tensor, Prepared] | None = None
 
     def busy_ns(self) -> int:
-        """Nobody counts: the GPU's time is the accelerator's to measure."""
+        """Return 0: the accelerator measures the GPU's time."""
         return 0
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:

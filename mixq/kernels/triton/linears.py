@@ -1,6 +1,6 @@
 """Up to three products of the same few rows in one launch: q, k and v, each in a format of its own.
 
-Contract: see `dots` for the arithmetic. A program computes ROWS rows of one matrix for all T rows of activations, so
+Contract: the arithmetic is that of `dots`. A program computes ROWS rows of one matrix for all T rows of activations, so
 weights are read once. Bytes in flight: a warp has ROWS / 8 loads of 512 bytes under way; with ROWS = 16 that is 8 KiB a
 program and, at the four programs that fit an SM at 64 registers, 32 KiB an SM. 3.35 TB/s at 700 ns need 18 KiB on each
 of an H100's 132; 1 TB/s at 600 ns need 5 KiB on each of an RTX 4090's 128.

@@ -81,7 +81,7 @@ def experts(x: Tensor, experts: Sequence[Expert], ids: Tensor, weights: Tensor, 
     tokens = order // A
     counts = torch.bincount(flat.clamp(min=-1) + 1, minlength=len(experts) + 1).tolist()
     answers = torch.empty(T * A, x.shape[1], dtype=torch.float32, device=x.device)
-    begin = counts[0]  # those of nobody here
+    begin = counts[0]  # pairs of experts that are not here
     for slot, count in enumerate(counts[1:]):
         if count:
             mine = slice(begin, begin + count)
@@ -117,7 +117,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None, dtype: 
         causal = causal_lower_right(T, L)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=causal, enable_gqa=True)
         return out[0].transpose(0, 1).float()
-    # The queries of the heads that share a kv head stand one after the other, so that no key is copied for them.
+    # The queries of the heads that share a kv head are adjacent, so that no key is copied for them.
     grouped = q.view(T, KV, -1, C).permute(1, 2, 0, 3).reshape(1, KV, -1, C).to(dtype)  # [1, KV, H/KV * T, C]
     position = torch.arange(L - T, L, device=q.device)[:, None]
     seen = torch.arange(L, device=q.device)[None]

@@ -2,7 +2,7 @@
 
 Contract: nothing is copied or repacked; a description holds views of the weight's own memory, a slot table its
 addresses alone. A table is valid as long as the list of experts it was made of, whose identity is watched, not kept
-alive: slots that have been given back must not be held by somebody's table. What cannot be described (nf4, odd
+alive: slots that have been given back must not be in any table. What cannot be described (nf4, odd
 addresses, experts that differ in format) is None, and goes another way.
 """
 
@@ -20,7 +20,7 @@ from mixq.kernels.reference import Expert, Weight
 from mixq.kernels.triton.formats import BF16, BYTES, Format, codes_of, tensors_of
 
 ALIGNMENT = 16
-"""Bytes of the widest load. The trunk's tensors stand at multiples of 256, a slot's at multiples of 64."""
+"""Bytes of the widest load. The trunk's tensors are at multiples of 256, a slot's at multiples of 64."""
 
 ADDRESSES = 3
 """In a slot table, of each matrix: codes, scales, row scales."""
@@ -34,7 +34,7 @@ class Matrix:
 
     Attributes:
         codes: int32 view; scales: int8, int16 (the bits of bfloat16) or float16; row_scale: float32; table: int8 [16].
-            Where a format has no such thing, any tensor stands in.
+            A format without it takes any tensor.
     """
 
     format: Format

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig, RuntimeOptions, did_you_mean, format_size
+from mixq.config import ModelConfig, RuntimeOptions, format_size
 from mixq.engine.model import Model
-from mixq.errors import DoesNotFitError, UsageError, is_integer, printable
+from mixq.errors import DoesNotFitError, UsageError, did_you_mean, is_integer, printable
 from mixq.formats import nl4
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.mix import Mix
