@@ -24,7 +24,7 @@ from mixq.errors import MixqError, PromptError, PromptTooLong, is_integer, print
 from mixq.experts.telemetry import ExpertTelemetry
 from mixq.model.attention import Chunk
 from mixq.model.mixtral import Mixtral
-from mixq.text.grammar import Grammar
+from mixq.text.grammar import Grammar, GrammarSpec
 from mixq.text.stream import StopMatcher, StreamDecoder
 
 PREFILL_CHUNK = 512
@@ -62,6 +62,30 @@ def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
     experts = shown[-len(answers) :] or [[]] * len(answers)  # of the last token of each
     events = [answer.take(rows, chosen) for answer, rows, chosen in zip(answers, by_answer, experts, strict=True)]
     return Pass(chunks, seconds, events)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to make.
+
+    Attributes:
+        prompt_ids: the whole prompt.
+        params: how to choose tokens and when to stop.
+        continues_text: keep the space in front of the first word (completion), or take it off (a reply).
+        prompt_logprobs: how many of the likeliest tokens to list for each token of the prompt, which is then run whole;
+            None for no log probabilities of the prompt.
+        grammar: what the text must be.
+        reuse: take over what a kept KV cache shares; without it an answer's bits do not depend on earlier requests.
+        experts: list with each token the experts that computed it.
+    """
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    continues_text: bool = False
+    prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
+    reuse: bool = True
+    experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mixq.engine.answer import Answer, Task, step
+from mixq.engine.answer import Answer, Request, Task, step
 from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats
 from mixq.engine.model import Model
-from mixq.engine.request import BatcherState, Request
 from mixq.engine.sequences import WORTH_SHARING, SequencePool, common_prefix
 from mixq.errors import MixqError, QueueFull
 
@@ -34,6 +33,34 @@ RATE_SECONDS = 5.0
 
 Deliver = Callable[[int, Event | Failed], None]
 """Takes the events of a request, given its index in `submit`; it must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherState:
+    """What a batcher is doing, and has done since it began.
+
+    Attributes:
+        queued, running: requests.
+        kept: KV caches of ended answers, kept for a next turn.
+        busy_positions: positions of KV caches in which answers are running.
+        prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
+        finished: how many requests ended for which reason, "failed" among them.
+        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 without one.
+        expert_hit_rate: since the model was loaded; None without a cache of experts.
+        broken: why the thread has ended, None while it runs.
+    """
+
+    queued: int
+    running: int
+    kept: int
+    busy_positions: int
+    prompt_tokens: int
+    cached_tokens: int
+    decode_tokens: int
+    finished: dict[str, int]
+    decode_tokens_per_second: float
+    expert_hit_rate: float | None
+    broken: str | None
 
 
 @dataclass(slots=True, eq=False)

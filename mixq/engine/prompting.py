@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.engine.answer import Task, check_prompt
-from mixq.engine.request import Request
+from mixq.engine.answer import Request, Task, check_prompt
 from mixq.errors import PromptError, UsageError, printable
 from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Weights
@@ -79,10 +78,10 @@ class Prompting:
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The chat format: the option's, else the one that the model was trained with; `none` for a base model."""
-        if self._template is not None:
-            return get_template(self._template)
         if not self.has_text:
             return choose_template(None, None)
+        if self._template is not None:
+            return get_template(self._template)
         raw = self._folder.raw_config if isinstance(self._folder, ModelFolder) else {}
         chosen = choose_template(self._folder.path, self.tokenizer, self._tokenizer_config, raw)
         if chosen.note is not None:

@@ -10,10 +10,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mixq.engine.answer import Answer, Task, step
+from mixq.engine.answer import Answer, Request, Task, step
 from mixq.engine.events import Done, Event, Failed, Log, Notice
 from mixq.engine.prompting import Messages, Prompting
-from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
 from mixq.experts.telemetry import ExpertTelemetry
@@ -69,7 +68,7 @@ class Session:
         """Answer exact ids. The prompt is checked now, the model runs as the iterator is read.
 
         Args:
-            prompt_ids, continues_text, experts, grammar: fields of `mixq.engine.request.Request`.
+            prompt_ids, continues_text, experts, grammar: fields of `mixq.engine.answer.Request`.
             cancel: ends the answer when set.
             sampling: fields of `SamplingParams`.
         """

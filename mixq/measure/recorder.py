@@ -23,11 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.engine.answer import PREFILL_CHUNK, Answer, Pass, Task, step
+from mixq.engine.answer import PREFILL_CHUNK, Answer, Pass, Request, Task, step
 from mixq.engine.events import Done, Failed
 from mixq.engine.model import Model
 from mixq.engine.placement import LOOKAHEAD
-from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.engine.sequences import KeptSequence
 from mixq.errors import PromptError, UsageError, printable

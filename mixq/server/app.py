@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from mixq.config import parse_size
 from mixq.errors import MixqError, UsageError, did_you_mean, printable
-from mixq.server import facts, ollama, openai_chat, openai_completions, page_files, tokens
+from mixq.server import facts, ollama, openai, page_files, tokens
 from mixq.server.body import Body, Whole, must_be, read
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import RequestError, error_reply, json_reply
@@ -64,8 +64,8 @@ GET: dict[str, Handler] = {
     "/api/version": ollama.version,
 }
 POST: dict[str, Handler] = {
-    "/v1/chat/completions": openai_chat.complete,
-    "/v1/completions": openai_completions.complete,
+    "/v1/chat/completions": openai.chat,
+    "/v1/completions": openai.complete,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
     "/mixq/reload": reload,

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from mixq.engine.model import Model
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import json_reply
-from mixq.server.prompts import is_chat
 from mixq.system import memory
 
 VERSION = version("mixq")
@@ -38,7 +37,7 @@ def _model(host: EngineHost, name: str) -> dict[str, Any]:
         "created": int(host.loaded_at),
         "owned_by": "mixq",
         "type": "base",  # Mistral's client raises without it, and without capabilities
-        "capabilities": {"completion_chat": is_chat(served), **absent},
+        "capabilities": {"completion_chat": served.is_chat, **absent},
         "max_context_length": served.context,
         "root": host.name,
     }
@@ -88,7 +87,7 @@ def _placed(model: Model) -> dict[str, Any]:
         "experts": config.num_local_experts,
         "experts_per_token": config.num_experts_per_tok,
         "context": model.context,
-        "is_chat": is_chat(model),
+        "is_chat": model.is_chat,
         "template": model.template.name,
         "device": model.placement.device,
         "ram_planned": placed.get("ram_planned_bytes"),

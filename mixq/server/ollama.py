@@ -17,15 +17,14 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from mixq.engine.answer import Request
 from mixq.engine.events import Done, Event, Token
 from mixq.engine.model import Model
-from mixq.engine.request import Request
 from mixq.errors import MixqError
 from mixq.formats.architecture import parameters
 from mixq.formats.folder import ModelFolder
-from mixq.server.answers import Result
 from mixq.server.body import read
-from mixq.server.engine_host import EngineHost
+from mixq.server.engine_host import EngineHost, Result
 from mixq.server.errors import bad_field, json_reply, ollama_error
 from mixq.server.facts import VERSION
 from mixq.server.ollama_body import ChatBody, GenerateBody, Shared, ShowBody

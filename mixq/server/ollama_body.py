@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from mixq.engine.sampling import SamplingParams
-from mixq.server import openai_body as openai
+from mixq.server import openai_body
 from mixq.server.body import Body, ModelName, Nullable, Whole, ignored, number, refused, wanted, whole
 from mixq.server.errors import bad_field
 from mixq.text.grammar import GrammarSpec
@@ -24,16 +24,16 @@ NO_CUT = "a prompt is never cut"
 
 class Options(Body):
     temperature: Annotated[float, number(0, 100)] = 0
-    top_k: openai.TopK = 0
-    top_p: openai.TopP = 1
-    min_p: openai.Share = 0
-    repeat_penalty: openai.RepetitionPenalty = 1
-    presence_penalty: openai.Penalty = 0
-    frequency_penalty: openai.Penalty = 0
-    seed: openai.Seed = 0
-    stop: openai.Stops = Field(default_factory=list)
-    num_predict: Annotated[Whole, whole(-2, openai.MOST)] = -1
-    num_ctx: Annotated[Whole, whole(1, openai.MOST)] = 1
+    top_k: openai_body.TopK = 0
+    top_p: openai_body.TopP = 1
+    min_p: openai_body.Share = 0
+    repeat_penalty: openai_body.RepetitionPenalty = 1
+    presence_penalty: openai_body.Penalty = 0
+    frequency_penalty: openai_body.Penalty = 0
+    seed: openai_body.Seed = 0
+    stop: openai_body.Stops = Field(default_factory=list)
+    num_predict: Annotated[Whole, whole(-2, openai_body.MOST)] = -1
+    num_ctx: Annotated[Whole, whole(1, openai_body.MOST)] = 1
     unused: ClassVar = {
         **ignored("num_keep"),  # what to keep of a prompt that is cut
         **refused("the penalty covers all tokens", "repeat_last_n", neutral=(-1,)),
@@ -59,7 +59,7 @@ class Options(Body):
         if self.num_ctx > context:
             message = f"options.num_ctx is {self.num_ctx}; this server has {context}: `mixq serve --context N` sets it."
             raise bad_field("options.num_ctx", message)
-        given = self.model_dump(include=openai.SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
+        given = self.model_dump(include=openai_body.SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
         if "repeat_penalty" in given:
             given["repetition_penalty"] = given.pop("repeat_penalty")
         most = self.num_predict if self.num_predict >= 0 else None  # -1 and -2: to the end
@@ -81,7 +81,7 @@ class Shared(Body):
     options: Nullable[Options] = Options()
     unused: ClassVar = {
         **ignored("keep_alive"),  # the model stays loaded
-        **refused(openai.NO_THINKING, "think", neutral=(False,)),
+        **refused(openai_body.NO_THINKING, "think", neutral=(False,)),
         **refused(NO_LOGPROBS, "logprobs", neutral=(False,)),
         **refused(NO_LOGPROBS, "top_logprobs", neutral=(0,)),
         **refused(NO_CUT, "truncate", "shift", neutral=(False, True)),
@@ -98,10 +98,10 @@ class Message(Body):
     role: Literal["system", "user", "assistant"]
     content: str = ""
     unused: ClassVar = {
-        **refused(openai.TEXT_ONLY, "images", neutral=([],)),
-        **refused(openai.NO_TOOLS, "tool_calls", neutral=([],)),
-        **refused(openai.NO_TOOLS, "tool_name", "tool_call_id", neutral=("",)),
-        **refused(openai.NO_THINKING, "thinking", neutral=("",)),
+        **refused(openai_body.TEXT_ONLY, "images", neutral=([],)),
+        **refused(openai_body.NO_TOOLS, "tool_calls", neutral=([],)),
+        **refused(openai_body.NO_TOOLS, "tool_name", "tool_call_id", neutral=("",)),
+        **refused(openai_body.NO_THINKING, "thinking", neutral=("",)),
     }
 
 
@@ -109,7 +109,7 @@ class ChatBody(Shared):
     """The fields of /api/chat."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    unused: ClassVar = {**Shared.unused, **refused(openai.NO_TOOLS, "tools", neutral=([],))}
+    unused: ClassVar = {**Shared.unused, **refused(openai_body.NO_TOOLS, "tools", neutral=([],))}
 
 
 class GenerateBody(Shared):
@@ -120,10 +120,10 @@ class GenerateBody(Shared):
     raw: Nullable[bool] = False
     unused: ClassVar = {
         **Shared.unused,
-        **refused(openai.NO_INFILL, "suffix", neutral=("",)),
+        **refused(openai_body.NO_INFILL, "suffix", neutral=("",)),
         **refused("the chat format is set when the server starts, by --template", "template", neutral=("",)),
         **refused("a conversation continues by its messages, at /api/chat", "context", neutral=([],)),
-        **refused(openai.TEXT_ONLY, "images", neutral=([],)),
+        **refused(openai_body.TEXT_ONLY, "images", neutral=([],)),
     }
 
 

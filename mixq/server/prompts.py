@@ -10,11 +10,6 @@ from mixq.server.errors import RequestError
 from mixq.text.tokenizer import Tokenizer
 
 
-def is_chat(model: Model) -> bool:
-    """Return whether a model has a tokenizer and a chat format."""
-    return model.prompting.has_text and model.is_chat
-
-
 def tokenizer_of(model: Model, param: str | None = None) -> Tokenizer:
     """Return a model's tokenizer; `param` is the field that needs it.
 

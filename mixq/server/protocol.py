@@ -72,10 +72,6 @@ class WatchedProtocol(H11Protocol):
         idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
         return not idle and self.conn.their_state is h11.IDLE
 
-    def handle_websocket_upgrade(self, event: Any) -> None:
-        """Never called: web sockets are off."""
-        raise AssertionError("ws is none")
-
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP with the cause, unless a reply has begun; called while h11's error is handled."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from mixq.engine.answer import Request
 from mixq.engine.events import Done, Event
 from mixq.engine.model import Model
-from mixq.engine.request import Request
 from mixq.errors import MixqError
-from mixq.server.answers import Answers, Result
-from mixq.server.engine_host import EngineHost
+from mixq.server.engine_host import Answers, EngineHost, Result
 from mixq.server.errors import dump, json_reply
 
 Document = dict[str, Any]

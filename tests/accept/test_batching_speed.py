@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
+from mixq.engine.answer import Request
 from mixq.engine.batching import Batcher
 from mixq.engine.events import Done, Event, Failed, Token
-from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.measure.speed.synthetic import synthetic_model
 from tests.accept.tables import markdown, write

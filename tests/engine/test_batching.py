@@ -13,10 +13,9 @@ import pytest
 import torch
 
 import mixq
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.engine.answer import PREFILL_CHUNK, Request
 from mixq.engine.batching import Batcher
 from mixq.engine.events import Done, Event, Failed, PromptLogprobs, PromptProgress, Token
-from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.errors import MixqError, ModelFileError, PromptTooLong, QueueFull, UsageError
 from mixq.text.grammar import GrammarSpec

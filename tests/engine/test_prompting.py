@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mixq
+from mixq.engine.answer import Request
 from mixq.engine.events import Done, Notice, Token
 from mixq.engine.model import Model
-from mixq.engine.request import Request
 from mixq.engine.sampling import SamplingParams
 from mixq.errors import ModelFileError, PromptError, UsageError
 from mixq.quantize import quantize
