@@ -7,7 +7,7 @@ text begin a new line in it. The prompt is drawn on the terminal, also where sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,6 @@ class LineInput:
 
     Args:
         toolbar: gives the status line for so many columns.
-        model_names: of the models in the store, for completion.
         history: file of the input history; None keeps it in memory.
         source, screen: replace the terminal's, for tests.
 
@@ -56,7 +55,6 @@ class LineInput:
     def __init__(
         self,
         toolbar: Callable[[int], str],
-        model_names: Callable[[], Iterable[str]],
         history: Path | None,
         *,
         source: Input | None = None,
@@ -69,7 +67,7 @@ class LineInput:
         self._toolbar = toolbar
         self._prompt: PromptSession[str] = PromptSession(
             multiline=True,
-            completer=ChatCompleter(model_names),
+            completer=ChatCompleter(),
             complete_while_typing=Condition(_in_command),
             history=kept,
             key_bindings=_bindings(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from mixq.chat.live_region import LiveRegion, Size
 from mixq.chat.markdown_blocks import BlockSplitter
@@ -23,18 +23,6 @@ WIDEST = 110
 FRAME_SECONDS = 1 / 30
 DRAWING_SHARE = 0.2
 """Share of the time that drawing may take: a long open block is drawn less often."""
-
-
-class ReplyStream(Protocol):
-    """Where the text of a reply goes."""
-
-    def push(self, text: str) -> None:
-        """Take more text."""
-        ...
-
-    def finish(self) -> None:
-        """Show what is left, and end the line."""
-        ...
 
 
 class MarkdownStream:

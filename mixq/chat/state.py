@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mixq.chat.dialogue import Dialogue, no_model
 from mixq.errors import printable
+from mixq.formats import store
+from mixq.formats.folder import ModelFolder
+from mixq.system import paths
 
 if TYPE_CHECKING:
     from mixq.chat.terminal import Terminal
@@ -35,20 +38,23 @@ class Loaded:
         return "the demo model" if self.name is None else printable(Path(self.name).name or self.name)
 
 
-class Models(Protocol):
-    """Where models come from."""
+class Models:
+    """The models that a chat can change to.
+
+    Args:
+        load: loads one by its name; None is the demo model.
+    """
+
+    def __init__(self, load: Callable[[str | None], Loaded]) -> None:
+        self.load = load
 
     def names(self) -> list[str]:
         """Return the names in the store."""
-        ...
+        return store.names()
 
     def check(self, name: str) -> None:
         """Raise a MixqError where the model does not exist or is visibly damaged."""
-        ...
-
-    def load(self, name: str | None) -> Loaded:
-        """Load a model."""
-        ...
+        ModelFolder.open(paths.resolve_model(name))
 
 
 class ChatState:

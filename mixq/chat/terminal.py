@@ -28,7 +28,7 @@ from rich.text import Text
 
 from mixq.chat.live_region import LiveRegion, Size
 from mixq.chat.markdown_render import Renderer
-from mixq.chat.markdown_stream import MarkdownStream, PlainStream, ReplyStream
+from mixq.chat.markdown_stream import MarkdownStream, PlainStream
 from mixq.errors import MixqError, UsageError, printable
 
 PATIENCE = 3
@@ -87,7 +87,7 @@ class Terminal:
         """Return the current columns and rows."""
         return window_size()
 
-    def stream(self, *, markdown: bool) -> ReplyStream:
+    def stream(self, *, markdown: bool) -> MarkdownStream | PlainStream:
         """Return the stream of the next reply."""
         if markdown and self.draws:
             return MarkdownStream(LiveRegion(_writer(sys.stdout), self.size), Renderer(self._out), self.size)

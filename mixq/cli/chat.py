@@ -13,29 +13,12 @@ from mixq.cli.flag_groups import takes_groups
 from mixq.cli.input import utf8
 from mixq.cli.interrupt import Terminated, first_interrupt_cancels, termination_interrupts
 from mixq.errors import PromptError, UsageError
-from mixq.system import paths
 
 if TYPE_CHECKING:
-    from mixq.chat.state import Loaded
+    from mixq.chat.state import Loaded, Models
     from mixq.config import RuntimeOptions
     from mixq.engine.events import Event
     from mixq.engine.model import Model
-
-History = Annotated[
-    bool,
-    typer.Option(
-        "--history/--no-history",
-        help="Save what you type, for the arrow keys.",
-        envvar="MIXQ_HISTORY",
-        show_envvar=False,
-    ),
-]
-Plain = Annotated[
-    bool,
-    typer.Option(
-        "--plain", help="Print replies as plain text, without Markdown.", envvar="MIXQ_PLAIN", show_envvar=False
-    ),
-]
 
 
 @takes_groups()
@@ -45,8 +28,8 @@ def chat(
     system: options.System = None,
     sampling: options.Sampling,
     json: options.Json = False,
-    plain: Plain = False,
-    history: History = True,
+    plain: Annotated[bool, options.flag("--plain", "Print replies as plain text, without Markdown.")] = False,
+    history: Annotated[bool, options.flag("--history/--no-history", "Save what you type, for the arrow keys.")] = True,
     runtime: options.Runtime,
 ) -> None:
     """Chat with a model.
@@ -56,7 +39,9 @@ def chat(
     """
     if json and sys.stdin.isatty():
         raise UsageError("--json needs input from a pipe or file, not a terminal.")
-    models = _Models(runtime, sampling)
+    from mixq.chat.state import Models
+
+    models = Models(lambda name: _load(name, runtime, sampling))
     if sys.stdin.isatty():
         _talk(models, model, system or "", plain=plain, history=history)
     else:
@@ -64,46 +49,28 @@ def chat(
         _answer_lines(loaded.model, dict(loaded.sampling), system or "", json=json)
 
 
-class _Models:
-    """Loads models with the flags of the command line, for `mixq.chat.state.Models`."""
+def _load(name: str | None, runtime: RuntimeOptions, flags: options.SamplingFlags) -> Loaded:
+    from mixq.chat.state import Loaded
+    from mixq.cli.loading import load_model
+    from mixq.engine.sampling import SamplingParams, default_sampling
 
-    def __init__(self, runtime: RuntimeOptions, sampling: options.SamplingFlags) -> None:
-        self._runtime = runtime
-        self._sampling = sampling
-
-    def names(self) -> list[str]:
-        from mixq.formats import store
-
-        return store.names()
-
-    def check(self, name: str) -> None:
-        from mixq.formats.folder import ModelFolder
-
-        ModelFolder.open(paths.resolve_model(name))
-
-    def load(self, name: str | None) -> Loaded:
-        from mixq.chat.state import Loaded
-        from mixq.cli.loading import load_model
-        from mixq.engine.sampling import SamplingParams, default_sampling
-
-        model = load_model(name, self._runtime)
-        sampling = self._sampling.over(default_sampling(model.folder.generation_config))
-        SamplingParams.from_kwargs(**sampling)  # refuses a flag out of bounds before the first prompt
-        _ = model.tokenizer  # refuses a folder without one
-        return Loaded(name, model, sampling)
+    model = load_model(name, runtime)
+    sampling = flags.over(default_sampling(model.folder.generation_config))
+    SamplingParams.from_kwargs(**sampling)  # refuses a flag out of bounds before the first prompt
+    _ = model.tokenizer  # refuses a folder without one
+    return Loaded(name, model, sampling)
 
 
-def _talk(models: _Models, name: str | None, system: str, *, plain: bool, history: bool) -> None:
+def _talk(models: Models, name: str | None, system: str, *, plain: bool, history: bool) -> None:
     from mixq.chat.chat import Chat
     from mixq.chat.history import history_file
     from mixq.chat.input import LineInput
     from mixq.chat.terminal import Terminal
 
     terminal = Terminal(plain=plain)
-    chat = Chat(
-        models.load(name), models, terminal, system
-    )  # holds the only reference to the model, so that /model can free it
-    prompt = LineInput(chat.status_line, models.names, history_file() if history else None)
+    # The chat holds the only reference to the model, so that /model can free it.
+    chat = Chat(models.load(name), models, terminal, system)
+    prompt = LineInput(chat.status_line, history_file() if history else None)
     if prompt.problem is not None:
         terminal.warn(prompt.problem)
     try:
@@ -141,10 +108,7 @@ def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: 
         if cancelled:
             break
     if json:
-        placement = model.placement.as_dict()
-        output.print_json(
-            {"model": str(model.folder.path), "sampling": sampling, "placement": placement, "answers": answers}
-        )
+        output.print_json({**output.run_document(model, sampling), "answers": answers})
     if cancelled:
         raise KeyboardInterrupt
     if code:

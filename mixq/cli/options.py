@@ -24,7 +24,7 @@ DEFAULTS = RuntimeOptions()
 
 def flag(name: str, text: str, metavar: str | None = None) -> Any:
     """Return a flag that the environment can set too."""
-    variable = ENVIRONMENT + name.removeprefix("--").replace("-", "_").upper()
+    variable = ENVIRONMENT + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     return typer.Option(name, help=text, metavar=metavar, envvar=variable, show_envvar=False)
 
 

@@ -8,6 +8,7 @@ is unchanged, so that redirected data stay exact.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mixq.engine.events import Done
+    from mixq.engine.model import Model
 
 
 @lru_cache(maxsize=1)
@@ -79,6 +81,11 @@ def model_text(text: str) -> None:
     sys.stdout.flush()
 
 
+def run_document(model: Model, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `--json` prints about the model of an answer."""
+    return {"model": str(model.folder.path), "sampling": sampling, "placement": model.placement.as_dict()}
+
+
 def answer_document(done: Done) -> dict[str, Any]:
     """Return one answer as `--json` prints it."""
     return {
@@ -91,14 +98,12 @@ def answer_document(done: Done) -> dict[str, Any]:
 
 def stats_line(done: Done) -> str:
     """Return the figures of one answer in one line, and those of its experts in another."""
+    from mixq.chat.status import speed
+
     stats = done.stats
-    prompt = f"{stats.prompt_tokens} tokens in ({_speed(stats.prompt_tokens_per_second)})"
-    reply = f"{len(done.token_ids)} out ({_speed(stats.decode_tokens_per_second)})"
+    prompt = f"{stats.prompt_tokens} tokens in ({speed(stats.prompt_tokens_per_second)})"
+    reply = f"{len(done.token_ids)} out ({speed(stats.decode_tokens_per_second)})"
     first = f"first {stats.time_to_first_token:.2f} s"
     line = f"{prompt} · {reply} · {first} · context {stats.context_used}/{stats.context_size}"
     experts = stats.experts.line() if stats.experts is not None else ""
     return f"{line}\n{experts}" if experts else line
-
-
-def _speed(tokens_per_second: float) -> str:
-    return f"{tokens_per_second:.0f}/s" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}/s"

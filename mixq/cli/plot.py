@@ -40,8 +40,7 @@ def plot(
     Without -o or --html the pictures are drawn in the terminal; files take the extra `plots` (matplotlib). Example:
     mixq plot run.mqt --html experts.html
     """
-    if format not in ("png", "svg"):
-        raise UsageError(f"--format is {printable(repr(format))}; it must be png or svg.")
+    options.one_of("--format", format, ("png", "svg"))
     from mixq.measure.plots.sources import figures_of
 
     figures = [figure for source in sources for figure in figures_of(source)]

@@ -45,14 +45,7 @@ def run(
     chosen = sampling.over(default_sampling(loaded.folder.generation_config))
     done = _answer(loaded, text, raw=raw, system=system or "", sampling=chosen, stream=not json)
     if json:
-        output.print_json(
-            {
-                "model": str(loaded.folder.path),
-                "sampling": chosen,
-                "placement": loaded.placement.as_dict(),
-                **output.answer_document(done),
-            }
-        )
+        output.print_json({**output.run_document(loaded, chosen), **output.answer_document(done)})
     elif not done.text.endswith("\n"):
         output.model_text("\n")
     if not quiet and not json:

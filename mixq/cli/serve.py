@@ -21,51 +21,47 @@ if TYPE_CHECKING:
 
 MOST_QUEUED = 4096
 KEY_BYTES = 4096
-
-Host = Annotated[str, options.flag("--host", "Address to listen on; any but loopback needs a key.", "ADDRESS")]
-Port = Annotated[int, options.flag("--port", "Port to listen on; 0 takes a free one.", "N")]
-ApiKey = Annotated[
-    str | None,
-    options.flag("--api-key", "Key that clients must send. Other users can see flags: better set MIXQ_API_KEY.", "KEY"),
-]
-ApiKeyFile = Annotated[Path | None, options.flag("--api-key-file", "File whose first line is the key.", "FILE")]
-CorsOrigin = Annotated[
-    list[str] | None,
-    typer.Option("--cors-origin", metavar="ORIGIN", help="Web site that may use the server; may be given again."),
-]
-AllowedHost = Annotated[
-    list[str] | None,
-    typer.Option("--allowed-host", metavar="NAME", help="Another host name of this server; may be given again."),
-]
-Alias = Annotated[
-    list[str] | None,
-    typer.Option("--alias", metavar="NAME", help="Another name of the model in requests; may be given again."),
-]
-Sequences = Annotated[
-    int,
-    options.flag("--sequences", "Answers at the same time, up to 8; each reserves KV cache for a context.", "N"),
-]
-Queue = Annotated[int, options.flag("--queue", "Requests that may wait; further ones get an error.", "N")]
-Reuse = Annotated[
-    bool,
-    typer.Option("--prefix-reuse/--no-prefix-reuse", help="Reuse the KV cache of a prompt's beginning."),
-]
+CHAT_EXAMPLE = '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+TEXT_EXAMPLE = '{"prompt": "Hello my name is", "max_tokens": 20}'
 
 
 @takes_groups()
 def serve(
     model: options.ModelArgument = None,
     *,
-    host: Host = "127.0.0.1",
-    port: Port = 8080,
-    api_key: ApiKey = None,
-    api_key_file: ApiKeyFile = None,
-    cors_origin: CorsOrigin = None,
-    allowed_host: AllowedHost = None,
-    alias: Alias = None,
-    sequences: Sequences = 4,
-    queue: Queue = 64,
-    prefix_reuse: Reuse = True,
+    host: Annotated[
+        str, options.flag("--host", "Address to listen on; any but loopback needs a key.", "ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[int, options.flag("--port", "Port to listen on; 0 takes a free one.", "N")] = 8080,
+    api_key: Annotated[
+        str | None,
+        options.flag(
+            "--api-key", "Key that clients must send. Other users can see flags: better set MIXQ_API_KEY.", "KEY"
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, options.flag("--api-key-file", "File whose first line is the key.", "FILE")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="ORIGIN", help="Web site that may use the server; may be given again."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="Another host name of this server; may be given again."),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", metavar="NAME", help="Another name of the model in requests; may be given again."),
+    ] = None,
+    sequences: Annotated[
+        int,
+        options.flag("--sequences", "Answers at the same time, up to 8; each reserves KV cache for a context.", "N"),
+    ] = 4,
+    queue: Annotated[int, options.flag("--queue", "Requests that may wait; further ones get an error.", "N")] = 64,
+    prefix_reuse: Annotated[
+        bool, typer.Option("--prefix-reuse/--no-prefix-reuse", help="Reuse the KV cache of a prompt's beginning.")
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No access log.")] = False,
     runtime: options.Runtime,
 ) -> None:
@@ -164,16 +160,7 @@ def _announce(host: EngineHost, address: str, with_key: bool) -> None:
     talk.print(f"{form}, context {model.context}, {host.engine.batcher.sequences} answers at the same time")
     if chat:
         talk.print(f"In the browser: {address}/")
-    path, body = _example(chat)
+    path, body = ("/v1/chat/completions", CHAT_EXAMPLE) if chat else ("/v1/completions", TEXT_EXAMPLE)
     key = ' -H "Authorization: Bearer $MIXQ_API_KEY"' if with_key else ""
     talk.print(f"Try it: curl {address}{path}{key} -d '{body}'")
     talk.print(f"OpenAI's clients: base_url {address}/v1. Mistral's and Ollama's: {address}. Ctrl-C stops.")
-
-
-def _example(chat: bool) -> tuple[str, str]:
-    import json
-
-    document: dict[str, Any] = {"prompt": "Hello my name is", "max_tokens": 20}
-    if chat:
-        document = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    return ("/v1/chat/completions" if chat else "/v1/completions"), json.dumps(document)

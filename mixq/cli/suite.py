@@ -11,7 +11,7 @@ import typer
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import first_interrupt_cancels
-from mixq.errors import UsageError, did_you_mean, printable
+from mixq.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,8 @@ def suite(
     from mixq.measure.suite.questions import LANGUAGES, TEXTS, questions
 
     asked = questions(
-        _known(only, TEXTS, "test") or tuple(TEXTS), _known(languages, LANGUAGES, "language") or tuple(LANGUAGES)
+        tuple(options.one_of("--only", name, list(TEXTS)) for name in only or TEXTS),
+        tuple(options.one_of("--language", name, list(LANGUAGES)) for name in languages or LANGUAGES),
     )
     if not asked:
         raise UsageError("No question is left: snake exists in English only.")
@@ -78,15 +79,6 @@ def suite(
     if len(results) < len(asked):
         output.warn(f"interrupted: {len(results)} of {len(asked)} questions were answered.")
         raise KeyboardInterrupt
-
-
-def _known(chosen: Sequence[str] | None, known: Mapping[str, Any], what: str) -> tuple[str, ...]:
-    for name in chosen or ():
-        if name not in known:
-            raise UsageError(
-                f"There is no {what} {printable(name)!r}; there are {', '.join(known)}." + did_you_mean(name, known)
-            )
-    return tuple(chosen or ())
 
 
 def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:

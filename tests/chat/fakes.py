@@ -13,8 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from mixq.chat.chat import Chat
-from mixq.chat.markdown_stream import ReplyStream
-from mixq.chat.state import Loaded
+from mixq.chat.state import Loaded, Models
 from mixq.engine.events import Done, Event, FinishReason, Notice, PromptProgress, Stats, Token
 from mixq.errors import MixqError, ModelFileError, PromptTooLong
 from mixq.text.chat_template import Message
@@ -146,7 +145,7 @@ class FakeTerminal:
     def size(self) -> tuple[int, int]:
         return 100, 24
 
-    def stream(self, *, markdown: bool) -> ReplyStream:
+    def stream(self, *, markdown: bool) -> _Reply:
         return _Reply(self.replies)
 
     @contextmanager
@@ -187,7 +186,7 @@ class Typed:
         raise line
 
 
-class FakeModels:
+class FakeModels(Models):
     """Loads echo models by any name but those that say that they are broken."""
 
     def __init__(self) -> None:

@@ -36,4 +36,4 @@ class Says(EchoSession):
 
 
 chat = Chat(Loaded("hostile", Hostile(), {}), FakeModels(), Terminal(plain="--plain" in sys.argv))  # type: ignore[arg-type]
-chat.run(LineInput(chat.status_line, lambda: [], None).read)
+chat.run(LineInput(chat.status_line, None).read)

@@ -12,6 +12,7 @@ from mixq.chat.commands import COMMANDS, Order, is_open, setting_value, settings
 from mixq.chat.completion import candidates
 from mixq.chat.saved_session import SavedSession
 from mixq.errors import UsageError
+from mixq.system import paths
 from mixq.text.chat_template import Message
 
 
@@ -64,9 +65,9 @@ def test_settings_are_checked() -> None:
 
 
 def offered(text: str) -> list[str]:
-    word, found = candidates(text, lambda: ["mixtral", "mini"])
+    word, found = candidates(text)
     assert text.endswith(word)
-    return [candidate.text for candidate in found]
+    return found
 
 
 def test_commands_are_offered() -> None:
@@ -76,6 +77,8 @@ def test_commands_are_offered() -> None:
 
 
 def test_arguments_are_offered() -> None:
+    for name in ("mixtral", "mini"):
+        (paths.store() / name).mkdir(parents=True)
     assert offered("/set te") == ["temperature"]
     assert offered("/set seed ") == ["default", "none"]
     assert offered("/set seed d") == ["default"]

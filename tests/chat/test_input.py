@@ -24,7 +24,7 @@ def keys() -> Iterator[PipeInput]:
 
 
 def prompt(keys: PipeInput, path: Path | None = None) -> LineInput:
-    return LineInput(lambda width: "status", lambda: ["mixtral"], path, source=keys, screen=DummyOutput())
+    return LineInput(lambda width: "status", path, source=keys, screen=DummyOutput())
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def test_few_tokens_and_settings_for_chats(cli: RunCli, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--only", "arithmetik"), "There is no test 'arithmetik'"),
+        (("--only", "arithmetik"), "--only is 'arithmetik'"),
         (("--only", "arithmetik"), "Did you mean 'arithmetic'?"),
-        (("--language", "english"), "There is no language 'english'"),
+        (("--language", "english"), "--language is 'english'"),
         (("--only", "snake", "--language", "de"), "snake exists in English only"),
         (("--template", "none", "--language", "de"), "is a base model"),
         (("--only", "json", "--temperature", "-1"), "temperature"),
