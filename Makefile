@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat install test check format coverage native native-clang sanitize neon accept demo wheel clean
+.PHONY: chat install test test-fast check format coverage native native-clang sanitize neon accept demo wheel clean
 .DELETE_ON_ERROR:
 
 chat: install
@@ -36,7 +36,11 @@ $(VENV)/.dev: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest -n 2 -m 'not accept'
 
-# The same tests with the lines that none of them ran; a third slower.
+# The tests of what changed, else the unit tests: under a minute.
+test-fast: $(VENV)/.dev
+	@$(BIN)/python -m tests.fast
+
+# The same tests as `make test` with the lines that none of them ran; a third slower.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term -m 'not accept'
 

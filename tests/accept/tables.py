@@ -1,11 +1,33 @@
-"""Writes the committed tables that the README quotes: one Markdown file per measurement."""
+"""Writes the committed tables: one Markdown file per measurement, and README.md, which shows them all.
+
+`python -m tests.accept.tables` makes README.md again from results/*.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE / "README.md"
+
+INTRODUCTION = """# Measured tables
+
+`make accept` measures them and writes this page; a table that another command makes names it. Speeds belong to the
+machine named beside them: two cores of a shared server, so compare ratios of one run, not absolute figures of two. No
+test depends on a speed.
+"""
+
+SECTIONS = {
+    "Speed": ("peers", "peers_zen4", "cpu_speed", "batching"),
+    "The expert cache": ("vram", "miss_modes", "hit_rates", "recall", "overlap", "ram_tier", "triton_compile"),
+    "Quality": ("scheme_overview", "demo_model", "schemes", "peers_quality", "channel_orders", "parity"),
+    "Quantizing": ("full_size", "safety"),
+    "Plans and replay": ("plan", "budgets", "replay"),
+    "Front ends": ("make_chat", "server"),
+}
+"""The results of each section of README.md, by file name."""
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -15,8 +37,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(name: str, title: str, how: str, *tables: str) -> None:
-    """Write results/NAME.md: a title, how it was measured, the tables; and print them."""
+    """Write results/NAME.md (a title, how it was measured, the tables) and README.md; print the former."""
     RESULTS.mkdir(exist_ok=True)
     text = f"# {title}\n\n{how}\n\n" + "\n".join(tables)
     (RESULTS / f"{name}.md").write_text(text)
+    PAGE.write_text(page())
     print(f"\n{text}")
+
+
+def page() -> str:
+    """Return README.md: every result under the heading of its section."""
+    parts = [INTRODUCTION]
+    for section, names in SECTIONS.items():
+        parts.append(f"\n## {section}\n")
+        parts.extend("\n##" + (RESULTS / f"{name}.md").read_text() for name in names)
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -196,7 +196,7 @@ class Speed:
         kv = self._cache(KV, 64, C, torch.bfloat16)
         q, k, v = (torch.randn(1, heads, C, device=self.device) for heads in (H, KV, KV))
         turn = torch.ones(1, C // 2, device=self.device)
-        nobody = torch.full((1, 2), -1, device=self.device)
+        absent = torch.full((1, 2), -1, device=self.device)
         table = [
             tuple(large_weight("nl4:32", n, m, self.device, distinct=32) for n, m in ((96, 64), (64, 96), (96, 64)))
         ]
@@ -208,7 +208,7 @@ class Speed:
             "router and choice": lambda: kernels.route(x, gate, 2),
             "rotary and KV write": lambda: kernels.rotary_append(q, k, v, turn, turn, kv, 5),
             "attention, 6 positions": lambda: kernels.attention_rows(q, kv, 5, None),
-            "experts of nobody": lambda: kernels.experts(few, table, nobody, half),
+            "experts computed elsewhere": lambda: kernels.experts(few, table, absent, half),
         }.items():
             self.note(what, self.seconds([call] * (1 if self.quick else 20)))
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     how, tables = report(measured, arguments)
     if arguments.write:
-        write("peers", "mixq beside llama.cpp and torch", how, *tables)
+        write("peers", "mixq, llama.cpp and torch", how, *tables)
     else:
         print("\n".join((how, "", *tables)))
     if arguments.json:
@@ -151,7 +151,7 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
     loud = sum(share > QUIET for share in turns)
     how = (
         f"{_cpu()}, {arguments.threads} threads. Mixtral 8x7B's sizes, {arguments.layers} layers and the head, random "
-        f"weights; {arguments.rounds} rounds in which the sides take turns; tokens/s, median [lowest-highest]. "
+        f"weights; {arguments.rounds} rounds in which the programs take turns; tokens/s, median [lowest-highest]. "
         f"Decode: {MEASURES['decode'][1]} tokens from an empty KV cache; GB/s: bytes of weights that a token reads, "
         "times tokens/s. GFLOPS: in the products of the layers' matrices, at 512 tokens. "
         + (f"{notes}. " if notes else "")

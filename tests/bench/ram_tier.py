@@ -206,7 +206,7 @@ def write_table(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -
     header = ["", "tokens/s", "read a token", "disk", "of the disk's limit", "peak RSS"]
     table = [
         [
-            "page faults alone" if row["side"] == "faults" else f"read ahead, foresight right {row['recall']:.0%}",
+            "page faults alone" if row["side"] == "faults" else f"read ahead, predictions right {row['recall']:.0%}",
             f"{row['tokens_per_second']:.3f}",
             format_size(row["bytes_per_token"]),
             f"{format_size(row['disk_bytes_per_second'])}/s",
@@ -222,7 +222,7 @@ def write_table(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -
         "disk is shared and drifts, so what a token reads says more. The limit is the bytes read over that rate. "
         "Made by `python tests/bench/ram_tier.py DIR --write`."
     )
-    write("ram_tier", "Less memory than experts", how, markdown(header, table))
+    write("ram_tier", "Less RAM than experts", how, markdown(header, table))
 
 
 def vars_of(tier: RamTier) -> dict[str, int]:

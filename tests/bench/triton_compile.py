@@ -269,9 +269,10 @@ def main() -> None:
         sys.exit("\n".join(said))
     if options.write:
         RESULTS.write_text(
-            f"# What the Triton kernels take\n\n`python tests/bench/triton_compile.py --write`, Triton "
-            f"{triton.__version__} and its ptxas, Mixtral's sizes. Each cell: registers a thread, how many programs an "
-            "SM then holds, shared memory. No kernel spills. `asm` is dp4a and byte permutes, off by default.\n\n"
+            "# Registers and shared memory of the Triton kernels\n\n`python tests/bench/triton_compile.py --write`, "
+            f"Triton {triton.__version__} and its ptxas, Mixtral's sizes. Each cell: registers a thread, how many "
+            "programs an SM then holds, shared memory. No kernel spills. `asm` is dp4a and byte permutes, off by "
+            "default.\n\n"
             f"{text}\n"
         )
 
