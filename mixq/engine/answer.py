@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixq.engine.events import Done, Event, Failed, FinishReason, PromptLogprobs, PromptProgress, Stats, Token
+from mixq.engine.events import Done, Event, Failed, FinishReason, PromptProgress, Stats, Token
 from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
 from mixq.engine.sequences import KeptSequence
 from mixq.errors import MixqError, PromptError, PromptTooLong, is_integer, printable
@@ -181,8 +181,6 @@ class Answer:
             yield PromptProgress(self._kv_cache.length - self._cached, len(self.task.prompt_ids) - self._cached)
             if self.task.prompt_logprobs is not None:
                 self._score(logits, self.task.prompt_logprobs)
-                if not self.in_prompt:
-                    yield PromptLogprobs(tuple(self._prompt_tokens))
         if not self.in_prompt:
             yield from self._choose(logits[-1], experts)
 
@@ -194,7 +192,8 @@ class Answer:
         tail = rest + self._stops.flush()
         tokens = tuple(self._tokens)
         text = "".join(token.text for token in tokens) + tail
-        return Done(reason, text, tuple(token.id for token in tokens), self._stats(), tail, tokens)
+        ids = tuple(token.id for token in tokens)
+        return Done(reason, text, ids, self._stats(), tail, tokens, tuple(self._prompt_tokens))
 
     def _choose(self, logits: Tensor, experts: Sequence[Sequence[int]]) -> Iterator[Event]:
         """Choose the next token by its logits [V]."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mixq.engine.answer import Answer, Request, Task, step
-from mixq.engine.events import Done, Event, Failed, FinishReason, Notice, Stats
+from mixq.engine.events import Done, Event, Failed, Notice, Stats
 from mixq.engine.model import Model
 from mixq.engine.sequences import WORTH_SHARING, SequencePool, common_prefix
 from mixq.errors import MixqError, QueueFull
@@ -223,14 +223,17 @@ class Batcher:
             withdrawn, self._withdrawn = self._withdrawn, []
             while self._waiting and len(self._running) < self.sequences:
                 self._running.append(self._waiting.popleft())
-        for item in withdrawn:
-            self._end(item, "cancelled")
-        self._drop_cancelled()
+        self._drop_cancelled(withdrawn)
         return True
 
-    def _drop_cancelled(self) -> None:
-        for item in [item for item in self._running if item.cancelled]:
-            self._end(item, "cancelled")
+    def _drop_cancelled(self, withdrawn: Sequence[_Item] = ()) -> None:
+        for item in [*withdrawn, *(item for item in self._running if item.cancelled)]:
+            if item.answer is not None:
+                done = item.answer.end("cancelled")
+            else:  # nothing has been run
+                waited = time.perf_counter() - item.asked_at
+                done = Done("cancelled", "", (), Stats(0, 0, 0.0, 0, 0.0, waited, 0, 0))
+            self._finish(item, done)
 
     def _run_a_prompt(self) -> None:
         """Run a chunk of one prompt; the prompts take turns."""
@@ -243,7 +246,7 @@ class Batcher:
             try:
                 self._begin(item)
             except MixqError as error:  # no memory for its KV cache
-                self._fail(item, error)
+                self._finish(item, Failed(error))
             else:
                 self._pass([item])
             return
@@ -270,9 +273,7 @@ class Batcher:
             events = [[Failed(error)]] * len(items)
         for item, of_item in zip(items, events, strict=True):
             for event in of_item:
-                if isinstance(event, Failed):
-                    self._fail(item, event.error)
-                elif isinstance(event, Done):
+                if isinstance(event, Done | Failed):
                     self._finish(item, event)
                 else:
                     self._deliver(item, event)
@@ -294,34 +295,24 @@ class Batcher:
         telemetry = self.model.placement.telemetry
         item.answer = Answer(item.task, sequence, telemetry=telemetry, asked_at=item.asked_at)
 
-    def _end(self, item: _Item, reason: FinishReason) -> None:
-        self._finish(item, item.answer.end(reason) if item.answer is not None else _never_begun(item))
-
-    def _finish(self, item: _Item, done: Done) -> None:
-        if item.answer is not None:
-            self.model.log.last = done
-        self._leave(item, done.reason, done.stats)
-        self._deliver(item, done)
-
-    def _fail(self, item: _Item, error: MixqError) -> None:
-        self._leave(item, "failed", None)
-        self._deliver(item, Failed(error))
-
-    def _leave(self, item: _Item, reason: str, stats: Stats | None) -> None:
-        """Forget a request that has ended; its KV cache is kept."""
+    def _finish(self, item: _Item, end: Done | Failed) -> None:
+        """Deliver the last event of a request, and forget the request; its KV cache is kept."""
+        done = end if isinstance(end, Done) else None
         if item.answer is not None:
             item.answer.sequence.busy = False
+            self.model.log.last = done or self.model.log.last
         item.answer = None
         with self._changed:
             if item in self._running:
                 self._running.remove(item)
             totals = self._totals
-            totals.finished[reason] += 1
-            if stats is not None:
-                totals.prompt_tokens += stats.prompt_tokens
-                totals.cached_tokens += stats.cached_tokens
-                totals.decode_tokens += stats.decode_tokens
+            totals.finished["failed" if done is None else done.reason] += 1
+            if done is not None:
+                totals.prompt_tokens += done.stats.prompt_tokens
+                totals.cached_tokens += done.stats.cached_tokens
+                totals.decode_tokens += done.stats.decode_tokens
                 totals.request_seconds += 0.1 * (time.perf_counter() - item.asked_at - totals.request_seconds)
+        self._deliver(item, end)
 
     def _deliver(self, item: _Item, event: Event | Failed) -> None:
         try:
@@ -341,10 +332,4 @@ class Batcher:
             self._withdrawn.clear()
             reason = self._closing or self._broken
         for item in items:
-            self._fail(item, MixqError(f"The answer was broken off: {reason}."))
-
-
-def _never_begun(item: _Item) -> Done:
-    """Return the end of a request that was cancelled before anything was run."""
-    waited = time.perf_counter() - item.asked_at
-    return Done("cancelled", "", (), Stats(0, 0, 0.0, 0, 0.0, waited, 0, 0))
+            self._finish(item, Failed(MixqError(f"The answer was broken off: {reason}.")))

@@ -1,7 +1,7 @@
 """The events of an answer, in the order in which they come: what every front end reads.
 
-Contract: plain data. A stream is PromptProgress, perhaps PromptLogprobs, then Token after Token, with a Notice where
-something changes, and one Done; in a batch (`mixq.engine.batching`) an answer that cannot be finished ends with Failed.
+Contract: plain data. A stream is PromptProgress, then Token after Token, with a Notice where something changes, and one
+Done; in a batch (`mixq.engine.batching`) an answer that cannot be finished ends with Failed.
 """
 
 from __future__ import annotations
@@ -88,18 +88,12 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptLogprobs:
-    """The tokens of the prompt, each with its log probability given those before it; the first has none."""
-
-    tokens: tuple[Token, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Done:
     """The end of an answer.
 
     `tail` is text that no Token carried (an incomplete character, the beginning of a stop text that did not follow);
-    `text` is the whole answer, `token_ids` its tokens without the end token.
+    `text` is the whole answer, `token_ids` its tokens without the end token. `prompt_tokens` are those of the prompt
+    where the request asks for their log probabilities, each given the tokens before it; the first has none.
     """
 
     reason: FinishReason
@@ -108,6 +102,7 @@ class Done:
     stats: Stats
     tail: str = ""
     tokens: tuple[Token, ...] = field(default=(), repr=False)
+    prompt_tokens: tuple[Token, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ class Failed:
     error: MixqError
 
 
-Event = PromptProgress | Notice | PromptLogprobs | Token | Done
+Event = PromptProgress | Notice | Token | Done
 
 
 class Log:

@@ -144,12 +144,11 @@ class Placement:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the device and the use of an accelerator's memory as plain data."""
+        placed = {"device": self.device, **self.planned()}
         if self.accelerator is None or self.plan is None:
-            return {"device": self.device, **self.planned()}
+            return placed
         memory = self.accelerator.memory
-        return {
-            "device": self.device,
-            **self.planned(),
+        return placed | {
             "vram_promised_bytes": memory.promised,
             "vram_taken_bytes": memory.taken,
             "vram_peak_bytes": memory.peak,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.errors import ModelFileError, PromptError, UsageError, did_you_mean, printable
+from mixq.errors import Fields, ModelFileError, PromptError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.text.chat_template import Message
 
 MOST = 100_000
 LONGEST_NAME = 60
-_KEYS = ("prompt", "messages", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +50,17 @@ def _parsed(line: str, number: int, where: str) -> NamedPrompt:
         entry = parse_json_object(line.encode(), where)
     except ModelFileError as error:
         raise PromptError(error.message, hint="Make every line a JSON object, or none.") from error
-    for key in entry:
-        if key not in _KEYS:
-            known = did_you_mean(key, _KEYS)
-            raise PromptError(f"{printable(where)}: the key {printable(repr(key))} is not known.{known}")
-    name, text, messages = (entry.get(key) for key in ("name", "prompt", "messages"))
-    if name is not None and not isinstance(name, str):
-        raise PromptError(f"{printable(where)}: name must be a text.")
+    fields = Fields(entry, f"{printable(where)}: ", PromptError)
+    fields.only(("prompt", "messages", "name"))
+    name = fields.text("name", default="")
     if ("prompt" in entry) == ("messages" in entry):
         raise PromptError(f"{printable(where)} must have either prompt or messages.")
     if "prompt" in entry:
-        if not isinstance(text, str) or not text.strip():
-            raise PromptError(f"{printable(where)}: prompt must be a text.")
+        text = fields.text("prompt")
+        if not text.strip():
+            raise fields.wrong("prompt", "a text that is not blank")
         return NamedPrompt(_short(name or text), text)
+    messages = entry["messages"]
     if not isinstance(messages, list) or not messages:
         raise PromptError(f"{printable(where)}: messages must be a list of messages.")
     try:

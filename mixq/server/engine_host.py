@@ -22,17 +22,11 @@ from typing import Any, Literal, TypeVar
 
 from mixq.engine.answer import Request
 from mixq.engine.batching import Batcher, BatcherState, Ticket
-from mixq.engine.events import Done, Event, Failed, Notice, PromptLogprobs, Token
+from mixq.engine.events import Done, Event, Failed, Notice
 from mixq.engine.model import Model
 from mixq.engine.sampling import default_sampling
 from mixq.errors import MixqError, printable
 from mixq.server.errors import RequestError, shown
-
-Load = Callable[[Mapping[str, Any]], Model]
-"""Loads the model with these runtime options."""
-
-Make = Callable[[Model], Sequence[Request]]
-"""Makes the engine's requests from a client's; runs on a thread, and raises MixqError for what cannot be answered."""
 
 Indexed = tuple[int, Event]
 """An event and the number of its answer."""
@@ -47,18 +41,6 @@ LEAVE_SECONDS = 5.0
 LOADING_RETRY = 5
 NOTES = 20
 RELOADING = "the model is being reloaded"
-
-
-@dataclass(slots=True)
-class Result:
-    """One answer, whole.
-
-    Attributes:
-        prompt_tokens: with their log probabilities, where requested.
-    """
-
-    done: Done
-    prompt_tokens: Sequence[Token] = ()
 
 
 class Answers:
@@ -125,22 +107,10 @@ class Answers:
             if events:
                 yield events
 
-    async def results(self) -> list[Result]:
-        """Return all answers, by index.
-
-        Raises:
-            MixqError: an answer failed.
-        """
-        count = self._left
-        done: dict[int, Done] = {}
-        prompts: dict[int, Sequence[Token]] = {}
-        async for batch in self.batches():
-            for index, event in batch:
-                if isinstance(event, Done):
-                    done[index] = event
-                elif isinstance(event, PromptLogprobs):
-                    prompts[index] = event.tokens
-        return [Result(done[i], prompts.get(i, ())) for i in range(count)]
+    async def all_done(self) -> list[Done]:
+        """Return the end of every answer, by index; raises as `batches` does."""
+        done = {index: event async for batch in self.batches() for index, event in batch if isinstance(event, Done)}
+        return [done[index] for index in sorted(done)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +126,8 @@ class EngineHost:
     """Holds the model.
 
     Args:
-        load: loads it.
-        options: for `load`.
+        load: loads it with runtime options.
+        options: the first ones.
         name: of the model in replies.
         aliases: other names that requests may use.
         queue: requests that may wait.
@@ -167,7 +137,7 @@ class EngineHost:
 
     def __init__(
         self,
-        load: Load,
+        load: Callable[[Mapping[str, Any]], Model],
         options: Mapping[str, Any],
         *,
         name: str,
@@ -254,8 +224,8 @@ class EngineHost:
             self._print(line)
 
     @asynccontextmanager
-    async def answers(self, make: Make) -> AsyncIterator[Answers]:
-        """Submit requests; cancel what still runs at the end.
+    async def answers(self, make: Callable[[Model], Sequence[Request]]) -> AsyncIterator[Answers]:
+        """Submit the requests that `make` returns, which runs on a thread; cancel what still runs at the end.
 
         Raises:
             RequestError: no model, or what `make` refuses.

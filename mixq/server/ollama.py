@@ -24,7 +24,7 @@ from mixq.errors import MixqError
 from mixq.formats.architecture import parameters
 from mixq.formats.folder import ModelFolder
 from mixq.server.body import read
-from mixq.server.engine_host import EngineHost, Result
+from mixq.server.engine_host import EngineHost
 from mixq.server.errors import bad_field, json_reply, ollama_error
 from mixq.server.facts import VERSION
 from mixq.server.ollama_body import ChatBody, GenerateBody, Shared, ShowBody
@@ -91,8 +91,8 @@ class OllamaReply(Reply):
         ids, continues = self._encode(model)
         return [Request(ids, self._params, continues_text=continues, grammar=self._grammar)]
 
-    def whole(self, results: Sequence[Result]) -> Document:
-        done = results[0].done
+    def whole(self, answers: Sequence[Done]) -> Document:
+        [done] = answers
         return {**_head(self._host), **self._piece(done.text), **_end(done)}
 
     def part(self, index: int, event: Event) -> list[Document]:

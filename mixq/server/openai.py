@@ -26,7 +26,7 @@ from mixq.engine.model import Model
 from mixq.engine.sampling import SamplingParams
 from mixq.errors import MixqError
 from mixq.server.body import read
-from mixq.server.engine_host import EngineHost, Result
+from mixq.server.engine_host import EngineHost
 from mixq.server.errors import bad_field, openai_error
 from mixq.server.openai_body import ChatBody, CompletionBody, Shared
 from mixq.server.prompts import encode_chat, encode_text, tokenizer_of
@@ -95,7 +95,7 @@ class OpenAIReply(Reply):
         )
 
     @abstractmethod
-    def whole_choice(self, index: int, results: Sequence[Result]) -> Document:
+    def whole_choice(self, index: int, answers: Sequence[Done]) -> Document:
         """Return answer number `index`, whole, without what the extension adds."""
 
     @abstractmethod
@@ -110,12 +110,12 @@ class OpenAIReply(Reply):
         """Return the last parts of an answer."""
         return [self.choice(index, done.tail, finish_reason(done))]
 
-    def whole(self, results: Sequence[Result]) -> Document:
-        choices = []
-        for index, result in enumerate(results):
-            extra = {"mixq": {"stats": result.done.stats.as_dict()}} if self._extended else {}
-            choices.append({**self.whole_choice(index, results), **extra})
-            self._finished.append(result.done)
+    def whole(self, answers: Sequence[Done]) -> Document:
+        self._finished.extend(answers)
+        choices = [self.whole_choice(index, answers) for index in range(len(answers))]
+        if self._extended:
+            for choice, done in zip(choices, answers, strict=True):
+                choice["mixq"] = {"stats": done.stats.as_dict()}
         return {"object": self.whole_object, **self._head, "choices": choices, "usage": self._usage()}
 
     def part(self, index: int, event: Event) -> list[Document]:
@@ -182,8 +182,8 @@ class ChatReply(OpenAIReply):
         self.prompt_tokens = len(ids)
         return [self.request(ids, index) for index in range(self.shared.n)]
 
-    def whole_choice(self, index: int, results: Sequence[Result]) -> Document:
-        done = results[index].done
+    def whole_choice(self, index: int, answers: Sequence[Done]) -> Document:
+        done = answers[index]
         return {
             "index": index,
             "message": {"role": "assistant", "content": done.text, "refusal": None},
@@ -252,9 +252,9 @@ class CompletionReply(OpenAIReply):
             for i in range(self.shared.n)
         ]
 
-    def whole_choice(self, index: int, results: Sequence[Result]) -> Document:
-        n, done = self.shared.n, results[index].done
-        scored = results[index - index % n].prompt_tokens  # all choices share the first one's prompt
+    def whole_choice(self, index: int, answers: Sequence[Done]) -> Document:
+        n, done = self.shared.n, answers[index]
+        scored = answers[index - index % n].prompt_tokens  # all choices share the first one's prompt
         ended = bool(done.token_ids) and done.token_ids[-1] in self._end_ids
         strip = isinstance(self._body.prompt[index // n], str) and self._body.echo
         return {

@@ -18,7 +18,7 @@ from mixq.engine.answer import Request
 from mixq.engine.events import Done, Event
 from mixq.engine.model import Model
 from mixq.errors import MixqError
-from mixq.server.engine_host import Answers, EngineHost, Result
+from mixq.server.engine_host import Answers, EngineHost
 from mixq.server.errors import dump, json_reply
 
 Document = dict[str, Any]
@@ -49,7 +49,7 @@ class Reply(ABC):
         """
 
     @abstractmethod
-    def whole(self, results: Sequence[Result]) -> Document:
+    def whole(self, answers: Sequence[Done]) -> Document:
         """Return all answers as one document."""
 
     @abstractmethod
@@ -92,8 +92,8 @@ async def answer(host: EngineHost, reply: Reply, *, stream: bool) -> Response:
         answers = await stack.enter_async_context(host.answers(reply.requests))
         if stream:
             return EventStream(reply.chunks(answers), reply.media_type, stack.pop_all())
-        results = await answers.results()
-    return json_reply(await host.aside(lambda: reply.whole(results)))
+        done = await answers.all_done()
+    return json_reply(await host.aside(lambda: reply.whole(done)))
 
 
 class EventStream(StreamingResponse):

@@ -15,7 +15,7 @@ import torch
 import mixq
 from mixq.engine.answer import PREFILL_CHUNK, Request
 from mixq.engine.batching import Batcher
-from mixq.engine.events import Done, Event, Failed, PromptLogprobs, PromptProgress, Token
+from mixq.engine.events import Done, Event, Failed, PromptProgress, Token
 from mixq.engine.sampling import SamplingParams
 from mixq.errors import MixqError, ModelFileError, PromptTooLong, QueueFull, UsageError
 from mixq.text.grammar import GrammarSpec
@@ -386,11 +386,12 @@ def test_log_probabilities_of_a_prompt(batcher: Batcher) -> None:
     listener = Listener()
     batcher.submit([greedy(ids, 1, prompt_logprobs=3)], listener)
     listener.wait()
-    [scored] = [e for e in listener.events[0] if isinstance(e, PromptLogprobs)]
+    scored = listener.events[0][-1]
+    assert isinstance(scored, Done)
     logits = batcher.model.forward(ids).log_softmax(-1)
-    assert [token.id for token in scored.tokens] == ids
-    assert scored.tokens[0].logprob is None
-    for i, token in enumerate(scored.tokens[1:]):
+    assert [token.id for token in scored.prompt_tokens] == ids
+    assert scored.prompt_tokens[0].logprob is None
+    for i, token in enumerate(scored.prompt_tokens[1:]):
         assert token.logprob == logits[i, token.id]
         assert [value for _, value in token.top_logprobs] == logits[i].topk(3).values.tolist()
 
