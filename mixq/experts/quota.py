@@ -142,4 +142,4 @@ class Quotas:
 
 
 def _is_order(order: object, experts: int) -> bool:
-    return isinstance(order, list) and all(type(e) is int for e in order) and sorted(order) == list(range(experts))
+    return isinstance(order, list) and all(map(is_integer, order)) and sorted(order) == list(range(experts))
