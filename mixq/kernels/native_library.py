@@ -82,7 +82,7 @@ class _Found:
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the loaded library, or None; see `unavailable_reason`."""
+    """Return the loaded library, or None for `unavailable_reason`."""
     return _find(os.environ.get("MIXQ_CPU_ISA", "")).library
 
 

@@ -66,7 +66,6 @@ class TritonKernels:
         return 0
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
-        """See `reference.linear`."""
         matrix = self._weights.matrix(weight)
         if matrix is None:
             return prefill.multiply(x.to(self.dtype), self._dense(weight))
@@ -84,7 +83,6 @@ class TritonKernels:
         return linears.linears(self._prepared(x), x.shape[0], matrices, asm=self.inline_asm)
 
     def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `reference.router_logits`."""
         return router.route(x.contiguous(), weight.contiguous(), 0)[0]
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,7 @@ class TritonKernels:
         return weights, ids
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `reference.rms_norm`; few rows are prepared for the products that follow in the same launch."""
+        """As `reference.rms_norm`; few rows are prepared for the following products in the same launch."""
         if x.shape[1] > MAX_NORM:
             return reference.rms_norm(x, weight, eps)
         out, prepared = activations.rms_norm(x.contiguous(), weight, eps, prepared=x.shape[0] <= DECODE_ROWS)
@@ -101,7 +99,7 @@ class TritonKernels:
         return out
 
     def experts(self, x: Tensor, experts_: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """See `reference.experts`; the list is bound when it is seen for the first time, see `weights`."""
+        """As `reference.experts`; the list's table of addresses is made at its first use."""
         ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
         if x.shape[0] <= DECODE_ROWS and (table := self._weights.slots(experts_)) is not None:
             return experts.experts(self._prepared(x), x.shape[0], table, ids, weights, asm=self.inline_asm)
@@ -110,20 +108,18 @@ class TritonKernels:
     def rotary_append(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
     ) -> Tensor:
-        """See `reference.rotary_append`; with `position` on the device, cos and sin are those of all positions."""
+        """As `reference.rotary_append`; with `position` on the device, cos and sin are those of all positions."""
         if not attention.takes(kv) and isinstance(position, int):
             return reference.rotary_append(q, k, v, cos, sin, kv, position)
         q, k, v, cos, sin = (x.contiguous() for x in (q, k, v, cos, sin))
         return attention.rotary_append(q, k, v, cos, sin, kv, position)
 
     def attention_rows(self, q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None) -> Tensor:
-        """See `reference.attention_rows`."""
         if not attention.takes(kv) and isinstance(position, int):
             return reference.attention_rows(q, kv, position, window)
         return attention.attention_rows(q.contiguous(), kv, position, window, self._precision)
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        """See `reference.attention_prefill`."""
         return prefill.attention(q, kv, position, window, self.dtype, flash=self._flash)
 
     def _prepared(self, x: Tensor) -> Prepared:
