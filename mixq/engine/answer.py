@@ -93,14 +93,12 @@ class Task:
     """A prompt to answer, and how.
 
     Attributes:
-        prompt_ids: the whole prompt.
-        params: how to choose tokens and when to stop.
+        prompt_ids, params, prompt_logprobs: as in `Request`; nothing of a prompt with log probabilities may be in the
+            KV cache.
         eos_token_ids: tokens that end an answer.
         vocab_size: tokens that may be drawn: the first so many logits.
         decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop texts).
         grammar: what the text must be; None for anything.
-        prompt_logprobs: how many of the likeliest to list for each token of the prompt; None for no log probabilities
-            of the prompt. Nothing of such a prompt may be in the KV cache.
         show_experts: list with each token the experts that computed it.
     """
 

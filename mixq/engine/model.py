@@ -139,11 +139,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer.
-
-        Raises:
-            PromptError: the folder has none; such a model takes token ids only.
-        """
+        """The folder's tokenizer; raises PromptError where it has none."""
         return self.prompting.tokenizer
 
     @property

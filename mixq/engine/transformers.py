@@ -93,10 +93,7 @@ class CausalLM:
             PromptError: no ids, or too many for the context.
             UsageError: another argument, or a value out of bounds.
         """
-        for name in sampling:
-            if name not in _SAMPLING:
-                known = (*_SAMPLING, "max_new_tokens", "max_length", "do_sample", "pad_token_id")
-                raise UsageError(f"mixq's generate does not take {printable(name)!r}." + did_you_mean(name, known))
+        _refuse("generate", sampling, _SAMPLING, ("max_new_tokens", "max_length", "do_sample", "pad_token_id"))
         prompts = _prompts(input_ids if input_ids is not None else inputs)
         rows = []
         for prompt, ids in zip(prompts, _unmasked(prompts, attention_mask), strict=True):
@@ -188,8 +185,8 @@ class TensorTokenizer:
         Raises:
             UsageError: another option.
         """
-        padding, special = options.pop("padding", False), options.pop("add_special_tokens", True)
-        _refuse(options, ("padding", "add_special_tokens", "return_tensors"))
+        _refuse("tokenizer", options, ("padding", "add_special_tokens"), ("return_tensors",))
+        padding, special = options.get("padding", False), options.get("add_special_tokens", True)
         texts = [text] if isinstance(text, str) else list(text)
         begin = self.tokenizer.begin_ids if special else ()
         rows = [[*begin, *self.tokenizer.encode(one)] for one in texts]
@@ -213,14 +210,12 @@ class TensorTokenizer:
             return_tensors: "pt" for a tensor.
             options: `add_generation_prompt`, which changes nothing here, and `return_dict`.
         """
-        as_dict = options.pop("return_dict", False)
-        options.pop("add_generation_prompt", None)
-        _refuse(options, ("add_generation_prompt", "return_dict", "return_tensors", "tokenize"))
+        _refuse("tokenizer", options, ("add_generation_prompt", "return_dict"), ("return_tensors", "tokenize"))
         if not tokenize:
             raise UsageError("mixq builds chat prompts as ids, not as text.", hint="Leave tokenize=False out.")
         ids = self.template.encode(self.tokenizer, conversation)
         encoding = _encoding([ids], [[1] * len(ids)], return_tensors, single=True)
-        return encoding if as_dict else encoding.input_ids
+        return encoding if options.get("return_dict", False) else encoding.input_ids
 
     def decode(self, ids: Tensor | Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids [T]; with the names of control tokens unless they are to be skipped."""
@@ -238,9 +233,12 @@ class TensorTokenizer:
         return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
 
 
-def _refuse(options: Mapping[str, Any], known: Sequence[str]) -> None:
+def _refuse(what: str, options: Mapping[str, Any], known: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse an option that is not known; the suggestion may be one of the others that there are."""
     for name in options:
-        raise UsageError(f"mixq's tokenizer does not take {printable(name)!r}." + did_you_mean(name, known))
+        if name not in known:
+            near = did_you_mean(name, (*known, *others))
+            raise UsageError(f"mixq's {what} does not take {printable(name)!r}.{near}")
 
 
 def _encoding(ids: list[list[int]], mask: list[list[int]], kind: str | None, *, single: bool) -> Encoding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -62,7 +63,7 @@ def status_of(host: EngineHost) -> dict[str, Any]:
         "loading": host.state == "loading",
         "ready": host.state == "ready",
         "notes": list(host.notes),
-        **(_placed(model) if model is not None else dict.fromkeys(_PLACED)),
+        **{key: None if model is None else figure(model) for key, figure in _PLACED.items()},
         "ram_used": memory.resident_memory(),
         "queued": state.queued if state is not None else 0,
         "running": state.running if state is not None else 0,
@@ -72,29 +73,21 @@ def status_of(host: EngineHost) -> dict[str, Any]:
     }
 
 
-_PLACED = (
-    "path", "layers", "experts", "experts_per_token", "context", "is_chat", "template", "device", "ram_planned", "vram",
-    "vram_total", "vram_used",
-)  # fmt: skip
-"""The keys of `_placed`, for a server without a model."""
-
-
-def _placed(model: Model) -> dict[str, Any]:
-    config, placed = model.config, model.placement.as_dict()
-    return {
-        "path": str(model.folder.path),
-        "layers": config.num_hidden_layers,
-        "experts": config.num_local_experts,
-        "experts_per_token": config.num_experts_per_tok,
-        "context": model.context,
-        "is_chat": model.is_chat,
-        "template": model.template.name,
-        "device": model.placement.device,
-        "ram_planned": placed.get("ram_planned_bytes"),
-        "vram": placed.get("vram_promised_bytes"),
-        "vram_total": _device_memory(model.placement.device),
-        "vram_used": placed.get("vram_taken_bytes"),
-    }
+_PLACED: dict[str, Callable[[Model], Any]] = {
+    "path": lambda model: str(model.folder.path),
+    "layers": lambda model: model.config.num_hidden_layers,
+    "experts": lambda model: model.config.num_local_experts,
+    "experts_per_token": lambda model: model.config.num_experts_per_tok,
+    "context": lambda model: model.context,
+    "is_chat": lambda model: model.is_chat,
+    "template": lambda model: model.template.name,
+    "device": lambda model: model.placement.device,
+    "ram_planned": lambda model: model.placement.as_dict()["ram_planned_bytes"],
+    "vram": lambda model: model.placement.as_dict().get("vram_promised_bytes"),
+    "vram_total": lambda model: _device_memory(model.placement.device),
+    "vram_used": lambda model: model.placement.as_dict().get("vram_taken_bytes"),
+}
+"""The figures of the model in the status; null without one."""
 
 
 def _device_memory(device: str) -> int | None:

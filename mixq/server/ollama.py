@@ -27,9 +27,9 @@ from mixq.server.body import read
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import bad_field, json_reply, ollama_error
 from mixq.server.facts import VERSION
-from mixq.server.ollama_body import ChatBody, GenerateBody, Shared, ShowBody
-from mixq.server.prompts import encode_chat, encode_text
+from mixq.server.ollama_body import ChatBody, GenerateBody, Message, Shared, ShowBody
 from mixq.server.replies import Document, Reply, answer, finish_reason
+from mixq.server.tokens import encode_chat, encode_text
 
 Encode = Callable[[Model], tuple[list[int], bool]]
 """Returns a prompt's ids, and whether the answer continues its text."""
@@ -38,11 +38,10 @@ Encode = Callable[[Model], tuple[list[int], bool]]
 async def chat(host: EngineHost, http: HttpRequest) -> Response:
     """Answer a conversation."""
     body = await read(ChatBody, http)
-    messages = [message.model_dump() for message in body.messages]
     reply = OllamaReply(
         host,
         body,
-        lambda model: (encode_chat(model, messages, host.name), False),
+        lambda model: (encode_chat(model, body.messages, host.name), False),
         lambda text: {"message": {"role": "assistant", "content": text}},
     )
     return await answer(host, reply, stream=body.stream)
@@ -57,8 +56,8 @@ async def generate(host: EngineHost, http: HttpRequest) -> Response:
             if body.system:
                 raise bad_field("system", "system is not supported here: a text to continue has no place for it.")
             return encode_text(model, body.prompt), True
-        system = [{"role": "system", "content": body.system}] if body.system else []
-        return encode_chat(model, [*system, {"role": "user", "content": body.prompt}], host.name), False
+        system = [Message(role="system", content=body.system)] if body.system else []
+        return encode_chat(model, [*system, Message(role="user", content=body.prompt)], host.name), False
 
     reply = OllamaReply(host, body, encode, lambda text: {"response": text})
     if not body.prompt:  # Ollama's way to load a model

@@ -29,8 +29,8 @@ from mixq.server.body import read
 from mixq.server.engine_host import EngineHost
 from mixq.server.errors import bad_field, openai_error
 from mixq.server.openai_body import ChatBody, CompletionBody, Shared
-from mixq.server.prompts import encode_chat, encode_text, tokenizer_of
 from mixq.server.replies import Document, Reply, answer, finish_reason
+from mixq.server.tokens import encode_chat, encode_text, tokenizer_of
 from mixq.text.stream import StreamDecoder
 
 
@@ -173,7 +173,7 @@ class ChatReply(OpenAIReply):
 
     def __init__(self, host: EngineHost, body: ChatBody) -> None:
         super().__init__(host, body, "chatcmpl", **body.limits())
-        self._messages = [message.model_dump() for message in body.messages]
+        self._messages = body.messages
         self._tokenizer = tokenizer_of(host.engine.model)
 
     def requests(self, model: Model) -> list[Request]:

@@ -1,22 +1,72 @@
-"""Tokens by themselves: /tokenize, /detokenize and /tokenizer_info, as vLLM and lm_eval have them.
+"""Token ids of what clients send; and /tokenize, /detokenize and /tokenizer_info, as vLLM and lm_eval have them.
 
-Contract: text becomes ordinary tokens, whatever it spells, unless `parse_special` asks for more; a prompt that is
-only the name of a control token ("</s>") is that token, since clients get its id in this way.
+Contract: text becomes ordinary tokens, whatever it spells, unless `parse_special` asks for more; at /tokenize a prompt
+that is only the name of a control token ("</s>") is that token, since clients get its id in this way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from mixq.engine.model import Model
+from mixq.errors import PromptError
 from mixq.server.body import Body, ModelName, read
 from mixq.server.engine_host import EngineHost
-from mixq.server.errors import bad_field, json_reply
+from mixq.server.errors import RequestError, bad_field, json_reply
 from mixq.server.openai_body import Messages
-from mixq.server.prompts import encode_chat, tokenizer_of
+from mixq.text.tokenizer import Tokenizer
+
+
+def tokenizer_of(model: Model, param: str | None = None) -> Tokenizer:
+    """Return a model's tokenizer; `param` is the field that needs it.
+
+    Raises:
+        RequestError: the model has none.
+    """
+    if not model.prompting.has_text:
+        raise RequestError(
+            400, "This model has no tokenizer: it takes only token ids, at /v1/completions.", param=param
+        )
+    return model.tokenizer
+
+
+def encode_text(model: Model, text: str) -> list[int]:
+    """Return a text that the model continues, after the begin token.
+
+    Raises:
+        RequestError: an empty text without a begin token, or a model without a tokenizer.
+    """
+    tokenizer = tokenizer_of(model, "prompt")
+    ids = [*tokenizer.begin_ids, *tokenizer.encode(text)]
+    if not ids:
+        raise RequestError(400, "The prompt is empty.", param="prompt")
+    return ids
+
+
+def encode_chat(model: Model, messages: Sequence[Body], name: str) -> list[int]:
+    """Return the prompt of a conversation; `name` is the model's in messages.
+
+    Raises:
+        RequestError: a base model, a model without a tokenizer, or an order of messages that the format does not have.
+    """
+    tokenizer_of(model)
+    if not model.is_chat:
+        raise RequestError(
+            400,
+            f"{name} is a base model: it completes texts and has no chat format.",
+            param="messages",
+            code="model_has_no_chat_format",
+            hint="Use /v1/completions, or start the server with --template.",
+        )
+    try:
+        return model.encode_chat([message.model_dump() for message in messages])
+    except PromptError as error:
+        raise RequestError(400, error.message, param="messages") from error
 
 
 class TokenizeBody(Body):
@@ -50,7 +100,7 @@ async def tokenize(host: EngineHost, http: HttpRequest) -> Response:
 
     def ids() -> list[int]:
         if body.messages:
-            return encode_chat(model, [message.model_dump() for message in body.messages], host.name)
+            return encode_chat(model, body.messages, host.name)
         text = body.prompt or body.content
         special = tokenizer.special_id(text)
         if special is not None:
