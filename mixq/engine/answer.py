@@ -1,7 +1,7 @@
 """An answer while it is made, and the one step that advances answers: schedule, run, sample, emit.
 
 Contract: `step` runs the next tokens of one or more answers in one pass and returns their events; a single answer is a
-batch of one, and how many share a pass changes nothing in what they say. The KV cache of an answer holds exactly the
+batch of one, and an answer does not depend on how many share its passes. The KV cache of an answer holds exactly the
 tokens that were run. This module knows no folder and no terminal.
 
 Axes: S answers, T tokens that were run, V vocabulary.

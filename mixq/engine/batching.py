@@ -29,7 +29,7 @@ MAX_SEQUENCES = 8
 """Rows up to which a decode pass has the arithmetic of a single row: integer dot products."""
 
 RATE_SECONDS = 5.0
-"""The last seconds over which `state` gives the speed."""
+"""`state` gives the speed over this many last seconds."""
 
 Deliver = Callable[[int, Event | Failed], None]
 """Takes the events of a request, given its index in `submit`; it must not block."""
@@ -156,7 +156,6 @@ class Batcher:
         return Ticket(self, items)
 
     def state(self) -> BatcherState:
-        """Return counts and speed at this moment."""
         offload = self.model.placement.offload
         with self._changed:
             since = time.perf_counter() - RATE_SECONDS
@@ -252,7 +251,6 @@ class Batcher:
             return
 
     def _run_answers(self) -> None:
-        """Run the next token of every answer."""
         answers = [item for item in self._running if item.decodes]
         if not answers:
             return
@@ -279,7 +277,7 @@ class Batcher:
                     self._deliver(item, event)
 
     def _waits_for_a_beginning(self, item: _Item) -> bool:
-        """Return whether a running prompt will soon hold more of this one than any KV cache does now."""
+        """Return whether a running prompt shares a longer beginning with this one than any KV cache holds yet."""
         if not (self._reuse and item.request.reuse):
             return False
         ids = item.task.prompt_ids

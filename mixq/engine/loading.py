@@ -165,7 +165,6 @@ def _on_accelerator(
 
 
 def _quotas(options: RuntimeOptions, config: ModelConfig) -> Quotas | None:
-    """Return how the layers share the slots; None without a file of quotas."""
     if options.quota is None:
         return None
     quotas = Quotas.read(Path(options.quota).expanduser())

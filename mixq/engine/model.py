@@ -1,8 +1,7 @@
 """A loaded model: what the terminal chat, the server, the benches and Python users hold.
 
-Contract: `load` opens a folder and gives a `Model`, which answers with the events of `mixq.engine.events`: by itself,
-in a `Session` that is kept, or several at a time through `mixq.engine.batching`. It knows tensors only by passing them
-on.
+Contract: `load` opens a folder and returns a `Model`. Answers are iterators of the events of `mixq.engine.events`: one
+at a time, in a `Session` that keeps its KV cache, or several at once through `mixq.engine.batching`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where the parts of a loaded model are, and what computes them: the CPU alone, or an accelerator beside it.
 
-Contract: `mixq.engine.loading.place` makes a `Placement`; the network is built from it and asks it for memory.
+Contract: `mixq.engine.loading.place` makes a `Placement`; the network is built from it and gets its memory there.
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ class Placement:
         }
 
     def close(self) -> None:
-        """End what runs in the background."""
         if self.tier is not None:
             self.tier.close()
         if self.offload is not None:

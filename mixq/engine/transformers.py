@@ -35,8 +35,6 @@ _LONGEST = 2**31 - 1
 
 
 class AutoModelForCausalLM:
-    """Opens models."""
-
     @classmethod
     def from_pretrained(cls, path: Path = None, **options: Any) -> CausalLM:
         """Open a model folder.
@@ -136,8 +134,6 @@ class CausalLM:
 
 
 class AutoTokenizer:
-    """Opens tokenizers."""
-
     @classmethod
     def from_pretrained(cls, path: Path = None) -> TensorTokenizer:
         """Open the tokenizer of a model folder, or of a name in the model store; None is the demo model's."""
@@ -229,7 +225,6 @@ class TensorTokenizer:
         )
 
     def batch_decode(self, rows: Iterable[Tensor | Iterable[int]], *, skip_special_tokens: bool = False) -> list[str]:
-        """Return the texts of several rows of ids."""
         return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
 
 
@@ -251,14 +246,12 @@ def _encoding(ids: list[list[int]], mask: list[list[int]], kind: str | None, *, 
 
 
 def _prompts(ids: Tensor | None) -> Tensor:
-    """Return the prompts [B, T]."""
     if not isinstance(ids, Tensor) or ids.dim() not in (1, 2) or ids.dtype != torch.long:
         raise PromptError("generate takes input_ids, an int64 tensor [B, T].", hint='Use return_tensors="pt".')
     return ids if ids.dim() == 2 else ids[None]
 
 
 def _unmasked(prompts: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """Return the ids of each row that the mask does not leave out."""
     if mask is None:
         return [row.tolist() for row in prompts]
     if mask.numel() != prompts.numel():

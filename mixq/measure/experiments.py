@@ -51,7 +51,7 @@ def route(
         weights: return the routers' weights too.
 
     Returns:
-        Expert numbers, uint8 (uint16 for a model with more than 256 experts a layer) [T, L, A], each token's favourite
+        Expert numbers, uint8 (uint16 for a model with more than 256 experts a layer) [T, L, A], the largest weight
         first; with `weights` also float32 [T, L, A], which sums to one over the last axis.
 
     Raises:

@@ -64,7 +64,6 @@ class PerplexityReport:
     comparison: Comparison | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data for --json."""
         return asdict(self)
 
 
@@ -164,7 +163,6 @@ class _Sums:
             self.agreed += int((logprobs.argmax(-1) == reference.argmax(-1)).sum())
 
     def report(self, windows: int, window: int) -> PerplexityReport:
-        """Return the figures of all positions."""
         T = self.tokens
         variance = max(0.0, self.nll_squared / T - (self.nll / T) ** 2)
         value = _exp(self.nll / T)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -128,25 +128,17 @@ class Recorder:
         """Return what has been recorded so far; None before the first pass."""
         if not self._passes:
             return None
-        model, config = self.model, self.model.config
+        model = self.model
         arrays = {name: np.concatenate([one[name] for one in self._passes]) for name in self._passes[0]}
-        cost = ModelSizes.of_weights(model.folder, "").cost(model.options.kv)
         facts = Facts(
             model=self.name,
-            layers=config.num_hidden_layers,
-            experts=config.num_local_experts,
-            active=config.num_experts_per_tok,
             lookahead=self._ahead,
             device=model.placement.device if model.placement.accelerator is None else model.options.device,
             mixq=metadata.version("mixq"),
             created=self._begun.isoformat(timespec="seconds"),
             prompts=count_prompts(self._names, arrays["prompt"], arrays["is_prompt"]),
-            expert_bytes=cost.expert_bytes,
-            trunk_bytes=cost.trunk_bytes,
-            head_bytes=cost.head_bytes,
-            kv_bytes=cost.kv_bytes,
-            expert_flops=cost.expert_flops,
             settings=self._settings(),
+            **asdict(ModelSizes.of_weights(model.folder, "").cost(model.options.kv)),
         )
         return Recording(facts, **arrays)
 

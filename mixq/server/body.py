@@ -117,7 +117,7 @@ F = TypeVar("F", bound=Body)
 
 Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
 Nullable = Annotated[T, BeforeValidator(_default_for_null)]
-"""A field whose default null stands for."""
+"""A field for which null means the default."""
 ModelName = Annotated[str | None, must_be("a string", lambda name: name is not None)]
 """The name of a model; None where the field is missing, which null is not."""
 
@@ -162,7 +162,6 @@ _WANTED = {
 
 
 def _refusal(error: ErrorDetails) -> RequestError:
-    """Return pydantic's error in our words."""
     kind, context = error["type"], error.get("ctx", {})
     param = _path(*error["loc"], *([context["field"]] if "field" in context else []))
     value = context.get("value") or shown(error["input"])

@@ -242,11 +242,10 @@ class EngineHost:
             answers.cancel()
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Run slow work on a thread, so that the event loop goes on."""
+        """Run slow work on a thread, so that the event loop stays free."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def batcher_state(self) -> BatcherState | None:
-        """Return the batcher's state, None without a model."""
         return self._engine.batcher.state() if self._engine is not None else None
 
     @property

@@ -46,7 +46,6 @@ class RequestError(MixqError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the reply."""
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -104,7 +103,6 @@ def dump(document: Any) -> bytes:
 
 
 def json_reply(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return a JSON document."""
     return Response(dump(document), status, headers, media_type="application/json")
 
 

@@ -23,7 +23,6 @@ async def models(host: EngineHost, _http: HttpRequest) -> Response:
 
 
 async def model(host: EngineHost, http: HttpRequest) -> Response:
-    """Describe the model by one of its names."""
     name = http.path_params["name"]
     host.check_name(name)
     return json_reply(_model(host, name))

@@ -69,15 +69,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """The layer."""
-
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
         self._key_digest = _digest(settings.api_key.encode()) if settings.api_key is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         headers = Headers(scope=scope)
         try:
             _check_size(headers)
@@ -255,7 +252,6 @@ def _with_cors(send: Send, origin: str) -> Send:
 
 
 def _preflight(headers: Headers) -> Response:
-    """Return the answer to a browser's preflight request."""
     wished = headers.get("access-control-request-headers", "")
     names = [name.strip() for name in wished.split(",") if _HEADER_NAME.fullmatch(name.strip())]
     return Response(

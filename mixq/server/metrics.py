@@ -50,11 +50,9 @@ class Metrics(Collector):
         self._registry.register(self)
 
     async def reply(self, _http: HttpRequest) -> Response:
-        """Return all figures in the text format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the engine's figures."""
         yield GaugeMetricFamily("mixq_ready", "1 while requests are answered.", float(self._host.state == "ready"))
         resident = memory.resident_memory()
         if resident is not None:

@@ -36,7 +36,6 @@ Encode = Callable[[Model], tuple[list[int], bool]]
 
 
 async def chat(host: EngineHost, http: HttpRequest) -> Response:
-    """Answer a conversation."""
     body = await read(ChatBody, http)
     reply = OllamaReply(
         host,
@@ -86,7 +85,6 @@ class OllamaReply(Reply):
         self._piece = piece
 
     def requests(self, model: Model) -> list[Request]:
-        """Return the request."""
         ids, continues = self._encode(model)
         return [Request(ids, self._params, continues_text=continues, grammar=self._grammar)]
 
@@ -95,7 +93,6 @@ class OllamaReply(Reply):
         return {**_head(self._host), **self._piece(done.text), **_end(done)}
 
     def part(self, index: int, event: Event) -> list[Document]:
-        """Return the line of a token or of the end."""
         if isinstance(event, Token) and event.text:
             return [{**_head(self._host), **self._piece(event.text), "done": False}]
         if isinstance(event, Done):
@@ -178,7 +175,6 @@ async def version(_host: EngineHost, _http: HttpRequest) -> Response:
 
 
 async def tags(host: EngineHost, _http: HttpRequest) -> Response:
-    """List the model."""
     return _listed(host)
 
 
@@ -190,7 +186,6 @@ async def running(host: EngineHost, _http: HttpRequest) -> Response:
 
 
 async def show(host: EngineHost, http: HttpRequest) -> Response:
-    """Describe the model."""
     body = await read(ShowBody, http)
     host.check_name(body.model if body.model is not None else body.name)
     engine = host.engine

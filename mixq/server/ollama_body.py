@@ -133,4 +133,7 @@ class ShowBody(Body):
     model: ModelName = None
     name: ModelName = None  # the older name
     verbose: Nullable[bool] = False
-    unused: ClassVar = {**refused("the model is as it is", "template", "system", neutral=("",)), **ignored("options")}
+    unused: ClassVar = {
+        **refused("the model cannot be changed", "template", "system", neutral=("",)),
+        **ignored("options"),
+    }

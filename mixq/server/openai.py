@@ -35,14 +35,12 @@ from mixq.text.stream import StreamDecoder
 
 
 async def chat(host: EngineHost, http: HttpRequest) -> Response:
-    """Answer a conversation."""
     body = await read(ChatBody, http)
     host.check_name(body.model)
     return await answer(host, ChatReply(host, body), stream=body.stream)
 
 
 async def complete(host: EngineHost, http: HttpRequest) -> Response:
-    """Continue prompts."""
     body = await read(CompletionBody, http)
     host.check_name(body.model)
     if body.scores_prompt and body.stream:
@@ -142,7 +140,6 @@ class OpenAIReply(Reply):
     def chunk(
         self, *choices: Document, mixq: Mapping[str, Any] | None = None, usage: Document | None = None
     ) -> Document:
-        """Return a chunk of a stream."""
         chunk = {"object": self.chunk_object, **self._head, "choices": choices}
         if self.shared.stream_options.include_usage:
             chunk["usage"] = usage
@@ -166,8 +163,6 @@ class OpenAIReply(Reply):
 
 
 class ChatReply(OpenAIReply):
-    """One request and its reply."""
-
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
@@ -221,8 +216,6 @@ class ChatReply(OpenAIReply):
 
 
 class CompletionReply(OpenAIReply):
-    """One request and its reply."""
-
     whole_object = chunk_object = "text_completion"
 
     def __init__(self, host: EngineHost, body: CompletionBody) -> None:

@@ -209,7 +209,7 @@ class Message(Body):
         **refused(TEXT_ONLY, "audio"),
         **refused("the model has no such field", "refusal", "reasoning_content"),
         **refused("the model has no such field", "annotations", neutral=([],)),
-        **refused("an answer cannot be begun for the model", "prefix", neutral=(False,)),
+        **refused("a request cannot contain the beginning of the answer", "prefix", neutral=(False,)),
     }
 
 
@@ -233,8 +233,8 @@ class ChatBody(Shared):
         **refused(TEXT_ONLY, "audio"),
         **refused(NO_THINKING, "reasoning_effort", "prompt_mode"),
         **refused("the server fetches nothing", "web_search_options"),
-        **refused("answers have one style", "verbosity"),
-        **refused("an answer is not predicted", "prediction", neutral=({"type": "content", "content": ""},)),
+        **refused("the length of answers is not steered", "verbosity"),
+        **refused("predicted outputs are not used", "prediction", neutral=({"type": "content", "content": ""},)),
     }
 
     def limits(self) -> dict[str, int | None]:
@@ -272,7 +272,7 @@ class CompletionBody(Shared):
     echo: Nullable[bool] = False
     unused: ClassVar = {
         **Shared.unused,
-        **refused("answers are not chosen among", "best_of", neutral=(1,)),
+        **refused("the server does not choose among answers", "best_of", neutral=(1,)),
         **refused(NO_INFILL, "suffix", neutral=("",)),
     }
 

@@ -39,12 +39,10 @@ _NAME = re.compile(r"(vendor/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 async def index(_http: HttpRequest) -> Response:
-    """Return the page."""
     return await _file("index.html")
 
 
 async def other(http: HttpRequest) -> Response:
-    """Return another file of the page."""
     return await _file(http.path_params["name"])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mixq.server.errors import RequestError, dump, openai_error
+from mixq.server.errors import RequestError, error_reply
 
 MOST_CONNECTIONS = 512
 """Further connections are closed at once: file descriptors are limited too."""
@@ -36,7 +36,6 @@ class WatchedProtocol(H11Protocol):
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection and begin to watch it."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
@@ -45,7 +44,6 @@ class WatchedProtocol(H11Protocol):
         self._watch = self.loop.call_later(self.watch_seconds, self._check_times)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop watching."""
         if self._watch is not None:
             self._watch.cancel()
         super().connection_lost(exc)
@@ -83,14 +81,8 @@ class WatchedProtocol(H11Protocol):
             status, cause = refusal.error_status_hint, str(refusal)
         if status == 431:
             cause = "the headers are too large"
-        body = dump(openai_error(RequestError(status, f"This is not an HTTP request: {cause}.")))
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-            output = self.conn.send(event)
-            if output:
-                self.transport.write(output)
+        reply = error_reply(RequestError(status, f"This is not an HTTP request: {cause}."), "/", close=True)
+        head = h11.Response(status_code=status, headers=reply.raw_headers)
+        for event in (head, h11.Data(data=bytes(reply.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

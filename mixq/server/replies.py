@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 
 def finish_reason(done: Done) -> str:
-    """Return the clients' word for why an answer ended; a full context is a length too."""
+    """Return the reason in the clients' terms, stop or length; a full context counts as length."""
     return "stop" if done.reason == "stop" else "length"
 
 

@@ -72,7 +72,7 @@ def serve(app: ASGIApp, host: EngineHost, bound: socket.socket) -> None:
 
 def make_server(app: ASGIApp, host: EngineHost, protocol: type[WatchedProtocol] = WatchedProtocol) -> Server:
     """Return the server of an application; setting `should_exit` ends it."""
-    logging.getLogger("uvicorn.error").addFilter(_without_the_expected)
+    logging.getLogger("uvicorn.error").addFilter(_is_defect)
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -110,8 +110,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _without_the_expected(record: logging.LogRecord) -> bool:
-    """Keep defects; drop what clients cause, and the tasks that are cancelled at the end."""
+def _is_defect(record: logging.LogRecord) -> bool:
+    """Return False for what clients cause, and for the tasks that are cancelled at the end."""
     error = record.exc_info[1] if record.exc_info else None
     if record.msg.startswith("Cancel "):  # tasks that still run after the time-out
         return False

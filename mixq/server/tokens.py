@@ -114,7 +114,6 @@ async def tokenize(host: EngineHost, http: HttpRequest) -> Response:
 
 
 async def detokenize(host: EngineHost, http: HttpRequest) -> Response:
-    """Return the text of ids."""
     body = await read(DetokenizeBody, http)
     host.check_name(body.model)
     tokenizer = tokenizer_of(host.engine.model)
