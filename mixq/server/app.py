@@ -86,8 +86,8 @@ def create_app(host: EngineHost, settings: Settings, log: Callable[[str], None] 
     metrics = Metrics(host)
 
     routes = [
-        Route("/", page_files.index, methods=["GET"]),
-        Route("/page/{name:path}", page_files.other, methods=["GET"]),
+        Route("/", page_files.reply, methods=["GET"]),
+        Route("/page/{name:path}", page_files.reply, methods=["GET"]),
         Route("/metrics", metrics.reply, methods=["GET"]),
         *(Route(path, partial(handler, host), methods=["GET"]) for path, handler in GET.items()),
         *(Route(path, partial(handler, host), methods=["POST"]) for path, handler in POST.items()),

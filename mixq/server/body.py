@@ -69,13 +69,10 @@ class Body(BaseModel):
             if rule is None:
                 near = did_you_mean(name[:60], (*cls.names(), *cls.unused))
                 raise PydanticCustomError("unknown_parameter", "{near}", {"field": printable(name, 60), "near": near})
-            if rule.why is not None and value is not None and not any(_same(value, each) for each in rule.neutral):
+            asks = value is not None and not any(type(value) is type(n) and value == n for n in rule.neutral)
+            if asks and rule.why is not None:
                 raise PydanticCustomError("unsupported_parameter", "{why}", {"field": name, "why": rule.why})
         return body
-
-
-def _same(value: Any, other: Any) -> bool:
-    return type(value) is type(other) and bool(value == other)
 
 
 def wanted(what: str, **context: Any) -> PydanticCustomError:

@@ -45,15 +45,6 @@ class RequestError(MixqError):
         self.retry_after = retry_after
 
     @property
-    def headers(self) -> dict[str, str]:
-        headers = {}
-        if self.retry_after is not None:
-            headers["Retry-After"] = str(self.retry_after)
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return headers
-
-    @property
     def text(self) -> str:
         """The cause and the next step in one line."""
         return f"{self.message} {self.hint}" if self.hint else self.message
@@ -110,4 +101,9 @@ def error_reply(error: MixqError, path: str, *, close: bool = False) -> Response
     """Return an error: Ollama's form under /api/, else OpenAI's; `close` where part of the body was not read."""
     refused = as_request_error(error)
     body = ollama_error(refused) if path.startswith("/api/") else openai_error(refused)
-    return json_reply(body, refused.status, {**refused.headers, **({"Connection": "close"} if close else {})})
+    headers = {"Connection": "close"} if close else {}
+    if refused.retry_after is not None:
+        headers["Retry-After"] = str(refused.retry_after)
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_reply(body, refused.status, headers)

@@ -19,7 +19,6 @@ from mixq.text.grammar import GrammarSpec
 
 AT_START = "it is decided when the server starts"
 NO_LOGPROBS = "/v1/chat/completions and /v1/completions have them"
-NO_CUT = "a prompt is never cut"
 
 
 class Options(Body):
@@ -84,7 +83,7 @@ class Shared(Body):
         **refused(openai_body.NO_THINKING, "think", neutral=(False,)),
         **refused(NO_LOGPROBS, "logprobs", neutral=(False,)),
         **refused(NO_LOGPROBS, "top_logprobs", neutral=(0,)),
-        **refused(NO_CUT, "truncate", "shift", neutral=(False, True)),
+        **refused("a prompt is never cut", "truncate", "shift", neutral=(False, True)),
     }
 
     def grammar(self) -> GrammarSpec | None:

@@ -38,15 +38,9 @@ HEADERS = {
 _NAME = re.compile(r"(vendor/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
-async def index(_http: HttpRequest) -> Response:
-    return await _file("index.html")
-
-
-async def other(http: HttpRequest) -> Response:
-    return await _file(http.path_params["name"])
-
-
-async def _file(name: str) -> Response:
+async def reply(http: HttpRequest) -> Response:
+    """Return a file of the page; at / its index."""
+    name = http.path_params.get("name", "index.html")
     path = FOLDER / name
     kind = KINDS.get(path.suffix)
     if kind is not None and _NAME.fullmatch(name):
