@@ -33,9 +33,8 @@ from mixq.config import ModelConfig
 from mixq.formats.weights import Weights
 from mixq.kernels import reference
 from mixq.kernels.dispatch import Kernels
-from mixq.model.attention import Attention, Chunk
+from mixq.model.attention import Attention, Chunk, RotaryTable
 from mixq.model.kv_cache import KVCache
-from mixq.model.rope import RotaryTable
 from mixq.quantize.threads import serial_operations
 
 BATCH = 2048

@@ -227,7 +227,11 @@ class Model:
             UsageError: an unknown parameter or a value out of bounds.
         """
         events = self.new_session().answer(self.encode(prompt), continues_text=True, **sampling)
-        return events if stream else last_event(events)
+        if stream:
+            return events
+        *_, done = events  # in this frame: decode is to have few of them
+        assert isinstance(done, Done), "an answer ends with Done"
+        return done
 
     @overload
     def chat(self, messages: Messages, *, stream: Literal[True] = ..., **sampling: Any) -> Iterator[Event]: ...
@@ -245,7 +249,11 @@ class Model:
                 which does not chat.
         """
         events = self.new_session().chat(messages, **sampling)
-        return events if stream else last_event(events)
+        if stream:
+            return events
+        *_, done = events
+        assert isinstance(done, Done), "an answer ends with Done"
+        return done
 
     def close(self) -> None:
         """End the threads that copy experts and read ahead; the model cannot be used afterwards."""
@@ -320,13 +328,6 @@ class Model:
             yield "experts", where, format_size(offload.slots * plan.slot_bytes)
         if placement.tier is not None:
             yield "RAM", "kept experts; the others are read from the disk", format_size(placement.tier.budget)
-
-
-def last_event(events: Iterator[Event]) -> Done:
-    """Read an answer to its end and return the `Done` event."""
-    *_, last = events
-    assert isinstance(last, Done), "an answer ends with Done"
-    return last
 
 
 def _count(number: int, what: str) -> str:

@@ -18,9 +18,8 @@ from torch import Tensor
 from mixq.experts.accelerators.interface import Accelerator
 from mixq.experts.cost import Hardware
 from mixq.experts.store import ExpertStore
-from mixq.experts.transfer import Uploader
+from mixq.experts.transfer import Upload, Uploader
 from mixq.kernels.dispatch import Kernels
-from mixq.kernels.reference import Expert
 
 MANY_ROWS = 64
 _RUNS = 3
@@ -42,25 +41,42 @@ def measure(
     def compute(expert: int, rows: _Rows = few) -> None:
         host_kernels.experts(rows.x, store.layer(0), rows.ids(expert), rows.weights)
 
-    def copy(expert: int) -> None:
-        uploader.start((0, expert), None, memory, store.pieces(0, expert), demanded=True).wait()
+    def begin_copy(expert: int) -> Upload:
+        return uploader.start((0, expert), None, memory, store.pieces(0, expert), demanded=True)
+
+    def compute_while_copying(expert: int) -> float:
+        """Return the bytes per second that the CPU and a copy read together."""
+        upload = begin_copy(expert)
+        begun = time.perf_counter()
+        compute(expert)
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        upload.wait()
+        return upload.nbytes * (1 + min(1.0, seconds / link)) / seconds
+
+    def run_on_device(rows: _Rows = few, expert: int = 0) -> None:
+        x, ids, weights = (accelerator.to_device(part) for part in (rows.x, rows.ids(expert), rows.weights))
+        accelerator.launch(lambda kernels: kernels.experts(x, views, ids, weights)).wait()
+
+    def hand_over() -> None:
+        accelerator.to_host(accelerator.to_device(few.x), row)
+        accelerator.hand_over().wait()
 
     cpu = _best(compute, numbers)
-    link = _best(copy, numbers)
-    shared = max(_both(lambda e=e: compute(e), uploader, store, memory, e, link) for e in numbers)  # type: ignore[misc]
-    on_device = _OnDevice(accelerator, [store.view(0, memory)])
-    gpu = _best(lambda _: on_device.run(few), numbers)
-    launch = _best(lambda _: on_device.run(few, chosen=False), numbers)
+    link = _best(lambda expert: begin_copy(expert).wait(), numbers)
+    shared = max(compute_while_copying(expert) for expert in numbers)
+    views = [store.view(0, memory)]
+    gpu = _best(lambda _: run_on_device(), numbers)
+    launch = _best(lambda _: run_on_device(expert=-1), numbers)  # no expert is computed
     row = accelerator.host_rows(1, few.x.shape[1], dtype=torch.float32)
     return Hardware(
         name=accelerator.name,
         cpu_bandwidth=nbytes / cpu,
         cpu_flops=MANY_ROWS * flops / _best(lambda expert: compute(expert, many), numbers[:2]),
         gpu_bandwidth=nbytes / max(gpu - launch, gpu / 10),
-        gpu_flops=MANY_ROWS * flops / _best(lambda _: on_device.run(many), numbers[:2]),
+        gpu_flops=MANY_ROWS * flops / _best(lambda _: run_on_device(many), numbers[:2]),
         copy_bandwidth=nbytes / link,
         copy_latency=0.0,
-        handover_seconds=_best(lambda _: _hand_over(accelerator, few.x, row), numbers),
+        handover_seconds=_best(lambda _: hand_over(), numbers),
         launch_seconds=launch,
         ram_bandwidth=max(shared, nbytes / cpu),
     )
@@ -76,35 +92,6 @@ class _Rows:
 
     def ids(self, expert: int) -> Tensor:
         return torch.full((len(self.x), 1), expert)
-
-
-class _OnDevice:
-    """Runs an expert in the accelerator's memory and waits for it."""
-
-    def __init__(self, accelerator: Accelerator, views: Sequence[Expert]) -> None:
-        self._accelerator, self._views = accelerator, views
-
-    def run(self, rows: _Rows, *, chosen: bool = True) -> None:
-        move = self._accelerator.to_device
-        x, ids, weights = move(rows.x), move(rows.ids(0 if chosen else -1)), move(rows.weights)
-        self._accelerator.launch(lambda kernels: kernels.experts(x, self._views, ids, weights)).wait()
-
-
-def _both(
-    compute: Callable[[], None], uploader: Uploader, store: ExpertStore, memory: Tensor, expert: int, link: float
-) -> float:
-    """Return the bytes per second that the CPU and a copy of `link` seconds read together."""
-    upload = uploader.start((0, expert), None, memory, store.pieces(0, expert), demanded=True)
-    begun = time.perf_counter()
-    compute()
-    seconds = max(time.perf_counter() - begun, 1e-9)
-    upload.wait()
-    return upload.nbytes * (1 + min(1.0, seconds / link)) / seconds
-
-
-def _hand_over(accelerator: Accelerator, x: Tensor, row: Tensor) -> None:
-    accelerator.to_host(accelerator.to_device(x), row)
-    accelerator.hand_over().wait()
 
 
 def _best(run: Callable[[int], None], numbers: Sequence[int]) -> float:

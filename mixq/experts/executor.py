@@ -9,7 +9,7 @@ Axes: T tokens, E experts, A active experts, D hidden.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -24,67 +24,33 @@ from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.reference import DECODE_ROWS
 
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""The experts of one layer: (x, topk_ids, topk_weights, residual) -> [T, D], the sum over a of
+topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
 
-class Experts(Protocol):
-    """The experts of one layer."""
-
-    def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
-        """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
-
-        Args:
-            x: float32 [T, D].
-            topk_ids: int64 [T, A]; no expert twice in a row.
-            topk_weights: float32 [T, A].
-            residual: float32 [T, D], the hidden state that `x` was normed from, to predict the next layers' experts
-                with; None predicts nothing.
-        """
-
-    def predict_nothing(self) -> None:
-        """Make no predictions from now on."""
+x is float32 [T, D], topk_ids int64 [T, A] with no expert twice in a row, topk_weights float32 [T, A]. The next layers'
+experts are predicted from residual, float32 [T, D], the hidden state that x was normed from; None predicts nothing.
+"""
 
 
 class CpuExperts:
-    """Experts computed in place.
+    """Experts computed in place; `tier` reads what is not in memory, None where all is."""
 
-    Args:
-        tier: reads what is not in memory; None where all is.
-        lookahead: predicts what the next layers will need of the tier.
-    """
-
-    def __init__(
-        self,
-        folder: Tensors,
-        layer: int,
-        kernels: Kernels,
-        *,
-        tier: RamTier | None = None,
-        lookahead: Lookahead | None = None,
-    ) -> None:
+    def __init__(self, folder: Tensors, layer: int, kernels: Kernels, *, tier: RamTier | None = None) -> None:
         self.layer = layer
         self.tier = tier
-        self.lookahead = lookahead
         self.experts = [expert_weights(folder, layer, expert) for expert in range(folder.config.num_local_experts)]
         self.kernels = kernels
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor | None) -> Tensor:
         """Compute as `Experts` says; rows of an accelerator go to the host and back."""
         if self.tier is not None:
-            self._read_ahead(self.tier, topk_ids, residual)
+            self.tier.use(self.layer, distinct(topk_ids))
+            if len(topk_ids) > DECODE_ROWS and self.layer + 1 < self.tier.layers:
+                self.tier.expect(self.layer + 1, range(len(self.experts)))
+            self.tier.wait()
         output = self.kernels.experts(x.cpu(), self.experts, topk_ids.cpu(), topk_weights.cpu())
         return output.to(x.device)
-
-    def predict_nothing(self) -> None:
-        """Make no predictions from now on."""
-        self.lookahead = None
-
-    def _read_ahead(self, tier: RamTier, topk_ids: Tensor, residual: Tensor | None) -> None:
-        tier.use(self.layer, distinct(topk_ids))
-        if len(topk_ids) > DECODE_ROWS and self.layer + 1 < tier.layers:
-            tier.expect(self.layer + 1, range(len(self.experts)))
-        elif self.lookahead is not None and residual is not None:
-            for ahead, ids in self.lookahead.predict(residual):
-                tier.expect(self.layer + ahead, distinct(ids))
-        tier.wait()
 
 
 class LayerExperts:
@@ -113,10 +79,6 @@ class LayerExperts:
             return off.accelerator.kernels.experts(x, off.memory.views(self.layer), table[topk_ids], topk_weights)
         copies = HostCopies(off, x, topk_ids, topk_weights)
         return self._prefill(copies) if len(x) > DECODE_ROWS else self._decode(copies, residual)
-
-    def predict_nothing(self) -> None:
-        """Make no predictions from now on."""
-        self.lookahead = None
 
     def _decode(self, copies: HostCopies, residual: Tensor | None) -> Tensor:
         off, layer = self.offload, self.layer

@@ -24,8 +24,7 @@ from mixq.experts.memory_plan import MemoryPlan
 from mixq.experts.policies import PolicyOfLayer
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.scheduler import Scheduler
-from mixq.experts.slot_memory import SlotMemory
-from mixq.experts.staging import Staging
+from mixq.experts.slot_memory import SlotMemory, Staging
 from mixq.experts.store import ExpertStore
 from mixq.experts.telemetry import ExpertTelemetry
 from mixq.experts.transfer import Upload, Uploader

@@ -70,24 +70,22 @@ class Scheduler:
         cost: of this model on this machine.
         miss: auto, cpu or fetch.
         adapt: whether the cost model may follow the measurements.
+
+    Attributes:
+        calibrated, cost: the cost model that was given, and the one in use.
     """
 
     def __init__(self, cost: CostModel, miss: str = "auto", *, adapt: bool = True) -> None:
         self.miss = miss
         self._drift = Drift(cost) if adapt else None
-        self._given = cost
+        self.calibrated = cost
         self._ledger: Ledger | None = None
         self._cpu_share = 0.0  # of the time, if the CPU computed every miss
         self._hit_saves = 0.0  # seconds
         self._use(cost)
 
-    @property
-    def cost(self) -> CostModel:
-        """The cost model in use."""
-        return self._cost
-
     def _use(self, cost: CostModel) -> None:
-        self._cost = cost
+        self.cost = cost
         self._options: dict[tuple[int, int, int], tuple[float, ...]] = {}
         self._between_layers = cost.trunk_seconds() + cost.hardware.handover_seconds
 
@@ -135,7 +133,7 @@ class Scheduler:
         """Return the experts to copy in the background because a layer is predicted to need them: expert: slot."""
         absent = [expert for expert in predicted if cache.state(layer, expert) is None]
         # If copying is quicker than computing here, it will be copied anyway, and sooner is better.
-        if self.miss == "auto" and self._cost.copy_seconds() > self._cost.cpu_seconds(1):
+        if self.miss == "auto" and self.cost.copy_seconds() > self.cost.cpu_seconds(1):
             if self._ledger is None:
                 return {}
             price = self._price()
@@ -176,7 +174,7 @@ class Scheduler:
             arrivals = [seconds for seconds, _ in wait_until[:waits]]
             for fetches in range(len(gains) + 1):
                 on_cpu = len(loading) - waits + len(gains) - fetches
-                seconds = self._cost.layer_seconds(hits, on_cpu, fetches, rows=rows, arrivals=arrivals, begin=begin)
+                seconds = self.cost.layer_seconds(hits, on_cpu, fetches, rows=rows, arrivals=arrivals, begin=begin)
                 best = min(best, (seconds - stays[fetches], fetches, waits))
         _, fetches, waits = best
         return {expert: loading[expert] for _, expert in wait_until[:waits]}, fetches
@@ -186,7 +184,7 @@ class Scheduler:
         key = (hits, missing, rows)
         if key not in self._options:
             self._options[key] = tuple(
-                self._cost.layer_seconds(hits, missing - fetches, fetches, rows=rows) for fetches in range(missing + 1)
+                self.cost.layer_seconds(hits, missing - fetches, fetches, rows=rows) for fetches in range(missing + 1)
             )
         return self._options[key]
 
@@ -202,7 +200,7 @@ class Scheduler:
         missing, share = len(needed) - hits, 0.0
         if missing:
             options = self._by_fetches(hits, missing, rows)
-            share = self._cost.cpu_seconds(missing, rows) / (options[0] + self._between_layers)
+            share = self.cost.cpu_seconds(missing, rows) / (options[0] + self._between_layers)
             saved = min(options) - min(self._by_fetches(hits + 1, missing - 1, rows))
             self._hit_saves += SMOOTHING * (saved - self._hit_saves)
         self._cpu_share += SMOOTHING * (share - self._cpu_share)
@@ -214,21 +212,21 @@ class Scheduler:
 
     def _price(self) -> float:
         """Return the seconds that the CPU loses to a copy in the background."""
-        return self._cpu_share * self._cost.copy_costs_cpu()
+        return self._cpu_share * self.cost.copy_costs_cpu()
 
     # What is measured
 
     def observe_cpu(self, experts: int, rows: int, seconds: float) -> None:
         """Note the seconds in which the CPU computed `experts` experts for `rows` rows."""
-        cpu_rate, _ = self._given.hardware.shared()
-        alone = self._given.cpu_seconds(experts, rows)
-        self._observe("cpu", seconds, alone, alone * self._given.hardware.cpu_bandwidth / cpu_rate)
+        cpu_rate, _ = self.calibrated.hardware.shared()
+        alone = self.calibrated.cpu_seconds(experts, rows)
+        self._observe("cpu", seconds, alone, alone * self.calibrated.hardware.cpu_bandwidth / cpu_rate)
 
     def observe_copy(self, nbytes: int, seconds: float) -> None:
         """Note how long a copy took once it had begun."""
-        _, copy_rate = self._given.hardware.shared()
-        alone = self._given.copy_seconds(nbytes)
-        self._observe("copy", seconds, alone, alone * self._given.hardware.copy_alone / copy_rate)
+        _, copy_rate = self.calibrated.hardware.shared()
+        alone = self.calibrated.copy_seconds(nbytes)
+        self._observe("copy", seconds, alone, alone * self.calibrated.hardware.copy_alone / copy_rate)
 
     def _observe(self, part: str, seconds: float, alone: float, shared: float) -> None:
         """Compare with the expected range: from `alone` to `shared`, where CPU and copies share the RAM."""
@@ -240,7 +238,3 @@ class Scheduler:
     def notice(self) -> str | None:
         """Return one line, once, when the cost model has begun to follow the measurements."""
         return None if self._drift is None else self._drift.notice()
-
-    def limit_seconds(self, hit_bytes: int, cpu_bytes: int, fetched_bytes: int) -> float:
-        """Return the shortest time in which memories and link, as calibrated, could have served experts."""
-        return self._given.limit_seconds(hit_bytes, cpu_bytes, fetched_bytes)

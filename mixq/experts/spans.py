@@ -7,7 +7,6 @@ Tensors that are copied on reading (foreign files, unaligned) are left out.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mixq.experts.store import expert_weights
@@ -37,7 +36,12 @@ def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
 
     def spans(layer: int, expert: int) -> list[Span]:
         found: list[Span] = []
-        for address, nbytes in sorted(_places(folder, layer, expert)):
+        tensors = [
+            tensor
+            for weight in expert_weights(folder, layer, expert)
+            for tensor in (weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,))
+        ]
+        for address, nbytes in sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors):
             i = bisect_right(bases, address) - 1
             start = address - bases[i]
             if i < 0 or start + nbytes > shards[i].header.file_size:
@@ -52,10 +56,3 @@ def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
         [spans(layer, expert) for expert in range(config.num_local_experts)]
         for layer in range(config.num_hidden_layers)
     ]
-
-
-def _places(folder: ModelFolder, layer: int, expert: int) -> Iterator[tuple[int, int]]:
-    """Yield address and bytes of an expert's tensors."""
-    for weight in expert_weights(folder, layer, expert):
-        for tensor in weight.tensors.values() if isinstance(weight, PackedLinear) else (weight,):
-            yield tensor.data_ptr(), tensor.nbytes

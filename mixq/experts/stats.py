@@ -6,7 +6,7 @@ Contract: `mixq.experts.telemetry` counts; `since` gives what happened between t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -42,9 +42,6 @@ class ExpertCounters:
     copy_seconds: float = 0.0
     wait_seconds: float = 0.0
     overlap_seconds: float = 0.0
-
-    def copy(self) -> ExpertCounters:
-        return replace(self)
 
     def since(self, earlier: ExpertCounters) -> ExpertCounters:
         """Return what was added after `earlier`."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from mixq.experts.accelerators.interface import Launch
 from mixq.experts.lookahead import Recall
@@ -133,12 +134,12 @@ class ExpertTelemetry:
         self.counters.uploaded_bytes = self._link.nbytes
         self.counters.copy_seconds += sum(end - max(begin, since) for begin, end in copies if end > since)
         self.counters.overlap_seconds += overlapping([self._cpu_busy, self._gpu_busy, copies], since)
-        return self.counters.copy()
+        return replace(self.counters)
 
     def stats_since(self, earlier: ExpertCounters) -> ExpertStats:
         """Return what has happened since a snapshot."""
         counters = self.snapshot().since(earlier)
-        limit = self._scheduler.limit_seconds(counters.hit_bytes, counters.cpu_bytes, counters.fetched_bytes)
+        limit = self._scheduler.calibrated.limit_seconds(counters.hit_bytes, counters.cpu_bytes, counters.fetched_bytes)
         return ExpertStats(counters, self.recall.by_lookahead(), limit)
 
 

@@ -8,15 +8,16 @@ for the scheduler (`Copies`) come from the rate of the copies so far.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from mixq.experts.accelerators import threads
 from mixq.experts.accelerators.interface import Accelerator, Event
 from mixq.experts.scheduler import BACKGROUND, CHUNK
 from mixq.experts.store import Piece
@@ -28,36 +29,33 @@ _RECENT = 0.1  # weight of a chunk in the running average of the rate
 _MEASURED = 1 << 18  # smaller chunks say more about latency than about the rate
 
 
+@dataclass(slots=True, eq=False)
 class Upload:
     """The copy of one expert to a slot or a staging buffer.
 
     Attributes:
         key: layer and expert.
         slot: of the cache; None for a staging buffer.
+        chunks: (target, source) that have not been given to the accelerator.
         demanded: a layer waits for it.
-        left: bytes that have not arrived.
+        after: when it may begin.
+        nbytes, left: of the whole, and of what has not arrived.
         error: what went wrong with a chunk.
     """
 
-    def __init__(
-        self,
-        key: tuple[int, int],
-        slot: int | None,
-        memory: Tensor,
-        pieces: Iterable[Piece],
-        *,
-        demanded: bool,
-        after: Event | None,
-    ) -> None:
-        self.key = key
-        self.after = after
-        self.slot = slot
-        self.demanded = demanded
-        self.chunks = deque(_chunks(memory, pieces))
+    key: tuple[int, int]
+    slot: int | None
+    chunks: deque[tuple[Tensor, Tensor]]
+    demanded: bool
+    after: Event | None
+    begun: bool = False
+    arrived: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+    nbytes: int = field(init=False)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
         self.nbytes = self.left = sum(len(source) for _, source in self.chunks)
-        self.begun = False
-        self.arrived = threading.Event()
-        self.error: BaseException | None = None
 
     def done(self) -> bool:
         """Return whether it has arrived; raise its error."""
@@ -155,11 +153,12 @@ class Uploader:
     """
 
     def __init__(self, accelerator: Accelerator, rate: float = 10e9) -> None:
-        state = _State(accelerator, rate)
-        self._state = state
+        state = self._state = _State(accelerator, rate)
         self.link = state.link
         self._under_way: dict[tuple[int, int], Upload] = {}
-        self._thread = threads.start(lambda: _serve(state), state.end, "mixq-uploads")
+        self._thread = threading.Thread(target=_serve, args=(state,), name="mixq-uploads", daemon=True)
+        _serving[self._thread] = state
+        self._thread.start()
         self._end = weakref.finalize(self, state.end)
 
     def start(
@@ -178,7 +177,7 @@ class Uploader:
         """
         if not self._end.alive:
             raise RuntimeError("the uploader has been closed")
-        upload = Upload(key, slot, memory, pieces, demanded=demanded, after=after)
+        upload = Upload(key, slot, deque(_chunks(memory, pieces)), demanded, after)
         if slot is not None:
             self._under_way[key] = upload
         with self._state.changed:
@@ -255,7 +254,26 @@ class Uploader:
             return len(self._state.background) < BACKGROUND
 
 
+_serving: dict[threading.Thread, _State] = {}
+"""Threads that run, in the order of their start."""
+
+
+@atexit.register
+def _end_all() -> None:
+    """End every thread before the interpreter does: one killed in the middle of a copy ends it with SIGABRT."""
+    for thread, state in reversed(list(_serving.items())):
+        state.end()
+        thread.join()
+
+
 def _serve(state: _State) -> None:
+    try:
+        _copy_chunks(state)
+    finally:
+        _serving.pop(threading.current_thread(), None)
+
+
+def _copy_chunks(state: _State) -> None:
     in_flight: deque[tuple[Upload, Event | None, int, float]] = deque()
     while True:
         with state.changed:

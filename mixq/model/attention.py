@@ -18,7 +18,6 @@ from mixq.kernels import reference
 from mixq.kernels.dispatch import Kernels
 from mixq.kernels.kv_layer import KVLayer
 from mixq.model.kv_cache import KVCache
-from mixq.model.rope import RotaryTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,23 @@ class Chunk:
     token_ids: Tensor
     kv_cache: KVCache
     position: Tensor | None = None
+
+
+class RotaryTable:
+    """Cosines and sines of every position up to `positions`, in float32; rotating by them is a kernel.
+
+    Source: RoFormer (Su et al., 2021), with the frequencies and the row order of Hugging Face's Llama.
+    """
+
+    def __init__(self, config: ModelConfig, positions: int, device: torch.device | None = None) -> None:
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim  # [C/2]
+        frequency = 1.0 / (config.rope_theta**exponent)
+        angle = torch.arange(positions, dtype=torch.float32)[:, None] * frequency  # [positions, C/2]
+        self.cos, self.sin = angle.cos().to(device), angle.sin().to(device)
+
+    def at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin [count, C/2] of positions first .. first + count - 1."""
+        return self.cos[first : first + count], self.sin[first : first + count]
 
 
 class Attention:
@@ -57,7 +73,7 @@ class Attention:
         for chunk in chunks:
             rows = slice(start, start + len(chunk.token_ids))
             start = rows.stop
-            kv, position = chunk.kv_cache.layer(self.layer), chunk.kv_cache.length
+            kv, position = chunk.kv_cache.layers[self.layer], chunk.kv_cache.length
             chunk.kv_cache.check_room(len(chunk.token_ids))
             if chunk.position is not None:
                 attended.append(self._captured(q[rows], k[rows], v[rows], kv, chunk.position))

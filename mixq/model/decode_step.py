@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -25,39 +26,41 @@ from mixq.model.kv_cache import KVCache
 from mixq.model.layer import DecoderLayer, Head
 
 
+@dataclass(frozen=True, slots=True)
 class Captures:
     """Captures work on an accelerator.
 
-    Args:
+    Attributes:
         offload: what holds the experts; None where the accelerator has none of them.
         is_moe: whether the model has experts.
     """
 
-    def __init__(self, accelerator: Accelerator, offload: ExpertOffload | None, is_moe: bool) -> None:
-        self._accelerator, self._offload, self._is_moe = accelerator, offload, is_moe
+    accelerator: Accelerator
+    offload: ExpertOffload | None
+    is_moe: bool
 
     def capture(self, work: Callable[[], None]) -> Piece:
         """Do some work, capture it, and return it for replay."""
-        offload = self._offload
+        offload = self.offload
         if offload is None:
-            return self._accelerator.capture(work)
+            return self.accelerator.capture(work)
 
         def uncounted() -> None:  # how often it is called says nothing about how often it is replayed
             with offload.telemetry.uncounted():
                 work()
 
-        return self._accelerator.capture(uncounted)
+        return self.accelerator.capture(uncounted)
 
     def residency(self) -> int | None:
         """Return a number that changes when an expert moves; None while not all are on the accelerator."""
-        if self._offload is not None:
-            return self._offload.residency()
-        return None if self._is_moe else 0
+        if self.offload is not None:
+            return self.offload.residency()
+        return None if self.is_moe else 0
 
     def count_whole_step(self) -> None:
         """Count the experts of a step that was replayed as a whole."""
-        if self._offload is not None:
-            self._offload.telemetry.count_whole_step()
+        if self.offload is not None:
+            self.offload.telemetry.count_whole_step()
 
 
 class DecodeSteps:

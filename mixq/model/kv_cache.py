@@ -32,6 +32,7 @@ class KVCache:
 
     Attributes:
         length: positions that hold a token.
+        layers: where the keys and values of each layer are.
     """
 
     def __init__(
@@ -58,17 +59,13 @@ class KVCache:
         self._data = memory[:codes].view(dtype).view(shape)
         self._scale = memory[codes:].view(torch.float32).view(shape[:-1]) if dtype == torch.int8 else None
         scales = self._scale if self._scale is not None else [(None, None)] * config.num_hidden_layers
-        self._layers = [KVLayer(*data, *scale) for data, scale in zip(self._data, scales, strict=True)]
+        self.layers = [KVLayer(*data, *scale) for data, scale in zip(self._data, scales, strict=True)]
 
     @staticmethod
     def bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
         """Return the bytes that one position takes over all layers."""
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         return heads * (config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0))
-
-    def layer(self, index: int) -> KVLayer:
-        """Return where the keys and values of a layer lie."""
-        return self._layers[index]
 
     def check_room(self, count: int) -> None:
         """Raise PromptError if `count` more positions do not fit."""

@@ -17,9 +17,8 @@ from torch import Tensor
 from mixq.experts.executor import Experts
 from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
-from mixq.model.attention import Attention, Chunk
+from mixq.model.attention import Attention, Chunk, RotaryTable
 from mixq.model.hooks import Hooks
-from mixq.model.rope import RotaryTable
 
 ExpertsOfLayer = Callable[[int], Experts]
 """Gives the experts of a layer."""
@@ -81,9 +80,9 @@ class SparseMoeBlock:
 
     def apply(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         """Return the weighted sum [T, D] of the chosen experts; residual [T, D] is what x was normed from."""
-        if self.override is not None:
-            topk_ids = self.override(topk_ids)
         predict_from: Tensor | None = residual
+        if self.override is not None:
+            topk_ids, predict_from = self.override(topk_ids), None
         if self.hooks.router:
             replaced = self.hooks.routed(self.layer, residual, topk_ids, topk_weights)
             if replaced is not None:

@@ -23,11 +23,10 @@ from mixq.experts.executor import CpuExperts
 from mixq.experts.routing import Routing
 from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
-from mixq.model.attention import Chunk
+from mixq.model.attention import Chunk, RotaryTable
 from mixq.model.decode_step import Captures, DecodeSteps
 from mixq.model.hooks import ExpertsHook, Handle, Hooks, RouterHook
 from mixq.model.layer import DecoderLayer, ExpertsOfLayer, Head, SparseMoeBlock
-from mixq.model.rope import RotaryTable
 
 ROOM = 256 << 20
 """Bytes to ask for when a kernel found no memory for its activations, and did not say how much it needed."""
@@ -146,7 +145,6 @@ class Mixtral:
             self._steps.whole = False
         for index, block in enumerate(self._sparse_blocks):
             block.override = functools.partial(_chosen_by, routing, index)
-            block.experts.predict_nothing()
 
 
 def _chosen_by(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:

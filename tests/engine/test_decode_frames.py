@@ -1,10 +1,10 @@
-"""Decode reads from top to bottom: few Python frames lie between the iterator of an answer and the native kernels."""
+"""Decode reads from top to bottom: few Python frames lie between `Model.generate` and the native kernels."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import FrameType, GeneratorType
+from types import CodeType, FrameType, GeneratorType
 from typing import Any
 
 import pytest
@@ -13,35 +13,42 @@ import mixq
 from mixq.kernels import native_library
 
 MOST = 7
-"""Answer, step, network, layer, experts, kernels; and one more."""
+"""`Model.generate` (or the iterator's caller), answer, step, network, layer, experts, kernels."""
 
 
-def frames_up_to(outermost: FrameType | None) -> Iterator[str]:
-    """Yield the names of the caller's callers, up to a frame of theirs."""
+def frames_up_to(outermost: CodeType) -> Iterator[str]:
+    """Yield the names of the caller's callers, up to the one that runs some code."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame.f_code.co_qualname
-        if frame is outermost:
+        if frame.f_code is outermost:
             return
         frame = frame.f_back
     pytest.fail("the native call does not come from the answer")
 
 
 @pytest.mark.skipif(native_library.library() is None, reason="there is no native library")
-def test_few_frames_from_the_answer_to_the_native_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_few_frames_from_the_answer_to_the_native_call(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     library = native_library.library()
     assert library is not None
     run_experts = library.mixq_experts
     found: list[list[str]] = []
+    outermost = mixq.Model.generate.__code__
 
     def counted(*arguments: Any) -> Any:
-        assert isinstance(events, GeneratorType)
-        found.append(list(frames_up_to(events.gi_frame)))
+        found.append(list(frames_up_to(outermost)))
         return run_experts(*arguments)
 
     model = mixq.load(device="cpu", threads=1)
     monkeypatch.setattr(library, "mixq_experts", counted)
-    events = model.generate([1, 5, 6], temperature=0, max_tokens=3, ignore_eos=True)
-    assert len(list(events)) == 5
+    if stream:
+        events = model.generate([1, 5, 6], temperature=0, max_tokens=3, ignore_eos=True)
+        assert isinstance(events, GeneratorType)
+        outermost = events.gi_code
+        assert len(list(events)) == 5
+    else:
+        done = model.generate([1, 5, 6], temperature=0, max_tokens=3, ignore_eos=True, stream=False)
+        assert isinstance(done, mixq.Done)
     assert len(found) == 3 * model.config.num_hidden_layers
-    assert all(len(frames) <= MOST for frames in found), "\n".join(found[-1])
+    assert all(len(frames) <= MOST - stream for frames in found), "\n".join(found[-1])

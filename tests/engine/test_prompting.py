@@ -162,7 +162,9 @@ def test_the_demo_model_chats() -> None:
 def test_a_conversation_in_chatml_runs_only_what_is_new(chatml: Path) -> None:
     torch.manual_seed(1)
     session = mixq.load(chatml, exact=True).new_session()
-    first = mixq.engine.model.last_event(session.chat(ASK, temperature=0, max_tokens=4, ignore_eos=True))
+    *_, first = session.chat(ASK, temperature=0, max_tokens=4, ignore_eos=True)
+    assert isinstance(first, Done)
     told = [*ASK, {"role": "assistant", "content": "I am."}, {"role": "user", "content": "Really?"}]
-    second = mixq.engine.model.last_event(session.chat(told, temperature=0, max_tokens=4, ignore_eos=True))
+    *_, second = session.chat(told, temperature=0, max_tokens=4, ignore_eos=True)
+    assert isinstance(second, Done)
     assert second.stats.cached_tokens >= first.stats.prompt_tokens

@@ -8,7 +8,9 @@ import pytest
 
 import mixq
 from mixq.config import CACHE_POLICIES
+from mixq.experts.executor import LayerExperts
 from mixq.experts.memory_plan import MemoryPlan
+from mixq.model.layer import SparseMoeBlock
 from mixq.plan.replay import replay_hits
 from tests.experts.conftest import CONTEXT, memory_for
 
@@ -36,7 +38,10 @@ def test_hits_are_the_same_layer_by_layer(demo: Path, plan: MemoryPlan, slots: i
     assert offload.cache.quotas == (slots,) * 5
     offload.lockstep, trace = True, []
     for layer in model.network.layers:
-        layer.feed_forward.experts.predict_nothing()
+        assert isinstance(layer.feed_forward, SparseMoeBlock)
+        experts = layer.feed_forward.experts
+        assert isinstance(experts, LayerExperts)
+        experts.lookahead = None
     cache = model.new_kv_cache()
     for token in TOKENS:
         model.forward([token], kv_cache=cache)

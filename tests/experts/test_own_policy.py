@@ -12,8 +12,10 @@ from torch import Tensor
 
 import mixq
 from mixq.errors import UsageError
+from mixq.experts.executor import LayerExperts
 from mixq.experts.offload import ExpertOffload
 from mixq.measure.experiments import force, route
+from mixq.model.layer import SparseMoeBlock
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
 
@@ -91,7 +93,10 @@ def test_a_policy_of_ones_own_decides(tiny: Path) -> None:
         offload.lockstep = True
         offload.resize([3] * 3)
         for layer in model.network.layers:
-            layer.feed_forward.experts.predict_nothing()
+            assert isinstance(layer.feed_forward, SparseMoeBlock)
+            experts = layer.feed_forward.experts
+            assert isinstance(experts, LayerExperts)
+            experts.lookahead = None
         assert torch.equal(decode(model), expected)  # placement never changes the answer
         offload.quiesce()
         hits[policy] = [counted.hits for counted in offload.cache.counters]

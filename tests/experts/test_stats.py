@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ intervals = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size
 
 def test_counters_between_two_moments() -> None:
     counters = ExpertCounters(requests=10, hits=4)
-    before = counters.copy()
+    before = replace(counters)
     counters.requests += 6
     counters.hits += 3
     since = counters.since(before)

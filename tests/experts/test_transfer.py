@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixq.experts.accelerators.queue import Task
-from mixq.experts.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.accelerators.simulated import SimulatedAccelerator, Task
 from mixq.experts.scheduler import CHUNK
 from mixq.experts.store import Piece
 from mixq.experts.transfer import Uploader

@@ -11,9 +11,11 @@ import mixq
 from mixq.errors import DoesNotFitError, UsageError
 from mixq.experts import quota
 from mixq.experts.cost import Hardware, ModelCost
+from mixq.experts.executor import LayerExperts
 from mixq.experts.routing import draw_trace, parse_routing
 from mixq.measure.prompt_file import NamedPrompt
 from mixq.measure.recorder import Recorder
+from mixq.model.layer import SparseMoeBlock
 from mixq.plan.excerpt import Machine
 from mixq.plan.hit_curves import hit_curves, most_used
 from mixq.plan.recording import Facts, PromptFacts, Recording
@@ -165,7 +167,10 @@ def test_the_hits_of_a_recorded_run_are_those_of_its_replay(
     offload.resize([slots] * 5)
     offload.lockstep = True
     for layer in model.network.layers:
-        layer.feed_forward.experts.predict_nothing()
+        assert isinstance(layer.feed_forward, SparseMoeBlock)
+        experts = layer.feed_forward.experts
+        assert isinstance(experts, LayerExperts)
+        experts.lookahead = None
     model.placement.offload.cache.counters.clear()
     recorder, chosen = Recorder(model), []
     prompts = [NamedPrompt("a", "What is 7 + 8?"), NamedPrompt("b", "Who wrote the letter?")]

@@ -31,7 +31,13 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
         UsageError: --device cuda without a GPU that can be used.
     """
     if options.device == "sim":
-        return _simulated(options, threads)
+        return SimulatedAccelerator(
+            options.vram or int((available_memory() or 4 << 30) * SIMULATED_SHARE),
+            threads=threads,
+            bandwidth=options.sim_bandwidth,
+            latency=options.sim_latency,
+            exact=options.exact,
+        )
     if options.device == "cpu":
         return None
     reason = triton.unavailable_reason()
@@ -42,7 +48,7 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
     if reason is not None:
         if torch.cuda.is_available() and not options.exact:
             notes.append(f"the GPU is not used: {reason}")
-        elif _other_gpu():
+        elif torch.version.hip is not None or torch.backends.mps.is_available():  # AMD's or Apple's
             notes.append("this GPU is not supported; the model runs on the CPU.")
         return None
     if torch.cuda.device_count() > 1:
@@ -54,18 +60,3 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
         free = format_size(accelerator.memory.promised)
         notes.append(f"--vram is {format_size(options.vram)}; only {free} of GPU memory are free.")
     return accelerator
-
-
-def _simulated(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:
-    return SimulatedAccelerator(
-        options.vram or int((available_memory() or 4 << 30) * SIMULATED_SHARE),
-        threads=threads,
-        bandwidth=options.sim_bandwidth,
-        latency=options.sim_latency,
-        exact=options.exact,
-    )
-
-
-def _other_gpu() -> bool:
-    """Return whether PyTorch has a GPU that is not CUDA: AMD's or Apple's."""
-    return torch.version.hip is not None or torch.backends.mps.is_available()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixq.experts.accelerators.interface import Event, Launch, MemoryAccount, OutOfMemory, Piece
-from mixq.experts.accelerators.queue import Queue
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.system.huge_pages import allocate
 
@@ -23,6 +24,52 @@ _PIECE = 1 << 20
 
 _SPOILT = 0xFF
 """What released memory is filled with: NaN as bfloat16 or float32, codes and scales out of place."""
+
+
+class Task:
+    """A piece of work, done or not; an `Event` and a `Launch`."""
+
+    def __init__(self, future: Future[tuple[Any, tuple[float, float]]]) -> None:
+        self._future = future
+
+    def done(self) -> bool:
+        if not self._future.done():
+            return False
+        self.wait()
+        return True
+
+    def wait(self) -> None:
+        self._future.result()
+
+    def result(self) -> Tensor:
+        value = self._future.result()[0]
+        assert isinstance(value, Tensor)
+        return value
+
+    @property
+    def busy(self) -> tuple[float, float]:
+        return self._future.result()[1]
+
+
+class Queue:
+    """What a stream is on a GPU: a thread that works in the order given, and ends with `close` or the last reference.
+
+    An error in the work is kept, and raised by `wait`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def give(self, work: Callable[[], Any]) -> Task:
+        return Task(self._thread.submit(_timed, work))
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    begun = time.perf_counter()
+    return work(), (begun, time.perf_counter())
 
 
 class SimulatedAccelerator:

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from mixq.experts.accelerators.interface import OutOfMemory
-from mixq.experts.accelerators.queue import Queue
-from mixq.experts.accelerators.simulated import SimulatedAccelerator
+from mixq.experts.accelerators.simulated import Queue, SimulatedAccelerator
 from mixq.experts.accelerators.trunk import Trunk, trunk_bytes
 from mixq.measure.speed.synthetic import SyntheticWeights
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mixq
-from mixq.config import RuntimeOptions
 from mixq.experts.accelerators import choose as accelerators
 from mixq.experts.accelerators.simulated import SimulatedAccelerator
 from mixq.kernels.native_kernels import NativeKernels
@@ -32,7 +32,7 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
         folder = tmp_path / "out"
         quantize(tmp_path / "source", folder, format=format)
 
-    def with_triton(options: RuntimeOptions, threads: int) -> SimulatedAccelerator:
+    def with_triton(*_: Any, **__: Any) -> SimulatedAccelerator:
         return SimulatedAccelerator(8_000_000, kernels=lambda: TritonKernels(torch.device("cpu")))
 
     cpu = mixq.load(folder, device="cpu", context=CONTEXT, kv=kv)
@@ -40,7 +40,7 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
         cpu.kernels.integer_rows = DECODE_ROWS
     with monkeypatch.context() as patch:
         patch.setattr(SimulatedAccelerator, "captures", captured)
-        patch.setattr(accelerators, "_simulated", with_triton)
+        patch.setattr(accelerators, "SimulatedAccelerator", with_triton)
         gpu = mixq.load(folder, device="sim", context=CONTEXT, miss="cpu", kv=kv)
     offload = gpu.placement.offload
     assert offload is not None
