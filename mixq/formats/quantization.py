@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixq.errors import Fields, ModelFileError, UsageError, printable
@@ -82,10 +82,6 @@ class QuantizationConfig:
             if scheme.name not in ("w4", "w8"):
                 raise UsageError(f"compressed-tensors cannot hold {scheme}; it can hold w4 and w8.")
         return cls("compressed-tensors", dict(schemes), ignore=tuple(ignore))
-
-    def with_table(self, table: Sequence[int]) -> QuantizationConfig:
-        """Return the same with other code values of nl4."""
-        return replace(self, table=tuple(table))
 
     def scheme_for(self, linear_name: str) -> Scheme | None:
         """Return the scheme of a Linear, or None where it is not quantized."""
@@ -210,11 +206,11 @@ def _texts(fields: Fields, name: str) -> list[str]:
 
 def _parse_compressed_tensors(fields: Fields) -> QuantizationConfig:
     fields.one_of("format", (PACK_QUANTIZED,))
-    fields.one_of("quantization_status", ("compressed",), default="compressed")
+    _only(fields, "quantization_status", "compressed")
     for name in ("kv_cache_scheme", "transform_config"):
         if fields.values.get(name):
             raise fields.wrong(name, "null")
-    fields.object("sparsity_config", default={}).one_of("format", ("dense",), default="dense")
+    _only(fields.object("sparsity_config", default={}), "format", "dense")
     groups = fields.object("config_groups")
     if not groups.values:
         raise fields.wrong("config_groups", "an object of at least one group")
@@ -235,12 +231,17 @@ def _parse_group(group: Fields) -> Scheme:
         if group.values.get(name):
             raise group.wrong(name, "null: only weights may be quantized")
     weights = group.object("weights")
-    weights.one_of("type", ("int",), default="int")
-    weights.one_of("strategy", ("group",), default="group")
-    weights.one_of("symmetric", (True,), default=True)
-    weights.one_of("dynamic", (False,), default=False)
+    for name, value in (("type", "int"), ("strategy", "group"), ("symmetric", True), ("dynamic", False)):
+        _only(weights, name, value)
     weights.one_of("actorder", ("weight", "static"), default="weight")
-    return _scheme(f"w{weights.one_of('num_bits', (4, 8), default=8)}", weights)
+    bits = weights.one_of("num_bits", (4, 8)) if "num_bits" in weights.values else 8
+    return _scheme(f"w{bits}", weights)
+
+
+def _only(fields: Fields, name: str, value: object) -> None:
+    """Refuse another value than this one, which a missing field means; null is refused too."""
+    if name in fields.values:
+        fields.one_of(name, (value,))
 
 
 def _parse_bitsandbytes(fields: Fields) -> QuantizationConfig:

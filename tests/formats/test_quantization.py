@@ -222,6 +222,12 @@ BAD = {
     "activation order": changed(PUBLISHED, "config_groups/group_0/weights/actorder", "group"),
     "group of 48": changed(PUBLISHED, "config_groups/group_0/weights/group_size", 48),
     "no group": changed(PUBLISHED, "config_groups/group_0/weights/group_size", None),
+    **{
+        f"{key} is null": changed(PUBLISHED, f"config_groups/group_0/weights/{key}", None)
+        for key in ("type", "num_bits", "symmetric", "strategy", "dynamic")
+    },
+    "status is null": changed(PUBLISHED, "quantization_status", None),
+    "sparse format is null": changed(PUBLISHED, "sparsity_config", {"format": None}),
     "two schemes for a target": changed(PUBLISHED, "config_groups/group_1", EIGHT_BIT_GROUP),
 }  # fmt: skip
 
