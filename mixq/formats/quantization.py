@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixq.errors import Fields, ModelFileError, UsageError, printable
@@ -82,6 +82,10 @@ class QuantizationConfig:
             if scheme.name not in ("w4", "w8"):
                 raise UsageError(f"compressed-tensors cannot hold {scheme}; it can hold w4 and w8.")
         return cls("compressed-tensors", dict(schemes), ignore=tuple(ignore))
+
+    def with_table(self, table: Sequence[int]) -> QuantizationConfig:
+        """Return the same with other code values of nl4."""
+        return replace(self, table=tuple(table))
 
     def scheme_for(self, linear_name: str) -> Scheme | None:
         """Return the scheme of a Linear, or None where it is not quantized."""
