@@ -33,70 +33,56 @@ def bench(
     *,
     synthetic: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--synthetic",
-            metavar="PRESET",
-            help="Made-up weights of the sizes of mixtral-8x7b, mixtral-8x22b, mistral-7b or llama-2-70b.",
+            "Made-up weights of the sizes of mixtral-8x7b, mixtral-8x22b, mistral-7b or llama-2-70b.",
+            "PRESET",
         ),
     ] = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", metavar="N", help="Layers of a made-up model.  [default: all]")
-    ] = None,
+    layers: Annotated[int | None, options.option("--layers", "Layers of a made-up model.  [default: all]", "N")] = None,
     mix: Annotated[
         str | None,
-        typer.Option(
-            "--mix",
-            metavar="MIX",
-            help="Schemes of a made-up model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize.",
+        options.option(
+            "--mix", "Schemes of a made-up model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize.", "MIX"
         ),
     ] = None,
     write: Annotated[
-        Path | None,
-        typer.Option("--write", metavar="DIR", help="Write the made-up model to a new folder, and measure nothing."),
+        Path | None, options.option("--write", "Write the made-up model to a new folder, and measure nothing.", "DIR")
     ] = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", metavar="N,...", help="Lengths of prompts; 0 for none.")
-    ] = "512",
-    gen: Annotated[str, typer.Option("--gen", "-n", metavar="N,...", help="Tokens to generate; 0 for none.")] = "128",
+    prompt: Annotated[str, options.option("--prompt", "Lengths of prompts; 0 for none.", "N,...", short="-p")] = "512",
+    gen: Annotated[str, options.option("--gen", "Tokens to generate; 0 for none.", "N,...", short="-n")] = "128",
     depth: Annotated[
-        str, typer.Option("--depth", "-d", metavar="N,...", help="Tokens in the KV cache before the test.")
+        str, options.option("--depth", "Tokens in the KV cache before the test.", "N,...", short="-d")
     ] = "0",
-    repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", help="Runs of each test.")] = 5,
+    repeats: Annotated[int, options.option("--repeats", "Runs of each test.", "N", short="-r")] = 5,
     format: Annotated[
-        str,
-        typer.Option("--format", metavar="|".join(FORMATS), help="markdown, csv and jsonl use llama-bench's names."),
+        str, options.option("--format", "markdown, csv and jsonl use llama-bench's names.", "|".join(FORMATS))
     ] = "table",
     save: Annotated[
-        Path | None,
-        typer.Option("--save", metavar="FILE", help="Append the results to FILE, one line of JSON per test."),
+        Path | None, options.option("--save", "Append the results to FILE, one line of JSON per test.", "FILE")
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(
-            "--compare",
-            metavar="OLD NEW",
-            help="Compare two such files, measuring nothing. The same file twice: its last two runs.",
+        options.option(
+            "--compare", "Compare two such files, measuring nothing. The same file twice: its last two runs.", "OLD NEW"
         ),
     ] = None,
     fail_below: Annotated[
         float | None,
-        typer.Option(
-            "--fail-below", metavar="X", help="With --compare: exit code 1 if a speed is below X times the old one."
-        ),
+        options.option("--fail-below", "With --compare: exit code 1 if a speed is below X times the old one.", "X"),
     ] = None,
     json: options.Json = False,
     runtime: options.Runtime,
     routing: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--routing",
-            metavar="model|uniform|sticky:P|mixtral|trace FILE",
-            help="Which experts run: the routers' choice, or made up (random weights route evenly).",
+            "Which experts run: the routers' choice, or made up (random weights route evenly).",
+            "model|uniform|sticky:P|mixtral|trace FILE",
         ),
     ] = "model",
     sim_bandwidth: Annotated[
-        str | None,
-        typer.Option("--sim-bandwidth", metavar="SIZE", help="Bytes that --device sim copies in a second, as 12GB."),
+        str | None, options.option("--sim-bandwidth", "Bytes that --device sim copies in a second, as 12GB.", "SIZE")
     ] = None,
     context: Annotated[
         int | None,

@@ -22,10 +22,9 @@ LOG_LINES = 12
 
 
 def doctor(
-    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again; takes some seconds.")] = False,
+    refresh: Annotated[bool, options.option("--refresh", "Measure again; takes some seconds.")] = False,
     save: Annotated[
-        Path | None,
-        typer.Option("--save", metavar="FILE", help="Write a hardware file, for mixq plan --hardware elsewhere."),
+        Path | None, options.option("--save", "Write a hardware file, for mixq plan --hardware elsewhere.", "FILE")
     ] = None,
     json: options.Json = False,
 ) -> None:

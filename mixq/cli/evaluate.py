@@ -22,14 +22,13 @@ def ppl(
     model: options.ModelArgument = None,
     *,
     reference: Annotated[
-        str | None,
-        typer.Option("--reference", metavar="DIR", help="Compare with this folder, usually the unquantized one."),
+        str | None, options.option("--reference", "Compare with this folder, usually the unquantized one.", "DIR")
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", metavar="N", help="Tokens of a window.  [default: the context]")
+        int | None, options.option("--window", "Tokens of a window.  [default: the context]", "N")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Measure the first N tokens.  [default: all]")
+        int | None, options.option("--tokens", "Measure the first N tokens.  [default: all]", "N")
     ] = None,
     json: options.Json = False,
     runtime: options.Runtime,

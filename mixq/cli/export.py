@@ -33,28 +33,23 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DST", help="The file (gguf) or folder to make.")],
     to: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--to",
-            metavar="|".join(FORMS),
-            help="gguf: one file for llama.cpp. compressed-tensors: a folder for vLLM, SGLang and transformers. "
+            "gguf: one file for llama.cpp. compressed-tensors: a folder for vLLM, SGLang and transformers. "
             "bf16: an unquantized folder.",
+            "|".join(FORMS),
         ),
     ],
     type: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--type",
-            metavar="auto|bf16|f16|q8_0|q4_0",
-            help="For gguf: auto keeps each matrix's precision; w4 and w8 are copied unchanged.",
+            "For gguf: auto keeps each matrix's precision; w4 and w8 are copied unchanged.",
+            "auto|bf16|f16|q8_0|q4_0",
         ),
     ] = "auto",
     format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="w4|w8",
-            help="For compressed-tensors: for matrices that are neither w4 nor w8.",
-        ),
+        str, options.option("--format", "For compressed-tensors: for matrices that are neither w4 nor w8.", "w4|w8")
     ] = "w4",
     json: options.Json = False,
 ) -> None:

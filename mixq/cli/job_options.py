@@ -30,13 +30,11 @@ SourceArgument = Annotated[
         autocompletion=options.complete_model,
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
-]
+Revision = Annotated[str | None, options.option("--revision", "Branch, tag or commit of a repository.", "REV")]
 AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .bin, .pt and .pth files, by torch's restricted unpickler.")
+    bool, options.option("--allow-pickle", "Read .bin, .pt and .pth files, by torch's restricted unpickler.")
 ]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and write nothing.")]
+DryRunFlag = Annotated[bool, options.option("--dry-run", "Show what would be made, and write nothing.")]
 
 CALIBRATE_TOKENS = 16384
 
@@ -47,53 +45,48 @@ class JobFlags:
 
     format: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--format",
-            metavar="nl4|w4|w8|nf4",
-            help="nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' format.",
+            "nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' format.",
+            "nl4|w4|w8|nf4",
         ),
     ] = "nl4"
     group: Annotated[
-        int | None,
-        typer.Option("--group", metavar="N", help="Weights that share a scale.  [default: the format's own]"),
+        int | None, options.option("--group", "Weights that share a scale.  [default: the format's own]", "N")
     ] = None
     mix: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--mix",
-            metavar="MIX",
-            help="all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
+            "all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
             "lm_head, embedding.",
+            "MIX",
         ),
     ] = None
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="FILE", help="TOML file of schemes by the Linears' names; overrides the mix."),
+        options.option("--recipe", "TOML file of schemes by the Linears' names; overrides the mix.", "FILE"),
     ] = None
     calibrate: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--calibrate",
-            metavar="TEXT|default",
-            help="Run the model over a text file, or the text that comes with mixq, and weight the error of each "
+            "Run the model over a text file, or the text that comes with mixq, and weight the error of each "
             "input channel by its activations.",
+            "TEXT|default",
         ),
     ] = None
     calibrate_tokens: Annotated[
-        int, typer.Option("--calibrate-tokens", metavar="N", help="How many tokens of the text to use.")
+        int, options.option("--calibrate-tokens", "How many tokens of the text to use.", "N")
     ] = CALIBRATE_TOKENS
     table: Annotated[
-        str,
-        typer.Option(
-            "--table", metavar="default|fit", help="nl4's 16 code values; fit: fitted to the weights of this model."
-        ),
+        str, options.option("--table", "nl4's 16 code values; fit: fitted to the weights of this model.", "default|fit")
     ] = "default"
     keep: Annotated[
-        bool,
-        typer.Option("--keep", help="Keep what SRC has in int4 or int8 groups unchanged: Q4_0, Q8_0, GPTQ, ..."),
+        bool, options.option("--keep", "Keep what SRC has in int4 or int8 groups unchanged: Q4_0, Q8_0, GPTQ, ...")
     ] = False
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Store NaN and infinite weights as 0 instead of refusing them.")
+        bool, options.option("--allow-nonfinite", "Store NaN and infinite weights as 0 instead of refusing them.")
     ] = False
 
     def job(self, source: Source, target: Path) -> Job:

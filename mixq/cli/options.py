@@ -22,6 +22,11 @@ ENVIRONMENT = "MIXQ_"
 DEFAULTS = RuntimeOptions()
 
 
+def option(name: str, text: str, metavar: str | None = None, short: str | None = None) -> Any:
+    """Return a flag of the command line alone; `short` is its one-letter form."""
+    return typer.Option(*filter(None, (name, short)), help=text, metavar=metavar)
+
+
 def flag(name: str, text: str, metavar: str | None = None) -> Any:
     """Return a flag that the environment can set too."""
     variable = ENVIRONMENT + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
@@ -122,9 +127,7 @@ class SamplingFlags:
         float | None, flag("--repetition-penalty", "Above 1: tokens that occurred before get less likely.", "X")
     ] = None
     max_tokens: Annotated[int | None, flag("--max-tokens", "End the reply after N tokens.", "N")] = None
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends the reply; may be given again.")
-    ] = None
+    stop: Annotated[list[str] | None, option("--stop", "Text that ends the reply; may be given again.", "TEXT")] = None
     seed: Seed = None
 
     def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,9 +139,9 @@ Runtime = Annotated[RuntimeOptions, Group(runtime_options)]
 Sampling = Annotated[SamplingFlags, Group(SamplingFlags)]
 System = Annotated[str | None, flag("--system", "System text, put in front of the first message.", "TEXT")]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No figures on standard error.")]
+Json = Annotated[bool, option("--json", "Print one JSON document on standard output.")]
+Yes = Annotated[bool, option("--yes", "Do not ask.", short="-y")]
+Quiet = Annotated[bool, option("--quiet", "No figures on standard error.", short="-q")]
 TextFile = Annotated[
     Path, typer.Option("--text", help="UTF-8 text.", metavar="FILE", exists=True, dir_okay=False, readable=True)
 ]

@@ -38,24 +38,20 @@ def plan(
     *,
     hardware: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--hardware",
-            metavar="FILE|PRESET",
-            help="Another computer: a hardware file (mixq doctor --save), or laptop-8gb, rtx-3060-12gb, rtx-4090, "
+            "Another computer: a hardware file (mixq doctor --save), or laptop-8gb, rtx-3060-12gb, rtx-4090, "
             "cpu-laptop.  [default: this one]",
+            "FILE|PRESET",
         ),
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="|".join(FORMATS), help="Of a model that is not quantized yet.  [default: nl4]"
-        ),
+        options.option("--format", "Of a model that is not quantized yet.  [default: nl4]", "|".join(FORMATS)),
     ] = None,
     runtime: options.Runtime,
-    disk: Annotated[
-        str | None, typer.Option("--disk", metavar="SIZE", help="Disk space to use.  [default: what is free]")
-    ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Measure this computer again.")] = False,
+    disk: Annotated[str | None, options.option("--disk", "Disk space to use.  [default: what is free]", "SIZE")] = None,
+    refresh: Annotated[bool, options.option("--refresh", "Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show the memory placement, the expected speed and what limits it.

@@ -27,12 +27,12 @@ def plot(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE|DIR", help="A .png or .svg of all, or a folder with one of each."),
+        options.option("--output", "A .png or .svg of all, or a folder with one of each.", "FILE|DIR", short="-o"),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="One page with all pictures and their numbers.")
+        Path | None, options.option("--html", "One page with all pictures and their numbers.", "FILE")
     ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="png|svg", help="Of the pictures in a folder.")] = "png",
+    format: Annotated[str, options.option("--format", "Of the pictures in a folder.", "png|svg")] = "png",
     json: options.Json = False,
 ) -> None:
     """Plot expert use, cache hit rates, predictions, speed and quantization errors.

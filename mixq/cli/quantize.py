@@ -35,14 +35,12 @@ def quantize(
     *,
     flags: job_options.Flags,
     lora: Annotated[
-        Path | None,
-        typer.Option("--lora", metavar="DIR", help="A PEFT adapter (safetensors) to merge into the weights first."),
+        Path | None, options.option("--lora", "A PEFT adapter (safetensors) to merge into the weights first.", "DIR")
     ] = None,
     revision: job_options.Revision = None,
     allow_pickle: job_options.AllowPickle = False,
     report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Plot errors and sizes into a .html or .png file."),
+        Path | None, options.option("--report", "Plot errors and sizes into a .html or .png file.", "FILE")
     ] = None,
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,

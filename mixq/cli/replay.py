@@ -34,53 +34,46 @@ def replay(
     ],
     vram: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--vram",
-            metavar="SIZE,...",
-            help=f"GPU memory: 8GB, a list, a range of {POINTS} such as 4..24GB, or one with a step, 4..24GB:2GB.  "
+            f"GPU memory: 8GB, a list, a range of {POINTS} such as 4..24GB, or one with a step, 4..24GB:2GB.  "
             "[default: from no expert to all of them]",
+            "SIZE,...",
         ),
     ] = None,
     policy: Annotated[
-        str,
-        typer.Option("--policy", metavar="|".join(POLICIES), help="Which expert to evict; a list. Belady: the best."),
+        str, options.option("--policy", "Which expert to evict; a list. Belady: the best.", "|".join(POLICIES))
     ] = ",".join(POLICIES),
     quota: Annotated[
-        str, typer.Option("--quota", metavar="|".join(QUOTAS), help="How the layers share the expert slots; a list.")
+        str, options.option("--quota", "How the layers share the expert slots; a list.", "|".join(QUOTAS))
     ] = ",".join(QUOTAS),
     miss: Annotated[
-        str,
-        typer.Option("--miss", metavar="|".join(MISS_MODES), help="How to compute experts not in GPU memory; a list."),
+        str, options.option("--miss", "How to compute experts not in GPU memory; a list.", "|".join(MISS_MODES))
     ] = DEFAULTS.miss,
     hardware: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--hardware",
-            metavar="FILE|PRESET|sim",
-            help="A hardware file (mixq doctor --save), laptop-8gb, rtx-3060-12gb, rtx-4090, or sim for a GPU "
+            "A hardware file (mixq doctor --save), laptop-8gb, rtx-3060-12gb, rtx-4090, or sim for a GPU "
             "simulated on this computer.  [default: this computer]",
+            "FILE|PRESET|sim",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        options.option(
             "--model",
-            metavar="PRESET|DIR",
-            help="Model with the sizes to use: mixtral-8x7b, mixtral-8x22b, a folder.  [default: the recorded one]",
+            "Model with the sizes to use: mixtral-8x7b, mixtral-8x22b, a folder.  [default: the recorded one]",
+            "PRESET|DIR",
         ),
     ] = None,
-    context: Annotated[
-        int, typer.Option("--context", metavar="N", help="Tokens that the KV cache holds.")
-    ] = DEFAULTS.context,
+    context: Annotated[int, options.option("--context", "Tokens that the KV cache holds.", "N")] = DEFAULTS.context,
     excerpt: Annotated[
-        int | None,
-        typer.Option("--excerpt", metavar="N", help="Tokens to simulate for the speed.  [default: 64 to 256]"),
+        int | None, options.option("--excerpt", "Tokens to simulate for the speed.  [default: 64 to 256]", "N")
     ] = None,
     save_quota: Annotated[
         Path | None,
-        typer.Option(
-            "--save-quota", metavar="FILE", help="Write the fastest combination's slots by layer, for --quota."
-        ),
+        options.option("--save-quota", "Write the fastest combination's slots by layer, for --quota.", "FILE"),
     ] = None,
     json: options.Json = False,
 ) -> None:

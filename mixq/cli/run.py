@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.input import utf8
@@ -24,9 +22,9 @@ def run(
     *,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads standard input, and so does a pipe."),
+        options.option("--prompt", "The prompt; - reads standard input, and so does a pipe.", "TEXT", short="-p"),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat format.")] = False,
+    raw: Annotated[bool, options.option("--raw", "Continue the text as it is, without the chat format.")] = False,
     system: options.System = None,
     sampling: options.Sampling,
     json: options.Json = False,

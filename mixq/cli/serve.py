@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.config import RuntimeOptions
@@ -44,15 +42,15 @@ def serve(
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option("--cors-origin", metavar="ORIGIN", help="Web site that may use the server; may be given again."),
+        options.option("--cors-origin", "Web site that may use the server; may be given again.", "ORIGIN"),
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option("--allowed-host", metavar="NAME", help="Another host name of this server; may be given again."),
+        options.option("--allowed-host", "Another host name of this server; may be given again.", "NAME"),
     ] = None,
     alias: Annotated[
         list[str] | None,
-        typer.Option("--alias", metavar="NAME", help="Another name of the model in requests; may be given again."),
+        options.option("--alias", "Another name of the model in requests; may be given again.", "NAME"),
     ] = None,
     sequences: Annotated[
         int,
@@ -60,9 +58,9 @@ def serve(
     ] = 4,
     queue: Annotated[int, options.flag("--queue", "Requests that may wait; further ones get an error.", "N")] = 64,
     prefix_reuse: Annotated[
-        bool, typer.Option("--prefix-reuse/--no-prefix-reuse", help="Reuse the KV cache of a prompt's beginning.")
+        bool, options.option("--prefix-reuse/--no-prefix-reuse", "Reuse the KV cache of a prompt's beginning.")
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No access log.")] = False,
+    quiet: Annotated[bool, options.option("--quiet", "No access log.", short="-q")] = False,
     runtime: options.Runtime,
 ) -> None:
     """Serve a model over HTTP, to programs and to the browser.

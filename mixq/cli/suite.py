@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import first_interrupt_cancels
@@ -31,26 +29,25 @@ def suite(
     *,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="TEST", help="Ask this test only; may be given again.  [default: all twelve]"),
+        options.option("--only", "Ask this test only; may be given again.  [default: all twelve]", "TEST"),
     ] = None,
     languages: Annotated[
         list[str] | None,
-        typer.Option("--language", metavar="en|fr|de|es|it", help="Ask in this language only; may be given again."),
+        options.option("--language", "Ask in this language only; may be given again.", "en|fr|de|es|it"),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print every answer in full.")] = False,
+    show: Annotated[bool, options.option("--show", "Print every answer in full.")] = False,
     execute: Annotated[
         bool,
-        typer.Option(
+        options.option(
             "--execute",
-            help="Run the programs that the model writes, with your user's rights: numbers to the end, Snake for 2 "
+            "Run the programs that the model writes, with your user's rights: numbers to the end, Snake for 2 "
             "seconds. Without it programs are only read.",
         ),
     ] = False,
     most_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", metavar="N", help="Tokens of an answer.  [default: 500; letter 700, snake 1600]"),
+        int | None, options.option("--max-tokens", "Tokens of an answer.  [default: 500; letter 700, snake 1600]", "N")
     ] = None,
-    heat: Annotated[float, typer.Option("--temperature", metavar="X", help="0 takes the likeliest token.")] = 0.0,
+    heat: Annotated[float, options.option("--temperature", "0 takes the likeliest token.", "X")] = 0.0,
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mixq.cli import options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.input import utf8
@@ -30,18 +28,16 @@ LARGEST_FILE = 64 << 20
 
 @takes_groups(without=("stop",))
 def trace(
-    path: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The recording to write, such as run.mqt.")
-    ],
+    path: Annotated[Path, options.option("--output", "The recording to write, such as run.mqt.", "FILE", short="-o")],
     model: options.ModelArgument = None,
     *,
     prompts: Annotated[
         Path | None,
-        typer.Option(
+        options.option(
             "--prompts",
-            metavar="FILE",
-            help='One prompt a line, or JSON lines with "prompt" or "messages", and "name"; - reads standard input.  '
+            'One prompt a line, or JSON lines with "prompt" or "messages", and "name"; - reads standard input.  '
             "[default: a few in several languages and code]",
+            "FILE",
         ),
     ] = None,
     max_tokens: Annotated[int, options.flag("--max-tokens", "End each reply after N tokens.", "N")] = MAX_TOKENS,

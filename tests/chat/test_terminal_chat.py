@@ -60,6 +60,7 @@ def chat(demo: Path) -> Iterator[Open]:
 
 def test_a_conversation(chat: Open) -> None:
     window = chat("--temperature", "0")
+    window.wait_for("/help *$")
     first = window.screen().splitlines()
     assert re.fullmatch(r"mixtral-demo · 10\.5 MB on the CPU \(1 thread\) · RAM [\d.]+ MB · context 2048", first[0])
     assert first[1].startswith("template mistral-v1: ")
