@@ -16,7 +16,7 @@ from rich.text import Text
 
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
-_COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
+COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
 WRITTEN = 8
 """A share is written out in cells of at least this width."""
 
@@ -95,17 +95,17 @@ def heat_map(use: ExpertUse, width: int, *, unicode: bool = True) -> list[Text]:
 
 def _cell(share: float, top: float, width: int, unicode: bool) -> Text:
     """Return one cell: a share drawn by shade and colour, and written out where there is room."""
-    colour, shade = _shade(share / top, unicode)
+    colour, shade = shade_of(share / top, unicode)
     if width < WRITTEN:
         gap = 1 if width > 2 else 0
         return Text.assemble((shade * (width - gap), colour), " " * gap)
     return Text.assemble((shade * 2, colour), (f"{share:>5.0%} ", _DIM) if share else " " * (width - 2))
 
 
-def _shade(level: float, unicode: bool) -> tuple[Style, str]:
+def shade_of(level: float, unicode: bool = True) -> tuple[Style, str]:
     """Return colour and character of a level from 0 to 1; only level 0 is empty."""
     shades = SHADES if unicode else ASCII_SHADES
-    colour = _COLOURS[min(len(_COLOURS) - 1, int(level * len(_COLOURS)))]
+    colour = COLOURS[min(len(COLOURS) - 1, int(level * len(COLOURS)))]
     return Style(color=colour), shades[min(len(shades) - 1, math.ceil(level * (len(shades) - 1)))]
 
 
@@ -120,7 +120,7 @@ def _ruler(layers: range, cell: int) -> str:
 
 def _legend(top: float, unicode: bool) -> Text:
     line = Text(" " * _LABEL)
-    for step in range(len(_COLOURS)):
-        colour, shade = _shade((step + 0.5) / len(_COLOURS), unicode)
+    for step in range(len(COLOURS)):
+        colour, shade = shade_of((step + 0.5) / len(COLOURS), unicode)
         line.append(shade * 2, colour)
     return line.append(f"  up to {top:.0%} of the tokens", _DIM)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mixq.cli import output
-from mixq.cli.tables import speed_table
+from mixq.cli.tables import table
 from mixq.config import format_size
 from mixq.errors import printable
 
@@ -19,28 +19,30 @@ FORMATS = ("table", "markdown", "csv", "jsonl")
 
 def print_bench(bench: Bench, format: str, *, json: bool) -> None:
     """Print the results in one of `FORMATS`, or as the document of `--json`."""
-    from mixq.measure.speed import table
+    from mixq.measure.speed.table import comma_separated, document, json_lines, markdown
 
     if json:
-        output.print_json(table.document(bench))
-    elif format == "markdown":
-        typer.echo(table.markdown(bench), nl=False)
-    elif format == "csv":
-        typer.echo(table.comma_separated(bench), nl=False)
-    elif format == "jsonl":
-        typer.echo(table.json_lines(bench), nl=False)
-    else:
+        output.print_json(document(bench))
+    elif format == "table":
         _print_table(bench)
+    else:
+        written = {"markdown": markdown, "csv": comma_separated, "jsonl": json_lines}[format]
+        typer.echo(written(bench), nl=False)
 
 
 def _print_table(bench: Bench) -> None:
+    from mixq.measure.speed.table import FIGURES, figures
+
     facts, run = bench.facts, bench.as_dict()
     console = output.console()
     weights = f"{facts.weights / 1e9:.2f} billion weights, {format_size(facts.nbytes)}"
     console.print(printable(facts.model), style="bold", soft_wrap=True)
     console.print(f"{weights} · {facts.backend} · {facts.threads} threads · KV cache {facts.kv}", soft_wrap=True)
     console.print()
-    console.print(speed_table(bench.rows()))
+    speeds = table("test", *FIGURES, left=("test",))
+    for row in bench.rows():
+        speeds.add_row(row.workload.name, *figures(row))
+    console.print(speeds)
     console.print()
     bandwidth, peak = run["bandwidth_bytes_per_second"], run["peak_memory_bytes"]
     limit = f"{format_size(bandwidth)}/s" if bandwidth else "not measured: it needs the native kernels"

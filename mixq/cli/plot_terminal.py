@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from mixq.chat.heat_map import COLOURS, shade_of
 from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap
 
-SHADES = " ░▒▓█"
-COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
 BAR = " ▏▎▍▌▋▊▉█"
 _DIM = Style(dim=True)
 _LABEL = 5
@@ -70,8 +69,7 @@ def _cell(value: float | None, low: float, top: float, width: int, unit: str) ->
     if value is None:
         return Text("-".ljust(width), _DIM)
     level = min(max((value - low) / (top - low), 0.0), 1.0)
-    style = Style(color=COLOURS[min(len(COLOURS) - 1, int(level * len(COLOURS)))])
-    shade = SHADES[min(len(SHADES) - 1, math.ceil(level * (len(SHADES) - 1)))]
+    style, shade = shade_of(level)
     if width < 5:
         return Text.assemble((shade * (width - (width > 2)), style), " " * (width > 2))
     number = f"{100 * value:>3.0f}" if unit == "%" else f"{value:>3.2g}"

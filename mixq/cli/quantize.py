@@ -12,7 +12,7 @@ from mixq.cli import job_options, options, output
 from mixq.cli.flag_groups import takes_groups
 from mixq.cli.interrupt import Terminated, termination_interrupts
 from mixq.cli.progress import weight_progress
-from mixq.cli.tables import error_rows, mean_errors, size_table
+from mixq.cli.tables import size_table, table
 from mixq.config import format_duration, format_size
 from mixq.errors import printable
 from mixq.system import paths
@@ -141,9 +141,16 @@ def _print_result(result: Result) -> None:
     console = output.console()
     console.print(size_table(result.sizes))
     console.print()
-    console.print(mean_errors(result.errors))
+    means = table("scheme", "mean relative squared error", left=("scheme",))
+    for scheme, error in result.errors.mean.items():
+        means.add_row(scheme, f"{error:.3g}")
+    console.print(means)
     console.print()
-    console.print(error_rows(result.errors.worst))
+    worst = table("worst", "scheme", "error", "x normal", left=("worst", "scheme"))
+    for row in result.errors.worst:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        worst.add_row(printable(row.linear), row.scheme, f"{row.relative_squared_error:.3g}", ratio)
+    console.print(worst)
     console.print()
     say_how_it_went(result)
     console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)

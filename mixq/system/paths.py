@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixq.errors import ModelFileError, StorageError, printable
+
+if TYPE_CHECKING:
+    from platformdirs import PlatformDirs
 
 
 def expand(path: str) -> Path:
@@ -22,27 +26,29 @@ def expand(path: str) -> Path:
 
 def home() -> Path:
     """Return the folder of mixq's data: $MIXQ_HOME, else the platform's data folder."""
-    import platformdirs
-
-    override = os.environ.get("MIXQ_HOME")
-    return expand(override) if override else Path(platformdirs.user_data_dir("mixq", appauthor=False))
+    return _chosen_home() or _platform_dirs().user_data_path
 
 
 def cache() -> Path:
     """Return the folder of files that mixq can make again: $MIXQ_HOME/cache, else the platform's cache folder."""
-    import platformdirs
-
-    override = os.environ.get("MIXQ_HOME")
-    return expand(override) / "cache" if override else Path(platformdirs.user_cache_dir("mixq", appauthor=False))
+    chosen = _chosen_home()
+    return chosen / "cache" if chosen else _platform_dirs().user_cache_path
 
 
 def config_file() -> Path:
     """Return the file of the user's settings: $MIXQ_HOME/config.toml, else in the platform's config folder."""
-    import platformdirs
+    return (_chosen_home() or _platform_dirs().user_config_path) / "config.toml"
 
-    override = os.environ.get("MIXQ_HOME")
-    folder = expand(override) if override else Path(platformdirs.user_config_dir("mixq", appauthor=False))
-    return folder / "config.toml"
+
+def _chosen_home() -> Path | None:
+    chosen = os.environ.get("MIXQ_HOME")
+    return expand(chosen) if chosen else None
+
+
+def _platform_dirs() -> PlatformDirs:
+    from platformdirs import PlatformDirs
+
+    return PlatformDirs("mixq", appauthor=False)
 
 
 def store() -> Path:
