@@ -217,20 +217,6 @@ class ExpertCache:
         absent = [expert for expert in order if self.state(layer, expert) is None]
         return absent[: len(self._layers[layer].free())]
 
-    def check(self) -> None:
-        """Assert every invariant."""
-        for layer in self._layers:
-            held = {number: slot.expert for number, slot in layer.slots.items() if slot.expert is not None}
-            assert len(set(held.values())) == len(held), "an expert has two slots"
-            assert {expert: number for number, expert in held.items()} == layer.places
-            assert len(layer.slots) - len(layer.leaving) == layer.quota
-            assert layer.leaving <= set(layer.slots)
-            assert all(0 <= number < self.experts for number in layer.slots)
-            for slot in layer.slots.values():
-                assert (slot.state is SlotState.FREE) == (slot.expert is None)
-                assert slot.readers == 0 or slot.state is SlotState.READY
-                assert slot.readers >= 0
-
 
 def _evict(layer: _Layer) -> int | None:
     """Empty a slot that is not in use, and return it."""

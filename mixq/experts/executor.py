@@ -54,13 +54,7 @@ class CpuExperts:
 
 
 class LayerExperts:
-    """Experts of one layer in slots of an accelerator and in host memory.
-
-    Args:
-        offload: what the layers share.
-        layer: which one this is.
-        lookahead: predicts the next layers' experts; None predicts nothing.
-    """
+    """Experts of one layer in slots of an accelerator and in host memory; `offload` is what the layers share."""
 
     def __init__(self, offload: ExpertOffload, layer: int, lookahead: Lookahead | None) -> None:
         self.offload = offload

@@ -14,41 +14,29 @@ from typing import Protocol
 
 
 class Policy(Protocol):
-    """What the cache needs of a layer's policy."""
+    """What the cache needs of a layer's policy; a class derived from it keeps no record and admits every expert."""
 
     def used(self, expert: int) -> None:
         """Note that a pass needs an expert, whether it is in a slot or not."""
+        return
 
     def loaded(self, expert: int) -> None:
         """Note that an expert was given a slot."""
+        return
 
     def evicted(self, expert: int) -> None:
         """Note that an expert lost its slot."""
+        return
 
     def admits(self, expert: int) -> bool:
         """Return whether an expert may have a slot at all."""
+        return True
 
     def victim(self, candidates: Collection[int]) -> int:
         """Return which of these (at least one) loses its slot."""
 
 
-class _Base:
-    """A policy that keeps no record and admits every expert."""
-
-    def used(self, expert: int) -> None:
-        pass
-
-    def loaded(self, expert: int) -> None:
-        pass
-
-    def evicted(self, expert: int) -> None:
-        pass
-
-    def admits(self, expert: int) -> bool:
-        return True
-
-
-class Lru(_Base):
+class Lru(Policy):
     """Evicts the least recently used expert."""
 
     def __init__(self) -> None:
@@ -89,7 +77,7 @@ class Lfu(Lru):
         return min(candidates, key=lambda expert: (self._count.get(expert, 0), self.last_use(expert)))
 
 
-class Static(_Base):
+class Static(Policy):
     """Evicts none of the most popular experts, and does not admit the others.
 
     Args:
@@ -108,7 +96,7 @@ class Static(_Base):
         return max(candidates, key=lambda expert: self._rank.get(expert, len(self._rank)))
 
 
-class Random(_Base):
+class Random(Policy):
     """Evicts any, drawn from a seed."""
 
     def __init__(self, seed: int) -> None:
@@ -118,7 +106,7 @@ class Random(_Base):
         return self._draw.choice(sorted(candidates))
 
 
-class Belady(_Base):
+class Belady(Policy):
     """Evicts the one whose next use lies furthest ahead: the best possible (Belady, 1966). For replays.
 
     Args:

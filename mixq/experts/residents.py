@@ -9,19 +9,14 @@ leaves as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 Key = tuple[int, int]
 """Layer and expert."""
 
 
 class Residents:
-    """The experts in memory.
-
-    Args:
-        layers: of the model.
-        budget: bytes that they may take together.
-    """
+    """The experts in memory, which may take `budget` bytes together."""
 
     def __init__(self, layers: int, budget: int) -> None:
         self.budget = budget
@@ -39,9 +34,6 @@ class Residents:
 
     def __len__(self) -> int:
         return len(self._held)
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._held)
 
     def use(self, layer: int, experts: Iterable[int]) -> list[Key]:
         """Note that a layer uses these. Returns those that were expected of it and are not used."""

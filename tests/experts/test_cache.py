@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mixq.experts.cache import ExpertCache, SlotState
+from tests.experts.invariants import check_cache
 
 EXPERTS = 6
 LAYERS = 2
@@ -129,7 +130,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.cache.check()
+        check_cache(self.cache)
         assert self.cache.quotas == tuple(self.quotas)
         for layer, counters in enumerate(self.cache.counters):
             assert counters.hits + counters.misses == self.requests[layer]

@@ -21,6 +21,7 @@ from mixq.experts.offload import ExpertOffload
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
 from tests.experts.conftest import CONTEXT, NEXT, PROMPT, logits, memory_for
+from tests.experts.invariants import check_cache
 
 SLOW = 300_000_000
 """Bytes a second: an expert of the demo model takes a millisecond, longer than a layer."""
@@ -50,7 +51,7 @@ def test_every_cache_gives_the_cpus_bits(
     offload = offload_of(model)
     assert torch.equal(logits(model), expected)
     offload.quiesce()
-    offload.cache.check()
+    check_cache(offload.cache)
     counters = offload.telemetry.counters
     assert counters.requests == counters.hits + counters.waits + counters.fetches + counters.on_cpu
     if miss == "fetch":
@@ -88,7 +89,7 @@ def test_slots_that_shrink_and_grow_while_admissions_are_under_way(
         rows.append(model.forward([token], kv_cache=cache))
         busy += len(offload.uploader._under_way)
         offload.resize([slots] * offload.store.layers)
-        offload.cache.check()
+        check_cache(offload.cache)
     assert busy > 0, "the test is about uploads that are under way"
     assert torch.equal(torch.cat(rows), expected[: len(PROMPT) + len(NEXT)])
 
@@ -165,7 +166,7 @@ def test_a_pass_that_is_broken_off_leaves_nothing_in_use(
             go_on()
     assert torch.equal(logits(model), expected)
     offload.quiesce()
-    offload.cache.check()
+    check_cache(offload.cache)
     assert not any(slot.readers for layer in offload.cache._layers for slot in layer.slots.values())
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mixq.experts.cache import ExpertCache
 from mixq.experts.policies import Belady, Lfu, Lru, Policy, PolicyOfLayer, Random, Static, policies
+from tests.experts.invariants import check_cache
 
 NAMES = ("lru", "lfu", "static", "random")
 STEPS = 62_500
@@ -96,8 +97,8 @@ def played(trace: Sequence[Sequence[int]], slots: int, policy: str | PolicyOfLay
                     loads += 1
                     cache.finish_load(0, place)
         if step % 1000 == 0:
-            cache.check()
-    cache.check()
+            check_cache(cache)
+    check_cache(cache)
     counters = cache.counters[0]
     assert counters.hits + counters.misses == sum(map(len, trace))
     assert counters.loads == loads
@@ -145,12 +146,12 @@ def test_a_long_run_with_copies_in_flight_and_a_quota_that_changes(name: str) ->
             cache.release(*reading.pop(0))
         if step % 50 == 0:
             cache.resize(layer, draw.randrange(9))
-            cache.check()
+            check_cache(cache)
     for key in loading:
         cache.finish_load(*key)
     for key in reading:
         cache.release(*key)
-    cache.check()
+    check_cache(cache)
     assert tuple(len(cache.slots(layer)) for layer in range(2)) == cache.quotas
     assert sum(counters.hits + counters.misses for counters in cache.counters) == 2 * 20_000
     assert all(counters.hits for counters in cache.counters)

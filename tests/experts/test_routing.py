@@ -10,6 +10,7 @@ import pytest
 from mixq.errors import UsageError
 from mixq.experts.cache import ExpertCache
 from mixq.experts.routing import Trace, draw_trace, parse_routing
+from tests.experts.invariants import check_cache
 
 MIXTRAL_CURVE = (0.22, 0.39, 0.53, 0.66, 0.77, 0.86, 0.93)
 TOKENS, LAYERS = 3000, 8
@@ -34,7 +35,7 @@ def hit_rate(trace: Trace, slots: int, policy: str = "lru") -> float:
                     cache.finish_load(layer, slot)
             for slot in hits.values():
                 cache.release(layer, slot)
-    cache.check()
+    check_cache(cache)
     hits, misses = (sum(getattr(c, name) for c in cache.counters) for name in ("hits", "misses"))
     assert hits + misses == TOKENS * LAYERS * 2
     return hits / (hits + misses)

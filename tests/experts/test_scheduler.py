@@ -13,6 +13,7 @@ from mixq.experts.cache import ExpertCache, SlotState
 from mixq.experts.cost import CostModel, Hardware, ModelCost
 from mixq.experts.drift import OBSERVATIONS
 from mixq.experts.scheduler import LayerPlan, Scheduler
+from tests.experts.invariants import check_cache
 
 MODEL = ModelCost(
     layers=2,
@@ -229,7 +230,7 @@ def test_every_expert_has_one_place_and_slots_agree_with_the_cache(
         for expert, slot in (plan.waits | plan.fetches | plan.admissions).items():
             assert slot is None or cache.state(layer, expert) == (slot, SlotState.LOADING)
         under_way += [(layer, s) for s in (*plan.fetches.values(), *plan.admissions.values()) if s is not None]
-        cache.check()
+        check_cache(cache)
         for slot in plan.hits.values():
             cache.release(layer, slot)
         draw.shuffle(under_way)
@@ -239,4 +240,4 @@ def test_every_expert_has_one_place_and_slots_agree_with_the_cache(
         cache.finish_load(*loading)
     total = cache.counters
     assert all(count.late <= count.misses for count in total)
-    cache.check()
+    check_cache(cache)

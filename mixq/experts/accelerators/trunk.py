@@ -18,7 +18,6 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.weights import Tensors
 
 ALIGNMENT = 256
-EMBEDDING = "model.embed_tokens"
 
 
 class Trunk:
@@ -50,7 +49,7 @@ class Trunk:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor of the trunk on the accelerator; the embedding in host memory."""
-        if name == f"{EMBEDDING}.weight":
+        if name == "model.embed_tokens.weight":
             return self._folder.tensor(name)
         if name not in self._tensors:
             self._tensors[name] = self._copied(self._folder.tensor(name))
