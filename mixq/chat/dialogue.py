@@ -40,13 +40,9 @@ class Dialogue:
         context_used: positions of the context that the dialogue takes, as far as it has been run.
     """
 
-    _model: Model | None
-    _session: Session | None
-
     def __init__(self, model: Model, sampling: Mapping[str, Any], system: str = "") -> None:
         if system and not model.is_chat:
             raise UsageError("A base model has no system text.", hint="Write it into the text to continue.")
-        self._model: Model | None = model
         self.sampling = dict(sampling)
         self.system = system
         self.messages: list[Message] = []
@@ -55,8 +51,8 @@ class Dialogue:
 
     def use_model(self, model: Model) -> None:
         """Continue with another model, or with an empty KV cache; the next message runs the whole dialogue."""
-        self._model = model
-        self._session = model.new_session()
+        self._model: Model | None = model
+        self._session: Session | None = model.new_session()
         self._reset_figures()
 
     def unload(self) -> None:

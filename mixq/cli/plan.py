@@ -15,7 +15,6 @@ from mixq.errors import DoesNotFitError, MixqError, UsageError, did_you_mean, pr
 from mixq.system import paths
 
 if TYPE_CHECKING:
-    from mixq.config import ModelConfig
     from mixq.formats.folder import ModelFolder
     from mixq.plan.computer import Computer
     from mixq.plan.sizes import ModelSizes

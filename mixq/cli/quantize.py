@@ -117,7 +117,6 @@ def run_to_the_end(job: Job) -> Result:
 
 def print_plan(plan: DryRun, target: Path, title: str, console: Console | None = None) -> None:
     """Print what a job makes and needs, on standard output or another console."""
-
     console = console or output.console()
     console.print(title, style="bold", soft_wrap=True)
     console.print(size_table(plan.sizes), soft_wrap=False)

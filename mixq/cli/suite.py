@@ -80,7 +80,6 @@ def suite(
 
 def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:
     """Ask the questions, printing a line for each answer; return what was answered before Ctrl-C."""
-
     from mixq.measure.suite.questions import LANGUAGES
     from mixq.measure.suite.run import Asking, run
 
@@ -88,21 +87,21 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
     console = output.console()
     with first_interrupt_cancels() as cancel:
         events = run(model, asked, cancel=cancel, **how)
-        first = next(events, None)  # refuses a base model before the header is printed
+        event = next(events, None)  # refuses a base model before the header is printed
         status = output.talk().status("") if silent or not console.is_terminal else console.status("")
         if not silent:
             console.print(ROW.format("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
         with status:
-            while first is not None:
-                if isinstance(first, Asking):
-                    question = first.question
+            while event is not None:
+                if isinstance(event, Asking):
+                    question = event.question
                     number = f"{len(results) + 1} of {len(asked)}"
                     status.update(f"{question.test}, in {LANGUAGES[question.language]} ({number})")
                 else:
-                    results.append(first)
+                    results.append(event)
                     if not silent:
-                        _print_result(console, first, show=show)
-                first = next(events, None)
+                        _print_result(console, event, show=show)
+                event = next(events, None)
     return results
 
 
