@@ -215,11 +215,7 @@ class ExpertOffload:
                 self.staging.stage(layer, expert)
 
     def warm(self, progress: Callable[[float], None] = lambda share: None) -> None:
-        """Fill every slot before the first token, with the popular experts where they are known, else the first.
-
-        Args:
-            progress: called with the share of the layers begun.
-        """
+        """Fill every slot before the first token, with the popular experts where they are known, else the first."""
         for layer in range(self.store.layers):
             progress(layer / self.store.layers)
             for expert in self.cache.warm_up(layer):

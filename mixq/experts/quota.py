@@ -91,14 +91,7 @@ class Quotas:
         return shares
 
     def check_model(self, layers: int, experts: int, name: str) -> None:
-        """Refuse another model's quotas.
-
-        Args:
-            name: of the file, for the message.
-
-        Raises:
-            UsageError: they are for a model of another shape.
-        """
+        """Raise UsageError if they are for a model of another shape; `name` is the file's, for the message."""
         if (self.layers, self.experts) != (layers, experts):
             raise UsageError(
                 f"The quotas of {printable(name)} are for a model of {self.layers} layers with {self.experts} experts "

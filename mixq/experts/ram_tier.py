@@ -146,7 +146,7 @@ class RamTier:
         """Read what is missing of these experts, which are about to be computed, before all else."""
         keys = [(layer, expert) for expert in dict.fromkeys(experts)]
         with self._change:
-            for key in self._residents.use(layer, (expert for _, expert in keys)):
+            for key in self._residents.use(layer, (expert for _, expert in keys)):  # expected, and not used
                 self._expected.pop(key, None)
             self._demanded.clear()  # of an earlier layer, which has been computed
             self._missing.clear()

@@ -93,11 +93,7 @@ class ExpertStore:
         yield Piece(joined[0], _bytes_at(joined[1], joined[2], weights))
 
     def view(self, layer: int, memory: Tensor) -> Expert:
-        """Return an expert of this layer in a slot's memory.
-
-        Args:
-            memory: uint8 [slot_bytes], of any device.
-        """
+        """Return an expert of this layer in a slot's memory, uint8 [slot_bytes] of any device."""
         tensors: list[dict[str, Tensor]] = [{} for _ in MATRICES]
         for place in self._places[layer]:
             data = memory[place.offset : place.offset + place.nbytes]

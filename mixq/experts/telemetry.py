@@ -30,10 +30,7 @@ _RECENT = 4096
 
 
 class ExpertTelemetry:
-    """Counters of a model.
-
-    Args:
-        active: experts that a token uses in a layer.
+    """Counters of a model of which a token uses `active` experts in a layer.
 
     Attributes:
         counters: totals since the model was loaded; `snapshot` brings copies up to date.

@@ -142,15 +142,7 @@ class _State:
 
 
 class Uploader:
-    """Copies experts to an accelerator.
-
-    Args:
-        accelerator: where to.
-        rate: bytes per second to expect until copies have been measured.
-
-    Attributes:
-        link: how fast copies are.
-    """
+    """Copies experts to an accelerator; `link` is how fast, `rate` bytes per second until copies are measured."""
 
     def __init__(self, accelerator: Accelerator, rate: float = 10e9) -> None:
         state = self._state = _State(accelerator, rate)

@@ -90,12 +90,7 @@ class DecodeSteps:
 
 
 class DecodeStep:
-    """A step over the layers of a network, for one KV cache.
-
-    Args:
-        kv_cache: of the sequence; only referred to weakly.
-        whole: whether the experts are part of what is captured.
-    """
+    """A step for one KV cache, which it refers to weakly; `whole`: the experts are part of what is captured."""
 
     def __init__(
         self, layers: Sequence[DecoderLayer], head: Head, kv_cache: KVCache, captures: Captures, *, whole: bool
@@ -119,12 +114,7 @@ class DecodeStep:
         self._pieces.append(captures.capture(self._run_head))
 
     def run(self, row: Tensor, position: int) -> Tensor:
-        """Return float32 logits [1, V] in host memory.
-
-        Args:
-            row: the token's embedding, float32 [1, D].
-            position: of the token; its keys and values are written there.
-        """
+        """Return the logits, float32 [1, V] in host memory, of a token at a position, given its embedding [1, D]."""
         self._x.copy_(row, non_blocking=True)
         self._position.fill_(position)
         if self.whole:

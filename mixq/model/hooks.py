@@ -52,11 +52,7 @@ class Handle(AbstractContextManager["Handle"]):
 
 
 class Hooks:
-    """The hooks of a network.
-
-    Args:
-        experts: in each layer; 0 for a dense model.
-    """
+    """The hooks of a network with `experts` in each layer, 0 for a dense model."""
 
     def __init__(self, experts: int) -> None:
         self._E = experts

@@ -31,10 +31,7 @@ class Trunk:
         self._tensors: dict[str, Tensor] = {}
 
     def load(self, progress: Callable[[float], None] = lambda share: None) -> None:
-        """Copy everything now.
-
-        Args:
-            progress: called with the share of the tensors done.
+        """Copy everything now; `progress` is called with the share of the tensors done.
 
         Raises:
             OutOfMemory: it does not fit.
