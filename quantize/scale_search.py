@@ -32,7 +32,6 @@ from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.quantize import native_search
-from mixq.quantize.levels import IntegerLevels, Levels, TableLevels
 from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
 
@@ -53,6 +52,50 @@ LEAST_IMPORTANCE = 2.0**-10
 
 TINY = 2.0**-40
 """Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
+
+
+class IntegerLevels:
+    """Whole numbers of `bits` bits, ties to even; codes are the numbers themselves, int8.
+
+    Here and in `TableLevels` `limit` is the largest magnitude; `nearest` returns the code value nearest to each element
+    of a float32 tensor, which it may overwrite, exact for every finite number; `codes` returns the codes of them.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self.limit = float(1 << (bits - 1))
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x.round_().clamp_(-self.limit, self.limit - 1)
+
+    def codes(self, values: Tensor) -> Tensor:
+        return values.to(torch.int8)
+
+
+class TableLevels:
+    """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are indices in the table, uint8.
+
+    Midpoints between int8 values are multiples of one half, so the nearest value depends on floor(2x) alone and is read
+    from a table of 512: several times faster than a binary search, and the same for every x.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        values = table.to(torch.int32)
+        self.limit = float(values.abs().max())
+        halves = torch.arange(-256, 256, dtype=torch.int32)
+        place = torch.bucketize(halves, (values[1:] + values[:-1]), right=True)  # 2x >= a + b: the larger value
+        self._nearest = values.to(torch.float32)[place]
+        self._code = torch.zeros(256, dtype=torch.uint8)
+        self._code[(values + 128).long()] = torch.arange(16, dtype=torch.uint8)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        place = x.mul_(2).floor_().clamp_(-256, 255).add_(256).to(torch.int32)
+        return self._nearest.index_select(0, place.view(-1)).view(x.shape)
+
+    def codes(self, values: Tensor) -> Tensor:
+        return self._code.index_select(0, (values + 128).to(torch.int32).view(-1)).view(values.shape)
+
+
+Levels = IntegerLevels | TableLevels
 
 
 def search(

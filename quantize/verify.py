@@ -103,14 +103,8 @@ def verify(path: Path | str, *, on_progress: Callable[[str, int, int], None] | N
         for extra in sorted(path.iterdir())
         if extra.name not in known
     ]
-    problems += _structure(path)
-    return VerifyReport(path, len(there), done, tuple(problems))
-
-
-def _structure(path: Path) -> list[Problem]:
-    """Open the folder as the runtime would, and return the error, if any."""
     try:
         ModelFolder.open(path)
     except MixqError as error:
-        return [Problem(printable(path.name), error.message)]
-    return []
+        problems.append(Problem(printable(path.name), error.message))
+    return VerifyReport(path, len(there), done, tuple(problems))

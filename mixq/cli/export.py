@@ -80,12 +80,14 @@ def export(
             output.warn(notice)
     else:
         from mixq.cli.quantize import run_to_the_end
-        from mixq.quantize.export import folders
+        from mixq.quantize.export.folders import compressed_tensors_job
+        from mixq.quantize.job import Job
 
-        if to == "bf16":
-            result = run_to_the_end(folders.unquantized_job(opened, target))
-        else:
-            result = run_to_the_end(folders.compressed_tensors_job(opened, target, format))
+        unquantized = to == "bf16"
+        folder_job = (
+            Job(opened, target, format="bf16") if unquantized else compressed_tensors_job(opened, target, format)
+        )
+        result = run_to_the_end(folder_job)
     if json:
         output.print_json(result.as_dict())
     else:

@@ -10,6 +10,7 @@ import typer
 
 from mixq.cli import options, output
 from mixq.errors import UsageError, printable
+from mixq.formats.atomic import atomic_write_bytes
 
 if TYPE_CHECKING:
     from mixq.measure.plots.figure import Figure
@@ -86,7 +87,6 @@ def draw_report(path: Path, folder: Path, facts: Iterable[tuple[str, str]] = ())
     if path.suffix.lower() == ".html":
         _write_page(figures(folder, facts), path, printable(folder.name, 60))
     else:
-        from mixq.formats.atomic import atomic_write_bytes
         from mixq.measure.plots.draw import sheet
 
         atomic_write_bytes(path, sheet(figures(folder, facts)))
@@ -94,7 +94,6 @@ def draw_report(path: Path, folder: Path, facts: Iterable[tuple[str, str]] = ())
 
 
 def _write_page(figures: list[Figure], path: Path, title: str) -> None:
-    from mixq.formats.atomic import atomic_write_bytes
     from mixq.measure.plots.page import page
 
     atomic_write_bytes(path, page(f"mixq: {title}", figures).encode())
@@ -102,7 +101,6 @@ def _write_page(figures: list[Figure], path: Path, title: str) -> None:
 
 def _write(figures: list[Figure], out: Path, format: str) -> None:
     """Write one picture of all figures, or a folder with a picture of each."""
-    from mixq.formats.atomic import atomic_write_bytes
     from mixq.measure.plots.draw import picture, sheet
 
     if out.suffix.lower() in PICTURES:

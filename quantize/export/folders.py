@@ -1,7 +1,6 @@
-"""The jobs that turn a checkpoint or a folder of mixq into another folder: unquantized, or for other engines.
+"""The job that turns a checkpoint or a folder of mixq into a folder for other engines.
 
-Contract: both are ordinary jobs (`mixq.quantize.job`), resumed and refused in the same way; a folder of mixq may be the
-source.
+Contract: an ordinary job (`mixq.quantize.job`), resumed and refused in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +11,6 @@ from mixq.errors import UsageError
 from mixq.quantize.job import Job
 from mixq.quantize.keep import kept_kinds
 from mixq.quantize.sources.source import Source
-
-
-def unquantized_job(source: Source, target: Path | str) -> Job:
-    """Return the job that stores every weight in bfloat16, in Hugging Face's names; raises what `Job` raises."""
-    return Job(source, target, format="bf16")
 
 
 def compressed_tensors_job(source: Source, target: Path | str, format: str = "w4") -> Job:

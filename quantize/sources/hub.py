@@ -40,13 +40,16 @@ class Hub(Place):
     """One commit of a repository as a place.
 
     Raises:
-        UsageError: huggingface_hub is not installed, or it is not the name of a repository.
+        UsageError: it is not the name of a repository.
         StorageError: the hub cannot be reached, or refuses to read the repository.
         ModelFileError: there is no such repository or revision.
     """
 
     def __init__(self, repository: str, revision: str | None = None, *, reader: RangeReader | None = None) -> None:
-        hub = _huggingface_hub()
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+
+        hub: Any = huggingface_hub  # its types do not name all that it exports
         if not is_repository(repository):
             raise UsageError(f"{printable(repository)!r} is not the name of a repository (owner/name).")
         endpoint = os.environ.get("HF_ENDPOINT") or None
@@ -164,18 +167,6 @@ class HubTensors:
         buffer = torch.empty(end - start, dtype=torch.uint8)
         self._reader.read(self._files[name], start, end, buffer.numpy().data)
         return buffer
-
-
-def _huggingface_hub() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError:
-        raise UsageError(
-            "reading from a hub needs the package huggingface_hub.", hint="Install it: pip install huggingface_hub"
-        ) from None
-    return huggingface_hub
 
 
 def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None) -> Any:

@@ -11,8 +11,9 @@ from mixq.errors import UsageError
 from mixq.formats.architecture import parameters
 from mixq.formats.scheme import Scheme
 from mixq.quantize import quantize
-from mixq.quantize.export.folders import compressed_tensors_job, unquantized_job
+from mixq.quantize.export.folders import compressed_tensors_job
 from mixq.quantize.export.gguf_file import GgufExport
+from mixq.quantize.job import Job
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mixtral
 
@@ -21,7 +22,7 @@ def test_bf16_folder_of_a_packed_one_holds_its_weights(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path / "source")
     quantize(tmp_path / "source", tmp_path / "packed")
     packed = open_source(tmp_path / "packed", mixq_folders=True)
-    for _ in unquantized_job(packed, tmp_path / "dense").run():
+    for _ in Job(packed, tmp_path / "dense", format="bf16").run():
         pass
     dense = open_source(tmp_path / "dense")
     for parameter in parameters(dense.config):

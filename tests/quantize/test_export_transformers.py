@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from mixq.quantize import quantize
-from mixq.quantize.export.folders import compressed_tensors_job, unquantized_job
+from mixq.quantize.export.folders import compressed_tensors_job
+from mixq.quantize.job import Job
 from mixq.quantize.sources.open import open_source
 from tests.checkpoints import write_tiny_mixtral
 
@@ -47,7 +48,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantize(path / "source", path / "nl4")
     for _ in compressed_tensors_job(open_source(path / "nl4", mixq_folders=True), path / "packed").run():
         pass
-    for _ in unquantized_job(open_source(path / "packed", mixq_folders=True), path / "dense").run():
+    for _ in Job(open_source(path / "packed", mixq_folders=True), path / "dense", format="bf16").run():
         pass
     assert "quantization_config" in json.loads((path / "packed" / "config.json").read_text())
     assert "quantization_config" not in json.loads((path / "dense" / "config.json").read_text())

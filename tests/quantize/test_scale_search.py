@@ -9,9 +9,8 @@ from torch import Tensor
 from mixq.errors import UsageError
 from mixq.formats import nl4
 from mixq.formats.scheme import Scheme
-from mixq.quantize.levels import IntegerLevels, TableLevels
 from mixq.quantize.quantized import Quantized
-from mixq.quantize.scale_search import best_scales, search, tree_sum
+from mixq.quantize.scale_search import IntegerLevels, TableLevels, best_scales, search, tree_sum
 
 SEED = 20240611
 K = 4096

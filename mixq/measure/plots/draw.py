@@ -195,8 +195,7 @@ def _draw_chart(figure: Chart, axes: Axes) -> None:
     axes.set_ylabel(_plain(f"{figure.y}, %" if figure.percent else figure.y), fontsize=9)
     axes.grid(color=_PALE, linewidth=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     if len(figure.series) + len(figure.levels) > 1:
         if len(figure.series) > 5:  # beside the chart, which has no room
             axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -9,11 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from textwrap import wrap
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
-class HeatMap:
+class _Named:
+    """What every figure has; see this module's contract."""
+
+    kind: ClassVar[str]
+    name: str
+    title: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap(_Named):
     """Values of rows and columns.
 
     Attributes:
@@ -24,8 +37,7 @@ class HeatMap:
         scale: the values at the two ends of the colours, both above 0; None for 0 and the largest value.
     """
 
-    name: str
-    title: str
+    kind: ClassVar = "heat map"
     rows: str
     columns: str
     values: tuple[tuple[float | None, ...], ...]
@@ -38,10 +50,6 @@ class HeatMap:
         """The values at the two ends of the colours."""
         largest = max((value for row in self.values for value in row if value is not None), default=0.0)
         return self.scale or (0.0, largest or 1.0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {"kind": "heat map", **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(_Named):
     """Series over an axis.
 
     Attributes:
@@ -70,8 +78,7 @@ class Chart:
         logarithmic: both axes.
     """
 
-    name: str
-    title: str
+    kind: ClassVar = "chart"
     x: str
     y: str
     series: tuple[Series, ...]
@@ -80,13 +87,9 @@ class Chart:
     whole: bool = False
     logarithmic: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {"kind": "chart", **asdict(self)}
-
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class Bars(_Named):
     """Amounts, one bar each.
 
     Attributes:
@@ -94,28 +97,18 @@ class Bars:
         bars: label, amount, and a text beside the bar.
     """
 
-    name: str
-    title: str
+    kind: ClassVar = "bars"
     x: str
     bars: tuple[tuple[str, float, str], ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {"kind": "bars", **asdict(self)}
-
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Table(_Named):
     """Rows of text; `head` names the columns and may be empty."""
 
-    name: str
-    title: str
+    kind: ClassVar = "table"
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {"kind": "table", **asdict(self)}
 
     def lines(self, width: int) -> list[str]:
         """Return aligned lines of at most `width` characters, the head first."""

@@ -1,6 +1,6 @@
 """Figures of a bench's lines (`mixq bench --save`): the roofline, and speed against GPU memory.
 
-Contract: lines are read and checked by `mixq.measure.speed.compare`'s reader; fields that a line lacks are left out.
+Contract: lines are read and checked by `mixq.measure.speed.compare`; a figure leaves out lines without its fields.
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ from typing import Any
 
 from mixq.errors import is_number, printable
 from mixq.measure.plots.figure import Chart, Figure, Series, by_size
-
-Line = tuple[str, str, float, Mapping[str, Any]]
-"""Model, test, mean tokens per second, and everything else of a line."""
+from mixq.measure.speed.compare import Measured
 
 _STEPS = 24
 
 
-def figures(lines: Sequence[Line]) -> list[Figure]:
+def figures(lines: Sequence[Measured]) -> list[Figure]:
     """Return the figures that the lines have numbers for."""
     return [figure for figure in (_roofline(lines), _memory(lines)) if figure is not None]
 
 
-def _roofline(lines: Sequence[Line]) -> Chart | None:
+def _roofline(lines: Sequence[Measured]) -> Chart | None:
     """Return operations per second against operations per byte, of the last line of each test on the CPU."""
     points: dict[str, tuple[float, float]] = {}
     bandwidth = 0.0
-    for model, test, speed, facts in lines:
-        operations, nbytes = _number(facts, "operations_per_token"), _number(facts, "read_per_token")
-        if (
-            not operations
-            or not nbytes
-            or operations / nbytes > 1e12
-            or _plan(facts).get("device") not in (None, "cpu")
-        ):
+    for line in lines:
+        operations, nbytes = _number(line.facts, "operations_per_token"), _number(line.facts, "read_per_token")
+        on_cpu = _plan(line).get("device") in (None, "cpu")
+        if not on_cpu or not operations or not nbytes or operations / nbytes > 1e12:
             continue
-        points[f"{printable(model, 30)} {test}"] = operations / nbytes, operations * speed / 1e9
-        bandwidth = max(bandwidth, _number(facts, "bandwidth_bytes_per_second") or 0.0)
+        points[f"{printable(line.model, 30)} {line.test}"] = operations / nbytes, operations * line.mean / 1e9
+        bandwidth = max(bandwidth, _number(line.facts, "bandwidth_bytes_per_second") or 0.0)
     if not points or not bandwidth:
         return None
     xs, top = [x for x, _ in points.values()], max(y for _, y in points.values())
@@ -55,15 +49,15 @@ def _roofline(lines: Sequence[Line]) -> Chart | None:
     )
 
 
-def _memory(lines: Sequence[Line]) -> Chart | None:
+def _memory(lines: Sequence[Measured]) -> Chart | None:
     """Return decode speed against the GPU memory given, by model and device."""
     series: dict[str, dict[float, list[float]]] = {}
-    for model, test, speed, facts in lines:
-        plan = _plan(facts)
+    for line in lines:
+        plan = _plan(line)
         vram = _number(plan, "vram_bytes")
-        if vram and test.startswith("tg"):
-            name = f"{printable(model, 30)} {test}, {printable(plan.get('device'), 10)}"
-            series.setdefault(name, {}).setdefault(vram, []).append(speed)
+        if vram and line.test.startswith("tg"):
+            name = f"{printable(line.model, 30)} {line.test}, {printable(plan.get('device'), 10)}"
+            series.setdefault(name, {}).setdefault(vram, []).append(line.mean)
     measured = {
         name: [(vram, statistics.median(speeds)) for vram, speeds in sorted(found.items())]
         for name, found in series.items()
@@ -75,8 +69,8 @@ def _memory(lines: Sequence[Line]) -> Chart | None:
     return Chart("speed-memory", "Decode speed against GPU memory, measured", axis, "tokens/s", of_sizes)
 
 
-def _plan(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    plan = facts.get("plan")
+def _plan(line: Measured) -> Mapping[str, Any]:
+    plan = line.facts.get("plan")
     return plan if isinstance(plan, Mapping) else {}
 
 

@@ -12,6 +12,7 @@ from mixq.formats.json_file import read_json_object, regular_file_size
 from mixq.formats.npz import is_zip
 from mixq.measure.plots import from_bench, from_folder, from_recording, from_replay
 from mixq.measure.plots.figure import Figure
+from mixq.measure.speed import compare
 from mixq.plan.recording import Recording
 
 _LOOK = 1 << 16
@@ -38,7 +39,13 @@ def figures_of(path: Path) -> list[Figure]:
         content = read_json_object(path)
         if from_replay.is_replay(content):
             return from_replay.figures(content, str(path))
-    made = from_bench.figures(_bench_lines(path))
+    try:
+        made = from_bench.figures(compare.read(path))
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"{error.message} `mixq plot` draws recordings (.mqt), lines of mixq bench --save, mixq replay --json and "
+            "quantized folders."
+        ) from error
     if not made:
         raise ModelFileError(
             f"{printable(path)} has no figure to draw: decode speeds at two sizes of GPU memory are needed, or tests "
@@ -46,16 +53,3 @@ def figures_of(path: Path) -> list[Figure]:
             hint="Add some with: mixq bench --save FILE",
         )
     return made
-
-
-def _bench_lines(path: Path) -> list[from_bench.Line]:
-    from mixq.measure.speed.compare import read
-
-    try:
-        found = read(path)
-    except ModelFileError as error:
-        raise ModelFileError(
-            f"{error.message} `mixq plot` draws recordings (.mqt), lines of mixq bench --save, mixq replay --json and "
-            "quantized folders."
-        ) from error
-    return [(line.model, line.test, line.mean, line.facts) for line in found]

@@ -13,6 +13,7 @@ from mixq.measure.plots import from_bench, from_folder, from_recording, from_rep
 from mixq.measure.plots.draw import picture, sheet
 from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap, Series, Table, by_size
 from mixq.measure.plots.page import page
+from mixq.measure.speed.compare import Measured
 from mixq.plan.recording import Facts, PromptFacts, Recording
 
 
@@ -68,7 +69,9 @@ def test_a_benchs_figures() -> None:
     cpu = {"operations_per_token": 2e9, "read_per_token": 1e9, "bandwidth_bytes_per_second": 40e9}
     sim = {"plan": {"device": "sim", "vram_bytes": 2e9}}
     more = {"plan": {"device": "sim", "vram_bytes": 4e9}}
-    lines = [("m", "tg8", 20.0, cpu), ("m", "tg8", 5.0, sim), ("m", "tg8", 9.0, more), ("m", "tg8", 7.0, sim)]
+    lines = [
+        Measured("m", "tg8", (speed,), facts) for speed, facts in ((20.0, cpu), (5.0, sim), (9.0, more), (7.0, sim))
+    ]
     found = named(from_bench.figures(lines))
     assert list(found) == ["roofline", "speed-memory"]
     roofline, memory = found.values()
@@ -78,7 +81,7 @@ def test_a_benchs_figures() -> None:
     assert isinstance(memory, Chart)
     assert memory.x == "GPU memory, GB"
     assert memory.series[0].points == ((2.0, 6.0), (4.0, 9.0))
-    assert from_bench.figures([("m", "tg8", 5.0, sim)]) == []
+    assert from_bench.figures(lines[1:2]) == []
 
 
 def test_a_replays_figures() -> None:
