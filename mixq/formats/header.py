@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -107,10 +107,8 @@ def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
     Raises:
         ModelFileError: it breaks a rule of the format, or the file has not the length that it asks for.
     """
-    return _check(parse_json_object(text, what), printable(what), 8 + len(text), file_size)
-
-
-def _check(raw: dict[str, Any], shown: str, data_start: int, file_size: int) -> ShardHeader:
+    shown, data_start = printable(what), 8 + len(text)
+    raw = parse_json_object(text, what)
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ModelFileError(f"{shown}: __metadata__ must hold text only.")
@@ -147,9 +145,7 @@ def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntr
         raise ModelFileError(f"{shown}: tensor {name!r} has the invalid shape {printable(repr(shape))}.")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_integer(n) for n in offsets):
         raise ModelFileError(f"{shown}: tensor {name!r} has the invalid data_offsets {printable(repr(offsets))}.")
-    nbytes = dtype.itemsize
-    for length in shape:
-        nbytes *= length
+    nbytes = dtype.itemsize * prod(shape)
     if offsets[1] - offsets[0] != nbytes:
         raise ModelFileError(
             f"{shown}: tensor {name!r} is {fields['dtype']} {shape} of {nbytes:,} bytes, "

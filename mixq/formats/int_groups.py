@@ -1,7 +1,8 @@
 """w4 and w8: compressed-tensors' "pack-quantized" layout with symmetric signed groups.
 
 Contract: W[n, k] = q[n, k] * scale[n, k // g]; q is -8..7 (w4) or -128..127 (w8) and is stored as q + 2**(bits-1),
-least significant bits first, in int32 words. Seen as bytes this is `nibbles` order (w4) or one byte a weight (w8).
+least significant bits first, in int32 words. Seen as bytes this is `nl4`'s order of nibbles (w4) or one byte a
+weight (w8).
 Tensors of a Linear [N out, K in]: `weight_packed` i32 [N, K*bits/32], `weight_scale` bf16 or f16 [N, K/g] (may be
 negative), `weight_shape` i64 [2] = (N, K). Layout as in compressed_tensors/compressors/pack_quantized, version 0.20.
 """
@@ -13,8 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mixq.formats.nibbles import look_up_nibbles, pack_nibbles
-from mixq.formats.nl4 import Specs
+from mixq.formats.nl4 import Specs, look_up_nibbles, pack_nibbles
 
 _INT4 = torch.arange(-8, 8, dtype=torch.int8)
 SCALE_DTYPES = (torch.bfloat16, torch.float16)

@@ -46,9 +46,6 @@ class Slice:
     stored: str
     rows: tuple[int, int] | None = None
 
-    def take(self, shards: StoredTensors) -> Tensor:
-        return shards.tensor(self.stored) if self.rows is None else shards.rows(self.stored, *self.rows)
-
 
 class Layout:
     """Finds, for each parameter of the architecture, the stored tensors that hold it, and checks them.
@@ -89,7 +86,10 @@ class Layout:
 
     def tensor(self, name: str) -> Tensor:
         """Return an unquantized tensor by its per-expert name; KeyError where there is none, or where it is packed."""
-        return self.plain[name].take(self.shards)
+        place = self.plain[name]
+        if place.rows is None:
+            return self.shards.tensor(place.stored)
+        return self.shards.rows(place.stored, *place.rows)
 
     def packed_linear(self, module: str) -> PackedLinear:
         """Return a packed Linear by its name; KeyError where there is none."""
@@ -193,11 +193,8 @@ class Layout:
             raise ModelFileError(
                 f"{module}: the nf4 state says {list(state.shape)}; config.json asks for {list(shape)}."
             )
-        if (
-            self.quantization is not None
-            and self.quantization.method == "mixq"
-            and state.blocksize != scheme.group_size
-        ):
+        own = self.quantization is not None and self.quantization.method == "mixq"
+        if own and state.blocksize != scheme.group_size:
             raise ModelFileError(
                 f"{module}: the nf4 state has blocks of {state.blocksize}, config.json says {scheme.group_size}."
             )

@@ -10,7 +10,6 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from mixq.errors import MixqError, printable
 from mixq.formats.atomic import storage_error
@@ -74,9 +73,7 @@ class TargetLock:
         except FileNotFoundError:
             return False
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if sys.platform == "win32":  # Windows removes no open file; one that another job has opened by then stays
             os.close(self._handle)
             with contextlib.suppress(OSError):

@@ -23,8 +23,8 @@ from mixq.formats.quantization import (
     MLP_TARGET,
     QuantizationConfig,
 )
-from mixq.formats.recipe import Recipe, note_of_unlike_experts, refuse_recipe, resolve_recipe
-from mixq.formats.scheme import DEFAULT_GROUP_SIZE, GROUP_SIZES, Scheme
+from mixq.formats.recipe import Recipe, fit_scheme, note_of_unlike_experts, resolve_recipe
+from mixq.formats.scheme import DEFAULT_GROUP_SIZE, Scheme
 
 FORMATS = ("nl4", "w4", "w8", "nf4")
 COMPRESSED_TENSORS = ("w4", "w8")
@@ -98,13 +98,16 @@ class Mix:
         if format in COMPRESSED_TENSORS:
             _check_compressed_tensors(requested, format)
             if recipe:
-                refuse_recipe(format)
+                raise UsageError(
+                    f"--recipe does not go with --format {format}: the engines that open such a folder load one scheme "
+                    "for all experts, and one for q, k and v.",
+                    hint="Use --format nl4, and name the schemes in the recipe.",
+                )
 
-        units = _units(config, joined=format in COMPRESSED_TENSORS)
         schemes: dict[str, Scheme | None] = {}
         notes: list[str] = []
-        for kinds, part, sizes in units:
-            scheme, note = _fit(requested[part], sizes, " and ".join(kinds))
+        for kinds, part, sizes in _units(config, joined=format in COMPRESSED_TENSORS):
+            scheme, note = fit_scheme(requested[part], sizes, " and ".join(kinds))
             if kept and any(kind in kept for kind in kinds):
                 of_source = {kept.get(kind) for kind in kinds}
                 if len(of_source) == 1 and (part != "lm_head" or format not in COMPRESSED_TENSORS):
@@ -122,7 +125,7 @@ class Mix:
             quantization = QuantizationConfig.compressed_tensors(_targets(schemes))
         else:
             patterns = _patterns(schemes)
-            resolved = resolve_recipe(config, recipe or {}, _fit, MAX_PATTERNS - len(patterns))
+            resolved = resolve_recipe(config, recipe or {}, MAX_PATTERNS - len(patterns))
             # First the recipe's, and what both have with the recipe's scheme.
             quantization = QuantizationConfig.mixq({**resolved.patterns, **patterns, **resolved.patterns}, table)
         found = cls(format, requested, schemes, quantization, (*notes, *resolved.notes), resolved)
@@ -239,26 +242,6 @@ def _units(config: ModelConfig, *, joined: bool) -> list[tuple[tuple[str, ...], 
     return [(kinds, parts[kinds[0]], {inputs[kind] for kind in kinds}) for kinds in groups]
 
 
-def _fit(scheme: Scheme | None, sizes: set[int], what: str) -> tuple[Scheme | None, str | None]:
-    """Return the scheme with the largest group, at most its own, that divides every K; and a note if it changed."""
-    if scheme is None:
-        return None, None
-    for group in sorted(GROUP_SIZES[scheme.name], reverse=True):
-        if group <= scheme.group_size and all(K % group == 0 for K in sizes):
-            if group == scheme.group_size:
-                return scheme, None
-            fitted = Scheme(scheme.name, group)
-            return (
-                fitted,
-                f"{what}: {_inputs(sizes)} do not divide into groups of {scheme.group_size}; {fitted} is used.",
-            )
-    return None, f"{what}: {_inputs(sizes)} do not divide into any group of {scheme.name}; left in bf16."
-
-
-def _inputs(sizes: set[int]) -> str:
-    return f"{' and '.join(map(str, sorted(sizes)))} inputs"
-
-
 def _by_scheme(schemes: Mapping[str, Scheme | None], kinds: Sequence[str]) -> dict[Scheme, list[str]]:
     """Return {scheme: those of `kinds` that have it}."""
     found: dict[Scheme, list[str]] = {}
@@ -272,26 +255,25 @@ def _by_scheme(schemes: Mapping[str, Scheme | None], kinds: Sequence[str]) -> di
 def _patterns(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
     """Return mixq's {regex over whole Linear names: scheme}."""
     patterns: dict[str, Scheme] = {}
-    for scheme, kinds in _by_scheme(schemes, ("w1", "w2", "w3")).items():
-        matrix = "w[123]" if len(kinds) == 3 else f"({'|'.join(kinds)})"
-        patterns[rf".*\.block_sparse_moe\.experts\..*\.{matrix}"] = scheme
-    for scheme, kinds in _by_scheme(schemes, ("gate_proj", "up_proj", "down_proj")).items():
-        patterns[rf".*\.mlp\.({'|'.join(kinds)})"] = scheme
-    for scheme, kinds in _by_scheme(schemes, ATTENTION).items():
-        patterns[rf".*\.self_attn\.({'|'.join(kinds)})_proj"] = scheme
-    for scheme in _by_scheme(schemes, ("lm_head",)):
-        patterns["lm_head"] = scheme
-    return patterns
+    for kinds, before, after in (
+        (("w1", "w2", "w3"), r".*\.block_sparse_moe\.experts\..*\.", ""),
+        (("gate_proj", "up_proj", "down_proj"), r".*\.mlp\.", ""),
+        (ATTENTION, r".*\.self_attn\.", "_proj"),
+    ):
+        for scheme, found in _by_scheme(schemes, kinds).items():
+            names = "w[123]" if found == ["w1", "w2", "w3"] else f"({'|'.join(found)})"
+            patterns[f"{before}{names}{after}"] = scheme
+    head = schemes.get("lm_head")
+    return patterns if head is None else {**patterns, "lm_head": head}
 
 
 def _targets(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
     """Return compressed-tensors' {target: scheme}."""
     targets: dict[str, Scheme] = {}
-    attention = _by_scheme(schemes, ATTENTION)
-    for scheme, kinds in attention.items():
+    for scheme, kinds in _by_scheme(schemes, ATTENTION).items():
         targets[ATTENTION_TARGET if len(kinds) == 4 else rf"re:.*self_attn\.({'|'.join(kinds)})_proj$"] = scheme
-    for scheme in _by_scheme(schemes, ("w1",)):
-        targets[EXPERTS_TARGET] = scheme
-    for scheme in _by_scheme(schemes, ("gate_proj",)):
-        targets[MLP_TARGET] = scheme
+    for kind, target in (("w1", EXPERTS_TARGET), ("gate_proj", MLP_TARGET)):
+        feed_forward = schemes.get(kind)
+        if feed_forward is not None:
+            targets[target] = feed_forward
     return targets

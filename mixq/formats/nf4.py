@@ -22,11 +22,11 @@ from torch import Tensor
 from mixq.errors import Fields, ModelFileError, is_integer
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.nl4 import Specs
+from mixq.formats.scheme import GROUP_SIZES
 
 STATE = "weight.quant_state.bitsandbytes__nf4"
 NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 MAX_STATE_BYTES = 4096
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 QUANT_MAP: tuple[float, ...] = (
@@ -70,7 +70,7 @@ class State:
         fields.one_of("quant_type", ("nf4",))
         state = cls(
             (shape[0], shape[1]),
-            fields.one_of("blocksize", BLOCK_SIZES),
+            fields.one_of("blocksize", GROUP_SIZES["nf4"]),
             DTYPES[fields.one_of("dtype", tuple(DTYPES))],
             fields.integer("nested_blocksize", 0, 2**31 - 1, default=0),
             fields.number("nested_offset", -1e30, 1e30, default=0.0),

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from mixq.formats import int_groups, nf4, nl4
-from mixq.formats.nibbles import look_up_nibbles
-from mixq.formats.nl4 import Specs
+from mixq.formats.nl4 import Specs, look_up_nibbles
 from mixq.formats.scheme import Scheme
 
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from mixq.config import ModelConfig
 from mixq.errors import ModelFileError, UsageError, did_you_mean, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.patterns import compile_pattern
-from mixq.formats.scheme import Scheme
-
-Fit = Callable[[Scheme | None, set[int], str], tuple[Scheme | None, str | None]]
-"""Makes a scheme fit the numbers of inputs K of what it is for, and says in a note if it had to be another."""
+from mixq.formats.scheme import GROUP_SIZES, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
 
-def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], fit: Fit, limit: int) -> Recipe:
+def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], limit: int) -> Recipe:
     """Find the Linears of each pattern.
 
     Args:
@@ -62,20 +58,25 @@ def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], fit
         if not new:
             notes.append(f"recipe: the patterns before {_shown(pattern)} match all that it matches; it does nothing.")
             continue
-        scheme, note = fit(wanted, {parameter.shape[1] for parameter in new}, f"recipe: {_shown(pattern)}")
+        scheme, note = fit_scheme(wanted, {parameter.shape[1] for parameter in new}, f"recipe: {_shown(pattern)}")
         patterns[pattern] = scheme
         linears |= dict.fromkeys((parameter.module for parameter in new), scheme)
         notes += [note] if note else []
     return Recipe(patterns, linears, tuple(notes))
 
 
-def refuse_recipe(format: str) -> NoReturn:
-    """Say why a compressed-tensors folder takes no recipe."""
-    raise UsageError(
-        f"--recipe does not go with --format {format}: the engines that open such a folder load one scheme for all "
-        "experts, and one for q, k and v.",
-        hint="Use --format nl4, and name the schemes in the recipe.",
-    )
+def fit_scheme(scheme: Scheme | None, sizes: set[int], what: str) -> tuple[Scheme | None, str | None]:
+    """Return the scheme with the largest group, at most its own, that divides every K; and a note if it changed."""
+    if scheme is None:
+        return None, None
+    inputs = f"{what}: {' and '.join(map(str, sorted(sizes)))} inputs"
+    for group in sorted(GROUP_SIZES[scheme.name], reverse=True):
+        if group <= scheme.group_size and all(K % group == 0 for K in sizes):
+            if group == scheme.group_size:
+                return scheme, None
+            fitted = Scheme(scheme.name, group)
+            return fitted, f"{inputs} do not divide into groups of {scheme.group_size}; {fitted} is used."
+    return None, f"{inputs} do not divide into any group of {scheme.name}; left in bf16."
 
 
 def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter], Scheme | None]) -> str | None:

@@ -17,7 +17,6 @@ import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -144,7 +143,5 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -14,9 +14,10 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mixq.errors import MixqError, UsageError, printable
+from mixq.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import llguidance
@@ -34,16 +35,6 @@ class GrammarSpec:
     schema: Mapping[str, Any] | None = None
 
 
-class GrammarTokenizer(Protocol):
-    """What following a grammar needs of a tokenizer."""
-
-    bos_id: int
-
-    def token_bytes(self) -> Sequence[bytes]: ...
-
-    def is_control(self, token_id: int) -> bool: ...
-
-
 class GrammarCompiler:
     """Makes grammars for one vocabulary.
 
@@ -56,7 +47,7 @@ class GrammarCompiler:
         MixqError: the llguidance library is not installed.
     """
 
-    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         try:
             import llguidance
         except ImportError as error:
@@ -125,8 +116,8 @@ class Grammar:
 class _Tokens:
     """A tokenizer in the form that the library takes."""
 
-    def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int, eos_id: int) -> None:
-        tokens = list(tokenizer.token_bytes())[:vocab_size]
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
+        tokens = tokenizer.token_bytes()[:vocab_size]
         self.tokens = tokens + [b""] * (vocab_size - len(tokens))
         self.eos_token_id = eos_id
         self.bos_token_id = tokenizer.bos_id

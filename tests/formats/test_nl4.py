@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixq.formats import nl4
-from mixq.formats.nibbles import pack_nibbles, unpack_nibbles
+from mixq.formats.nl4 import pack_nibbles, unpack_nibbles
 from mixq.formats.packed import PackedLinear, bits_per_weight, packed_bytes, tensor_specs
 from mixq.formats.scheme import Scheme
 
