@@ -25,7 +25,8 @@ from mixq.experts.telemetry import ExpertTelemetry
 from mixq.model.attention import Chunk
 from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import Grammar, GrammarSpec
-from mixq.text.stream import StopMatcher, StreamDecoder
+from mixq.text.stream import StopMatcher
+from mixq.text.tokenizer import StreamDecoder
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that run in one pass: bounds activations and attention mask at any prompt length."""

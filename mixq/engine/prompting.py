@@ -23,9 +23,8 @@ from mixq.text.chat_template import ChatTemplate, Message
 from mixq.text.choice import choose_template
 from mixq.text.grammar import GrammarCompiler
 from mixq.text.open import open_tokenizer
-from mixq.text.stream import StreamDecoder
 from mixq.text.templates import get_template
-from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer import StreamDecoder, Tokenizer
 from mixq.text.tokenizer_config import TokenizerConfig
 
 Messages = Sequence[Message | Mapping[str, Any]]

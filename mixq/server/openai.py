@@ -31,7 +31,7 @@ from mixq.server.errors import bad_field, openai_error
 from mixq.server.openai_body import ChatBody, CompletionBody, Shared
 from mixq.server.replies import Document, Reply, answer, finish_reason
 from mixq.server.tokens import encode_chat, encode_text, tokenizer_of
-from mixq.text.stream import StreamDecoder
+from mixq.text.tokenizer import StreamDecoder
 
 
 async def chat(host: EngineHost, http: HttpRequest) -> Response:

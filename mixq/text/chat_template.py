@@ -53,27 +53,6 @@ class Message:
         return cls(value["role"], value["content"])
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedMessages:
-    """The system text ("" for none), then user and assistant messages in turn, a user's last."""
-
-    system: str
-    turns: tuple[Message, ...]
-
-    @classmethod
-    def of(cls, messages: Sequence[Message | Mapping[str, Any]]) -> CheckedMessages:
-        """Check messages: any number of system messages, then user and assistant in turn, a user message last.
-
-        Raises:
-            PromptError: no messages, another order of roles, or an empty message.
-        """
-        conversation = [Message.of(message) for message in messages]
-        turns = [message for message in conversation if message.role != "system"]
-        _check_order(conversation, turns)
-        system = (message.content for message in conversation if message.role == "system" and message.content)
-        return cls("\n\n".join(system), tuple(turns))
-
-
 @dataclass(frozen=True)
 class ChatTemplate(ABC):
     """A chat format.
@@ -104,14 +83,15 @@ class ChatTemplate(ABC):
             PromptError: no messages, another order of roles, an empty message; or a base model, which has no chat
                 format.
         """
-        return self._encode(tokenizer, CheckedMessages.of(messages))
+        return self._encode(tokenizer, *_checked(messages))
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the tokens that end a reply in this format."""
         return (tokenizer.eos_id,)
 
     @abstractmethod
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]: ...
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
+        """Encode the system text ("" for none), then user and assistant messages in turn, a user's last."""
 
 
 class PromptBuilder:
@@ -162,7 +142,10 @@ class PromptBuilder:
             self._begins = False
 
 
-def _check_order(conversation: list[Message], turns: list[Message]) -> None:
+def _checked(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[str, list[Message]]:
+    """Return the system text and the turns of a conversation."""
+    conversation = [Message.of(message) for message in messages]
+    turns = [message for message in conversation if message.role != "system"]
     if not turns:
         raise PromptError("The conversation has no user message.")
     system_count = len(conversation) - len(turns)
@@ -177,3 +160,4 @@ def _check_order(conversation: list[Message], turns: list[Message]) -> None:
             raise PromptError(f"{place} ({message.role}) is empty.")
     if turns[-1].role != "user":
         raise PromptError("The last message is from the assistant; a reply needs a user message to answer.")
+    return "\n\n".join(message.content for message in conversation[:system_count] if message.content), turns

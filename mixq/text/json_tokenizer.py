@@ -1,7 +1,7 @@
 """A tokenizer.json, read by the tokenizers library (an extra), for folders that have no tokenizer.model.
 
 Contract: ids are the library's own for BPE and Unigram models, with metaspace or byte-level pieces; so is decoding, but
-for what `mixq.text.stream` says of invalid UTF-8. What the file says of truncation, padding, dropout and control tokens
+for what `StreamDecoder` says of invalid UTF-8. What the file says of truncation, padding, dropout and control tokens
 around a text is left out: nothing is ever cut, drawn or added. The file is checked before the library sees it.
 
 Source of the format: the serialization of huggingface/tokenizers.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from mixq.config import TEMPLATES
 from mixq.errors import PromptError, UsageError, did_you_mean, printable
-from mixq.text.chat_template import ChatTemplate, CheckedMessages, Message, PromptBuilder
+from mixq.text.chat_template import ChatTemplate, Message, PromptBuilder
 from mixq.text.tokenizer import Tokenizer
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -40,14 +40,14 @@ class MistralV1(ChatTemplate):
 
     name: ClassVar[str] = "mistral-v1"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         ids = [tokenizer.bos_id]
-        for position, message in enumerate(conversation.turns):
+        for position, message in enumerate(turns):
             if message.role == "assistant":
                 ids += [*tokenizer.encode(message.content), tokenizer.eos_id]
             else:
-                system = conversation.system if position == 0 else ""
-                ids += tokenizer.encode(f"[INST] {_joined(system, message.content)} [/INST]")
+                first = system if position == 0 else ""
+                ids += tokenizer.encode(f"[INST] {_joined(first, message.content)} [/INST]")
         return ids
 
 
@@ -63,7 +63,7 @@ class MistralV3(ChatTemplate):
 
     name: ClassVar[str] = "mistral-v3"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         opens, closes = tokenizer.special_id("[INST]"), tokenizer.special_id("[/INST]")
         if opens is None or closes is None:
             raise PromptError(
@@ -71,13 +71,12 @@ class MistralV3(ChatTemplate):
                 hint="Use --template mistral-v1, in which they are text.",
             )
         ids = [tokenizer.bos_id]
-        last = len(conversation.turns) - 1
-        for position, message in enumerate(conversation.turns):
+        for position, message in enumerate(turns):
             if message.role == "assistant":
                 ids += [*tokenizer.encode(message.content.rstrip(" ")), tokenizer.eos_id]
             else:
-                system = conversation.system if position == last else ""
-                ids += [opens, *tokenizer.encode(_joined(system, message.content)), closes]
+                last = system if position == len(turns) - 1 else ""
+                ids += [opens, *tokenizer.encode(_joined(last, message.content)), closes]
         return ids
 
 
@@ -99,12 +98,12 @@ class ChatML(ChatTemplate):
 
     system: str | None = None
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         prompt = PromptBuilder(tokenizer)
         prompt.begin(tokenizer.begin_ids)
-        system = conversation.system or self.system
+        system = system or self.system or ""
         head = [Message("system", system)] if system else []
-        for message in (*head, *conversation.turns):
+        for message in (*head, *turns):
             prompt.marker(IM_START)
             prompt.text(f"{message.role}\n{message.content}")
             prompt.marker(IM_END)
@@ -133,13 +132,13 @@ class _TextMarks(ChatTemplate):
     def _pieces(self) -> tuple[str, str, str, str, str]:
         """Return what follows the system text, and what is before and after a user's text and a reply."""
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         after_system, before_user, after_user, before_reply, after_reply = self._pieces()
         prompt = PromptBuilder(tokenizer)
         prompt.begin(tokenizer.begin_ids)
-        system = (conversation.system or self.system or "").strip()
+        system = (system or self.system or "").strip()
         prompt.text(f"{system}{after_system}" if system else "")
-        for message in conversation.turns:
+        for message in turns:
             if message.role == "user":
                 prompt.text(f"{before_user}{message.content.strip()}{after_user}")
             else:
@@ -195,13 +194,12 @@ class Llama2(ChatTemplate):
 
     name: ClassVar[str] = "llama-2"
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         prompt = PromptBuilder(tokenizer)
-        for position, message in enumerate(conversation.turns):
+        for position, message in enumerate(turns):
             if message.role == "user":
                 prompt.begin((tokenizer.bos_id,))
-                with_system = bool(conversation.system) and position == 0
-                head = f"<<SYS>>\n{conversation.system}\n<</SYS>>\n\n" if with_system else ""
+                head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system and position == 0 else ""
                 prompt.text(f"[INST] {(head + message.content).strip()} [/INST]")
             else:
                 prompt.text(f" {message.content.strip()} ")
@@ -228,7 +226,7 @@ class BaseModel(ChatTemplate):
         """Return none: only the model's own end tokens end a text."""
         return ()
 
-    def _encode(self, tokenizer: Tokenizer, conversation: CheckedMessages) -> list[int]:
+    def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         raise AssertionError("encode refuses")
 
 

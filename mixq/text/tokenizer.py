@@ -2,8 +2,8 @@
 
 Contract: `encode` turns text into ids of ordinary tokens only. Begin, end and other control tokens are put in by
 `mixq.text.templates`; they come out of text only where `parse_special` asks for it. `piece_bytes` says which bytes an
-id stands for, and `decode` is those bytes in a row (through `mixq.text.stream`), equal to the decoding of the library
-behind the tokenizer. `sentencepiece_tokenizer` and `json_tokenizer` read the files. This
+id stands for, and `decode` is those bytes in a row, equal to the decoding of the library behind the tokenizer;
+`StreamDecoder` decodes while ids are generated. `sentencepiece_tokenizer` and `json_tokenizer` read the files. This
 module knows no chat format and no model.
 """
 
@@ -14,12 +14,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mixq.errors import ModelFileError, UsageError, printable
-from mixq.text.stream import BytesAre, StreamDecoder
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest published files have 20 MB; a hostile one is not read
 MAX_VOCABULARY = 2**20
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+BytesAre = Literal["sentencepiece", "tokens", "text"]
+"""How a library reads bytes: "sentencepiece": byte tokens end at a control token, and each invalid byte is one
+U+FFFD; "tokens": the same, but control tokens are taken out first; "text": all tokens are bytes of one text, in which
+U+FFFD stands for as much as could have begun a character."""
 
 
 @dataclass(slots=True)
@@ -170,6 +177,76 @@ class Tokenizer(ABC):
     def _check(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
             raise UsageError(f"token id {token_id} is not in the tokenizer's vocabulary of {self.vocab_size}.")
+
+
+class StreamDecoder:
+    """Decodes ids one by one, and gives out characters as soon as they are certain.
+
+    All pushes and the flush together are exactly the text of the tokenizer's library decoding all ids at once; no push
+    gives half a character. (Where byte tokens make no valid UTF-8, the tokenizers library loses the valid characters
+    beside them too; here they stay, and only what is invalid becomes U+FFFD.)
+
+    Args:
+        tokenizer: whose ids they are.
+        strip_leading_space: take one space off the front of the text: the one that the tokenizer puts in front
+            when it encodes. True for a reply, False for text that goes on from a prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, strip_leading_space: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._strip = strip_leading_space and tokenizer.adds_leading_space
+        self._pending = bytearray()  # bytes that may still become a character: at most 3
+
+    def push(self, token_id: int) -> str:
+        """Take the next id and return the text that is now certain, perhaps none.
+
+        Raises:
+            UsageError: the id is outside of the vocabulary.
+        """
+        piece = self._tokenizer.piece_bytes(token_id)
+        if self._tokenizer.is_byte(token_id):
+            self._pending += piece
+            text = self._complete_characters()
+            if text:
+                self._strip = False
+            return text
+        if self._tokenizer.bytes_are != "sentencepiece" and self._tokenizer.is_control(token_id):
+            return ""
+        text = self.flush()
+        if text:
+            self._strip = False
+        piece_text = piece.decode("utf-8")
+        if self._strip and piece_text:
+            self._strip = False
+            if token_id != self._tokenizer.unk_id:  # sentencepiece shows the unknown piece as it is, " ⁇ "
+                piece_text = piece_text.removeprefix(" ")
+        return text + piece_text
+
+    def flush(self) -> str:
+        """Return what is still held back: bytes that no character came of, as U+FFFD."""
+        if self._tokenizer.bytes_are == "text":
+            text = _REPLACEMENT if self._pending else ""
+        else:
+            text = _REPLACEMENT * len(self._pending)
+        self._pending.clear()
+        return text
+
+    def _complete_characters(self) -> str:
+        """Take whole characters off the pending bytes; what cannot begin one becomes U+FFFD."""
+        text = ""
+        while self._pending:
+            try:
+                text += self._pending.decode("utf-8")
+            except UnicodeDecodeError as error:
+                text += self._pending[: error.start].decode("utf-8")
+                if error.reason == "unexpected end of data":
+                    del self._pending[: error.start]
+                    return text
+                text += _REPLACEMENT
+                del self._pending[: error.end if self._tokenizer.bytes_are == "text" else error.start + 1]
+            else:
+                self._pending.clear()
+        return text
 
 
 def check_size(content: bytes, path: Path, kind: str, limit: int = MAX_FILE_BYTES) -> None:

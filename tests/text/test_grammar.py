@@ -14,8 +14,7 @@ import pytest
 from mixq.errors import UsageError
 from mixq.text.grammar import BLANKS, Grammar, GrammarCompiler, GrammarSpec
 from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from mixq.text.stream import StreamDecoder
-from mixq.text.tokenizer import Tokenizer
+from mixq.text.tokenizer import StreamDecoder, Tokenizer
 
 PERSON: dict[str, Any] = {
     "type": "object",

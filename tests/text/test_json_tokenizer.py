@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mixq.errors import MixqError, ModelFileError, UsageError
 from mixq.text import json_tokenizer
 from mixq.text.json_tokenizer import JsonTokenizer
-from mixq.text.stream import StreamDecoder
+from mixq.text.tokenizer import StreamDecoder
 from mixq.text.tokenizer_config import AddedToken, TokenizerConfig
 from tests.text.json_files import Json, added, library_of, llama_json, trained_json
 from tests.text.samples import CONTROL_SPELLINGS, SCRIPTS

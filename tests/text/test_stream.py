@@ -1,4 +1,4 @@
-"""mixq.text.stream: characters when they are certain, and stop strings however the text is cut."""
+"""Decoding a stream: characters when they are certain, and stop strings however the text is cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mixq.errors import UsageError
 from mixq.text.sentencepiece_tokenizer import SentencePieceTokenizer as Tokenizer
-from mixq.text.stream import StopMatcher, StreamDecoder
+from mixq.text.stream import StopMatcher
+from mixq.text.tokenizer import StreamDecoder
 from tests.text.samples import SCRIPTS
 
 
