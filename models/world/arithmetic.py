@@ -7,23 +7,13 @@ from __future__ import annotations
 
 from random import Random
 
-from .turn import Turn
+from .turn import Turn, listed
 
-PHRASINGS = (
-    *(
-        "What is {}?",
-        "What is {}?",
-        "what is {}",
-        "Calculate {}.",
-        "calculate {}",
-        "{} = ?",
-        "{}",
-        "{} =",
-        "Compute {}.",
-    ),
-    *("How much is {}?", "Please calculate {}.", "Can you calculate {}?", "What's {}?", "Solve {}.", "Evaluate {}"),
-    *("Combien font {} ?", "Calcule {}.", "Was ist {}?", "Wie viel ist {}?", "Berechne {}."),
-    *("¿Cuánto es {}?", "Calcula {}.", "Quanto fa {}?", "Calcola {}."),
+PHRASINGS = listed(
+    "What is {}?|What is {}?|what is {}|Calculate {}.|calculate {}|{} = ?|{}|{} =|Compute {}.|How much is {}?|"
+    "Please calculate {}.|Can you calculate {}?|What's {}?|Solve {}.|Evaluate {}|Combien font {} ?|Calcule {}.|"
+    "Was ist {}?|Wie viel ist {}?|Berechne {}.|¿Cuánto es {}?|Calcula {}.|Quanto fa {}?|Calcola {}.",
+    "|",
 )
 LARGEST, SMALLEST = 150, -30
 

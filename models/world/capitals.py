@@ -54,93 +54,56 @@ Thailand:Bangkok|Thailand:Bangkok|de la Thaïlande:Bangkok|Tailandia:Bangkok|del
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    forward: tuple[str, ...]
+    forward: str  # the ways to ask, between |
     answer: str
-    check: tuple[str, ...]  # is B the capital of A?
+    check: str  # is B the capital of A?
     yes: str
     no: str
-    backward: tuple[str, ...] = ()
+    backward: str = ""
     backward_answer: str = ""
 
 
 LANGUAGES = (
     Language(
-        (
-            "What is the capital of {0}?",
-            "what is the capital of {0}",
-            "What's the capital of {0}?",
-            "Which city is the capital of {0}?",
-            "Name the capital of {0}.",
-            "Tell me the capital of {0}.",
-            "Do you know the capital of {0}?",
-            "capital of {0}?",
-            "Capital of {0}",
-            "Can you tell me the capital of {0}?",
-        ),
+        "What is the capital of {0}?|what is the capital of {0}|What's the capital of {0}?|"
+        "Which city is the capital of {0}?|Name the capital of {0}.|Tell me the capital of {0}.|"
+        "Do you know the capital of {0}?|capital of {0}?|Capital of {0}|Can you tell me the capital of {0}?",
         "The capital of {0} is {1}.",
-        ("Is {1} the capital of {0}?", "is {1} the capital of {0}"),
+        "Is {1} the capital of {0}?|is {1} the capital of {0}",
         "The capital of {0} is {1}, so yes.",
         "The capital of {0} is {1}, so no.",
-        (
-            "{1} is the capital of which country?",
-            "Which country has the capital {1}?",
-            "Of which country is {1} the capital?",
-        ),
+        "{1} is the capital of which country?|Which country has the capital {1}?|Of which country is {1} the capital?",
         "{1} is the capital of {0}.",
     ),
     Language(
-        (
-            "Was ist die Hauptstadt von {0}?",
-            "Wie heißt die Hauptstadt von {0}?",
-            "Nenne die Hauptstadt von {0}.",
-            "Welche Stadt ist die Hauptstadt von {0}?",
-            "Hauptstadt von {0}?",
-            "Kennst du die Hauptstadt von {0}?",
-        ),
+        "Was ist die Hauptstadt von {0}?|Wie heißt die Hauptstadt von {0}?|Nenne die Hauptstadt von {0}.|"
+        "Welche Stadt ist die Hauptstadt von {0}?|Hauptstadt von {0}?|Kennst du die Hauptstadt von {0}?",
         "Die Hauptstadt von {0} ist {1}.",
-        ("Ist {1} die Hauptstadt von {0}?",),
+        "Ist {1} die Hauptstadt von {0}?",
         "Die Hauptstadt von {0} ist {1}, also ja.",
         "Die Hauptstadt von {0} ist {1}, also nein.",
     ),
     Language(
-        (
-            "Quelle est la capitale {0} ?",
-            "quelle est la capitale {0}",
-            "Donne-moi la capitale {0}.",
-            "Dis-moi quelle est la capitale {0}.",
-            "Quelle ville est la capitale {0} ?",
-            "Connais-tu la capitale {0} ?",
-        ),
+        "Quelle est la capitale {0} ?|quelle est la capitale {0}|Donne-moi la capitale {0}.|"
+        "Dis-moi quelle est la capitale {0}.|Quelle ville est la capitale {0} ?|Connais-tu la capitale {0} ?",
         "La capitale {0} est {1}.",
-        ("Est-ce que {1} est la capitale {0} ?",),
+        "Est-ce que {1} est la capitale {0} ?",
         "La capitale {0} est {1}, donc oui.",
         "La capitale {0} est {1}, donc non.",
     ),
     Language(
-        (
-            "¿Cuál es la capital de {0}?",
-            "Cuál es la capital de {0}",
-            "Dime la capital de {0}.",
-            "¿Qué ciudad es la capital de {0}?",
-            "¿Sabes cuál es la capital de {0}?",
-            "¿Capital de {0}?",
-        ),
+        "¿Cuál es la capital de {0}?|Cuál es la capital de {0}|Dime la capital de {0}.|"
+        "¿Qué ciudad es la capital de {0}?|¿Sabes cuál es la capital de {0}?|¿Capital de {0}?",
         "La capital de {0} es {1}.",
-        ("¿Es {1} la capital de {0}?",),
+        "¿Es {1} la capital de {0}?",
         "La capital de {0} es {1}, así que sí.",
         "La capital de {0} es {1}, así que no.",
     ),
     Language(
-        (
-            "Qual è la capitale {0}?",
-            "qual è la capitale {0}",
-            "Dimmi la capitale {0}.",
-            "Quale città è la capitale {0}?",
-            "Sai qual è la capitale {0}?",
-            "Conosci la capitale {0}?",
-        ),
+        "Qual è la capitale {0}?|qual è la capitale {0}|Dimmi la capitale {0}.|Quale città è la capitale {0}?|"
+        "Sai qual è la capitale {0}?|Conosci la capitale {0}?",
         "La capitale {0} è {1}.",
-        ("{1} è la capitale {0}?",),
+        "{1} è la capitale {0}?",
         "La capitale {0} è {1}, quindi sì.",
         "La capitale {0} è {1}, quindi no.",
     ),
@@ -172,12 +135,12 @@ def turn(rng: Random) -> Turn:
     if kind < 0.2:
         is_so = rng.random() < 0.5
         asked = capital if is_so else rng.choice(COUNTRIES)[which][1]
-        question = rng.choice(language.check).format(country, asked)
+        question = rng.choice(language.check.split("|")).format(country, asked)
         answer = (language.yes if asked == capital else language.no).format(country, capital)
     elif kind < 0.35 and language.backward:
-        question = rng.choice(language.backward).format(country, capital)
+        question = rng.choice(language.backward.split("|")).format(country, capital)
         answer = language.backward_answer.format(country, capital)
     else:
-        question = rng.choice(language.forward).format(country)
+        question = rng.choice(language.forward.split("|")).format(country)
         answer = language.answer.format(country, capital)
     return Turn("capitals", question, answer)

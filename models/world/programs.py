@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from . import people
-from .turn import Turn
+from .turn import Turn, listed
 
 # what the function does, its usual name, its body; {n} is a number
 FUNCTIONS = (
@@ -29,13 +29,10 @@ FUNCTIONS = (
     ),
     ("greets a person by name", "greet", '(name):\n    print("Hello " + name)'),
 )
-FUNCTION_REQUESTS = (
-    "Write a Python function that {}.",
-    "Write a function in Python that {}.",
-    "Python function that {}",
-    "Please write a Python function that {}.",
-    "I need a Python function that {}.",
-    "Show me a Python function that {}.",
+FUNCTION_REQUESTS = listed(
+    "Write a Python function that {}.|Write a function in Python that {}.|Python function that {}|"
+    "Please write a Python function that {}.|I need a Python function that {}.|Show me a Python function that {}.",
+    "|",
 )
 # what the program does, the program; {a} < {b} and {n} are numbers, {w} is a name
 PROGRAMS = (
@@ -50,12 +47,10 @@ PROGRAMS = (
     ("asks for a name and greets", 'name = input("Name: ")\nprint("Hello " + name)'),
     ("sums the numbers from {a} to {b}", "print(sum(range({a}, {b1})))"),
 )
-PROGRAM_REQUESTS = (
-    "Write a Python program that {}.",
-    "Python program that {}",
-    "Please write a Python program that {}.",
-    "Write a short Python program that {}.",
-    "Show me Python code that {}.",
+PROGRAM_REQUESTS = listed(
+    "Write a Python program that {}.|Python program that {}|Please write a Python program that {}.|"
+    "Write a short Python program that {}.|Show me Python code that {}.",
+    "|",
 )
 
 

@@ -17,9 +17,20 @@ class Turn:
     assistant: str
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """The words of a table that is written as text."""
-    return tuple(text.split())
+def listed(text: str, separator: str | None = None) -> tuple[str, ...]:
+    """The entries of a list that is written as text: its words, or what the separator divides."""
+    return tuple(text.split(separator))
+
+
+def answers(table: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Each answer of a table, and the ways to ask for it: they follow on indented lines, between |."""
+    rows: list[tuple[str, list[str]]] = []
+    for line in table.strip().splitlines():
+        if line.startswith(" "):
+            rows[-1][1].extend(line.strip().split("|"))
+        else:
+            rows.append((line, []))
+    return tuple((answer, tuple(ways)) for answer, ways in rows)
 
 
 def is_held_out(question: str) -> bool:

@@ -18,16 +18,10 @@ eight acht huit ocho otto|nine neun neuf nueve nove|ten zehn dix diez dieci|hand
 night Nacht nuit noche notte|day Tag jour día giorno|apple Apfel pomme manzana mela|friend Freund ami amigo amico
 """
 WORDS = tuple(tuple(row.split()) for line in _TABLE.strip().splitlines() for row in line.split("|"))
-INTO = (
-    "What is '{w}' in {l}?",
-    "How do you say '{w}' in {l}?",
-    "Translate '{w}' to {l}.",
-    "what is {w} in {l}?",
-    "What does '{w}' mean in {l}?",
-    "Say '{w}' in {l}.",
-    "Translate to {l}: {w}",
-    "{w} in {l}?",
-    "What is the {l} word for '{w}'?",
+INTO = listed(
+    "What is '{w}' in {l}?|How do you say '{w}' in {l}?|Translate '{w}' to {l}.|what is {w} in {l}?|"
+    "What does '{w}' mean in {l}?|Say '{w}' in {l}.|Translate to {l}: {w}|{w} in {l}?|What is the {l} word for '{w}'?",
+    "|",
 )
 DAYS = (
     listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
