@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_double, c_int, c_int8, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_int8, c_int64
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from mixq.formats import int_groups, nl4
 from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library
+from mixq.kernels.native_library import SearchLoss, SearchSource
 from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
 
@@ -26,25 +27,6 @@ SCHEMES = ("nl4", "w4", "w8")
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NO_MEMORY = 2
-
-
-class _Source(ctypes.Structure):
-    """MixqSource of native/search.h."""
-
-    _fields_ = (
-        ("weight", c_void_p),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("type", c_int32),
-        ("group_size", c_int32),
-        ("importance", c_void_p),
-    )
-
-
-class _Loss(ctypes.Structure):
-    """MixqLoss of native/search.h."""
-
-    _fields_ = (("errors", c_void_p), ("energies", c_void_p), ("group_errors", c_void_p), ("groups", c_void_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +74,17 @@ class NativeSearch:
             if block.dtype not in _TYPES or block.device.type != "cpu":
                 block = block.to("cpu", torch.float32)
             rows, at = len(block), None if counts is None else counts.data_ptr()
-            source = _Source(block.data_ptr(), rows, K, _TYPES[block.dtype], scheme.group_size, at)
+            source = SearchSource(block.data_ptr(), rows, K, _TYPES[block.dtype], scheme.group_size, at)
             sums, groups = [(c_double * rows)() for _ in range(3)], c_int64()
-            loss = _Loss(*(ctypes.addressof(part) for part in (*sums, groups)))
-            common = (self.isa, byref(source))
+            loss = SearchLoss(*(ctypes.addressof(part) for part in (*sums, groups)))
             if places is not None:
                 parts = ("weight_codes", "weight_scale", "weight_row_scale")
                 pointers = [packed[suffix][start:].data_ptr() for suffix in parts]
-                failed = self.library.mixq_search_nl4(*common, places, *map(c_void_p, pointers), byref(loss))
+                failed = self.library.mixq_search_nl4(self.isa, source, places, *pointers, loss)
             else:
                 pointers = [packed[suffix][start:].data_ptr() for suffix in ("weight_packed", "weight_scale")]
                 failed = self.library.mixq_search_integers(
-                    *common, c_int(scheme.bits), c_int(_TYPES[scale_dtype]), *map(c_void_p, pointers), byref(loss)
+                    self.isa, source, scheme.bits, _TYPES[scale_dtype], *pointers, loss
                 )
             if failed == _NO_MEMORY:
                 raise DoesNotFitError(f"too little memory to quantize a row of {K} weights.")

@@ -160,11 +160,6 @@ def kind_of(parameter: Parameter) -> str:
     return parameter.module.rsplit(".", 1)[-1] if parameter.role in ("expert", "mlp") else parameter.role
 
 
-def part_of(parameter: Parameter) -> str:
-    """Return the name under which `--mix` knows a Linear."""
-    return "experts" if parameter.role in ("expert", "mlp") else parameter.role
-
-
 def _default(format: str, group: int | None) -> dict[str, Scheme | None]:
     own = Scheme(format, DEFAULT_GROUP_SIZE[format] if group is None else group)
     eight = Scheme("w8", DEFAULT_GROUP_SIZE["w8"])
@@ -229,12 +224,9 @@ def _units(config: ModelConfig, *, joined: bool) -> list[tuple[tuple[str, ...], 
 
     In a compressed-tensors folder that is all of a part's matrices (`joined`), else each kind for itself.
     """
-    inputs: dict[str, int] = {}
-    parts: dict[str, str] = {}
-    for parameter in parameters(config):
-        if parameter.quantizable:
-            inputs.setdefault(kind_of(parameter), parameter.shape[1])
-            parts.setdefault(kind_of(parameter), part_of(parameter))
+    linears = {kind_of(parameter): parameter for parameter in parameters(config) if parameter.quantizable}
+    inputs = {kind: linear.shape[1] for kind, linear in linears.items()}
+    parts = {kind: "experts" if linear.role in ("expert", "mlp") else linear.role for kind, linear in linears.items()}
     if not joined:
         return [((kind,), parts[kind], {K}) for kind, K in inputs.items()]
     feed_forward = tuple(kind for kind, part in parts.items() if part == "experts")

@@ -281,7 +281,9 @@ def remove(entry: Entry) -> None:
     """
     check_removable(entry)
     try:
-        _remove_left_overs()
+        for left_over in paths.store().glob(f"{REMOVING}*"):
+            if left_over.is_dir() and not left_over.is_symlink():
+                shutil.rmtree(left_over)
         if entry.link is not None:
             entry.path.unlink()
             return
@@ -313,10 +315,3 @@ def others(entry: Entry) -> list[str]:
         return []
     manifest = Manifest.read(entry.path)
     return sorted(set(os.listdir(entry.path)) - {MANIFEST, LOCK, *manifest.files, *manifest.shards})
-
-
-def _remove_left_overs() -> None:
-    """Remove what a process that was killed in `remove` left behind."""
-    for path in paths.store().glob(f"{REMOVING}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)

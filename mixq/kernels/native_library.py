@@ -74,6 +74,25 @@ class KVCache(ctypes.Structure):
     )
 
 
+class SearchSource(ctypes.Structure):
+    """MixqSource of native/search.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("type", c_int32),
+        ("group_size", c_int32),
+        ("importance", c_void_p),
+    )
+
+
+class SearchLoss(ctypes.Structure):
+    """MixqLoss of native/search.h."""
+
+    _fields_ = (("errors", c_void_p), ("energies", c_void_p), ("group_errors", c_void_p), ("groups", c_void_p))
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     library: ctypes.CDLL | None
@@ -156,7 +175,7 @@ def _why_not_built() -> str:
 
 
 def _declare(loaded: ctypes.CDLL) -> None:
-    """Give the functions of native/api.h their types; a result of `_failed` raises DoesNotFitError unless it is 0."""
+    """Give the library's functions their types; a result of `_failed` raises DoesNotFitError unless it is 0."""
     pointers = POINTER(c_void_p)
     for name, result, arguments in (
         ("mixq_compiler", c_char_p, ()),
@@ -185,6 +204,12 @@ def _declare(loaded: ctypes.CDLL) -> None:
             (c_void_p, POINTER(KVCache), c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
         ),
         ("mixq_read", c_int64, (c_void_p, c_void_p, c_int64, c_int)),
+        ("mixq_search_nl4", c_int, (c_int, POINTER(SearchSource), *(c_void_p,) * 4, POINTER(SearchLoss))),
+        (
+            "mixq_search_integers",
+            c_int,
+            (c_int, POINTER(SearchSource), c_int, c_int, c_void_p, c_void_p, POINTER(SearchLoss)),
+        ),
     ):
         function = getattr(loaded, name)
         function.argtypes = arguments
