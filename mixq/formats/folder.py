@@ -27,7 +27,7 @@ from mixq.formats.shards import ShardSet
 CONFIG_LIMIT = 1 << 20
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = (SENTENCEPIECE, "tokenizer.json")
-"""Files that hold a tokenizer, the first that is there counts."""
+"""Files that hold a tokenizer; the first one found is used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -105,7 +105,7 @@ def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
     """Check a header that was read from a safetensors file; `what` names the file in messages.
 
     Raises:
-        ModelFileError: it breaks a rule of the format, or the file has not the length that it asks for.
+        ModelFileError: it breaks a rule of the format, or the file does not have the length that it describes.
     """
     shown, data_start = printable(what), 8 + len(text)
     raw = parse_json_object(text, what)

@@ -30,7 +30,7 @@ def parse_json(text: bytes, max_depth: int | None = None) -> Any:
 
     Raises:
         ValueError: not UTF-8, not JSON, nested too deep, a key twice in one object, NaN, Infinity, or a number that a
-            float cannot hold. The message says where, and has nothing of the text but a key.
+            float cannot hold. The message says where, and quotes nothing of the text but a key.
     """
     try:
         parsed = json.loads(

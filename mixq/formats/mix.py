@@ -126,7 +126,7 @@ class Mix:
         else:
             patterns = _patterns(schemes)
             resolved = resolve_recipe(config, recipe or {}, MAX_PATTERNS - len(patterns))
-            # First the recipe's, and what both have with the recipe's scheme.
+            # The recipe's patterns come first; a pattern that both have gets the recipe's scheme.
             quantization = QuantizationConfig.mixq({**resolved.patterns, **patterns, **resolved.patterns}, table)
         found = cls(format, requested, schemes, quantization, (*notes, *resolved.notes), resolved)
         if not any(found.scheme_of(parameter) for parameter in parameters(config)):

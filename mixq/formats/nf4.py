@@ -158,12 +158,7 @@ def dequantize(tensors: Mapping[str, Tensor]) -> Tensor:
     state = read_state(tensors)
     codes, maxima = unpack(tensors)
     values = tensors["weight.quant_map"][codes.to(torch.int32)].reshape(-1)
-    whole = values.numel() - values.numel() % state.blocksize
-    full = whole // state.blocksize
-    parts = [(values[:whole].reshape(full, state.blocksize) * maxima[:full, None]).reshape(-1)]
-    if whole < values.numel():
-        parts.append(values[whole:] * maxima[full])
-    return torch.cat(parts).reshape(state.shape)
+    return (values * maxima.repeat_interleave(state.blocksize)[: values.numel()]).reshape(state.shape)
 
 
 def quantize(weight: Tensor, blocksize: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ Kinds = Mapping[str, tuple[str, int]]
 """Of each array its type as numpy writes it (`|u1`, `<f4`) and how many axes it has."""
 
 MOST_TEXT = 8 << 20
-"""Bytes of an array `header`: as JSON it takes many times as much."""
+"""Most bytes of an array named `header`: parsed as JSON it takes many times as much memory."""
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -39,7 +39,8 @@ _HEADER = re.compile(
 _LONGEST_HEADER = 512
 _DIRECTORY = 4096  # bytes
 _SHRINKS = 1040
-"""Times that deflate makes smaller at most: 1032 by its format (RFC 1951: 258 bytes from two bits), and its ends."""
+"""How many times smaller deflate makes data at most: 1032 by its format (RFC 1951: 258 bytes from two bits), and
+what it adds at the ends."""
 
 
 def is_zip(beginning: bytes) -> bool:

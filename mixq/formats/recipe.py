@@ -1,4 +1,4 @@
-r"""A recipe: schemes of single Linears by patterns over their whole names, which go over the mix.
+r"""A recipe: schemes of single Linears by patterns over their whole names; it takes precedence over the mix.
 
 Contract: `resolve_recipe` says, from the model's config alone, which Linear gets which scheme; the first pattern that
 matches a Linear decides, as in config.json. A pattern that matches something that is never quantized, or nothing, is
@@ -7,7 +7,6 @@ refused: a mistake in a recipe must not go unnoticed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -97,7 +96,7 @@ def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter],
 def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter]) -> list[Parameter]:
     """Return the Linears whose whole name a pattern matches: one at least, and nothing that is never quantized."""
     try:
-        compiled: re.Pattern[str] = compile_pattern(pattern, "the recipe")
+        compiled = compile_pattern(pattern, "the recipe")
     except ModelFileError as error:
         raise UsageError(error.message) from None
     found = [parameter for parameter in everything if compiled.fullmatch(parameter.module)]

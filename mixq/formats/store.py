@@ -29,7 +29,7 @@ CONFIG, JOURNAL = "config.json", "job.json"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER_BYTES = 8 << 20
 REMOVING = ".removing-"
-"""How a folder is called while it is taken away; what a killed process left of one goes with the next `remove`."""
+"""Begins a folder's name while it is removed; the next `remove` deletes what a killed process has left."""
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,126}[\w+-]|[A-Za-z0-9_]", re.ASCII)
 """What a model may be called: no separator, no leading dot, no dot at the end (which Windows drops)."""

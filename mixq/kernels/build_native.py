@@ -56,7 +56,7 @@ class BuildNative(build_ext):
         build(Path(ext.sources[0]).parent, Path(self.build_temp) / "native", library)
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: put the library, or the reason for having none, beside native.py."""
+        """Editable installs: put the library, or the reason for having none, into the package."""
         build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
             package = Path(build_py.get_package_dir(ext.name.rpartition(".")[0]))

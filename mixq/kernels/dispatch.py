@@ -27,9 +27,9 @@ class Kernels(Protocol):
     """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`.
 
     Attributes:
-        name: for people.
+        name: shown to users.
         exact: float32 throughout.
-        device: where the tensors live that they take and give.
+        device: where the tensors are that they take and return.
         uses_torch_threads: the large products are torch's. Otherwise torch should have one thread: waiting threads spin
             and take the cores from the native kernels.
     """

@@ -137,7 +137,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def angles(cos: Tensor, sin: Tensor, position: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of `count` rows from `position` on: the given ones, or where it is a tensor, theirs of all."""
+    """Return cos and sin [count, C/2] from `position` on; where it is a tensor, those given are of all positions."""
     if isinstance(position, int):
         return cos, sin
     rows = slice(int(position), int(position) + count)

@@ -1,7 +1,7 @@
 """A sentencepiece model (tokenizer.model), with the tokens that a fine-tune has added beside it.
 
-Contract: ids and decoding are sentencepiece's own; ids beyond its vocabulary are those of added tokens. Where an added
-token takes an id of the vocabulary, it counts, and the piece that stood there is spelled in bytes.
+Contract: ids and decoding are sentencepiece's own; ids beyond its vocabulary are those of added tokens. An added token
+with an id of the vocabulary replaces that piece, which is then encoded in bytes.
 
 Source of the format: sentencepiece's model proto; Mixtral's file is Mistral's `tokenizer.model.v1`.
 """

@@ -223,7 +223,7 @@ class StreamDecoder:
         return text + piece_text
 
     def flush(self) -> str:
-        """Return what is still held back: bytes that no character came of, as U+FFFD."""
+        """Return what is still held back: bytes that make no character, as U+FFFD."""
         if self._tokenizer.bytes_are == "text":
             text = _REPLACEMENT if self._pending else ""
         else:
