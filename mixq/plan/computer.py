@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixq.errors import ModelFileError, UsageError, did_you_mean, is_integer, is_number, printable
+from mixq.errors import Fields, ModelFileError, UsageError, is_integer, is_number, printable
 from mixq.experts.cost import Hardware
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
@@ -160,20 +160,14 @@ class Computer:
                 f"{printable(where)} is not a hardware file: its format is not {FORMAT!r}.",
                 hint="Make one with: mixq doctor --save FILE",
             )
-        if content.get("version") != VERSION:
-            raise ModelFileError(
-                f"{printable(where)} has version {printable(content.get('version'))}; supported is {VERSION}."
-            )
-        found = _read(cls, {k: v for k, v in content.items() if k not in ("format", "version")}, where)
-        _check_free("ram_free", found.ram_free, "ram", found.ram, where)
-        if found.gpu is not None:
-            _check_free("free", found.gpu.free, "memory", found.gpu.memory, f"{where}: gpu")
-        return found
+        where = f"{printable(where)}: "
+        Fields(content, where).one_of("version", [VERSION])
+        return _read(cls, Fields({k: v for k, v in content.items() if k not in ("format", "version")}, where))
 
 
 Read = TypeVar("Read", CpuFigures, GpuFigures, Computer)
-_TEXTS = ("name", "measured")
 _MAY_BE_NONE = ("gpu", "free", "pinned_limit", "ram_free", "disk_bandwidth", "measured", "load")
+_PART_OF = {"ram_free": "ram", "free": "memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +179,14 @@ class _Unit:
         example: for the error message.
     """
 
-    least: float
-    most: float
+    least: int
+    most: int
     example: str
     whole: bool = False
 
 
-_RATE = _Unit(1e6, 1e15, "bytes per second, so 51 GB/s are 51e9")
-_FLOPS = _Unit(1e6, 1e18, "operations per second, so 1.5 TFLOPS are 1.5e12")
+_RATE = _Unit(10**6, 10**15, "bytes per second, so 51 GB/s are 51e9")
+_FLOPS = _Unit(10**6, 10**18, "operations per second, so 1.5 TFLOPS are 1.5e12")
 _SECONDS = _Unit(0, 1, "seconds, so 60 microseconds are 60e-6")
 _SIZE = _Unit(64 << 20, 10**15, "bytes, so 32 GB are 32000000000", whole=True)
 _PART = _Unit(0, 10**15, _SIZE.example, whole=True)
@@ -213,50 +207,33 @@ def _unit(key: str) -> _Unit:
     return _FLOPS if "flops" in key else _RATE
 
 
-def _read(kind: type[Read], content: object, where: str) -> Read:
+def _read(kind: type[Read], given: Fields) -> Read:
     """Return the dataclass of a JSON object; its keys and every figure are checked."""
-    if not isinstance(content, Mapping):
-        raise ModelFileError(f"{printable(where)} must be an object with the figures.")
-    _check_keys(kind, set(content), where)
-    return kind(**{key: _checked(key, value, where) for key, value in content.items()})
+    given.only(f.name for f in fields(kind))
+    optional = [f.name for f in fields(kind) if (f.default, f.default_factory) != (MISSING, MISSING)]
+    read = [f.name for f in fields(kind) if f.name in given.values or f.name not in optional]
+    return kind(**{name: _checked(given, name) for name in read})
 
 
-def _check_keys(kind: type[Any], given: set[str], where: str) -> None:
-    known = {f.name: f for f in fields(kind)}
-    for key in given:
-        if key not in known:
-            raise ModelFileError(f"{printable(where)}: {printable(key)!r} is not known." + did_you_mean(key, known))
-    for name, f in known.items():
-        if name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise ModelFileError(f"{printable(where)} lacks {name!r}.")
-
-
-def _checked(key: str, value: object, where: str) -> Any:
+def _checked(given: Fields, key: str) -> Any:
     """Return the value of a key, a figure only within its unit's bounds."""
-    if value is None and key in _MAY_BE_NONE:
+    value: Any = given.values.get(key)
+    if value is None and key in given.values and key in _MAY_BE_NONE:
         return None
     if key == "cpu":
-        return _read(CpuFigures, value, f"{where}: {key}")
+        return _read(CpuFigures, given.object(key))
     if key == "gpu":
-        return _read(GpuFigures, value, f"{where}: {key}")
+        return _read(GpuFigures, given.object(key))
     if key == "versions":
-        if isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values()):
-            return dict(value)
-        raise ModelFileError(f"{printable(where)}: versions must be names and texts.")
-    if key in _TEXTS:
-        if isinstance(value, str) and 0 < len(value) <= 200:
-            return value
-        raise ModelFileError(f"{printable(where)}: {key} must be a text.")
+        versions = given.object(key)
+        return {name: versions.text(name) for name in versions.values}
+    if key in ("name", "measured"):
+        return given.text(key, 200)
     unit = _unit(key)
-    whole = unit.whole and is_integer(value, int(unit.least), int(unit.most))
-    if not whole and (unit.whole or not is_number(value, unit.least, unit.most)):
+    if not (is_integer if unit.whole else is_number)(value, unit.least, unit.most):
         what = "a whole number" if unit.whole else "a number"
         what += " above 0" if unit.least else ", 0 or above"
-        given = printable(repr(value), 60)
-        raise ModelFileError(f"{printable(where)}: {key} is {given}; it must be {what}: {unit.example}.")
-    return value if unit.whole else float(value)  # type: ignore[arg-type]
-
-
-def _check_free(part: str, free: int | None, whole: str, there: int, where: str) -> None:
-    if free is not None and free > there:
-        raise ModelFileError(f"{printable(where)}: {part} is {free}, more than {whole}, {there}.")
+        raise given.wrong(key, f"{what}: {unit.example}")
+    if key in _PART_OF and value > (whole := given.values[_PART_OF[key]]):
+        raise given.wrong(key, f"at most {_PART_OF[key]}, {whole}")
+    return value if unit.whole else float(value)
