@@ -145,8 +145,8 @@ class Fields:
         known = list(known)
         for name in self.values:
             if name not in known:
-                shown = printable(repr(name), 80)
-                raise self.error(f"{self.where}unknown key {shown}." + did_you_mean(str(name)[:80], known))
+                suggestion = did_you_mean(str(name)[:80], known)
+                raise self.error(f"{self.where}{printable(name, 80)} is an unknown key.{suggestion}")
 
     def integer(
         self, name: str, low: int | None = None, high: int | None = None, *, default: int = REQUIRED, allowed: str = ""

@@ -72,7 +72,7 @@ def test_missing_fields_and_defaults() -> None:
 
 
 def test_unknown_fields_and_near_misses() -> None:
-    with pytest.raises(ModelFileError, match=r"^a: unknown key 'seeed'\. Did you mean 'seed'\?$"):
+    with pytest.raises(ModelFileError, match=r"^a: seeed is an unknown key\. Did you mean 'seed'\?$"):
         Fields({"seeed": 1}, "a: ").only(["seed", "top_k"])
     with pytest.raises(ModelFileError, match=r"^mode is 'cpuu'; it must be one of cpu, gpu\. Did you mean 'cpu'\?$"):
         Fields({"mode": "cpuu"}).one_of("mode", ("cpu", "gpu"))

@@ -73,7 +73,7 @@ def test_what_may_be_left_out() -> None:
         ("versions", [], "versions is []; it must be"),
         ("cpu", None, "cpu is None; it must be an object"),
         ("gpu", [], "gpu is []; it must be an object"),
-        ("gpu.bandwith", 1, "unknown key 'bandwith'. Did you mean 'bandwidth'?"),
+        ("gpu.bandwith", 1, "gpu.bandwith is an unknown key. Did you mean 'bandwidth'?"),
         ("\x1b[31m", 1, "unknown key"),
     ],
 )
