@@ -34,7 +34,10 @@ PAGE = mmap.PAGESIZE
 
 @functools.cache
 def kernels_of(isa: str, threads: int = 1) -> NativeKernels:
-    return NativeKernels(threads, isa=native_library.ISA_NAMES[isa])
+    """Return mixq's own kernels: torch's GEMM, used for many rows where the CPU has AMX, has tests of its own."""
+    kernels = NativeKernels(threads, isa=native_library.ISA_NAMES[isa])
+    kernels.uses_torch_threads = False
+    return kernels
 
 
 def generator(seed: int) -> torch.Generator:

@@ -70,6 +70,19 @@ def test_many_rows(kernels: NativeKernels, kind: str, rows: int) -> None:
     assert off_the_reference(x, weight, kernels) < 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [41, 150])
+def test_many_rows_through_torchs_gemm(kind: str, rows: int) -> None:
+    """As on a CPU with AMX: the products are the reference's, rounded to bfloat16, which takes 1/256 at most."""
+    kernels = NativeKernels(2)
+    kernels.uses_torch_threads = True
+    K = 3 * group_of(kind) if group_of(kind) > 1 else 151
+    weight = random_weight(kind, 51, K, seed=rows)
+    x = torch.randn(rows, K, generator=generator(rows))
+    if rows > kernels.integer_rows:
+        assert relative(kernels.linear(x, weight), same_arithmetic(x, weight, kernels)) < 1 / 256
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @given(
     st.integers(0, 2**32 - 1),
