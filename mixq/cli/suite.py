@@ -80,8 +80,8 @@ def suite(
 
 def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, show: bool, silent: bool) -> list[Result]:
     """Ask the questions, printing a line for each answer; return what was answered before Ctrl-C."""
-    from mixq.measure.suite.questions import LANGUAGES
-    from mixq.measure.suite.run import Asking, run
+    from mixq.measure.suite.questions import LANGUAGES, Question
+    from mixq.measure.suite.run import run
 
     results: list[Result] = []
     console = output.console()
@@ -93,10 +93,9 @@ def _ask(model: Model, asked: Sequence[Question], how: Mapping[str, Any], *, sho
             console.print(ROW.format("test", "", "", "s", "tokens", "answer, or what is wrong with it"), style="dim")
         with status:
             while event is not None:
-                if isinstance(event, Asking):
-                    question = event.question
+                if isinstance(event, Question):
                     number = f"{len(results) + 1} of {len(asked)}"
-                    status.update(f"{question.test}, in {LANGUAGES[question.language]} ({number})")
+                    status.update(f"{event.test}, in {LANGUAGES[event.language]} ({number})")
                 else:
                     results.append(event)
                     if not silent:

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from mixq.measure.suite.code_blocks import fenced_blocks
+from mixq.measure.suite.programs import fenced_blocks
 from mixq.measure.suite.reading import RIGHT, Verdict, denied, plain, with_digits, wrong
 
 _RESULT = re.compile(
@@ -75,7 +75,7 @@ _FEMALE = "f w female woman femme feminin weiblich frau mujer femenino femmina d
 
 def people_json(answer: str, language: str) -> Verdict:
     """Right are three objects with name, gender and age as in the question."""
-    blocks = [block.content for block in fenced_blocks(answer) if block.label in ("", "json")]
+    blocks = [content for label, content in fenced_blocks(answer) if label in ("", "json")]
     text = max(blocks, key=len) if blocks else answer
     try:
         document = _first_json(text)

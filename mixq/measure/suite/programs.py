@@ -1,4 +1,4 @@
-"""Checks of programs: the numbers from 1 to 100, and Snake.
+"""Code in answers, and the checks of programs: the numbers from 1 to 100, and Snake.
 
 Contract: a program is read, never run: whether it parses, uses what was asked for, and names nothing undefined. What
 only running can tell is left to `--execute` (`execution`).
@@ -10,10 +10,60 @@ import ast
 import builtins
 import re
 
-from mixq.measure.suite.code_blocks import parsed, python_code
 from mixq.measure.suite.reading import RIGHT, Verdict, wrong
 
+_FENCE = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
 _DRAWS = {"addch", "addstr", "addnstr", "insch", "border", "box"}
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """Return the label ("python") and content of each fenced block of a Markdown text; the last may be unclosed."""
+    return [(match[2].lower(), match[3]) for match in _FENCE.finditer(text)]
+
+
+def python_code(text: str) -> str:
+    """Return the longest Python block, or the whole answer if it has no block and is a program.
+
+    Raises:
+        SyntaxError: a block does not parse as Python.
+        LookupError: the answer has no code.
+    """
+    blocks = fenced_blocks(text)
+    labelled = [code for label, code in blocks if label in ("python", "py", "python3")]
+    candidates = labelled or [code for label, code in blocks if not label]
+    if not candidates:
+        code = text.strip()
+        parts = ast.walk(parsed(code)) if _parses(code) else ()
+        # A single word parses as Python too; a program has a call, an import or a loop.
+        if not any(isinstance(part, ast.Call | ast.Import | ast.ImportFrom | ast.For | ast.While) for part in parts):
+            raise LookupError("no Python code")
+        return code
+    whole = [code for code in candidates if _parses(code)]
+    if not whole:
+        parsed(max(candidates, key=len))
+    return max(whole, key=len)
+
+
+def parsed(code: str) -> ast.Module:
+    """Return the syntax tree of a program.
+
+    Raises:
+        SyntaxError: it does not parse, or is nested too deep for Python.
+    """
+    try:
+        return ast.parse(code)
+    except (ValueError, RecursionError, MemoryError) as error:  # zero bytes; nested too deep
+        raise SyntaxError(str(error) or "nested too deep") from None
+
+
+def _parses(code: str) -> bool:
+    try:
+        parsed(code)
+    except SyntaxError:
+        return False
+    return True
 
 
 def numbers(answer: str, language: str) -> Verdict:

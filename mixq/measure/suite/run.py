@@ -1,7 +1,7 @@
 """Runs the suite on a model: asks each question and judges the answer.
 
-Contract: `run` yields `Asking`, then a `Result`, for each question; when `cancel` is set it ends, and the unfinished
-answer is dropped. Programs that the model wrote run only with `execute`.
+Contract: `run` yields each question before it is asked, then its `Result`; when `cancel` is set it ends, and the
+unfinished answer is dropped. Programs that the model wrote run only with `execute`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,11 @@ from mixq.engine.sampling import SamplingParams
 from mixq.errors import PromptError, UsageError, printable
 from mixq.measure.suite import execution, programs
 from mixq.measure.suite.checks import check
-from mixq.measure.suite.code_blocks import python_code
 from mixq.measure.suite.questions import Question
 from mixq.measure.suite.reading import RIGHT, Verdict, unfit, wrong
 
 VERSION = 2
 """Increment when a question or a check changes: scores of two versions cannot be compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """The question asked next."""
-
-    question: Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ def run(
     temperature: float = 0.0,
     seed: int | None = None,
     cancel: threading.Event | None = None,
-) -> Iterator[Asking | Result]:
+) -> Iterator[Question | Result]:
     """Ask the questions, each in a conversation of its own.
 
     Args:
@@ -91,7 +83,7 @@ def run(
     for question in questions:
         if cancel is not None and cancel.is_set():
             return
-        yield Asking(question)
+        yield question
         begun = time.perf_counter()
         limit = question.max_tokens if max_tokens is None else max_tokens
         try:
@@ -138,7 +130,7 @@ def judge(question: Question, done: Done, *, execute: bool) -> tuple[Verdict, bo
 
 def _run_numbers(answer: str, read: Verdict) -> tuple[Verdict, bool]:
     try:
-        outcome = execution.run_program(python_code(answer))
+        outcome = execution.run_program(programs.python_code(answer))
     except (SyntaxError, LookupError):
         return read, False
     if outcome.code is None:
@@ -150,7 +142,7 @@ def _run_numbers(answer: str, read: Verdict) -> tuple[Verdict, bool]:
 
 def _start_snake(answer: str) -> Verdict:
     """Right is a game that still runs, or has ended without an error, after some seconds on a terminal."""
-    outcome = execution.run_program(python_code(answer), seconds=execution.GAME_SECONDS, on_terminal=True)
+    outcome = execution.run_program(programs.python_code(answer), seconds=execution.GAME_SECONDS, on_terminal=True)
     if outcome.code:
         return wrong(f"fails when started: {printable(outcome.last_error)}")
     return RIGHT if outcome.output else wrong("draws nothing when started")

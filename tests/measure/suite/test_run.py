@@ -15,8 +15,8 @@ from mixq.engine.events import Done, Stats
 from mixq.errors import PromptTooLong, UsageError
 from mixq.measure.suite import execution
 from mixq.measure.suite.checks import CHECKS
-from mixq.measure.suite.questions import LANGUAGES, TEXTS, questions
-from mixq.measure.suite.run import Asking, Result, run, scores
+from mixq.measure.suite.questions import LANGUAGES, TEXTS, Question, questions
+from mixq.measure.suite.run import Result, run, scores
 from tests.measure.suite.test_writing import SNAKE
 
 STATS = Stats(10, 0, 0.1, 5, 0.5, 0.1, 15, 512)
@@ -43,7 +43,7 @@ class Parrot:
 
 def results_of(model: Any, test: str, language: str = "en", **options: Any) -> Result:
     (asking, result) = run(model, questions((test,), (language,)), **options)
-    assert isinstance(asking, Asking)
+    assert isinstance(asking, Question)
     assert isinstance(result, Result)
     return result
 
@@ -91,12 +91,12 @@ def test_an_answer_that_does_not_end_is_wrong(reason: str, words: str) -> None:
 def test_cancelled() -> None:
     cancel = threading.Event()
     events = run(Parrot("20"), questions(("arithmetic",)), cancel=cancel)  # type: ignore[arg-type]
-    assert isinstance(next(events), Asking)
+    assert isinstance(next(events), Question)
     assert isinstance(next(events), Result)
     cancel.set()
     assert list(events) == []
     (asking,) = run(Parrot("20", "cancelled"), questions(("arithmetic",), ("en",)))  # type: ignore[arg-type]
-    assert isinstance(asking, Asking)
+    assert isinstance(asking, Question)
 
 
 def test_a_base_model_is_refused() -> None:

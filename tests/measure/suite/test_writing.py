@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mixq.measure.suite.checks import check
-from mixq.measure.suite.code_blocks import fenced_blocks, python_code
+from mixq.measure.suite.programs import fenced_blocks, python_code
 from mixq.measure.suite.reading import Verdict
 
 LETTERS = {
@@ -204,7 +204,7 @@ def test_snakes_that_cannot_run(old: str, new: str, reason: str) -> None:
 
 def test_code_blocks() -> None:
     text = "a\n```python\nx = 1\n```\nb\n~~~\ny\n~~~\n   ```sh\nls\n   ```\n```py\nprint(2)"
-    assert [(block.label, block.content) for block in fenced_blocks(text)] == [
+    assert fenced_blocks(text) == [
         ("python", "x = 1\n"),
         ("", "y\n"),
         ("sh", "ls\n"),
