@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,7 @@ def doctor(
         output.note(f"{printable(save)}: figures for mixq plan --hardware.")
     if json:
         hardware = None if computer is None else computer.as_dict()
-        document = {"hardware": hardware, "problems": [problem.as_dict() for problem in wrong]}
+        document = {"hardware": hardware, "problems": [asdict(problem) for problem in wrong]}
         output.print_json({**found.as_dict(), **document})
     else:
         _print(found, computer, wrong)

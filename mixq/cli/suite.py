@@ -176,5 +176,5 @@ def _document(model: Model, results: Sequence[Result], how: Mapping[str, Any], *
         "asked": len(results),
         "by_test": {name: asdict(score) for name, score in by_test.items()},
         "by_language": {name: asdict(score) for name, score in by_language.items()},
-        "results": [result.as_dict() for result in results],
+        "results": [asdict(result) for result in results],
     }

@@ -156,7 +156,7 @@ def test_llama_bench_lines_are_read(tmp_path: Path) -> None:
         (line(1e300), 3, "samples_ts"),
         (line(1e-200, 1e-200), 3, "samples_ts"),
         (line(100, build_commit=float("nan")), 3, "is not JSON"),
-        (line(100, n_gen=-1), 3, "whole numbers"),
+        (line(100, n_gen=-1), 3, "n_gen is -1; it must be a whole number from 0"),
         (line(100, n_gen=0), 3, "neither n_prompt nor n_gen"),
         (line(100, model_filename=3), 3, "model_filename"),
         ("x" * ((1 << 20) + 2), 3, "too long"),

@@ -7,7 +7,7 @@ facts are no problem. Nothing is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size
@@ -33,19 +33,10 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that makes models slow or impossible.
-
-    Attributes:
-        what: the problem.
-        remedy: what to do.
-    """
+    """Something that makes models slow or impossible, and what to do about it."""
 
     what: str
     remedy: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixq.errors import ModelFileError, StorageError, UsageError, is_integer, is_number, printable
+from mixq.errors import Fields, ModelFileError, StorageError, UsageError, is_number, printable
 from mixq.formats.json_file import parse_json_object, regular_file_size
 
 LONGEST_LINE = 1 << 20
@@ -116,26 +116,16 @@ def read(path: Path) -> list[Measured]:
 
 
 def _measured(line: bytes, where: str) -> Measured:
-    record = parse_json_object(line, where)
-    samples = record.get("samples_ts")
-    if not isinstance(samples, list) or not samples or not all(_is_speed(sample) for sample in samples):
-        raise ModelFileError(f"{printable(where)}: samples_ts must be tokens per second above 0.")
-    lengths = [record.get(name, 0) for name in ("n_prompt", "n_gen", "n_depth")]
-    if not all(is_integer(length, 0, 2**31 - 1) for length in lengths):
-        raise ModelFileError(f"{printable(where)}: n_prompt, n_gen and n_depth must be whole numbers.")
-    prompt, gen, depth = lengths
+    record = Fields(parse_json_object(line, where), f"{printable(where)}: ")
+    samples = record.values.get("samples_ts")
+    if not isinstance(samples, list) or not samples or not all(is_number(sample, 1e-9, 1e12) for sample in samples):
+        raise record.wrong("samples_ts", "a list of tokens per second above 0")
+    prompt, gen, depth = (record.integer(name, 0, 2**31 - 1, default=0) for name in ("n_prompt", "n_gen", "n_depth"))
     name = "+".join(part for part in (f"pp{prompt}" if prompt else "", f"tg{gen}" if gen else "") if part)
     if not name:
         raise ModelFileError(f"{printable(where)}: neither n_prompt nor n_gen.")
-    model = record.get("model_filename")
-    if not isinstance(model, str) or len(model) > 4096:
-        raise ModelFileError(f"{printable(where)}: model_filename must be a text.")
     test = f"{name} @ d{depth}" if depth else name
-    return Measured(model, test, tuple(float(sample) for sample in samples), record)
-
-
-def _is_speed(value: object) -> bool:
-    return is_number(value, 1e-9, 1e12)
+    return Measured(record.text("model_filename", 4096), test, tuple(map(float, samples)), record.values)
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:

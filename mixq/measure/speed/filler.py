@@ -26,12 +26,12 @@ class Filler:
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._bytes = torch.empty(_BLOCK, dtype=torch.uint8).random_(0, 256, generator=generator)
-        self._normal: Tensor | None = None
+        self._normal: Tensor | None = None  # made when it is needed
         self._generator = generator
         signs = torch.empty(_SCALES).random_(0, 2, generator=generator) * 2 - 1
         self._scales = (signs * torch.empty(_SCALES).uniform_(0.6, 1.0, generator=generator)).contiguous()
         self._scales_rms = _rms(self._scales)
-        self._made: dict[tuple[torch.dtype, float], Tensor] = {}
+        self._weights_of: dict[float, Tensor] = {}
         self._taken = 0
 
     def fill(
@@ -57,37 +57,29 @@ class Filler:
         elif scheme.name == "nf4":
             self._tile(stored[f"{module}.weight"], self._bytes)
             level = _rms(torch.tensor(nf4.QUANT_MAP))
-            self._tile(
-                stored[f"{module}.weight.absmax"],
-                self._scaled(spread / (level * self._scales_rms), torch.float32).abs(),
-            )
+            scale = self._scaled(spread / (level * self._scales_rms), torch.float32)
+            self._tile(stored[f"{module}.weight.absmax"], scale.abs())
             stored[f"{module}.weight.quant_map"].copy_(torch.tensor(nf4.QUANT_MAP))
             state = nf4.State(shape, scheme.group_size, torch.bfloat16).to_json()
             stored[f"{module}.{nf4.STATE}"].copy_(torch.frombuffer(bytearray(state), dtype=torch.uint8))
         else:
             self._tile(stored[f"{module}.weight_packed"].view(torch.uint8), self._bytes)
             level = _rms(torch.arange(2.0**scheme.bits) - 2.0 ** (scheme.bits - 1))
-            self._tile(
-                stored[f"{module}.weight_scale"],
-                self._scaled(spread / (level * self._scales_rms), torch.bfloat16),
-            )
+            scale = self._scaled(spread / (level * self._scales_rms), torch.bfloat16)
+            self._tile(stored[f"{module}.weight_scale"], scale)
             stored[f"{module}.weight_shape"].copy_(torch.tensor(shape))
 
     def _weights(self, spread: float) -> Tensor:
         """Return normally distributed bfloat16 weights."""
         if self._normal is None:
             self._normal = torch.empty(_BLOCK).normal_(generator=self._generator)
-        return self._once(torch.bfloat16, spread, self._normal)
+        if spread not in self._weights_of:
+            self._weights_of[spread] = (self._normal * spread).bfloat16()
+        return self._weights_of[spread]
 
     def _scaled(self, factor: float, dtype: torch.dtype) -> Tensor:
         """Return group scales of both signs, from 0.6 to 1 times `factor`."""
-        return self._once(dtype, factor, self._scales)
-
-    def _once(self, dtype: torch.dtype, factor: float, block: Tensor) -> Tensor:
-        key = (dtype, factor * (1 if block is self._scales else -1))
-        if key not in self._made:
-            self._made[key] = (block * factor).to(dtype)
-        return self._made[key]
+        return (self._scales * factor).to(dtype)
 
     def _tile(self, target: Tensor, block: Tensor) -> None:
         flat, length = target.view(-1), len(block)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -191,7 +191,7 @@ class Bench:
     def as_dict(self) -> dict[str, Any]:
         """Return facts that hold for the whole run."""
         return {
-            **{name: getattr(self.facts, name) for name in Facts.__slots__},
+            **asdict(self.facts),
             "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
             "bandwidth_buffer_bytes": self.bandwidth.nbytes if self.bandwidth is not None else None,
             "peak_memory_bytes": peak_memory(),

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mixq.engine.events import Done
@@ -45,10 +45,6 @@ class Result:
     tokens: int
     tokens_per_second: float
     executed: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for --json."""
-        return asdict(self)
 
 
 def run(
