@@ -57,7 +57,7 @@ def doctor(
         output.print_json({**found.as_dict(), **document})
     else:
         _print(found, computer, wrong)
-    if not found.usable:
+    if not found.kernels_right:
         raise typer.Exit(MixqError.exit_code)
 
 

@@ -258,11 +258,9 @@ class _Estimates:
     def _used_by(self, tokens: int) -> float:
         """Return the share of the experts that so many tokens use with uniform routing."""
         config = self.sizes.config
-        return (
-            1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens
-            if self.sizes.expert_count
-            else 0.0
-        )
+        if not self.sizes.expert_count:
+            return 0.0
+        return 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** tokens
 
     @property
     def _seen(self) -> int:

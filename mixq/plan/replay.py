@@ -204,16 +204,12 @@ class _Machine:
 
     def promote(self, layer: int, expert: int) -> _Copy:
         """Put a copy that is under way before those in the background, and return it."""
-        for copy in self.demand:
-            if (copy.layer, copy.expert) == (layer, expert):
-                return copy
-        copy = next(copy for copy in self.background if (copy.layer, copy.expert) == (layer, expert))
-        self.background.remove(copy)
-        self.demand.append(copy)
+        under_way = (*self.demand, *self.background)
+        copy = next(copy for copy in under_way if (copy.layer, copy.expert) == (layer, expert))
+        if copy in self.background:
+            self.background.remove(copy)
+            self.demand.append(copy)
         return copy
-
-    def on_gpu(self, seconds: float) -> None:
-        self.gpu_left += seconds
 
     def _share(self, computing: bool, copying: bool, on_gpu: bool) -> float:
         """Return the share that each reader of RAM gets of its rate alone."""
@@ -301,19 +297,19 @@ class _Run:
         return machine.now, machine.cpu_busy, machine.gpu_busy, machine.copy_busy, machine.overlap
 
     def trunk(self, layer: int, context: int) -> None:
-        self.machine.on_gpu(self.cost.trunk_seconds(context))
+        self.machine.gpu_left += self.cost.trunk_seconds(context)
         self._finish_on_gpu()
         if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and the host does not wait
             self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
 
     def head(self) -> None:
-        self.machine.on_gpu(self.cost.head_seconds())
+        self.machine.gpu_left += self.cost.head_seconds()
         self._finish_on_gpu()
 
     def experts(self, layer: int, needed: Sequence[int]) -> None:
         machine, cache, cost = self.machine, self.cache, self.cost
         plan = self.scheduler.plan_layer(cache, layer, needed, 1, machine)
-        machine.on_gpu(cost.gpu_seconds(len(plan.hits)))
+        machine.gpu_left += cost.gpu_seconds(len(plan.hits))
         awaited = [machine.promote(layer, expert) for expert in plan.waits]
         awaited += [machine.copy(layer, expert, slot, demanded=True) for expert, slot in plan.fetches.items()]
         for expert, slot in plan.admissions.items():
@@ -326,7 +322,7 @@ class _Run:
             for copy in self._step(ready if machine.now < ready else float("inf")):
                 if copy in awaited:
                     awaited.remove(copy)
-                    machine.on_gpu(cost.gpu_seconds(1))
+                    machine.gpu_left += cost.gpu_seconds(1)
         self._finish_on_gpu()
         for slot in plan.hits.values():
             cache.release(layer, slot)

@@ -78,14 +78,9 @@ class Diagnosis:
     cache: str
     config_file: str | None
 
-    @property
-    def usable(self) -> bool:
-        """Whether a model would compute right answers, however slowly."""
-        return self.kernels_right
-
     def as_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {**asdict(self), "usable": self.usable}
+        return {**asdict(self), "usable": self.kernels_right}
 
 
 def diagnose() -> Diagnosis:

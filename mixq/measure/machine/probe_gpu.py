@@ -7,6 +7,7 @@ Contract: a model of one layer with experts of Mixtral's size is loaded there, w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +105,7 @@ def simulated(computer: Computer, vram: int | None = None) -> Computer:
     with half of the experts in slots.
     """
     memory = vram or (available_memory() or 8 << 30) // 2
-    with Passes(LARGE, "all-nl4", "sim") as large:
+    with closing(Passes(LARGE, "all-nl4", "sim")) as large:
         hardware = _hardware(large.model)
         flops = large.operations / large.prompt_seconds(3)
         bandwidth = large.token_bytes / large.step_seconds(24)[0]

@@ -57,7 +57,9 @@ class FolderJob:
         self.nbytes = sum(shard_size(part.specs) for part in self.recipe.parts)
         if target.exists() or target.is_symlink():
             raise UsageError(f"{printable(target)} exists already.", hint="Name a new folder.")
-        self._check_disk()
+        files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
+        hint = "Free some space, name a folder on another disk, or write fewer layers: --layers N."
+        check_free_space(target, self.nbytes + SIDE_BYTES * files, hint)
 
     def run(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Write the folder.
@@ -111,12 +113,6 @@ class FolderJob:
         if self.recipe.mix is not None and self.recipe.mix.quantization is not None:
             config["quantization_config"] = self.recipe.mix.quantization.to_dict()
         return config
-
-    def _check_disk(self) -> None:
-        files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
-        needed = self.nbytes + SIDE_BYTES * files
-        hint = "Free some space, name a folder on another disk, or write fewer layers: --layers N."
-        check_free_space(self.target, needed, hint)
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:

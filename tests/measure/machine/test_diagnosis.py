@@ -21,7 +21,7 @@ needs_library = pytest.mark.skipif(native_library.library() is None, reason="the
 def test_native_kernels_are_named_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIXQ_CPU_ISA", raising=False)
     found = diagnose()
-    assert found.usable
+    assert found.kernels_right
     assert found.isa == found.isas[-1]
     assert not found.isa_forced
     assert found.native_library is not None
@@ -34,7 +34,7 @@ def test_native_kernels_are_named_and_right(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_instruction_set_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXQ_CPU_ISA", "portable")
     found = diagnose()
-    assert (found.isa, found.isa_forced, found.usable) == ("portable", True, True)
+    assert (found.isa, found.isa_forced, found.kernels_right) == ("portable", True, True)
     monkeypatch.setenv("MIXQ_CPU_ISA", "potable")
     with pytest.raises(UsageError, match="Did you mean 'portable'"):
         diagnose()
@@ -43,7 +43,7 @@ def test_an_instruction_set_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
 def test_the_reference_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
     found = diagnose()
-    assert (found.isa, found.usable, found.native_library) == ("reference", True, None)
+    assert (found.isa, found.kernels_right, found.native_library) == ("reference", True, None)
     assert found.native_reason is not None
 
 
@@ -52,9 +52,9 @@ def test_kernels_that_compute_wrongly_are_found(monkeypatch: pytest.MonkeyPatch)
     whole = NativeKernels.linear
     kernels = NativeKernels
     monkeypatch.setattr(kernels, "linear", lambda self, x, weight: whole(self, x, weight) * 1.001)
-    assert not diagnose().usable
+    assert not diagnose().kernels_right
     monkeypatch.setattr(NativeKernels, "linear", lambda self, x, weight: whole(self, x, weight) * torch.nan)
-    assert not diagnose().usable
+    assert not diagnose().kernels_right
 
 
 def test_models_in_the_store(mixq_home: Path) -> None:
