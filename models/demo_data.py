@@ -10,7 +10,8 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from mixq.models.world import Conversation, Turn, conversation
+from mixq.models.world import Conversation, conversation
+from mixq.models.world.turn import Turn
 
 BOS, EOS = 1, 2
 USER_WEIGHT = 0.1  # of the loss on what the user says; answers count 1

@@ -20,7 +20,8 @@ from mixq.models import demo_data
 from mixq.models.demo_export import export
 from mixq.models.demo_network import DemoConfig, DemoNetwork
 from mixq.models.demo_optimizer import MuonAdamW
-from mixq.models.world import Turn, questions, score
+from mixq.models.world import questions, score
+from mixq.models.world.turn import Turn
 
 STEPS = 1770
 BATCH_TOKENS = 8192

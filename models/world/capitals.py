@@ -110,15 +110,10 @@ LANGUAGES = (
 )
 
 
-def _rows() -> list[list[tuple[str, str]]]:
-    rows: list[list[tuple[str, str]]] = []
-    for line in _TABLE.strip().splitlines():
-        cells = [cell.split(":") for cell in line.split("|")]
-        rows.append([(country, capital) for country, capital in cells])
-    return rows
-
-
-COUNTRIES = _rows()  # [country][language] -> (country, capital)
+COUNTRIES = [  # [country][language] -> (country, capital)
+    [(country, capital) for country, capital in (cell.split(":") for cell in line.split("|"))]
+    for line in _TABLE.strip().splitlines()
+]
 
 
 def follow_up(rng: Random) -> Turn:

@@ -18,29 +18,28 @@ REQUESTS = (
     ("", " JSON please."),
     ("Make JSON of this: ", ""),
 )
+TEXTS = (
+    "{name} is {age} years old and lives in {city}.",
+    "{name} lives in {city} and is {age} years old.",
+    "{name}, {age}, from {city}.",
+    "{name} is {age} years old.",
+    "{name} is a {age} year old {job}.",
+    "{name} is a {age} year old {job} from {city}.",
+    "{name} is {article} {job} in {city}.",
+    "{name} works as {article} {job}.",
+    "{name} lives in {city}.",
+    "{name} is {age} years old, lives in {city} and works as {article} {job}.",
+    "My name is {name}, I am {age} and I live in {city}.",
+    "I am {name}, {age} years old, {article} {job} from {city}.",
+)
 
 
 def _person(rng: Random) -> tuple[str, dict[str, str | int]]:
     name, age, city, job = people.name(rng), rng.randint(1, 99), people.city(rng), rng.choice(people.JOBS)
     article = "an" if job[0] in "aeiou" else "a"
-    text, keys = rng.choice(
-        (
-            ("{name} is {age} years old and lives in {city}.", "name age city"),
-            ("{name} lives in {city} and is {age} years old.", "name age city"),
-            ("{name}, {age}, from {city}.", "name age city"),
-            ("{name} is {age} years old.", "name age"),
-            ("{name} is a {age} year old {job}.", "name age job"),
-            ("{name} is a {age} year old {job} from {city}.", "name age city job"),
-            ("{name} is {article} {job} in {city}.", "name city job"),
-            ("{name} works as {article} {job}.", "name job"),
-            ("{name} lives in {city}.", "name city"),
-            ("{name} is {age} years old, lives in {city} and works as {article} {job}.", "name age city job"),
-            ("My name is {name}, I am {age} and I live in {city}.", "name age city"),
-            ("I am {name}, {age} years old, {article} {job} from {city}.", "name age city job"),
-        )
-    )
+    text = rng.choice(TEXTS)
     values: dict[str, str | int] = {"name": name, "age": age, "city": city, "job": job}
-    return text.format(article=article, **values), {key: values[key] for key in keys.split()}
+    return text.format(article=article, **values), {key: values[key] for key in values if "{" + key + "}" in text}
 
 
 def turn(rng: Random) -> Turn:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import mixq
 from mixq.config import format_size
-from mixq.models.world import FAMILIES, Turn, questions, score
+from mixq.models.world import FAMILIES, questions, score
+from mixq.models.world.turn import Turn
 from mixq.quantize import quantize
 from mixq.quantize.calibration_run import CalibrationText
 from mixq.system import paths

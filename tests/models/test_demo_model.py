@@ -9,7 +9,8 @@ import sentencepiece
 from safetensors import safe_open
 
 import mixq
-from mixq.models.world import arithmetic, is_held_out
+from mixq.models.world import arithmetic
+from mixq.models.world.turn import is_held_out
 from mixq.system import paths
 
 FOLDER = paths.demo_source()

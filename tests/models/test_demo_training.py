@@ -19,7 +19,8 @@ from mixq.models import demo_data, demo_network, train_demo
 from mixq.models.demo_export import export
 from mixq.models.demo_network import DemoConfig, DemoNetwork
 from mixq.models.demo_optimizer import orthogonalized
-from mixq.models.world import Conversation, Turn, conversation
+from mixq.models.world import Conversation, conversation
+from mixq.models.world.turn import Turn
 
 SMALL = DemoConfig(
     vocab_size=1024, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=32
