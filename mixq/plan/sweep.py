@@ -70,13 +70,12 @@ class Combination:
         vram: bytes of GPU memory.
         slots: of all layers.
         quotas: even or fitted; `slots_by_layer` is the result.
-        hit_rate: share of the experts that were in a slot when they were asked for, every miss being loaded.
-        to_best: the share that could be hit besides with the same slots: by Belady's policy, which knows the future and
-            admits every miss, or by keeping the most used experts; the better of the two.
+        hit_rate: share of expert lookups that hit a slot, every miss being loaded.
+        to_best: how much higher it could be with the same slots: with Belady's policy, which knows the future, or with
+            the most used experts kept; the better of the two.
         hits_by_layer: shares.
         tokens_per_second, share_of_limit: see `mixq.plan.replay`.
-        on_gpu: share of the experts that the accelerator found in its slots in the miss mode: `auto` and `cpu` do not
-            load every miss.
+        on_gpu: share of expert lookups that hit a slot in the miss mode; `auto` and `cpu` do not load every miss.
     """
 
     vram: int

@@ -19,7 +19,7 @@ LARGEST, SMALLEST = 150, -30
 
 
 class OutOfRange(Exception):
-    """An expression that leaves the closed world: too large, negative before the end, or not divisible."""
+    """A step that is not allowed: too large, negative before the end, or not divisible."""
 
 
 def render(tokens: list[str]) -> str:
@@ -59,7 +59,7 @@ def reduce_once(tokens: list[str]) -> list[str]:
 
 
 def worked(tokens: list[str]) -> str:
-    """The chain of steps. Raises OutOfRange where the expression is not of this world."""
+    """The chain of steps. Raises OutOfRange if a step leaves the numbers allowed."""
     steps = [render(tokens)]
     while len(tokens) > 1:
         tokens = reduce_once(tokens)

@@ -94,7 +94,7 @@ def turn(rng: Random) -> Turn:
 
 
 def introduction(rng: Random) -> tuple[Turn, Turn]:
-    """Somebody gives a name, and later asks for it: learned across turns, never asked alone."""
+    """The user says a name and later asks for it; the question makes sense only after the first turn."""
     person = people.name(rng)
     told = rng.choice(_ENGLISH[1][1]).replace("{n}", person)
     asked = rng.choice(("What is my name?", "Who am I?", "Do you remember my name?"))

@@ -1,4 +1,4 @@
-"""Names, cities and trades, and names that nobody has, so that copying is learned and not a list."""
+"""Names, cities and trades, and invented names, so that the model learns to copy a name, not a list of them."""
 
 from __future__ import annotations
 

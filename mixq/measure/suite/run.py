@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,12 +153,10 @@ class Score:
 
 def scores(results: Sequence[Result]) -> tuple[dict[str, Score], dict[str, Score]]:
     """Return the scores by test and by language, in the order in which they were asked."""
-    by_test = [(result.test, result.passed) for result in results]
-    by_language = [(result.language, result.passed) for result in results]
-    return _scores(by_test), _scores(by_language)
-
-
-def _scores(verdicts: Sequence[tuple[str, bool]]) -> dict[str, Score]:
-    asked = Counter(key for key, _ in verdicts)
-    passed = Counter(key for key, right in verdicts if right)
-    return {key: Score(passed[key], count) for key, count in asked.items()}
+    by_test: dict[str, Score] = {}
+    by_language: dict[str, Score] = {}
+    for result in results:
+        for table, key in ((by_test, result.test), (by_language, result.language)):
+            before = table.get(key, Score(0, 0))
+            table[key] = Score(before.passed + result.passed, before.asked + 1)
+    return by_test, by_language
