@@ -32,7 +32,6 @@ class ReplayResult:
     Attributes:
         tokens, seconds: of the trace.
         requests, hits, waits, fetches, on_cpu: experts, by where they were computed.
-        hit_bytes, cpu_bytes, fetched_bytes: weights by where they were computed.
         copied_bytes: over the link, background included.
         cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
         overlap_seconds: when at least two of the three were busy.
@@ -46,9 +45,6 @@ class ReplayResult:
     waits: int
     fetches: int
     on_cpu: int
-    hit_bytes: int
-    cpu_bytes: int
-    fetched_bytes: int
     copied_bytes: int
     cpu_seconds: float
     gpu_seconds: float
@@ -349,9 +345,6 @@ class _Run:
             waits=self.waits,
             fetches=self.fetches,
             on_cpu=self.on_cpu,
-            hit_bytes=hit,
-            cpu_bytes=cpu,
-            fetched_bytes=fetched,
             copied_bytes=size * self.copied,
             cpu_seconds=cpu_seconds,
             gpu_seconds=gpu_seconds,

@@ -142,7 +142,7 @@ def test_each_place_alone_takes_what_its_bandwidth_says() -> None:
     assert hit.hit_rate == 1
     # Of two copies the first is computed while the second arrives.
     assert fetch.seconds == pytest.approx(nbytes / 10e9 + nbytes / 2 / 500e9 + rest(10))
-    assert fetch.copied_bytes == fetch.fetched_bytes == nbytes
+    assert fetch.copied_bytes == fetch.fetches * MODEL.expert_bytes == nbytes
 
 
 def test_cpu_and_accelerator_compute_at_the_same_time() -> None:
