@@ -170,7 +170,7 @@ class RangeReader:
                     what = printable(error, 200) or type(error).__name__
                     raise StorageError(
                         f"{printable(read.file.name)} could not be read: {what} (after {failures} attempts).",
-                        hint="Run the same command again when the network is back; it goes on where it was.",
+                        hint="Run the same command again when the network is back; it continues where it stopped.",
                     ) from None
                 read.done.wait(max(wait, error.wait if isinstance(error, _Cut) else 0.0))
                 wait = min(2 * wait, LONGEST_WAIT)

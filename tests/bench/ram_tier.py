@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size, parse_size
 from mixq.engine.model import Model
@@ -40,7 +39,6 @@ from mixq.plan.recording import read_routing
 from mixq.system.memory import total_memory
 from tests.accept.tables import markdown, write
 
-LOOKAHEAD = 1
 DIRECT_BLOCK = 4 << 20
 HOLD = """
 import ctypes, mmap, sys
@@ -56,7 +54,7 @@ sys.stdin.read()
 """
 
 
-class Foreseen:
+class MadeUpRouting:
     """A routing that is drawn beforehand, so that a predictor can be made up for it."""
 
     def __init__(self, text: str, tokens: int, config: ModelConfig, seed: int) -> None:
@@ -85,19 +83,22 @@ class Foreseen:
         ]
 
 
-class MadeUpLookahead:
-    """What a layer's `Lookahead` would say if routers foresaw the made-up routing with some recall."""
+class PredictingTier:
+    """A layer's RAM tier with a made-up prediction of the next layer's experts, which is read ahead as well.
 
-    def __init__(self, layer: int, layers: int, tier: RamTier, routing: Foreseen, recall: float, wait: bool) -> None:
-        self._ahead = range(1, 1 + min(LOOKAHEAD, layers - 1 - layer)) if recall > 0 else range(0)
-        self._layer, self._tier, self._routing, self._recall, self._wait = layer, tier, routing, recall, wait
+    The engine makes no such predictions from the disk: this measures what they would gain.
+    """
 
-    def predict(self, residual: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """See `mixq.experts.executor.Lookahead`; called after the layer's own choice has been demanded."""
-        for ahead in self._ahead:
-            yield ahead, torch.tensor([self._routing.guess(self._layer + ahead, self._recall)])
-        if self._wait:
-            self._tier.wait()
+    def __init__(self, tier: RamTier, routing: MadeUpRouting, recall: float) -> None:
+        self.layers = tier.layers
+        self.expect, self.wait = tier.expect, tier.wait
+        self._tier, self._routing, self._recall = tier, routing, recall
+
+    def use(self, layer: int, experts: Sequence[int]) -> None:
+        """As `RamTier.use`; then the prediction for the next layer is read ahead."""
+        self._tier.use(layer, experts)
+        if self._recall > 0 and layer + 1 < self.layers:
+            self._tier.expect(layer + 1, self._routing.guess(layer + 1, self._recall))
 
 
 def main() -> None:
@@ -113,7 +114,6 @@ def main() -> None:
     )
     parser.add_argument("--routing", default="sticky:0.39", help="as of mixq bench")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-wait", action="store_true", help="compute while what is missing is still being read")
     parser.add_argument("--write", action="store_true", help="write tests/accept/results/ram_tier.md")
     parser.add_argument("--json", type=Path, default=None, help="where to write the figures as JSON")
     parser.add_argument("--side", choices=["faults", "tier"], help=argparse.SUPPRESS)
@@ -151,7 +151,6 @@ def in_a_child(arguments: argparse.Namespace, side: str, recall: float) -> dict[
         "--seed",
         str(arguments.seed),
     ]
-    command += ["--no-wait"] if arguments.no_wait else []
     if arguments.ram is not None:
         command += ["--ram", str(arguments.ram)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
@@ -164,20 +163,18 @@ def in_a_child(arguments: argparse.Namespace, side: str, recall: float) -> dict[
 
 def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     """Decode and return the figures."""
-    ram = arguments.ram if arguments.side == "tier" else 1 << 50  # a promise of so much that no tier is needed
+    ram = arguments.ram if arguments.side == "tier" else 1 << 50  # so much that no tier is needed
     options = RuntimeOptions(device="cpu", ram=ram, context=arguments.tokens + arguments.warm + 8)
     model = Model(arguments.folder, options)
-    routing = Foreseen(arguments.routing, arguments.warm + arguments.tokens, model.config, arguments.seed)
+    routing = MadeUpRouting(arguments.routing, arguments.warm + arguments.tokens, model.config, arguments.seed)
     model.network.override_routing(routing)
     tier = model.placement.tier
     if (tier is None) != (arguments.side == "faults"):
         raise SystemExit(f"no tier: {RamTier.why_not(model.folder, ram)}")
-    for i, layer in enumerate(model.network.layers):
+    for layer in model.network.layers:
         if tier is not None:
             experts: Any = cast(SparseMoeBlock, layer.feed_forward).experts
-            experts.lookahead = MadeUpLookahead(
-                i, model.config.num_hidden_layers, tier, routing, arguments.recall[0], not arguments.no_wait
-            )
+            experts.tier = PredictingTier(tier, routing, arguments.recall[0])
     kv_cache = model.new_kv_cache()
     for token in range(arguments.warm + arguments.tokens):
         if token == arguments.warm:

@@ -151,7 +151,7 @@ def test_a_server_that_stays_busy_is_given_up_and_gone_on_with(hub: FakeHub, tmp
     with pytest.raises(StorageError, match=r"the server answered 503 \(after 8 attempts\)") as error:
         quantize(checkpoint, tmp_path / "out")
     assert error.value.exit_code == 5
-    assert "goes on where it was" in str(error.value.hint)
+    assert "continues where it stopped" in str(error.value.hint)
     hub.faults = []
     assert quantize(open_place(opened()), tmp_path / "out").path == tmp_path / "out"
 
