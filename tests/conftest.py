@@ -12,6 +12,37 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+HERE = Path(__file__).parent
+SLOW = (
+    "bench/test_gpu_script.py",
+    "chat/test_terminal_chat.py",
+    "cli/test_doctor.py",
+    "cli/test_main.py",
+    "cli/test_plan.py",
+    "kernels/test_native_experts.py",
+    "kernels/triton",
+    "measure/plots/test_folder.py",
+    "measure/suite/test_execution.py",
+    "models/test_notebook.py",
+    "plan/test_sweep.py",
+    "quantize/test_calibrate.py",
+    "quantize/test_interruption.py",
+    "quantize/test_kills.py",
+    "server",
+    "test_packaging.py",
+    "test_readme.py",
+    "text/test_json_tokenizer.py",
+    "text/test_tokenizer.py",
+)
+"""Files and folders that take ten seconds or more: processes, browsers, servers, interpreters."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(HERE).as_posix()
+        if path.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def mixq_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:

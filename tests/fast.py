@@ -1,7 +1,7 @@
 """The tests of a change, in seconds: `make test-fast`.
 
 Runs the test files that were changed, those named after a changed module, and those that import one; without a change,
-the unit tests. Tests marked `slow` (a process, a browser, an interpreter, seconds each) are left to `make test`.
+the unit tests. Slow files (tests/conftest.py lists them) are left to `make test`.
 """
 
 from __future__ import annotations
