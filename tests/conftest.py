@@ -19,11 +19,14 @@ SLOW = (
     "cli/test_doctor.py",
     "cli/test_main.py",
     "cli/test_plan.py",
+    "experts/test_engine_and_replay_agree.py",
     "kernels/test_native_experts.py",
     "kernels/triton",
     "measure/plots/test_folder.py",
     "measure/suite/test_execution.py",
     "models/test_notebook.py",
+    "plan/test_planner.py",
+    "plan/test_replay.py",
     "plan/test_sweep.py",
     "quantize/test_calibrate.py",
     "quantize/test_interruption.py",
@@ -34,7 +37,7 @@ SLOW = (
     "text/test_json_tokenizer.py",
     "text/test_tokenizer.py",
 )
-"""Files and folders that take ten seconds or more: processes, browsers, servers, interpreters."""
+"""Files and folders that take long by themselves: processes, browsers, servers, interpreters."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
