@@ -1,4 +1,4 @@
-"""Many threads over blocks of rows, instead of many threads on each operation; and reading ahead.
+"""A pool of threads over blocks of rows, and reading ahead.
 
 Contract: inside `serial_operations` this thread's torch operations run on one thread each, and it yields the number
 that was set before. The operations of the quantizer are short: sharing each of them gains little (two threads: 6 %),

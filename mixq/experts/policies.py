@@ -1,4 +1,4 @@
-"""Which expert leaves a layer's slots when another is to come in.
+"""Cache policies: which expert of a layer to evict when another needs its slot.
 
 Contract: one object for each layer, told of every use, load and eviction; `victim` chooses among experts that may go.
 Experts are numbers; where they lie and whether a copy pays is not known here. `mixq.experts.own_policy` shows how to

@@ -1,4 +1,4 @@
-"""How fast a recording would have run: an excerpt is simulated, and the result scaled to the whole.
+"""Estimates the speed of a recording: simulates an excerpt and scales the result to the whole.
 
 Contract: the excerpt is windows of `WINDOW` tokens spread evenly over the replies, timed by `mixq.plan.replay`. The
 seconds beyond those of a model whose experts are all in GPU memory grow with the misses, so they are scaled by the

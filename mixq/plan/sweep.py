@@ -1,4 +1,4 @@
-"""What a recording would have hit, and how fast it would have run: every budget, policy and way to share the slots.
+"""Hits and speed of a recording for every combination of budget, policy and slot quota.
 
 Contract: hits are those of the expert cache over the whole recording, every miss loaded (`mixq.plan.hit_curves`), so
 they depend on the slots and the policy alone. Speed is simulated on an excerpt (`mixq.plan.excerpt`). Only tokens of

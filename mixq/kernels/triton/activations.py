@@ -1,4 +1,4 @@
-"""Activations as the weight kernels read them, and RMSNorm, which prepares its answer on the way.
+"""Activations as the weight kernels read them, and RMSNorm, which prepares its output in the same launch.
 
 Contract: a prepared row [K] has four forms, K padded to KP, a multiple of 32: int8 codes in `planes` order for
 nibbles (of every 8 codes the first 4, then from KP/2 on the last 4: four words of nibbles meet two loads of 16 bytes),

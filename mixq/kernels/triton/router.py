@@ -1,4 +1,4 @@
-"""The router: float32 scores of a token's experts, and which it takes.
+"""The router: float32 scores of the experts for each token, and the top-k choice.
 
 Contract: a program for each token, so a row's bits do not depend on the others. Choosing in the same launch saves four
 small ones (softmax, top-k, sum, quotient), each of which takes longer to start than to run.
