@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-UNIT = ("config", "engine", "experts", "fields", "formats", "layers", "model", "plan", "system")
+UNIT = ("config", "experts", "fields", "formats", "layers", "system")
 """Folders and files of tests/ that run when nothing has changed."""
 
 
