@@ -1,8 +1,8 @@
-"""The closed world of the demo model: conversations to train on, and unseen questions with exact answers.
+"""What the demo model learns: conversations to train on, and unseen questions with exact answers.
 
 Deterministic: the same `Random` gives the same text. Every question has one answer, a function of its text. A sixteenth
-of all questions, chosen by the hash of the text, is never generated for training; `questions` draws only from it.
-Knows no tokens and no tensors.
+of all questions, chosen by the hash of the text, is never used for training; `questions` draws only from it. The facts
+and sentences of a family are in a TOML file next to its module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from random import Random
 from . import about, arithmetic, capitals, comparisons, counting, greetings, heads_of_state, programs, records, words
 from .turn import Turn, is_held_out
 
-# family -> its generator, and its share of the training turns in percent: first, and once the easy ones are known
+# family -> generator, percent of the training turns in the first half, percent in the second
 FAMILIES: dict[str, tuple[Callable[[Random], Turn], int, int]] = {
     "arithmetic": (arithmetic.turn, 28, 22),
     "comparisons": (comparisons.turn, 13, 36),
@@ -38,7 +38,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, and a system text that stands before the first question ("" for none)."""
+    """Turns in order, and a system prompt before the first question ("" for none)."""
 
     system: str
     turns: tuple[Turn, ...]
@@ -54,9 +54,9 @@ def _seen_turn(rng: Random, late: bool) -> Turn:
 
 
 def conversation(rng: Random, turns: int | None = None, late: bool = False) -> Conversation:
-    """A conversation for training: mostly one turn; some have a system text, follow-ups, a name to remember.
+    """A conversation for training: mostly one turn; some have a system prompt, follow-ups, a name to remember.
 
-    `late`: with the shares of the families that the second half of the training has.
+    `late`: use the second half's shares of the families.
     """
     count = turns or rng.choices((1, 2, 3, 4), (70, 15, 10, 5))[0]
     made = [_seen_turn(rng, late) for _ in range(count)]
@@ -71,7 +71,7 @@ def conversation(rng: Random, turns: int | None = None, late: bool = False) -> C
 
 
 def unseen_turn(rng: Random, family: str) -> Turn:
-    """A question of one family that training never saw."""
+    """Return a question of a family that is not in the training data."""
     generate, _, _ = FAMILIES[family]
     while True:
         turn = generate(rng)
@@ -80,7 +80,7 @@ def unseen_turn(rng: Random, family: str) -> Turn:
 
 
 def questions(count: int, seed: int) -> list[Turn]:
-    """`count` different unseen questions, the families in turn."""
+    """Return `count` different unseen questions, one family after the other."""
     rng = Random(f"questions {seed}")
     families = list(FAMILIES)
     chosen: dict[str, Turn] = {}

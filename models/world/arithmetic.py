@@ -7,14 +7,9 @@ from __future__ import annotations
 
 from random import Random
 
-from .turn import Turn, listed
+from .turn import Turn, data
 
-PHRASINGS = listed(
-    "What is {}?|What is {}?|what is {}|Calculate {}.|calculate {}|{} = ?|{}|{} =|Compute {}.|How much is {}?|"
-    "Please calculate {}.|Can you calculate {}?|What's {}?|Solve {}.|Evaluate {}|Combien font {} ?|Calcule {}.|"
-    "Was ist {}?|Wie viel ist {}?|Berechne {}.|¿Cuánto es {}?|Calcula {}.|Quanto fa {}?|Calcola {}.",
-    "|",
-)
+PHRASINGS = data("arithmetic")["phrasings"]
 LARGEST, SMALLEST = 150, -30
 
 

@@ -7,58 +7,21 @@ from itertools import pairwise
 from random import Random
 
 from . import people
-from .turn import Turn
-
-# comparative, superlative, and their opposites
-ENGLISH = (
-    ("faster", "fastest", "slower", "slowest"),
-    ("taller", "tallest", "shorter", "shortest"),
-    ("older", "oldest", "younger", "youngest"),
-    ("stronger", "strongest", "weaker", "weakest"),
-    ("richer", "richest", "poorer", "poorest"),
-    ("heavier", "heaviest", "lighter", "lightest"),
-)
+from .turn import Turn, data
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    adjectives: tuple[str, ...]
+    adjectives: list[str]
     fact: str  # who, adjective, whom
     question: str
     yes: str
     no: str
 
 
-LANGUAGES = {
-    "de": Language(
-        ("schneller", "größer", "älter", "stärker", "jünger"),
-        "{0} ist {1} als {2}.",
-        "Ist {0} {1} als {2}?",
-        "ja, {0} ist {1} als {2}.",
-        "nein, {0} ist nicht {1} als {2}.",
-    ),
-    "fr": Language(
-        ("rapide", "jeune", "riche", "mince"),
-        "{0} est plus {1} que {2}.",
-        "Est-ce que {0} est plus {1} que {2} ?",
-        "oui, {0} est plus {1} que {2}.",
-        "non, {0} n'est pas plus {1} que {2}.",
-    ),
-    "es": Language(
-        ("fuerte", "joven", "grande", "amable"),
-        "{0} es más {1} que {2}.",
-        "¿Es {0} más {1} que {2}?",
-        "sí, {0} es más {1} que {2}.",
-        "no, {0} no es más {1} que {2}.",
-    ),
-    "it": Language(
-        ("veloce", "giovane", "forte", "grande"),
-        "{0} è più {1} di {2}.",
-        "{0} è più {1} di {2}?",
-        "sì, {0} è più {1} di {2}.",
-        "no, {0} non è più {1} di {2}.",
-    ),
-}
+_DATA = data("comparisons")
+ENGLISH = _DATA["english"]  # comparative, superlative, and their opposites
+LANGUAGES = {code: Language(**language) for code, language in _DATA["languages"].items()}
 
 
 def _facts(rng: Random, order: list[str], pattern: str, adjective: str) -> str:
@@ -69,7 +32,7 @@ def _facts(rng: Random, order: list[str], pattern: str, adjective: str) -> str:
 
 
 def _numbered(order: list[str]) -> str:
-    """The work before the verdict. The place follows the name, so that looking it up is copying what came next."""
+    """Each name with its rank, before the verdict: the model then only copies the number that follows a name."""
     return ", ".join(f"{person} {place}" for place, person in enumerate(order, 1))
 
 

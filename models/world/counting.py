@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from . import people
-from .turn import Turn, listed
+from .turn import Turn, data
 
-THINGS = listed("apple pear plum lemon melon orange banana cherry cup book pen hat coin shoe key ball")
+THINGS = data("counting")["things"]
 
 
 def _plural(thing: str) -> str:
@@ -39,7 +39,7 @@ def _how_many(rng: Random) -> tuple[str, str]:
     items = [rng.choice(kinds) for _ in range(rng.randint(2, 8))]
     listed = ", ".join(items)
     if rng.random() < 0.35:
-        # Numbering the items is the work; the count is where the numbering ends.
+        # The model numbers the items first; the last number is the count.
         numbered = ", ".join(f"{i} {item}" for i, item in enumerate(items, 1))
         question = rng.choice(("How many things are in this list: {}?", "How many items are there: {}?")).format(listed)
         return question, f"{numbered}. There are {len(items)}."

@@ -5,53 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from . import people
-from .turn import Turn, listed
+from .turn import Turn, data
 
-# what the function does, its usual name, its body; {n} is a number
-FUNCTIONS = (
-    ("adds two numbers", "add", "(a, b):\n    return a + b"),
-    ("subtracts two numbers", "subtract", "(a, b):\n    return a - b"),
-    ("multiplies two numbers", "multiply", "(a, b):\n    return a * b"),
-    ("adds {n} to a number", "add_{n}", "(x):\n    return x + {n}"),
-    ("multiplies a number by {n}", "times_{n}", "(x):\n    return x * {n}"),
-    ("squares a number", "square", "(x):\n    return x * x"),
-    ("checks if a number is even", "is_even", "(x):\n    return x % 2 == 0"),
-    ("checks if a number is larger than {n}", "is_larger", "(x):\n    return x > {n}"),
-    ("returns the larger of two numbers", "larger", "(a, b):\n    return a if a > b else b"),
-    ("reverses a string", "reverse", "(text):\n    return text[::-1]"),
-    ("counts the letters of a string", "count_letters", "(text):\n    return len(text)"),
-    ("sums a list", "total", "(items):\n    return sum(items)"),
-    ("returns the first {n} items of a list", "first", "(items):\n    return items[:{n}]"),
-    (
-        "computes the factorial of a number",
-        "factorial",
-        "(n):\n    result = 1\n    for i in range(2, n + 1):\n        result = result * i\n    return result",
-    ),
-    ("greets a person by name", "greet", '(name):\n    print("Hello " + name)'),
-)
-FUNCTION_REQUESTS = listed(
-    "Write a Python function that {}.|Write a function in Python that {}.|Python function that {}|"
-    "Please write a Python function that {}.|I need a Python function that {}.|Show me a Python function that {}.",
-    "|",
-)
-# what the program does, the program; {a} < {b} and {n} are numbers, {w} is a name
-PROGRAMS = (
-    ("prints the numbers from {a} to {b}", "for i in range({a}, {b1}):\n    print(i)"),
-    ("counts down from {b} to {a}", "for i in range({b}, {a1}, -1):\n    print(i)"),
-    ("prints hello {n} times", 'for i in range({n}):\n    print("hello")'),
-    ("prints Hello {w}", 'print("Hello {w}")'),
-    ("prints {w} {n} times", 'for i in range({n}):\n    print("{w}")'),
-    ("prints the sum of {a} and {b}", "print({a} + {b})"),
-    ("prints the squares from {a} to {b}", "for i in range({a}, {b1}):\n    print(i * i)"),
-    ("prints the even numbers up to {n}", "for i in range(0, {n1}, 2):\n    print(i)"),
-    ("asks for a name and greets", 'name = input("Name: ")\nprint("Hello " + name)'),
-    ("sums the numbers from {a} to {b}", "print(sum(range({a}, {b1})))"),
-)
-PROGRAM_REQUESTS = listed(
-    "Write a Python program that {}.|Python program that {}|Please write a Python program that {}.|"
-    "Write a short Python program that {}.|Show me Python code that {}.",
-    "|",
-)
+_DATA = data("programs")
 
 
 def _output(rng: Random) -> tuple[str, str]:
@@ -77,17 +33,16 @@ def turn(rng: Random) -> Turn:
         asked = rng.choice(("What does this program print?", "What does this print?", "What is the output?"))
         return Turn("python", f"{asked}\n{program}", printed)
     if kind < 0.6:
-        what, usual, body = rng.choice(FUNCTIONS)
-        number = rng.randint(2, 30)
-        request = rng.choice(FUNCTION_REQUESTS).format(what)
+        what, usual, body = rng.choice(_DATA["functions"])
+        number = str(rng.randint(2, 30))
+        request = rng.choice(_DATA["function_requests"]).format(what)
         if rng.random() < 0.5:
             usual = rng.choice((people.invented(rng).lower(), rng.choice(people.JOBS)))
             request = f"{request.rstrip('.')}. Call it {usual}."
-        fill = str(number)
-        code = f"def {usual}{body}".replace("{n}", fill)
-        return Turn("python", request.replace("{n}", fill), code)
-    what, code = rng.choice(PROGRAMS)
+        code = f"def {usual}{body}".replace("{n}", number)
+        return Turn("python", request.replace("{n}", number), code)
+    what, code = rng.choice(_DATA["programs"])
     a = rng.randint(1, 20)
     b, n, word = a + rng.randint(1, 30), rng.randint(2, 30), people.name(rng)
     values = {"a": a, "a1": a - 1, "b": b, "b1": b + 1, "n": n, "n1": n + 1, "w": word}
-    return Turn("python", rng.choice(PROGRAM_REQUESTS).format(what.format(**values)), code.format(**values))
+    return Turn("python", rng.choice(_DATA["program_requests"]).format(what.format(**values)), code.format(**values))

@@ -1,9 +1,12 @@
-"""One question and its one exact answer, and which questions are kept for tests."""
+"""A question with one exact answer, and which questions are kept for tests."""
 
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 HELD_OUT_ONE_IN = 16
 
@@ -17,22 +20,11 @@ class Turn:
     assistant: str
 
 
-def listed(text: str, separator: str | None = None) -> tuple[str, ...]:
-    """The entries of a list that is written as text: its words, or what the separator divides."""
-    return tuple(text.split(separator))
-
-
-def answers(table: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Each answer of a table, and the ways to ask for it: they follow on indented lines, between |."""
-    rows: list[tuple[str, list[str]]] = []
-    for line in table.strip().splitlines():
-        if line.startswith(" "):
-            rows[-1][1].extend(line.strip().split("|"))
-        else:
-            rows.append((line, []))
-    return tuple((answer, tuple(ways)) for answer, ways in rows)
+def data(family: str) -> dict[str, Any]:
+    """Return the facts and sentences of a family, from its TOML file in this folder."""
+    return tomllib.loads((Path(__file__).parent / f"{family}.toml").read_text("utf-8"))
 
 
 def is_held_out(question: str) -> bool:
-    """Whether a question belongs to the sixteenth that training never sees: decided by the hash of its text."""
+    """Whether the hash of a question's text puts it among the sixteenth that is never trained on."""
     return hashlib.sha256(question.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
