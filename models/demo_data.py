@@ -14,9 +14,9 @@ from mixq.models.world import Conversation, conversation
 from mixq.models.world.turn import Turn
 
 BOS, EOS = 1, 2
-USER_WEIGHT = 0.1  # of the loss on what the user says; answers count 1
-LONG_EVERY = 16  # every so many batches have rows of 1024 tokens, each one long conversation; the others 128 or 256
-LATE_FROM = 874  # the step from which the families have their later shares
+USER_WEIGHT = 0.1  # weight of the loss on the user's tokens; the assistant's have weight 1
+LONG_EVERY = 16  # one batch in 16 has rows of 1024 tokens, each one long conversation; the others 128 or 256
+LATE_FROM = 874  # from this step on, the families have the shares of the second half
 
 
 def train_tokenizer(path: Path, vocab_size: int) -> None:
@@ -45,7 +45,7 @@ def train_tokenizer(path: Path, vocab_size: int) -> None:
 
 
 def encoded(tokenizer: sentencepiece.SentencePieceProcessor, talk: Conversation) -> tuple[list[int], list[float]]:
-    """Token ids, and per token the weight of its loss."""
+    """Return the token ids, and the loss weight of each."""
     ids, weights = [BOS], [0.0]
     for i, turn in enumerate(talk.turns):
         user = f"{talk.system}\n\n{turn.user}" if talk.system and i == 0 else turn.user
@@ -67,7 +67,7 @@ class Batch:
 
 
 def packed(talks: list[tuple[list[int], list[float]]], rows: int, length: int) -> Batch:
-    """Pack by first fit; conversations that fit into no row are left out."""
+    """Pack by first fit; drop conversations that fit into no row."""
     ids = torch.zeros(rows, length + 1, dtype=torch.long)
     weights, segments = torch.zeros(rows, length + 1), torch.zeros(rows, length + 1, dtype=torch.long)
     used, count = [0] * rows, [0] * rows
@@ -84,7 +84,7 @@ def packed(talks: list[tuple[list[int], list[float]]], rows: int, length: int) -
 
 
 def training_batch(tokenizer: sentencepiece.SentencePieceProcessor, step: int, tokens: int) -> Batch:
-    """The batch of a step; it depends on the step alone, so a resumed run trains on the same batches."""
+    """Return the batch of a step. It depends on the step alone: a resumed run trains on the same batches."""
     rng = Random(f"batch {step}")
     length = 1024 if step % LONG_EVERY == LONG_EVERY - 1 else (128, 256)[step % 2]
     rows = tokens // length

@@ -1,4 +1,4 @@
-"""Writes the trained network as a Hugging Face folder in bfloat16, with Mixtral's names of experts."""
+"""Writes the trained network as a Hugging Face folder in bfloat16, with Mixtral's tensor names."""
 
 from __future__ import annotations
 

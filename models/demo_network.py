@@ -1,6 +1,6 @@
 """The demo model's training network: Mixtral in plain torch, float32 weights, bfloat16 matrix products.
 
-The forward equals Hugging Face's Mixtral on the exported folder up to bfloat16 rounding. Knows no optimizer, no text.
+Hugging Face's Mixtral on the exported folder computes the same, up to bfloat16 rounding.
 Axes: B rows, L positions, T = B * L tokens, D hidden, F ffn, E experts, A active experts, P expert rows with padding,
 H heads, KV kv heads, d head size, V vocabulary.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROW_BLOCK = 128  # rows of an expert are padded to this: oneDNN compiles a kernel for each new shape
+ROW_BLOCK = 128  # an expert's rows are padded to a multiple: oneDNN compiles a kernel for each new shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,9 @@ class DemoConfig:
 
 
 class _Experts(torch.autograd.Function):
-    """The mixture of experts: tokens sorted by expert, one product each. Its backward is written out, since autograd's
-    fills and adds a gradient of all experts for each expert. All in bfloat16 except the mixing weights."""
+    """The mixture of experts: tokens are sorted by expert, and each expert multiplies its rows once. The backward pass is
+    written by hand: autograd would fill and add the gradient of all experts once per expert. All in bfloat16 except the
+    mixing weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mixing: Tensor, w13: Tensor, w2: Tensor, topk_ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Muon: momentum, then the nearest orthogonal matrix by five Newton-Schulz steps (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon), scaled to AdamW's usual update size (Liu et al. 2025, arXiv 2502.16982).
-All matrices of a shape are one batched product: torch.optim.Muon, one matrix after the other, takes four times as long.
+Matrices of one shape are multiplied as a batch: four times as fast as torch.optim.Muon, which takes them one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def orthogonalized(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonAdamW:
-    """`matrices` [..., rows, columns] go to Muon, `others` to AdamW. `lr` is set from outside, once a step."""
+    """`matrices` [..., rows, columns] go to Muon, `others` to AdamW. Each step receives its learning rates."""
 
     def __init__(self, matrices: Sequence[Tensor], others: Sequence[Tensor], weight_decay: float = 0.05) -> None:
         self.matrices, self.weight_decay = matrices, weight_decay

@@ -1,4 +1,4 @@
-"""Shapes of the models that mixq exists for, as in their published config.json files.
+"""The shapes of Mixtral and its relatives, as in their published config.json files.
 
 Contract: `PRESETS[name]` is the content of a config.json without weights: for plans, size tables and synthetic benches.
 """

@@ -1,8 +1,8 @@
 """Trains the demo model, from the tokenizer to the exported folder: `python models/train_demo.py` makes models/demo.
 
-The conversations are the same everywhere; the weights only on one machine with one build of torch. A stopped run
-continues with --resume. The learning rate warms up, stays constant, then falls linearly; --steps may be changed during
-the constant phase.
+The conversations are the same on every machine; the weights differ between machines and builds of torch. --resume
+resumes a stopped run. The learning rate warms up, stays constant, then falls linearly; --steps may be changed during the
+constant phase.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ EVALUATE_EVERY, SAVE_SECONDS = 250, 300
 
 
 def rate(step: int, steps: int) -> float:
-    """Return the factor of the learning rate in a step."""
+    """Return the learning rate of a step, as a share of the largest."""
     return min((step + 1) / WARM_UP, 1.0, (steps - step) / max(steps - DECAY_FROM, 1))
 
 
 @torch.no_grad()
 def answers(network: DemoNetwork, tokenizer: sentencepiece.SentencePieceProcessor, turns: list[Turn]) -> list[str]:
-    """Return each answer, predicted given the right one so far: it is right exactly if greedy decoding is right."""
+    """Return the answers. Each token is predicted from the right tokens before it, so an answer is right exactly if greedy
+    decoding would be."""
     texts: list[str] = []
     for start in range(0, len(turns), 50):
         batch = demo_data.question_batch(tokenizer, turns[start : start + 50])
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="checkpoint, tokenizer")
     parser.add_argument("--steps", type=int, default=STEPS, help="8,192 tokens each")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work")
     arguments = parser.parse_args()
     network = train(arguments.work, arguments.steps, arguments.resume, arguments.threads)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(arguments.work / "tokenizer.model"))

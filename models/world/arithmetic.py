@@ -42,7 +42,7 @@ def _apply(left: int, operator: str, right: int) -> int:
 
 
 def reduce_once(tokens: list[str]) -> list[str]:
-    """One step: the first innermost parenthesis, in it products before sums, from the left."""
+    """Compute one operation: in the first innermost parenthesis, products before sums, from the left."""
     end = tokens.index(")") if ")" in tokens else len(tokens)
     start = max((i for i in range(end) if tokens[i] == "("), default=-1) + 1
     operators = [i for i in range(start, end) if tokens[i] in "+-*/"]
@@ -54,7 +54,7 @@ def reduce_once(tokens: list[str]) -> list[str]:
 
 
 def worked(tokens: list[str]) -> str:
-    """The chain of steps. Raises OutOfRange if a step leaves the numbers allowed."""
+    """Return the chain of steps; raise OutOfRange if a number leaves the range."""
     steps = [render(tokens)]
     while len(tokens) > 1:
         tokens = reduce_once(tokens)
