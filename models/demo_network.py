@@ -38,9 +38,9 @@ class DemoConfig:
 
 
 class _Experts(torch.autograd.Function):
-    """The mixture of experts: tokens are sorted by expert, and each expert multiplies its rows once. The backward pass is
-    written by hand: autograd would fill and add the gradient of all experts once per expert. All in bfloat16 except the
-    mixing weights."""
+    """The mixture of experts, in bfloat16 except the mixing weights: tokens are sorted by expert, and each expert
+    multiplies its rows once. The backward pass is written by hand: autograd would fill and add the gradient of all
+    experts once per expert."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mixing: Tensor, w13: Tensor, w2: Tensor, topk_ids: Tensor) -> Tensor:

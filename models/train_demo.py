@@ -1,8 +1,8 @@
 """Trains the demo model, from the tokenizer to the exported folder: `python models/train_demo.py` makes models/demo.
 
 The conversations are the same on every machine; the weights differ between machines and builds of torch. --resume
-resumes a stopped run. The learning rate warms up, stays constant, then falls linearly; --steps may be changed during the
-constant phase.
+resumes a stopped run. The learning rate warms up, stays constant, then falls linearly; --steps may be changed during
+the constant phase.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def rate(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def answers(network: DemoNetwork, tokenizer: sentencepiece.SentencePieceProcessor, turns: list[Turn]) -> list[str]:
-    """Return the answers. Each token is predicted from the right tokens before it, so an answer is right exactly if greedy
-    decoding would be."""
+    """Return the answers. Each token is predicted from the right tokens before it, so an answer is right exactly if
+    greedy decoding would be."""
     texts: list[str] = []
     for start in range(0, len(turns), 50):
         batch = demo_data.question_batch(tokenizer, turns[start : start + 50])
