@@ -1,8 +1,8 @@
-# mixq: `make chat` talks to the demo model, `make test` is what CI runs.
+# mixq: `make chat` opens a chat with the demo model, `make test` runs what CI runs.
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Installed before the rest, so that no other package chooses a build of torch. Override it for another one:
+# Installed first, so that no other package chooses a build of torch. Override it to use another one:
 #   make chat TORCH="torch==2.13.0 --index-url URL-OF-A-CUDA-BUILD"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
@@ -36,15 +36,15 @@ $(VENV)/.dev: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest -n 2 -m 'not accept'
 
-# The tests of what changed, else the unit tests: under a minute.
+# The tests of what changed; without a change, the unit tests: under a minute.
 test-fast: $(VENV)/.dev
 	@$(BIN)/python -m tests.fast
 
-# The same tests as `make test` with the lines that none of them ran; a third slower.
+# As `make test`, and prints the lines that no test ran; a third slower.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term -m 'not accept'
 
-# mypy reads the package as it is installed, where quantize/ and models/ are parts of mixq.
+# mypy reads the package as it is installed: quantize/ and models/ are parts of mixq.
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -56,18 +56,18 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compile what changed of the native library, in place. CXX and CXXFLAGS are heeded.
+# Compile the changed files of the native library, in place. Uses CXX and CXXFLAGS.
 native: $(VENV)/.dev
 	@$(BIN)/python mixq/kernels/build_native.py
 
-# The three below run the kernels from C++; see tests/native. Minutes each; not part of `make test`.
+# The three targets below run the kernels from C++ (tests/native). Minutes each; not part of `make test`.
 DRIVE = $(MAKE) --no-print-directory -C tests/native run PYTHON=$(abspath $(BIN)/python)
 
-# The other compiler: no warnings, right results.
+# Built by clang: no warnings, right results.
 native-clang: $(VENV)/.dev
 	$(DRIVE) CXX=clang++
 
-# Addresses and undefined behaviour over all kernels, then races in the pool and in the kernels; by both compilers.
+# Address, undefined-behaviour and thread sanitizers over the kernels and the pool, with both compilers.
 sanitize: $(VENV)/.dev
 	for cxx in g++ clang++; do \
 	    $(DRIVE) CXX=$$cxx DIR=$(CURDIR)/build/native/$$cxx-memory ARGS=30 \
@@ -78,15 +78,15 @@ sanitize: $(VENV)/.dev
 	    done; \
 	done
 
-# ARM's kernels, under an emulator: apt-get install g++-aarch64-linux-gnu qemu-user-static
+# The ARM kernels, in an emulator: apt-get install g++-aarch64-linux-gnu qemu-user-static
 neon: $(VENV)/.dev
 	$(DRIVE) CXX=aarch64-linux-gnu-g++ EXTRA=-static RUN="qemu-aarch64-static -cpu max" ARGS=20
 
-# What the issues' "done when" lists measure; writes the tables in tests/accept/results. Long.
+# Measures and writes the tables in tests/accept/results. Hours.
 accept: $(VENV)/.dev
 	$(BIN)/python -m pytest -m accept -s
 
-# Train the demo model again, from nothing: about two hours on two cores.
+# Train the demo model again, from the start: about two hours on two cores.
 demo: $(VENV)/.dev
 	$(BIN)/python models/train_demo.py
 
