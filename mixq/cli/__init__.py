@@ -1,1 +1,1 @@
-"""The command line: one file a command; what they share is options, output, loading and progress."""
+"""The command line: one file per command; options, output, loading and progress are shared."""

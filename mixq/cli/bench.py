@@ -35,24 +35,30 @@ def bench(
         str | None,
         options.option(
             "--synthetic",
-            "Made-up weights of the sizes of mixtral-8x7b, mixtral-8x22b, mistral-7b or llama-2-70b.",
+            "Random weights with the sizes of mixtral-8x7b, mixtral-8x22b, mistral-7b or llama-2-70b.",
             "PRESET",
         ),
     ] = None,
-    layers: Annotated[int | None, options.option("--layers", "Layers of a made-up model.  [default: all]", "N")] = None,
+    layers: Annotated[
+        int | None, options.option("--layers", "Layers of the synthetic model.  [default: all]", "N")
+    ] = None,
     mix: Annotated[
         str | None,
         options.option(
-            "--mix", "Schemes of a made-up model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize.", "MIX"
+            "--mix",
+            "Schemes of the synthetic model: all-nl4, w4, w8, nf4, bf16, or pairs as in mixq quantize --mix.",
+            "MIX",
         ),
     ] = None,
     write: Annotated[
-        Path | None, options.option("--write", "Write the made-up model to a new folder, and measure nothing.", "DIR")
+        Path | None, options.option("--write", "Write the synthetic model to a new folder, without measuring.", "DIR")
     ] = None,
-    prompt: Annotated[str, options.option("--prompt", "Lengths of prompts; 0 for none.", "N,...", short="-p")] = "512",
+    prompt: Annotated[
+        str, options.option("--prompt", "Prompt lengths in tokens; 0 for none.", "N,...", short="-p")
+    ] = "512",
     gen: Annotated[str, options.option("--gen", "Tokens to generate; 0 for none.", "N,...", short="-n")] = "128",
     depth: Annotated[
-        str, options.option("--depth", "Tokens in the KV cache before the test.", "N,...", short="-d")
+        str, options.option("--depth", "Tokens already in the KV cache when a test starts.", "N,...", short="-d")
     ] = "0",
     repeats: Annotated[int, options.option("--repeats", "Runs of each test.", "N", short="-r")] = 5,
     format: Annotated[
@@ -64,12 +70,16 @@ def bench(
     compare: Annotated[
         tuple[Path, Path] | None,
         options.option(
-            "--compare", "Compare two such files, measuring nothing. The same file twice: its last two runs.", "OLD NEW"
+            "--compare",
+            "Compare two such files, without measuring. The same file twice compares its last two runs.",
+            "OLD NEW",
         ),
     ] = None,
     fail_below: Annotated[
         float | None,
-        options.option("--fail-below", "With --compare: exit code 1 if a speed is below X times the old one.", "X"),
+        options.option(
+            "--fail-below", "With --compare: exit with code 1 if a speed is below X times the old one.", "X"
+        ),
     ] = None,
     json: options.Json = False,
     runtime: options.Runtime,
@@ -77,24 +87,27 @@ def bench(
         str,
         options.option(
             "--routing",
-            "Which experts run: the routers' choice, or made up (random weights route evenly).",
+            "Which experts run: those that the routers choose, or a synthetic choice (random weights use all "
+            "experts equally).",
             "model|uniform|sticky:P|mixtral|trace FILE",
         ),
     ] = "model",
     sim_bandwidth: Annotated[
-        str | None, options.option("--sim-bandwidth", "Bytes that --device sim copies in a second, as 12GB.", "SIZE")
+        str | None,
+        options.option("--sim-bandwidth", "Bytes per second that --device sim copies, such as 12GB.", "SIZE"),
     ] = None,
     context: Annotated[
         int | None,
-        options.flag("--context", "Positions of the KV cache.  [default: what the tests need]", "N"),
+        options.flag("--context", "Tokens that the KV cache holds.  [default: what the tests need]", "N"),
     ] = None,
-    seed: Annotated[int, options.flag("--seed", "Seed of the token ids and of made-up weights.", "N")] = 0,
+    seed: Annotated[int, options.flag("--seed", "Seed of the token ids and of the random weights.", "N")] = 0,
 ) -> None:
-    """Measure prompt and decode speed, and the memory's read bandwidth.
+    """Measure prompt and decode speed, and the memory bandwidth.
 
-    pp512 is a prompt of 512 tokens, tg128 generates 128 tokens one by one, @ d4096 starts after 4096 others. The bytes
-    that a decode step reads limit its speed: "of limit" is its share of the read bandwidth, measured in the same run
-    with the same threads. Only the network is timed; token ids are random. Results name commit, machine and kernels.
+    pp512 computes a prompt of 512 tokens; tg128 generates 128 tokens; @ d4096 means that 4096 tokens are in the KV
+    cache already. Decoding is limited by the memory bandwidth: "of limit" is the share of it that was used; it is
+    measured in the same run with the same threads. Only the network is timed; token ids are random. Results include
+    commit, machine and kernels.
     Example: mixq bench --save new.jsonl && mixq bench --compare old.jsonl new.jsonl
     """
     if compare is not None:
@@ -103,17 +116,19 @@ def bench(
         compare_files(*compare, fail_below, json=json)
         return
     if fail_below is not None:
-        raise UsageError("--fail-below needs a comparison.", hint="Add --compare OLD NEW.")
+        raise UsageError("--fail-below needs --compare.", hint="Add --compare OLD NEW.")
     options.one_of("--format", format, FORMATS)
     options.whole_number("--repeats", repeats, 1, MOST_REPEATS)
     if synthetic is None and (layers is not None or mix is not None or write is not None):
         raise UsageError(
-            "--layers, --mix and --write apply to a model with made-up weights only.",
+            "--layers, --mix and --write apply to synthetic models only.",
             hint="Add --synthetic PRESET, such as mixtral-8x7b.",
         )
     source = ctx.get_parameter_source("model")
     if synthetic is not None and model is not None and source is not None and source.name == "COMMANDLINE":
-        raise UsageError(f"MODEL {printable(repr(model))} and --synthetic are both given.", hint="Leave one out.")
+        raise UsageError(
+            f"MODEL {printable(repr(model))} and --synthetic are both given.", hint="Use only one of them."
+        )
     if synthetic is not None and write is not None:
         _refuse_tests(ctx)
         _write(write, synthetic, layers, mix, seed, json=json)
@@ -139,7 +154,7 @@ def bench(
     try:
         _run(bench, tests, repeats)
     except KeyboardInterrupt:
-        output.warn("interrupted; figures so far:")
+        output.warn("interrupted; results so far:")
         print_bench(bench, format, json=json)
         raise
     print_bench(bench, format, json=json)
@@ -151,7 +166,7 @@ def bench(
 
 
 def _check_routing(text: str) -> None:
-    """Refuse unknown routing before a model is made up or loaded."""
+    """Refuse unknown routing before a model is created or loaded."""
     from mixq.experts.routing import parse_routing
     from mixq.plan.recording import read_routing
 
@@ -162,12 +177,12 @@ def _check_routing(text: str) -> None:
 
 
 def _route(model: Model, text: str, seed: int) -> None:
-    """Replace the routers' choice by made-up routing."""
+    """Replace the routers' choices by synthetic routing."""
     if text == "model":
         return
     config = model.config
     if not config.is_moe:
-        raise UsageError("--routing needs a model with experts; this one has none.", hint="Leave it out.")
+        raise UsageError("--routing needs a model with experts; this model has none.", hint="Omit --routing.")
     from mixq.experts.routing import parse_routing
     from mixq.plan.recording import read_routing
 
@@ -200,9 +215,9 @@ def _make_up(
     from mixq.measure.speed.workload import check_positions
     from mixq.models.presets import PRESETS
 
-    if preset in PRESETS:  # before anything is made
+    if preset in PRESETS:  # before anything is created
         check_positions(tests, runtime.context, PRESETS[preset]["max_position_embeddings"])
-    output.note(f"Making up the weights of {printable(preset)}.")
+    output.note(f"Generating random weights of {printable(preset)}.")
     made = Model(SyntheticWeights.make(preset, layers=layers, mix=mix or DEFAULT_MIX, seed=seed), runtime)
     for line in made.notes:
         output.warn(line)
@@ -210,11 +225,11 @@ def _make_up(
 
 
 def _refuse_tests(ctx: typer.Context) -> None:
-    """Refuse flags of a measurement together with --write, which measures nothing."""
+    """Refuse measurement flags together with --write, which does not measure."""
     for name in ("prompt", "gen", "depth", "repeats", "format", "save", "device", "context", "threads", "kv"):
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name} has no effect with --write: nothing is measured.", hint="Leave one out.")
+            raise UsageError(f"--{name} has no effect with --write: nothing is measured.", hint="Use only one of them.")
 
 
 def _write(folder: Path, preset: str, layers: int | None, mix: str | None, seed: int, *, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `mixq bench` prints: the table for people, Markdown, CSV and JSON for programs."""
+"""What `mixq bench` prints: a table, and Markdown, CSV and JSON for programs."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def _print_table(bench: Bench) -> None:
     console.print(f"read bandwidth  {limit}", soft_wrap=True)
     console.print(f"loaded in       {facts.load_seconds:.1f} s")
     if peak is not None:
-        probe = f", {format_size(bench.bandwidth.nbytes)} of it to measure the bandwidth" if bench.bandwidth else ""
+        probe = f", {format_size(bench.bandwidth.nbytes)} of that to measure the bandwidth" if bench.bandwidth else ""
         console.print(f"peak memory     {format_size(peak)}{probe}")

@@ -1,4 +1,4 @@
-"""`mixq chat`: talk with a model at the terminal, or answer lines of standard input."""
+"""`mixq chat`: chat with a model in the terminal, or answer lines from standard input."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def chat(
     sampling: options.Sampling,
     json: options.Json = False,
     plain: Annotated[bool, options.flag("--plain", "Print replies as plain text, without Markdown.")] = False,
-    history: Annotated[bool, options.flag("--history/--no-history", "Save what you type, for the arrow keys.")] = True,
+    history: Annotated[
+        bool, options.flag("--history/--no-history", "Save what you type, so that the arrow keys recall it.")
+    ] = True,
     runtime: options.Runtime,
 ) -> None:
     """Chat with a model.
 
     At the prompt, /help lists the commands and Ctrl-C stops a reply. When standard input is not a terminal, each line
-    is answered as a conversation of its own.
+    is answered as a separate conversation.
     """
     if json and sys.stdin.isatty():
         raise UsageError("--json needs input from a pipe or file, not a terminal.")
@@ -56,7 +58,7 @@ def _load(name: str | None, runtime: RuntimeOptions, flags: options.SamplingFlag
 
     model = load_model(name, runtime)
     sampling = flags.over(default_sampling(model.folder.generation_config))
-    SamplingParams.from_kwargs(**sampling)  # refuses a flag out of bounds before the first prompt
+    SamplingParams.from_kwargs(**sampling)  # refuses flags out of bounds before the first prompt
     _ = model.tokenizer  # refuses a folder without one
     return Loaded(name, model, sampling)
 
@@ -81,7 +83,7 @@ def _talk(models: Models, name: str | None, system: str, *, plain: bool, history
 
 
 def _answer_lines(model: Model, sampling: dict[str, Any], system: str, *, json: bool) -> None:
-    """Answer each line; one that cannot be answered is reported and sets the exit code."""
+    """Answer each line; report lines that cannot be answered, and set the exit code."""
     from mixq.chat.dialogue import Dialogue, show_events
 
     show: Callable[[str], None] = (lambda _: None) if json else output.model_text

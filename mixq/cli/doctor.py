@@ -1,4 +1,4 @@
-"""`mixq doctor`: the machine, its speeds, the kernels that it uses and why, problems and what to do about them."""
+"""`mixq doctor`: the computer, its speeds, the kernels in use and why, problems and their remedies."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ LOG_LINES = 12
 
 
 def doctor(
-    refresh: Annotated[bool, options.option("--refresh", "Measure again; takes some seconds.")] = False,
+    refresh: Annotated[bool, options.option("--refresh", "Measure again, which takes some seconds.")] = False,
     save: Annotated[
-        Path | None, options.option("--save", "Write a hardware file, for mixq plan --hardware elsewhere.", "FILE")
+        Path | None,
+        options.option("--save", "Write a hardware file, for mixq plan --hardware on another computer.", "FILE"),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show this machine: processor, memory, disk, GPU and their speeds; the kernels in use and why; problems.
+    """Show this computer: CPU, memory, disk, GPU and their speeds; the kernels in use and why; problems.
 
-    Speeds are measured once and cached. The exit code is 1 where the kernels compute wrong results. Example: mixq
+    Speeds are measured once and cached. The exit code is 1 if the kernels compute wrong results. Example: mixq
     doctor --save my-laptop.json
     """
     from mixq.measure.machine import probe
@@ -40,7 +41,7 @@ def doctor(
 
     found = diagnose()
     if refresh or probe.cached() is None:
-        output.note("Measuring this computer; takes some seconds.")
+        output.note("Measuring this computer, which takes some seconds.")
     computer: Computer | None = None
     try:
         computer = probe.probe(refresh=refresh)
@@ -50,7 +51,7 @@ def doctor(
     wrong = problems(found, computer)
     if save is not None and computer is not None:
         computer.write(save)
-        output.note(f"{printable(save)}: figures for mixq plan --hardware.")
+        output.note(f"{printable(save)}: speeds for mixq plan --hardware.")
     if json:
         hardware = None if computer is None else computer.as_dict()
         document = {"hardware": hardware, "problems": [asdict(problem) for problem in wrong]}
@@ -78,7 +79,7 @@ def _print(found: Diagnosis, computer: Computer | None, wrong: Sequence[Problem]
 
 
 def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, str]]:
-    """Yield label and text of each line; with one or two problems they fit a terminal of 24 lines."""
+    """Yield label and text of each line; with one or two problems all fit a terminal of 24 lines."""
     threads = f"{found.torch_threads} {'thread' if found.torch_threads == 1 else 'threads'}"
     yield "system", f"{found.system}, Python {found.python}"
     yield "torch", f"{found.torch}, {threads}; bitsandbytes {found.bitsandbytes or 'not installed'}"
@@ -115,7 +116,7 @@ def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
         f"{1e6 * cpu.layer_seconds:.0f} µs per layer outside the kernels, {1e6 * cpu.pass_seconds:.0f} µs per token",
     )
     disk = computer.disk_bandwidth
-    yield "disk", "not known" if disk is None else f"read at {_rate(disk)}, past the page cache"
+    yield "disk", "not known" if disk is None else f"read at {_rate(disk)}, without the page cache"
 
 
 def _gpu_speeds(gpu: GpuFigures) -> Iterator[tuple[str, str]]:
@@ -124,7 +125,7 @@ def _gpu_speeds(gpu: GpuFigures) -> Iterator[tuple[str, str]]:
     up, back, loaded = (_rate(rate) for rate in (gpu.copy_bandwidth, gpu.copy_back, gpu.copy_under_load))
     yield "link", f"{up} to the GPU, {back} back, {loaded} while the CPU computes"
     limit = "no limit" if gpu.pinned_limit is None else f"at most {format_size(gpu.pinned_limit)}"
-    yield "locked RAM", f"{limit}; handing over a row takes {1e6 * gpu.handover_seconds:.0f} µs"
+    yield "locked RAM", f"{limit}; passing a row to the CPU and back takes {1e6 * gpu.handover_seconds:.0f} µs"
 
 
 def _rate(rate: float) -> str:

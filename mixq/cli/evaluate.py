@@ -1,4 +1,4 @@
-"""`mixq eval ppl`: perplexity on a text, and the distance from a reference."""
+"""`mixq eval ppl`: perplexity on a text, and the divergence from a reference."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def ppl(
     reference: Annotated[
         str | None, options.option("--reference", "Compare with this folder, usually the unquantized one.", "DIR")
     ] = None,
-    window: Annotated[
-        int | None, options.option("--window", "Tokens of a window.  [default: the context]", "N")
-    ] = None,
+    window: Annotated[int | None, options.option("--window", "Tokens per window.  [default: the context]", "N")] = None,
     tokens: Annotated[
         int | None, options.option("--tokens", "Measure the first N tokens.  [default: all]", "N")
     ] = None,
@@ -35,7 +33,7 @@ def ppl(
 ) -> None:
     """Measure perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
 
-    The text is cut into windows without overlap, each after a begin token; every token counts once.
+    The text is cut into windows that do not overlap; each starts with the BOS token. Every token counts once.
     """
     from mixq.cli.loading import load_model
     from mixq.measure.perplexity import perplexity
@@ -62,7 +60,7 @@ def _lines(report: PerplexityReport) -> str:
         ratio = report.perplexity / other.reference_perplexity
         lines += [
             f"reference       {other.reference_perplexity:.4f}   (ratio {ratio:.4f})",
-            f"KL divergence   {other.mean_kl:.6f} nats a token, at worst {other.max_kl:.4f}",
+            f"KL divergence   {other.mean_kl:.6f} nats per token, at most {other.max_kl:.4f}",
             f"same top token  {100 * other.top1_agreement:.2f} %",
         ]
     return "\n".join(lines)

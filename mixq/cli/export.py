@@ -30,7 +30,7 @@ def export(
             autocompletion=options.complete_model,
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The file (gguf) or folder to make.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The file (gguf) or folder to write.")],
     to: Annotated[
         str,
         options.option(
@@ -44,19 +44,23 @@ def export(
         str,
         options.option(
             "--type",
-            "For gguf: auto keeps each matrix's precision; w4 and w8 are copied unchanged.",
+            "For gguf: the type of the matrices. auto: the nearest to each matrix's precision; w4 and w8 are "
+            "copied unchanged.",
             "auto|bf16|f16|q8_0|q4_0",
         ),
     ] = "auto",
     format: Annotated[
-        str, options.option("--format", "For compressed-tensors: for matrices that are neither w4 nor w8.", "w4|w8")
+        str,
+        options.option(
+            "--format", "For compressed-tensors: the format of matrices that are neither w4 nor w8.", "w4|w8"
+        ),
     ] = "w4",
     json: options.Json = False,
 ) -> None:
     """Turn a model folder into a GGUF file, or into a folder for other engines.
 
-    One matrix is in memory at a time. To continue an interrupted folder run the same command again; a GGUF file starts
-    over.
+    One matrix is in memory at a time. To resume an interrupted folder, run the same command again; an interrupted GGUF
+    file is written anew.
     """
     from mixq.quantize.sources.open import open_source
 
@@ -103,7 +107,7 @@ def _print_result(result: GgufResult | Result) -> None:
         return
 
     if result.already_done:
-        output.note("The folder was complete already; nothing was written.")
+        output.note("The folder is already complete; nothing was written.")
     console = output.console()
     console.print(size_table(result.sizes))
     console.print(f"Done: {printable(result.path)}", style="bold", soft_wrap=True)

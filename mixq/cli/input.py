@@ -1,4 +1,4 @@
-"""What is read from the user: text as UTF-8, and answers to questions."""
+"""Input from the user: UTF-8 text, and answers to questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def utf8(data: bytes, name: str) -> str:
 
 
 def confirm(question: str, *, default: bool) -> bool:
-    """Ask at the terminal and return the answer; an empty line is the default, the end of the input is no.
+    """Ask at the terminal and return the answer: an empty line means the default, the end of the input means no.
 
     Raises:
         UsageError: standard input is not a terminal.

@@ -34,7 +34,7 @@ def first_interrupt_cancels() -> Iterator[threading.Event]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Delay a Ctrl-C until what is inside has ended, such as writing a file; it then raises KeyboardInterrupt."""
+    """Delay Ctrl-C until the block, such as writing a file, has ended; then raise KeyboardInterrupt."""
     came = threading.Event()
     with _handled(signal.SIGINT, lambda _signal, _frame: came.set()):
         yield

@@ -25,34 +25,34 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A folder (Hugging Face's or Mistral's form, GPTQ, AWQ, bitsandbytes), a GGUF file, a name in the "
-        "model store, or a repository of the hub (owner/name), which is read without being kept.",
+        help="A folder (Hugging Face's or Mistral's format, GPTQ, AWQ, bitsandbytes), a GGUF file, a name in the "
+        "model store, or a repository on the Hugging Face Hub (owner/name), which is read without storing it.",
         autocompletion=options.complete_model,
     ),
 ]
 Revision = Annotated[str | None, options.option("--revision", "Branch, tag or commit of a repository.", "REV")]
 AllowPickle = Annotated[
-    bool, options.option("--allow-pickle", "Read .bin, .pt and .pth files, by torch's restricted unpickler.")
+    bool, options.option("--allow-pickle", "Read .bin, .pt and .pth files, with torch's restricted unpickler.")
 ]
-DryRunFlag = Annotated[bool, options.option("--dry-run", "Show what would be made, and write nothing.")]
+DryRunFlag = Annotated[bool, options.option("--dry-run", "Show sizes, disk and memory; write nothing.")]
 
 CALIBRATE_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class JobFlags:
-    """The flags that describe the folder to make."""
+    """The flags that describe the folder to write."""
 
     format: Annotated[
         str,
         options.option(
             "--format",
-            "nl4: smallest error. w4, w8: folders that transformers and vLLM open too. nf4: bitsandbytes' format.",
+            "nl4: smallest error. w4, w8: transformers and vLLM open them too. nf4: bitsandbytes' format.",
             "nl4|w4|w8|nf4",
         ),
     ] = "nl4"
     group: Annotated[
-        int | None, options.option("--group", "Weights that share a scale.  [default: the format's own]", "N")
+        int | None, options.option("--group", "Weights that share a scale.  [default: depends on the format]", "N")
     ] = None
     mix: Annotated[
         str | None,
@@ -65,25 +65,30 @@ class JobFlags:
     ] = None
     recipe: Annotated[
         Path | None,
-        options.option("--recipe", "TOML file of schemes by the Linears' names; overrides the mix.", "FILE"),
+        options.option(
+            "--recipe",
+            "TOML file with the schemes of single layers, by patterns of their names; overrides --mix.",
+            "FILE",
+        ),
     ] = None
     calibrate: Annotated[
         str | None,
         options.option(
             "--calibrate",
-            "Run the model over a text file, or the text that comes with mixq, and weight the error of each "
+            "Run the model on a text file, or on the text that comes with mixq, and weight the error of each "
             "input channel by its activations.",
             "TEXT|default",
         ),
     ] = None
     calibrate_tokens: Annotated[
-        int, options.option("--calibrate-tokens", "How many tokens of the text to use.", "N")
+        int, options.option("--calibrate-tokens", "Number of tokens of the text to use.", "N")
     ] = CALIBRATE_TOKENS
     table: Annotated[
-        str, options.option("--table", "nl4's 16 code values; fit: fitted to the weights of this model.", "default|fit")
+        str,
+        options.option("--table", "nl4's 16 code values; fit: fit them to the weights of this model.", "default|fit"),
     ] = "default"
     keep: Annotated[
-        bool, options.option("--keep", "Keep what SRC has in int4 or int8 groups unchanged: Q4_0, Q8_0, GPTQ, ...")
+        bool, options.option("--keep", "Copy int4 and int8 groups of SRC unchanged: Q4_0, Q8_0, GPTQ, ...")
     ] = False
     allow_nonfinite: Annotated[
         bool, options.option("--allow-nonfinite", "Store NaN and infinite weights as 0 instead of refusing them.")
@@ -114,7 +119,7 @@ Flags = Annotated[JobFlags, Group(JobFlags)]
 
 
 def flags_of(settings: Mapping[str, Any]) -> JobFlags:
-    """Return the flags that the settings of a job.json came from.
+    """Return the flags that lead to the settings of a job.json.
 
     Raises:
         UsageError: the job used a file whose path is not recorded.
@@ -130,7 +135,7 @@ def flags_of(settings: Mapping[str, Any]) -> JobFlags:
             hint="Run the command that started it.",
         )
     matrices = [scheme for kind, scheme in mix.items() if kind.startswith("w") or kind.endswith("_proj")]
-    # Where group sizes differ, the largest was asked for; it does not divide the rows of the others.
+    # If group sizes differ, the largest was requested, and it does not divide the rows of the other layers.
     experts = max(matrices, key=lambda scheme: int(scheme.partition(":")[2] or 0))
     parts = {"experts": experts} | {part: mix[part] for part in ("q", "k", "v", "o", "lm_head") if part in mix}
     return JobFlags(
@@ -145,7 +150,7 @@ def flags_of(settings: Mapping[str, Any]) -> JobFlags:
 
 
 def say_what_is_fetched(source: Source) -> None:
-    """Say how many bytes are read from the hub, where the source is there."""
+    """Print how many bytes are read from the hub, if the source is there."""
     if source.path is None:
         size = format_size(source.nbytes)
-        output.note(f"{printable(source.name)}: {size} are read from the hub as they are needed; nothing is kept.")
+        output.note(f"{printable(source.name)}: {size} are read from the hub; nothing of it is stored.")

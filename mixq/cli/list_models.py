@@ -1,4 +1,4 @@
-"""`mixq list`: the models of the store."""
+"""`mixq list`: the models in the store."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "h
 
 
 def list_models(json: options.Json = False) -> None:
-    """List the models of the store, also unfinished and damaged ones.
+    """List the models in the store, including unfinished and damaged ones.
 
-    Only names and sizes of files are checked; mixq verify reads every byte.
+    Checks only names and sizes of files; mixq verify reads every byte.
     """
     from mixq.formats import store
 
@@ -30,8 +30,8 @@ def list_models(json: options.Json = False) -> None:
         return
     if not found:
         output.note(f"The store, {printable(paths.store())}, is empty.")
-        output.note("Make a model:       mixq pull mistralai/Mixtral-8x7B-Instruct-v0.1")
-        output.note("Or try the demo:    mixq chat")
+        output.note("Quantize a model:   mixq pull mistralai/Mixtral-8x7B-Instruct-v0.1")
+        output.note("Try the demo model: mixq chat")
         return
     _print([(entry, _figures(entry)) for entry in found])
     for entry in found:
@@ -80,7 +80,7 @@ def _print(found: list[tuple[Entry, dict[str, str]]]) -> None:
 
 
 def _origin(entry: Entry) -> str:
-    return printable(entry.source.get("name", "") if entry.link is None else f"a link to {entry.link}")
+    return printable(entry.source.get("name", "") if entry.link is None else f"a symlink to {entry.link}")
 
 
 def _changed(entry: Entry) -> str:
@@ -96,7 +96,7 @@ def _trouble(entry: Entry) -> str:
 
 
 def ago(moment: float) -> str:
-    """Return how long ago a moment was, in one unit."""
+    """Return how long ago a time was, in one unit."""
     seconds = time.time() - moment
     for length, unit in UNITS:
         if seconds >= length:

@@ -1,7 +1,7 @@
 """Loads the model of a command.
 
 Contract: without MODEL it is the demo model, which is quantized into the user's cache on first use, completely or not
-at all; two processes that do so at the same time both succeed.
+at all; two processes may do this at the same time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from mixq.engine.model import Model
 
 
-STALE = 24 * 3600  # seconds; making the demo model takes less
+STALE = 24 * 3600  # seconds; quantizing the demo model takes less
 
 
 def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
     """Return the model that `name` means, a folder or a name in the store; None is the demo model.
 
-    Options that the model could not follow are warned of.
+    Warns about options that could not be used.
     """
     from mixq.engine.model import Model
 
@@ -41,11 +41,11 @@ def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
 
 
 def quantized_demo() -> Path:
-    """Return the demo model's nl4 folder in the user's cache; make it if it is missing."""
+    """Return the demo model's nl4 folder in the user's cache; quantize it first if it is missing."""
     source = paths.demo_source()
     if not (source / "config.json").is_file():
         raise ModelFileError(
-            "This installation has no demo model.", hint="Give a MODEL: a folder, or a name in the store."
+            "This installation has no demo model.", hint="Name a MODEL: a folder, or a name in the store."
         )
     from mixq.formats.manifest import FORMAT_VERSION
 
@@ -68,7 +68,7 @@ def _make(source: Path, folder: Path) -> None:
     from mixq.cli.quantize import run_job
     from mixq.quantize.job import Job
 
-    output.note("First use: quantizing the demo model into your cache.")
+    output.note("First use: quantizing the demo model.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder.parent)
@@ -80,13 +80,13 @@ def _make(source: Path, folder: Path) -> None:
         ) from error
     try:
         run_job(Job(source, partial / folder.name))
-        # A rename is atomic. It fails where another process was first, whose folder is then used.
+        # A rename is atomic. It fails if another process was first; its folder is then used.
         with contextlib.suppress(OSError):
             os.rename(partial / folder.name, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if not (folder / "mixq.json").is_file():
-        raise StorageError(f"{printable(folder)} could not be made.", hint="Remove it if it exists, and try again.")
+        raise StorageError(f"{printable(folder)} could not be written.", hint="Remove it if it exists, and try again.")
 
 
 def _remove_stale(folder: Path) -> None:

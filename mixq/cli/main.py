@@ -1,4 +1,4 @@
-"""The console script: the commands, and the exit code of every failure.
+"""The console script: commands, and exit codes of failures.
 
 Contract: the exit codes are 0 done, 1 failed, 2 usage, 3 bad model file, 4 does not fit, 5 disk or network, 130
 interrupted (143: `mixq quantize` by SIGTERM); a failure that a user can cause or repair shows no traceback. Importing
@@ -40,19 +40,20 @@ from mixq.cli.settings import ModelCommand
 from mixq.errors import DoesNotFitError, MixqError, StorageError, UsageError, printable
 
 INTERRUPTED = 130
-# What typer raises for a bad command line: click's UsageError, inside or outside of typer by its version.
+# What typer raises for a bad command line: click's UsageError, which some versions of typer include.
 _CommandLineError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="mixq",
-    help="Mixtral 8x7B on the computer you have: quantize it, chat with it.",
-    epilog="Flags of a model can be set as MIXQ_<FLAG>, or as keys of config.toml in the config folder or $MIXQ_HOME.",
+    help="Run Mixtral 8x7B on the computer you have: quantize it, chat with it.",
+    epilog="Flags of a model can also be set as environment variables MIXQ_<FLAG>, or as keys of config.toml in "
+    "the config folder or $MIXQ_HOME.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-evaluations = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_markup_mode=None)
+evaluations = typer.Typer(help="Measure a model's quality.", no_args_is_help=True, rich_markup_mode=None)
 
 app.command("chat", cls=ModelCommand)(chat.chat)
 app.command("run", cls=ModelCommand)(run.run)
@@ -89,7 +90,7 @@ def global_flags(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Mixtral 8x7B on the computer you have: quantize it, chat with it."""
+    """Run Mixtral 8x7B on the computer you have: quantize it, chat with it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -112,13 +113,13 @@ def exit_code(arguments: Sequence[str]) -> int:
         with _ignoring_failures(sys.stderr):
             error.show()  # with the usage line
         return _print_document(UsageError(error.format_message()), arguments)
-    except BrokenPipeError:  # the reader has gone (`mixq ... | head`)
+    except BrokenPipeError:  # the reader was closed (`mixq ... | head`)
         _drop_rest(sys.stdout)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except MemoryError:
-        return _report(DoesNotFitError("There is not enough memory.", hint="Try a smaller --context."), arguments)
+        return _report(DoesNotFitError("Not enough memory.", hint="Try a smaller --context."), arguments)
     except OSError as error:
         place = f"{printable(error.filename)}: " if error.filename is not None else ""
         return _report(StorageError(f"{place}{error.strerror or printable(error)}."), arguments)
@@ -129,7 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
     # Not standalone: typer's own errors come here instead of being printed, and Exit is the value returned.
     try:
         code = app(args=list(arguments), prog_name="mixq", standalone_mode=False)
-    except SystemExit as end:  # from typer and rich where the reader has gone, and from shell completion
+    except SystemExit as end:  # from typer and rich when the reader was closed, and from shell completion
         code = end.code
     return code if isinstance(code, int) else 0 if code is None else 1
 

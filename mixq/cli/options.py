@@ -34,7 +34,7 @@ def flag(name: str, text: str, metavar: str | None = None) -> Any:
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Return the values that were given; None means left out."""
+    """Return the flags that were used; None means omitted."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -49,7 +49,7 @@ def whole_number(name: str, value: int, low: int, high: int) -> int:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Return the store's names with this beginning, for shell completion; without any, the shell completes files."""
+    """Return the names in the store that start so, for shell completion; without any, the shell completes files."""
     from mixq.formats.store import names
 
     return [name for name in names() if name.startswith(incomplete)]
@@ -59,7 +59,7 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, or a name in the model store. Left out: the demo model.",
+        help="A model folder, or a name in the model store.  [default: the demo model]",
         envvar="MIXQ_MODEL",
         show_envvar=False,
         autocompletion=complete_model,
@@ -70,7 +70,9 @@ FolderArgument = Annotated[
     typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.", autocompletion=complete_model),
 ]
 
-Seed = Annotated[int | None, flag("--seed", "Same seed, same text.  [default: a new one each time]", "N")]
+Seed = Annotated[
+    int | None, flag("--seed", "Seed of sampling: the same seed gives the same text.  [default: random]", "N")
+]
 
 
 def runtime_options(
@@ -78,29 +80,38 @@ def runtime_options(
         str, flag("--device", "Where to compute; sim simulates a GPU.", "|".join(DEVICES))
     ] = DEFAULTS.device,
     vram: Annotated[
-        str | None, flag("--vram", "GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")
+        str | None, flag("--vram", "Most GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")
     ] = None,
-    ram: Annotated[str | None, flag("--ram", "Memory to use, such as 24GB.  [default: what is free]", "SIZE")] = None,
+    ram: Annotated[
+        str | None, flag("--ram", "Most memory to use, such as 24GB.  [default: what is free]", "SIZE")
+    ] = None,
     context: Annotated[
-        int, flag("--context", "Tokens of prompt and reply together, up to the model's maximum.", "N")
+        int, flag("--context", "Most tokens of a conversation, up to the model's maximum.", "N")
     ] = DEFAULTS.context,
     threads: Annotated[
-        int | None, flag("--threads", "CPU threads.  [default: physical cores, 1 for a small model]", "N")
+        int | None, flag("--threads", "CPU threads.  [default: physical cores; 1 for a small model]", "N")
     ] = None,
     kv: Annotated[str, flag("--kv", "Storage type of the KV cache.", "|".join(KV_DTYPES))] = DEFAULTS.kv,
     miss: Annotated[
         str,
-        flag("--miss", "Experts that are not in GPU memory: compute on the CPU, or copy.", "|".join(MISS_MODES)),
+        flag(
+            "--miss",
+            "Experts that are not in GPU memory: cpu computes them on the CPU, fetch copies them first, auto chooses.",
+            "|".join(MISS_MODES),
+        ),
     ] = DEFAULTS.miss,
     cache_policy: Annotated[
         str, flag("--cache-policy", "Which expert to evict from GPU memory.", "|".join(CACHE_POLICIES))
     ] = DEFAULTS.cache_policy,
     quota: Annotated[
-        str | None, flag("--quota", "Expert slots of each layer, as written by mixq replay --save-quota.", "FILE")
+        str | None,
+        flag("--quota", "File with the expert slots of each layer, written by mixq replay --save-quota.", "FILE"),
     ] = None,
     template: Annotated[
         str | None,
-        flag("--template", "Chat format; none completes texts.  [default: the model's own]", "|".join(TEMPLATES)),
+        flag(
+            "--template", "Chat template; none continues the text.  [default: found in the folder]", "|".join(TEMPLATES)
+        ),
     ] = None,
     seed: Seed = None,
 ) -> RuntimeOptions:
@@ -110,38 +121,46 @@ def runtime_options(
 
 @dataclass(frozen=True, slots=True)
 class SamplingFlags:
-    """The flags of sampling; None where a flag was left out."""
+    """The sampling flags; None means omitted."""
 
     temperature: Annotated[
-        float | None, flag("--temperature", "0 takes the likeliest token.  [default: the model's, else 0.7]", "X")
+        float | None,
+        flag(
+            "--temperature", "Randomness; 0 always takes the most likely token.  [default: the model's, else 0.7]", "X"
+        ),
     ] = None
-    top_k: Annotated[int | None, flag("--top-k", "Sample from the K likeliest tokens; 0 for all.", "K")] = None
+    top_k: Annotated[int | None, flag("--top-k", "Sample from the K most likely tokens; 0 for all.", "K")] = None
     top_p: Annotated[
         float | None,
         flag(
-            "--top-p", "Sample from the likeliest tokens up to probability P.  [default: the model's, else 0.95]", "P"
+            "--top-p",
+            "Sample from the most likely tokens, whose probabilities add up to P.  [default: the model's, else 0.95]",
+            "P",
         ),
     ] = None
-    min_p: Annotated[float | None, flag("--min-p", "Drop tokens less likely than P times the likeliest.", "P")] = None
+    min_p: Annotated[
+        float | None, flag("--min-p", "Drop tokens less likely than P times the most likely one.", "P")
+    ] = None
     repetition_penalty: Annotated[
-        float | None, flag("--repetition-penalty", "Above 1: tokens that occurred before get less likely.", "X")
+        float | None,
+        flag("--repetition-penalty", "Values above 1 make tokens less likely that have occurred already.", "X"),
     ] = None
     max_tokens: Annotated[int | None, flag("--max-tokens", "End the reply after N tokens.", "N")] = None
-    stop: Annotated[list[str] | None, option("--stop", "Text that ends the reply; may be given again.", "TEXT")] = None
+    stop: Annotated[list[str] | None, option("--stop", "Text that ends the reply; can be repeated.", "TEXT")] = None
     seed: Seed = None
 
     def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return sampling parameters: the defaults, and over them the flags that were given."""
+        """Return sampling parameters: the defaults, overridden by the flags that were used."""
         return {**defaults, **given(**asdict(self))}
 
 
 Runtime = Annotated[RuntimeOptions, Group(runtime_options)]
 Sampling = Annotated[SamplingFlags, Group(SamplingFlags)]
-System = Annotated[str | None, flag("--system", "System text, put in front of the first message.", "TEXT")]
+System = Annotated[str | None, flag("--system", "System prompt, put before the first message.", "TEXT")]
 
-Json = Annotated[bool, option("--json", "Print one JSON document on standard output.")]
-Yes = Annotated[bool, option("--yes", "Do not ask.", short="-y")]
-Quiet = Annotated[bool, option("--quiet", "No figures on standard error.", short="-q")]
+Json = Annotated[bool, option("--json", "Print one JSON document to standard output.")]
+Yes = Annotated[bool, option("--yes", "Answer every question with yes.", short="-y")]
+Quiet = Annotated[bool, option("--quiet", "Print no statistics to standard error.", short="-q")]
 TextFile = Annotated[
     Path, typer.Option("--text", help="UTF-8 text.", metavar="FILE", exists=True, dir_okay=False, readable=True)
 ]

@@ -30,7 +30,7 @@ def talk() -> Console:
 
 
 def console() -> Console:
-    """Return a console on standard output, for tables and figures."""
+    """Return a console on standard output, for tables."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False)
@@ -42,7 +42,7 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print something that the user should know or act on."""
+    """Print a warning."""
     _print_labelled("Warning: ", "bold yellow", text)
 
 
@@ -54,7 +54,7 @@ def print_error(error: MixqError) -> None:
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:
-    """Print in one call, so that a progress bar on the same terminal cannot split the line."""
+    """Print in one call, so that a progress bar in the same terminal cannot split the line."""
     from rich.text import Text
 
     talk().print(Text.assemble((label, style), text))
@@ -74,7 +74,7 @@ def error_document(error: MixqError) -> dict[str, Any]:
 
 
 def model_text(text: str) -> None:
-    """Write a model's text to standard output at once: harmless on a terminal, exact in a file or pipe."""
+    """Write a model's text to standard output and flush: safe for a terminal, exact in a file or pipe."""
     from mixq.chat.safe_text import harmless
 
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
@@ -82,7 +82,7 @@ def model_text(text: str) -> None:
 
 
 def run_document(model: Model, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `--json` prints about the model of an answer."""
+    """Return what `--json` prints about an answer's model."""
     return {"model": str(model.folder.path), "sampling": sampling, "placement": model.placement.as_dict()}
 
 
@@ -97,7 +97,7 @@ def answer_document(done: Done) -> dict[str, Any]:
 
 
 def stats_line(done: Done) -> str:
-    """Return the figures of one answer in one line, and those of its experts in another."""
+    """Return an answer's statistics in one line, and those of its experts in another."""
     from mixq.chat.status import speed
 
     stats = done.stats

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mixtral-8x7b"
 FORMATS = ("nl4", "all-nl4", "w4", "w8", "bf16")
-"""The formats that an unquantized model is planned in; the first is the default."""
+"""The formats for plans of an unquantized model; the first is the default."""
 
 
 @takes_groups(without=("threads", "quota", "template", "seed"))
@@ -46,14 +46,16 @@ def plan(
     ] = None,
     format: Annotated[
         str | None,
-        options.option("--format", "Of a model that is not quantized yet.  [default: nl4]", "|".join(FORMATS)),
+        options.option(
+            "--format", "Format to plan for, if the model is not quantized yet.  [default: nl4]", "|".join(FORMATS)
+        ),
     ] = None,
     runtime: options.Runtime,
     disk: Annotated[str | None, options.option("--disk", "Disk space to use.  [default: what is free]", "SIZE")] = None,
     refresh: Annotated[bool, options.option("--refresh", "Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Show the memory placement, the expected speed and what limits it.
+    """Predict memory use, speed and what limits it, without loading the model.
 
     Nothing is downloaded or loaded. Example: mixq plan mixtral-8x7b --hardware laptop-8gb --context 32768
     """
@@ -84,17 +86,19 @@ def _computer(hardware: str | None, asked: RuntimeOptions, *, refresh: bool) -> 
 
     if hardware is not None:
         if refresh:
-            raise UsageError("--refresh measures this computer; --hardware names another.", hint="Leave one out.")
+            raise UsageError(
+                "--refresh measures this computer; --hardware names another.", hint="Use only one of them."
+            )
         if asked.device == "sim":
             raise UsageError(
-                "--device sim simulates a GPU on this computer; --hardware names another.", hint="Leave one out."
+                "--device sim simulates a GPU on this computer; --hardware names another.", hint="Use only one of them."
             )
         return find_computer(hardware)
     from mixq.measure.machine import probe
     from mixq.measure.machine.probe_gpu import simulated
 
     if refresh or probe.cached() is None or asked.device == "sim":
-        output.note("Measuring this computer; takes some seconds.")
+        output.note("Measuring this computer, which takes some seconds.")
     found = probe.probe(refresh=refresh)
     return simulated(found, asked.vram) if asked.device == "sim" else found
 
@@ -125,9 +129,7 @@ def _candidates(model: str, format: str | None) -> list[ModelSizes]:
     if opened.quantization is None:
         return _in_formats(opened.path.name, opened.config, format or "bf16")
     if format is not None:
-        raise UsageError(
-            f"{printable(model)} is quantized already, so --format has no effect.", hint="Leave --format out."
-        )
+        raise UsageError(f"{printable(model)} is quantized already, so --format has no effect.", hint="Omit --format.")
     return [ModelSizes.of_weights(opened, _scheme(opened))]
 
 

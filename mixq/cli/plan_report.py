@@ -1,4 +1,4 @@
-"""What `mixq plan` prints: where the bytes go, the expected speeds, the command to run."""
+"""What `mixq plan` prints: the use of memory, the expected speeds, the command to run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPOSITORIES = {
 
 
 def print_plan(made: Plan, others: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Print places, speeds, the other formats and the command."""
+    """Print memory use, speeds, the other formats and the command."""
     console = output.console()
     sizes = made.sizes
     console.print(

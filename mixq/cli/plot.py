@@ -28,17 +28,22 @@ def plot(
     ],
     out: Annotated[
         Path | None,
-        options.option("--output", "A .png or .svg of all, or a folder with one of each.", "FILE|DIR", short="-o"),
+        options.option(
+            "--output",
+            "Write one .png with all plots, an .svg of a single plot, or a folder with a file per plot.",
+            "FILE|DIR",
+            short="-o",
+        ),
     ] = None,
     html: Annotated[
-        Path | None, options.option("--html", "One page with all pictures and their numbers.", "FILE")
+        Path | None, options.option("--html", "Write an HTML page with all plots and their numbers.", "FILE")
     ] = None,
-    format: Annotated[str, options.option("--format", "Of the pictures in a folder.", "png|svg")] = "png",
+    format: Annotated[str, options.option("--format", "Format of the files in a folder.", "png|svg")] = "png",
     json: options.Json = False,
 ) -> None:
     """Plot expert use, cache hit rates, predictions, speed and quantization errors.
 
-    Without -o or --html the pictures are drawn in the terminal; files take the extra `plots` (matplotlib). Example:
+    Without -o or --html the plots are drawn in the terminal; files need the extra `plots` (matplotlib). Example:
     mixq plot run.mqt --html experts.html
     """
     options.one_of("--format", format, ("png", "svg"))
@@ -63,7 +68,7 @@ def plot(
 
 
 def check_report(path: Path) -> None:
-    """Refuse, before a job begins, a file that its report could not be drawn into.
+    """Refuse a report file that could not be written, before the job starts.
 
     Raises:
         UsageError: an ending other than .html or .png, a folder, or a file in a folder that does not exist.
@@ -81,7 +86,7 @@ def check_report(path: Path) -> None:
 
 
 def draw_report(path: Path, folder: Path, facts: Iterable[tuple[str, str]] = ()) -> None:
-    """Draw what `mixq plot` draws of a quantized folder into a .html or .png file."""
+    """Write the plots of a quantized folder, as `mixq plot` draws them, into a .html or .png file."""
     from mixq.measure.plots.from_folder import figures
 
     if path.suffix.lower() == ".html":
@@ -100,14 +105,16 @@ def _write_page(figures: list[Figure], path: Path, title: str) -> None:
 
 
 def _write(figures: list[Figure], out: Path, format: str) -> None:
-    """Write one picture of all figures, or a folder with a picture of each."""
+    """Write one file with all figures, or a folder with a file per figure."""
     from mixq.measure.plots.draw import picture, sheet
 
     if out.suffix.lower() in PICTURES:
         if len(figures) == 1:
             atomic_write_bytes(out, picture(figures[0], out.suffix.lower()[1:]))
         elif out.suffix.lower() == ".svg":
-            raise UsageError(f"An .svg holds one picture; there are {len(figures)}.", hint="Give a .png, or a folder.")
+            raise UsageError(
+                f"An .svg file holds one plot; there are {len(figures)}.", hint="Name a .png file or a folder."
+            )
         else:
             atomic_write_bytes(out, sheet(figures))
         output.note(f"{printable(out)}: {_pictures(figures)}.")

@@ -1,4 +1,4 @@
-"""Figures drawn in the terminal: heat maps as shades, charts and amounts as bars, tables as aligned text.
+"""Plots in the terminal: heat maps as shades, charts and amounts as bars, tables as aligned text.
 
 Contract: rich's colours, which NO_COLOR switches off; characters show the same as colours. As wide as the console.
 """
@@ -19,7 +19,7 @@ BAR = " ▏▎▍▌▋▊▉█"
 _DIM = Style(dim=True)
 _LABEL = 5
 _MOST_ROWS = 12
-"""Points of a series that are shown; of more, every second, third and so on."""
+"""Most points of a series that are shown; of longer ones every second, third and so on."""
 
 
 def show(figure: Figure, console: Console) -> None:

@@ -1,7 +1,7 @@
-"""Progress of a long command: a bar with the time left on a terminal, plain lines elsewhere.
+"""Progress of a long command: a bar with the remaining time in a terminal, plain lines elsewhere.
 
 Contract: everything goes to standard error. Without a terminal a line is written at most every `QUIET_SECONDS`, and
-for the last step, so that a log stays short.
+after the last step, so that a log stays short.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixq.config import format_size
 QUIET_SECONDS = 10.0
 
 Update = Callable[[int, int], None]
-"""Called with how much is done and how much there is in total."""
+"""Called with the amounts done and in total."""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def pull(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="AS", help="Its name in the store.  [default: SRC's own in lower case, with --format if not nl4]"
+            metavar="AS", help="Name in the store.  [default: SRC's name in lower case, with --format if not nl4]"
         ),
     ] = None,
     *,
@@ -44,16 +44,16 @@ def pull(
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
 ) -> None:
-    """Quantize a repository of the hub into the model store.
+    """Quantize a repository on the Hugging Face Hub into the model store.
 
-    Sizes and times are shown before anything is written. To continue an interrupted pull run it again, or name the
-    model in the store. For gated repositories set HF_TOKEN or run `hf auth login`.
+    Shows sizes and times before anything is written. To resume an interrupted pull, run it again, or name the model
+    in the store. For gated repositories set HF_TOKEN or run `hf auth login`.
     """
     from mixq.quantize.sources.open import find_source
 
     errand = _errand(source, name, revision, flags)
     if errand is None:
-        output.note(f"{printable(source)} is in the store already; nothing was written.")
+        output.note(f"{printable(source)} is already in the store; nothing was written.")
         return
     checkpoint = find_source(errand.source, allow_pickle=allow_pickle, revision=errand.revision)
     if errand.entry is not None:
@@ -75,7 +75,7 @@ def pull(
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """The model to make and its source; `entry` is what the store has under that name."""
+    """The model to write and its source; `entry` is what the store has under that name."""
 
     source: str
     revision: str | None
@@ -85,7 +85,7 @@ class Errand:
 
 
 def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags) -> Errand | None:
-    """Return what a command line asks for, None where SRC is a finished model of the store."""
+    """Return the model that a command line asks for; None if SRC is a finished model in the store."""
     from mixq.formats import store
 
     if name is None and source in store.names() and not paths.expand(source).exists():
@@ -102,7 +102,7 @@ def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags
 
 
 def _go_on(entry: Entry, flags: JobFlags) -> Errand:
-    """Return what finishes an entry, with the settings of its job.json unless flags were given."""
+    """Return the job that finishes an entry, with the settings of its job.json unless flags were used."""
     if not entry.from_hub:
         made_from = f"from {printable(entry.source['name'])}" if "name" in entry.source else "but not from the hub"
         raise UsageError(
@@ -119,7 +119,7 @@ def _revision(entry: Entry) -> str | None:
 
 
 def default_name(source: str, format: str) -> str:
-    """Return the name that a source gets in the store: its last part in lower case, and the format if not nl4."""
+    """Return a source's name in the store: its last part in lower case, and the format if not nl4."""
     path = paths.expand(source)
     last = path.resolve().name if path.exists() else source.rsplit("/", 1)[-1]
     stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", last.lower())
@@ -127,7 +127,7 @@ def default_name(source: str, format: str) -> str:
 
 
 def _refuse_another_source(entry: Entry, source: Source) -> None:
-    """Refuse a name that is taken by another model, with a better message than `Job` has."""
+    """Refuse a name that another model has, with a better message than `Job`'s."""
     name = printable(entry.name)
     free = f"Choose another name, mixq pull SRC NAME, or remove this one: mixq rm {name}"
     if entry.state == "damaged":
@@ -140,12 +140,12 @@ def _refuse_another_source(entry: Entry, source: Source) -> None:
     if source.revision is not None and entry.source.get("revision") not in (None, source.revision):
         old = printable(entry.source["revision"], 12)
         raise UsageError(
-            f"{name} is made from commit {old} of {now}; the hub has {source.revision[:11]}… now.", hint=free
+            f"{name} is made from commit {old} of {now}; the hub now has {source.revision[:11]}….", hint=free
         )
 
 
 def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
-    """Show the plan, refuse what does not fit, and ask whether to continue unless it was started before."""
+    """Show the plan, refuse what does not fit, and ask for confirmation unless the job was started before."""
     _show_plan(job, errand, on_the_side=True)
     check_free_space(job.target, job.dry_run().disk_needed)
     job.check_memory()

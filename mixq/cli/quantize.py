@@ -1,4 +1,4 @@
-"""`mixq quantize`: make a model folder of a checkpoint."""
+"""`mixq quantize`: turn a checkpoint into a model folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def quantize(
     source: job_options.SourceArgument,
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="DST", help="The folder to make.  [default: SRC's name and the format, in the store]"),
+        typer.Argument(metavar="DST", help="The folder to write.  [default: SRC's name and the format, in the store]"),
     ] = None,
     *,
     flags: job_options.Flags,
@@ -40,14 +40,14 @@ def quantize(
     revision: job_options.Revision = None,
     allow_pickle: job_options.AllowPickle = False,
     report: Annotated[
-        Path | None, options.option("--report", "Plot errors and sizes into a .html or .png file.", "FILE")
+        Path | None, options.option("--report", "Write plots of errors and sizes to a .html or .png file.", "FILE")
     ] = None,
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint into a model folder.
 
-    One tensor is in memory at a time. To continue an interrupted job run the same command again.
+    One tensor is in memory at a time. To resume an interrupted job, run the same command again.
     """
     from mixq.quantize.sources.open import find_source
 
@@ -104,19 +104,19 @@ def run_job(job: Job) -> Result:
 
 
 def run_to_the_end(job: Job) -> Result:
-    """Run a job as `run_job` does; where a signal ends it, say how to continue."""
+    """Run a job as `run_job` does; if a signal ends it, print how to resume."""
     try:
         with termination_interrupts():
             return run_job(job)
     except KeyboardInterrupt as interrupt:
-        output.warn("interrupted; run the same command again to continue.")
+        output.warn("interrupted; run the same command again to resume.")
         if isinstance(interrupt, Terminated):
             raise typer.Exit(Terminated.exit_code) from None
         raise
 
 
 def print_plan(plan: DryRun, target: Path, title: str, console: Console | None = None) -> None:
-    """Print what a job makes and needs, on standard output or another console."""
+    """Print what a job writes and needs, to standard output or another console."""
     console = console or output.console()
     console.print(title, style="bold", soft_wrap=True)
     console.print(size_table(plan.sizes), soft_wrap=False)
@@ -133,7 +133,9 @@ def print_plan(plan: DryRun, target: Path, title: str, console: Console | None =
     for notice in plan.notices:
         output.warn(notice)
     if plan.disk_needed > plan.disk_free:
-        output.warn(f"{plan.disk_needed - plan.disk_free:,} bytes of disk space are missing; the job would be refused.")
+        output.warn(
+            f"{plan.disk_needed - plan.disk_free:,} bytes of disk space are missing, so the job would be refused."
+        )
 
 
 def _print_result(result: Result) -> None:
@@ -157,14 +159,14 @@ def _print_result(result: Result) -> None:
 
 
 def say_how_it_went(result: Result) -> None:
-    """Print what the tables of a finished job do not show: outliers, time and speed."""
+    """Print outliers, time and speed of a finished job."""
     for row in result.errors.badly_served:
         ratio = f"{row.ratio:.1f}" if row.ratio is not None else "?"
         output.warn(
             f"{printable(row.linear)} has outliers: its error in {row.scheme} is {ratio} times that of normal weights."
         )
     if result.already_done:
-        output.note("The folder was complete already; nothing was written.")
+        output.note("The folder is already complete; nothing was written.")
     if result.weights_done:
         rate = f"{result.weights_per_second / 1e6:.0f} M weights/s"
         output.note(f"{result.weights_done / 1e9:.2f} billion weights in {format_duration(result.seconds)}: {rate}.")

@@ -1,4 +1,4 @@
-"""`mixq replay`: a recording simulated with other budgets, cache policies and expert slots by layer."""
+"""`mixq replay`: simulate a recording with other memory budgets, cache policies and expert slots per layer."""
 
 from __future__ import annotations
 
@@ -30,25 +30,29 @@ MOST_EXCERPT = 100_000
 
 def replay(
     recording: Annotated[
-        Path, typer.Argument(metavar="RECORDING", help="A .mqt file of mixq trace, or a trace in JSON lines.")
+        Path, typer.Argument(metavar="RECORDING", help="A .mqt file written by mixq trace, or a trace in JSON lines.")
     ],
     vram: Annotated[
         str | None,
         options.option(
             "--vram",
-            f"GPU memory: 8GB, a list, a range of {POINTS} such as 4..24GB, or one with a step, 4..24GB:2GB.  "
+            f"GPU memory: 8GB; a list; 4..24GB, which tries {POINTS} sizes; or 4..24GB:2GB, with a step.  "
             "[default: from no expert to all of them]",
             "SIZE,...",
         ),
     ] = None,
     policy: Annotated[
-        str, options.option("--policy", "Which expert to evict; a list. Belady: the best.", "|".join(POLICIES))
+        str, options.option("--policy", "Cache policies, as a list. belady is the optimal one.", "|".join(POLICIES))
     ] = ",".join(POLICIES),
     quota: Annotated[
-        str, options.option("--quota", "How the layers share the expert slots; a list.", "|".join(QUOTAS))
+        str,
+        options.option("--quota", "How the expert slots are divided among the layers, as a list.", "|".join(QUOTAS)),
     ] = ",".join(QUOTAS),
     miss: Annotated[
-        str, options.option("--miss", "How to compute experts not in GPU memory; a list.", "|".join(MISS_MODES))
+        str,
+        options.option(
+            "--miss", "How experts are computed that are not in GPU memory, as a list.", "|".join(MISS_MODES)
+        ),
     ] = DEFAULTS.miss,
     hardware: Annotated[
         str | None,
@@ -63,7 +67,7 @@ def replay(
         str | None,
         options.option(
             "--model",
-            "Model with the sizes to use: mixtral-8x7b, mixtral-8x22b, a folder.  [default: the recorded one]",
+            "Model whose sizes are used: mixtral-8x7b, mixtral-8x22b or a folder.  [default: the recorded one]",
             "PRESET|DIR",
         ),
     ] = None,
@@ -73,15 +77,16 @@ def replay(
     ] = None,
     save_quota: Annotated[
         Path | None,
-        options.option("--save-quota", "Write the fastest combination's slots by layer, for --quota.", "FILE"),
+        options.option(
+            "--save-quota", "Write the slots per layer of the fastest combination to a file, for --quota.", "FILE"
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Simulate a recording with other budgets, policies and quotas: hits, tokens per second, distance to the best one.
+    """Simulate a recording with other budgets, policies and quotas: hits, tokens per second, gap to the optimal policy.
 
-    Hits are counted over the whole recording by the cache's own rules; tokens per second come from the scheduler on a
-    virtual clock, over an excerpt. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
-    """
+    Hits are counted over the whole recording, with the cache's code. Tokens per second are simulated over an excerpt,
+    with the scheduler's code. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb"""
     policies = _names(policy, "--policy", POLICIES, CACHE_POLICIES)
     quotas = _names(quota, "--quota", QUOTAS)
     misses = _names(miss, "--miss", MISS_MODES)
@@ -90,7 +95,7 @@ def replay(
     if excerpt is not None:
         options.whole_number("--excerpt", excerpt, 1, MOST_EXCERPT)
     if save_quota is not None and (budgets is None or len(budgets) != 1):
-        raise UsageError("--save-quota needs one budget.", hint="Give one --vram, such as --vram 8GB.")
+        raise UsageError("--save-quota needs a single budget.", hint="Use one budget, such as --vram 8GB.")
     from mixq.plan.recording import Recording
     from mixq.plan.sweep import default_budgets, sweep
 
@@ -126,7 +131,7 @@ def parse_budgets(text: str) -> list[int]:
     """Return the bytes of sizes, lists and ranges: 8GB,12GB or 4..24GB or 4..24GB:2GB.
 
     Raises:
-        UsageError: another form, an empty range, or too many budgets.
+        UsageError: not a size, list or range; an empty range; or too many budgets.
     """
     found: set[int] = set()
     for item in text.split(","):
@@ -139,7 +144,7 @@ def parse_budgets(text: str) -> list[int]:
         first = parse_size(low if low.strip().lstrip("0123456789.") else f"{low}{unit}")
         last = parse_size(high)
         if first >= last:
-            raise UsageError(f"--vram: the range {printable(item)} ends before it begins.", hint="Write it as 4..24GB.")
+            raise UsageError(f"--vram: the range {printable(item)} ends below its start.", hint="Write it as 4..24GB.")
         if not colon:
             found |= {first + (last - first) * i // (POINTS - 1) for i in range(POINTS)}
             continue
@@ -209,13 +214,13 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
     if computer.gpu is None:
         with_gpu = ", ".join(key for key, preset in COMPUTERS.items() if preset.gpu is not None)
         raise UsageError(
-            f"{printable(computer.name)} has no GPU to keep experts on.",
+            f"{printable(computer.name)} has no GPU, so there is no expert cache.",
             hint=f"Name another computer: --hardware FILE, {with_gpu} or sim.",
         )
     from mixq.experts.accelerators.cuda import DRIVER_BYTES
 
     pass_seconds, layer_seconds = computer.cpu.pass_seconds, computer.gpu.layer_seconds
-    if name == "sim":  # the same cores do what the CPU alone would
+    if name == "sim":  # the CPU's cores do the GPU's work too
         return Machine(computer.hardware(), pass_seconds, layer_seconds + computer.cpu.layer_seconds)
     return Machine(computer.hardware(), pass_seconds, layer_seconds, DRIVER_BYTES)
 
@@ -238,7 +243,7 @@ def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:
     if found.layers != recording.facts.layers:
         raise UsageError(
             f"The quotas would have {found.layers} layers; the recording has {recording.facts.layers}.",
-            hint="Leave --model out, or record the model that you want to run.",
+            hint="Omit --model, or record the model that you want to run.",
         )
     why = f"{source.name}: {best.policy}, {best.quotas}, {best.slots} slots, {best.hit_rate:.1%} hits"
     Quotas(found.layers, found.experts, best.slots_by_layer, why, found.popular).write(path)

@@ -1,4 +1,4 @@
-"""What `mixq replay` prints: a row for each combination, and the command for the best."""
+"""What `mixq replay` prints: a row for each combination, and the command for the fastest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def print_sweep(found: Sweep) -> None:
     """Print one row for each combination, the fastest in bold."""
     console = output.console()
     console.print(
-        f"{printable(found.model)}: {found.layers} layers, {found.active} of {found.experts} experts a token",
+        f"{printable(found.model)}: {found.layers} layers, {found.active} of {found.experts} experts per token",
         style="bold",
         soft_wrap=True,
     )
@@ -61,7 +61,7 @@ def command_of(found: Sweep, quota: Path, context: int) -> str:
     """Return the command that runs a model with the fastest combination."""
     best = found.best
     flags = [f"--quota {shlex.quote(printable(quota))}", f"--vram {best.vram}"]
-    if best.policy != DEFAULTS.cache_policy and best.policy in CACHE_POLICIES:  # Belady's needs the future
+    if best.policy != DEFAULTS.cache_policy and best.policy in CACHE_POLICIES:  # Belady's policy needs later requests
         flags.append(f"--cache-policy {best.policy}")
     if best.miss != DEFAULTS.miss:
         flags.append(f"--miss {best.miss}")

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(
-            metavar="NAME...", help="Models of the store, by their names.", autocompletion=options.complete_model
-        ),
+        typer.Argument(metavar="NAME...", help="Names of models in the store.", autocompletion=options.complete_model),
     ],
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Remove models from the store, after asking.
+    """Remove models from the store, after a question.
 
-    Only folders made by mixq quantize or mixq pull are removed; of a link, only the link.
+    Removes only folders written by mixq quantize or mixq pull; for a symlink, only the symlink.
     """
     from mixq.formats import store
 
@@ -54,7 +52,7 @@ def _described(entry: Entry) -> str:
     from mixq.formats import store
 
     if entry.link is not None:
-        return f"{printable(entry.name)}: a link to {printable(entry.link)}, whose target is kept"
+        return f"{printable(entry.name)}: a symlink to {printable(entry.link)}, whose target is kept"
     state = "" if entry.state == "ready" else f", {entry.state}"
     line = f"{printable(entry.name)}: {entry.files} files, {format_size(entry.nbytes)}{state}"
     others = store.others(entry)

@@ -1,4 +1,4 @@
-"""`mixq run`: one prompt, one answer."""
+"""`mixq run`: answer one prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def run(
     *,
     prompt: Annotated[
         str | None,
-        options.option("--prompt", "The prompt; - reads standard input, and so does a pipe.", "TEXT", short="-p"),
+        options.option(
+            "--prompt", "The prompt; - reads standard input, which is also the default for a pipe.", "TEXT", short="-p"
+        ),
     ] = None,
-    raw: Annotated[bool, options.option("--raw", "Continue the text as it is, without the chat format.")] = False,
+    raw: Annotated[bool, options.option("--raw", "Continue the text, without a chat template.")] = False,
     system: options.System = None,
     sampling: options.Sampling,
     json: options.Json = False,
@@ -33,7 +35,7 @@ def run(
 ) -> None:
     """Answer one prompt.
 
-    The answer is printed token by token; with --json, text, token ids and figures at the end.
+    The answer is printed token by token; with --json, text, token ids and statistics are printed at the end.
     """
     text = _read_prompt(prompt)
     from mixq.cli.loading import load_model
@@ -54,13 +56,13 @@ def run(
 
 def _read_prompt(prompt: str | None) -> str:
     if prompt is None and sys.stdin.isatty():
-        raise PromptError("There is no prompt.", hint='Give one with -p "...", or pipe text into the command.')
+        raise PromptError("No prompt.", hint='Use -p "...", or pipe text into the command.')
     if prompt is None or prompt == "-":
         text = utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
     else:
         text = prompt
     if not text.strip():
-        raise PromptError("The prompt is empty.", hint='Give some text: mixq run -p "..."')
+        raise PromptError("The prompt is empty.", hint='Use some text: mixq run -p "..."')
     return text
 
 
@@ -69,11 +71,13 @@ def _answer(model: Model, text: str, *, raw: bool, system: str, sampling: dict[s
     from mixq.text.chat_template import Message
 
     if raw and system:
-        raise PromptError("--raw takes no system text.", hint="Put it into the prompt, or leave --raw out.")
+        raise PromptError(
+            "--raw cannot be combined with a system prompt.", hint="Put it into the prompt, or omit --raw."
+        )
     if not raw and not model.is_chat:
         if system:
-            raise PromptError("A base model takes no system text.", hint="Put it into the prompt.")
-        output.note(f"No chat format: {model.template.why}. The model continues the text.")
+            raise PromptError("A base model has no system prompt.", hint="Put it into the prompt.")
+        output.note(f"No chat template: {model.template.why}. The model continues the text.")
         raw = True
     messages = [Message("system", system)] if system else []
     with first_interrupt_cancels() as cancel:

@@ -1,4 +1,4 @@
-"""`mixq serve`: a model over HTTP, for clients of OpenAI, Mistral and Ollama, with a page for the browser."""
+"""`mixq serve`: serve a model over HTTP, to clients of OpenAI, Mistral and Ollama, and as a web page."""
 
 from __future__ import annotations
 
@@ -28,44 +28,55 @@ def serve(
     model: options.ModelArgument = None,
     *,
     host: Annotated[
-        str, options.flag("--host", "Address to listen on; any but loopback needs a key.", "ADDRESS")
+        str, options.flag("--host", "Address to listen on; any but loopback needs an API key.", "ADDRESS")
     ] = "127.0.0.1",
-    port: Annotated[int, options.flag("--port", "Port to listen on; 0 takes a free one.", "N")] = 8080,
+    port: Annotated[int, options.flag("--port", "Port to listen on; 0 chooses a free one.", "N")] = 8080,
     api_key: Annotated[
         str | None,
         options.flag(
-            "--api-key", "Key that clients must send. Other users can see flags: better set MIXQ_API_KEY.", "KEY"
+            "--api-key",
+            "API key that clients must send. Other users of this computer can see flags; MIXQ_API_KEY is safer.",
+            "KEY",
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, options.flag("--api-key-file", "File whose first line is the key.", "FILE")
+        Path | None, options.flag("--api-key-file", "File whose first line is the API key.", "FILE")
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        options.option("--cors-origin", "Web site that may use the server; may be given again.", "ORIGIN"),
+        options.option("--cors-origin", "Origin whose pages may use the server; can be repeated.", "ORIGIN"),
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        options.option("--allowed-host", "Another host name of this server; may be given again.", "NAME"),
+        options.option("--allowed-host", "Another host name of this server; can be repeated.", "NAME"),
     ] = None,
     alias: Annotated[
         list[str] | None,
-        options.option("--alias", "Another name of the model in requests; may be given again.", "NAME"),
+        options.option("--alias", "Another name of the model in requests; can be repeated.", "NAME"),
     ] = None,
     sequences: Annotated[
         int,
-        options.flag("--sequences", "Answers at the same time, up to 8; each reserves KV cache for a context.", "N"),
+        options.flag(
+            "--sequences",
+            "Requests that are answered at the same time, up to 8; each reserves KV cache for a whole context.",
+            "N",
+        ),
     ] = 4,
-    queue: Annotated[int, options.flag("--queue", "Requests that may wait; further ones get an error.", "N")] = 64,
+    queue: Annotated[
+        int, options.flag("--queue", "Requests that may wait; more are refused with status 503.", "N")
+    ] = 64,
     prefix_reuse: Annotated[
-        bool, options.option("--prefix-reuse/--no-prefix-reuse", "Reuse the KV cache of a prompt's beginning.")
+        bool,
+        options.option(
+            "--prefix-reuse/--no-prefix-reuse", "Reuse the KV cache of earlier requests that start with the same text."
+        ),
     ] = True,
-    quiet: Annotated[bool, options.option("--quiet", "No access log.", short="-q")] = False,
+    quiet: Annotated[bool, options.option("--quiet", "Write no access log.", short="-q")] = False,
     runtime: options.Runtime,
 ) -> None:
-    """Serve a model over HTTP, to programs and to the browser.
+    """Serve a model over HTTP: OpenAI's API, Ollama's API and a web page.
 
-    OpenAI's interface is at /v1, Ollama's at /api, and a chat page at /. Ctrl-C stops the server.
+    OpenAI's API is at /v1, Ollama's at /api, and the web page at /. Ctrl-C stops the server.
     """
     key = _key(api_key, api_key_file)
     origins = tuple(_origin(each) for each in cors_origin or ())
@@ -75,11 +86,11 @@ def serve(
 
     if not is_loopback(host) and key is None:
         raise UsageError(
-            f"--host {printable(host)} allows other machines, so the server needs a key.",
-            hint="Set MIXQ_API_KEY, or give --api-key-file FILE.",
+            f"--host {printable(host)} allows connections from other computers, so the server needs an API key.",
+            hint="Set MIXQ_API_KEY, or use --api-key-file FILE.",
         )
     if "*" in origins and key is None:
-        raise UsageError("--cors-origin '*' allows every web page, so the server needs a key.")
+        raise UsageError("--cors-origin '*' allows every web page, so the server needs an API key.")
     from mixq.cli.loading import load_model
     from mixq.server import run
     from mixq.server.app import create_app
@@ -89,7 +100,7 @@ def serve(
         try:
             return load_model(model, RuntimeOptions.from_kwargs(**options.given(**chosen)))
         except DoesNotFitError as error:
-            hint = f"{error.hint or ''} Each of --sequences reserves a KV cache: try fewer."
+            hint = f"{error.hint or ''} Each of the --sequences reserves a KV cache; try fewer."
             raise DoesNotFitError(error.message, hint=hint.strip()) from error
 
     name = "demo" if model is None else Path(model).name or Path(model).resolve().name
@@ -112,12 +123,12 @@ def serve(
 
 
 def _key(flag: str | None, file: Path | None) -> str | None:
-    """Return the key, and remove it from the environment, which child processes inherit."""
+    """Return the API key, and remove it from the environment, which child processes inherit."""
     os.environ.pop("MIXQ_API_KEY", None)
     if file is None:
         key = flag
     elif flag is not None:
-        raise UsageError("Both --api-key and --api-key-file are given.", hint="Leave one out.")
+        raise UsageError("--api-key and --api-key-file are both set.", hint="Use only one of them.")
     else:
         try:
             with file.open("rb") as opened:
@@ -130,7 +141,7 @@ def _key(flag: str | None, file: Path | None) -> str | None:
     if key is None:
         return None
     if not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise UsageError("The key must be printable ASCII without spaces.")  # the key itself is not shown
+        raise UsageError("The API key must be printable ASCII without spaces.")  # the key itself is not shown
     return key
 
 
@@ -152,10 +163,10 @@ def _announce(host: EngineHost, address: str, with_key: bool) -> None:
     model = host.engine.model
     has_text = model.folder.tokenizer_path is not None
     chat = has_text and model.is_chat
-    form = f"chat format {model.template.name}" if chat else "a base model: it completes texts"
+    form = f"chat template {model.template.name}" if chat else "a base model, which continues texts"
     talk = output.talk()
     talk.print(f"Serving {printable(host.name)} at {address}", style="bold")
-    talk.print(f"{form}, context {model.context}, {host.engine.batcher.sequences} answers at the same time")
+    talk.print(f"{form}, context {model.context}, {host.engine.batcher.sequences} requests at the same time")
     if chat:
         talk.print(f"In the browser: {address}/")
     path, body = ("/v1/chat/completions", CHAT_EXAMPLE) if chat else ("/v1/completions", TEXT_EXAMPLE)

@@ -1,4 +1,4 @@
-"""config.toml: the user's defaults of the shared flags.
+"""config.toml: the user's defaults for the shared flags.
 
 Contract: a flag comes first, then its environment variable, then the file, then the program's default. Only a
 `ModelCommand` reads the file, and only for a value that neither flag nor environment gives; `--help` and the commands
@@ -36,7 +36,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: not TOML, an unknown key, or a value of the wrong kind.
-        StorageError: the file is there and cannot be read.
+        StorageError: the file exists and cannot be read.
     """
     if not path.exists():
         return {}
@@ -77,7 +77,7 @@ class _FileDefaults(Mapping[str, Any]):
 
 
 class ModelCommand(typer.core.TyperCommand):
-    """A command that loads a model; config.toml may set the defaults of its flags."""
+    """A command that loads a model; config.toml can set the defaults of its flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as typer does, with the settings as defaults."""

@@ -62,7 +62,7 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
 
 def _print(facts: Mapping[str, Any], sizes: SizeTable) -> None:
     console = output.console()
-    kind = f"{facts['experts']} experts, {facts['experts_per_token']} a token" if facts["experts"] else "dense"
+    kind = f"{facts['experts']} experts, {facts['experts_per_token']} per token" if facts["experts"] else "dense"
     heads = f"{facts['attention_heads']} heads, {facts['key_value_heads']} kv heads of {facts['head_dim']}"
     console.print(printable(facts["path"]), style="bold", soft_wrap=True)
     lines = (

@@ -1,4 +1,4 @@
-"""`mixq eval suite`: the hand tests of a review, asked and checked automatically."""
+"""`mixq eval suite`: the test questions of a Mixtral review, asked and checked automatically."""
 
 from __future__ import annotations
 
@@ -22,39 +22,42 @@ ROW = "{:<10}  {:<2}  {:<4}  {:>7}  {:>6}  {}"  # test, language, verdict, secon
 VERDICT = 16  # column of the verdict
 
 
-# Parameters have other names than their flags, so that config.toml's temperature and max_tokens do not change scores.
+# The parameters are not named like their flags, so that config.toml's temperature and max_tokens do not change scores.
 @takes_groups(without=("quota",))
 def suite(
     model: options.ModelArgument = None,
     *,
     only: Annotated[
         list[str] | None,
-        options.option("--only", "Ask this test only; may be given again.  [default: all twelve]", "TEST"),
+        options.option("--only", "Ask only this question; can be repeated.  [default: all twelve]", "TEST"),
     ] = None,
     languages: Annotated[
         list[str] | None,
-        options.option("--language", "Ask in this language only; may be given again.", "en|fr|de|es|it"),
+        options.option("--language", "Ask only in this language; can be repeated.", "en|fr|de|es|it"),
     ] = None,
     show: Annotated[bool, options.option("--show", "Print every answer in full.")] = False,
     execute: Annotated[
         bool,
         options.option(
             "--execute",
-            "Run the programs that the model writes, with your user's rights: numbers to the end, Snake for 2 "
-            "seconds. Without it programs are only read.",
+            "Run the programs that the model writes, with your user's permissions: the numbers program to its "
+            "end, Snake for 2 seconds. By default programs are checked without running them.",
         ),
     ] = False,
     most_tokens: Annotated[
-        int | None, options.option("--max-tokens", "Tokens of an answer.  [default: 500; letter 700, snake 1600]", "N")
+        int | None,
+        options.option("--max-tokens", "Most tokens of an answer.  [default: 500; letter 700; snake 1600]", "N"),
     ] = None,
-    heat: Annotated[float, options.option("--temperature", "0 takes the likeliest token.", "X")] = 0.0,
+    heat: Annotated[
+        float, options.option("--temperature", "Randomness; 0 always takes the most likely token.", "X")
+    ] = 0.0,
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """The hand tests of a Mixtral review, in five languages; each answer is checked automatically.
+    """Ask the test questions of a published Mixtral review, in five languages, and check the answers.
 
     Tests: numbers, snake, letter, president, shirts, faster, arithmetic, killers, bullets, json, marble, ball.
-    Ctrl-C ends the run and shows what was answered so far.
+    Ctrl-C ends the run and shows the answers so far.
     """
     from mixq.measure.suite.questions import LANGUAGES, TEXTS, questions
 
@@ -63,7 +66,7 @@ def suite(
         tuple(options.one_of("--language", name, list(LANGUAGES)) for name in languages or LANGUAGES),
     )
     if not asked:
-        raise UsageError("No question is left: snake exists in English only.")
+        raise UsageError("No question is left: snake is in English only.")
     from mixq.cli.loading import load_model
 
     loaded = load_model(model, runtime)

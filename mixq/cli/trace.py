@@ -35,7 +35,7 @@ def trace(
         Path | None,
         options.option(
             "--prompts",
-            'One prompt a line, or JSON lines with "prompt" or "messages", and "name"; - reads standard input.  '
+            'One prompt per line, or JSON lines with "prompt" or "messages", and "name"; - reads standard input.  '
             "[default: a few in several languages and code]",
             "FILE",
         ),
@@ -45,13 +45,15 @@ def trace(
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """Run prompts and record the routers: choices, weights, predictions for the next layers, times.
+    """Run prompts and record the routers: chosen experts, weights, predictions for the next layers, times.
 
     mixq replay, mixq plot and numpy (np.load) read the file. Ctrl-C ends the run and keeps what was recorded.
     Example: mixq trace --prompts prompts.txt -o run.mqt
     """
     if max_tokens < 1:
-        raise UsageError(f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="A recording needs replies.")
+        raise UsageError(
+            f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="A recording without replies is not useful."
+        )
     _check_place(path)
     wanted = _read(prompts)
     from mixq.cli.loading import load_model

@@ -1,4 +1,4 @@
-"""`mixq verify`: check that a folder is as `mixq quantize` wrote it."""
+"""`mixq verify`: check that a folder is unchanged since `mixq quantize` wrote it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mixq.system import paths
 
 
 def verify(folder: options.FolderArgument, json: options.Json = False) -> None:
-    """Check every byte of a model folder: sha256 of each file, and the structure of the folder.
+    """Check every byte of a model folder: the sha256 of each file and the folder's structure.
 
-    The exit code is 3 where something is wrong.
+    The exit code is 3 if something is wrong.
     """
     from mixq.quantize.verify import verify as check
 

@@ -85,7 +85,7 @@ def test_figures_of_memory_link_and_gpu(cli: RunCli) -> None:
     said = " ".join(cli("doctor").out.split())
     assert "read at 76.0 GB/s, by the decode kernels at 68.4 GB/s" in said
     assert "8.0 GB, 7.2 GB free, read at 218.0 GB/s; prompts 25.00 TFLOPS" in said
-    assert "locked RAM no limit; handing over a row takes 60 µs" in said
+    assert "locked RAM no limit; passing a row to the CPU and back takes 60 µs" in said
     assert "12.0 GB/s to the GPU, 12.0 GB/s back, 10.8 GB/s while the CPU computes" in said
 
 

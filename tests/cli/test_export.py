@@ -122,7 +122,7 @@ def test_interrupted_folder_goes_on(
     command = ("export", quantized, tmp_path / "ct", "--to", "compressed-tensors", "--format", "w8")
     monkeypatch.setattr(Job, "run", interrupted)
     outcome = cli(*command)
-    assert (outcome.code, "run the same command again to continue" in outcome.err) == (130, True)
+    assert (outcome.code, "run the same command again to resume" in outcome.err) == (130, True)
     assert not (tmp_path / "ct" / "config.json").exists()
     monkeypatch.setattr(Job, "run", whole)
     assert json.loads(cli(*command, "--json").out)["shards_done_before"] == 1

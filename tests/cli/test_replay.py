@@ -68,8 +68,8 @@ def test_ranges_of_memory(text: str, gigabytes: list[float]) -> None:
         ("", "not a size"),
         ("eight", "not a size"),
         ("0", "above 0"),
-        ("24..4GB", "ends before it begins"),
-        ("4..4GB", "ends before it begins"),
+        ("24..4GB", "ends below its start"),
+        ("4..4GB", "ends below its start"),
         ("4..", "not a size"),
         ("4..24GB:0GB", "step"),
         ("4..24GB:30GB", "step"),
@@ -152,8 +152,8 @@ def test_the_best_quotas_are_saved_and_run(cli: RunCli, recording: Path, quantiz
 def test_quotas_of_several_budgets_or_another_depth_are_not_saved(cli: RunCli, recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     for arguments, said in (
-        ((), "needs one budget"),
-        (("--vram", "8GB,12GB"), "needs one budget"),
+        ((), "needs a single budget"),
+        (("--vram", "8GB,12GB"), "needs a single budget"),
     ):
         outcome = cli("replay", recording, *HARDWARE, *arguments, "--save-quota", path)
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
@@ -187,7 +187,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
         ((recording, "--context", "0"), 2, "--context is 0"),
         ((recording, "--excerpt", "0"), 2, "--excerpt is 0"),
         ((recording, "--hardware", "rtx-3060"), 2, "Did you mean 'rtx-3060-12gb'"),
-        ((recording, "--hardware", "cpu-laptop"), 2, "has no GPU to keep experts on"),
+        ((recording, "--hardware", "cpu-laptop"), 2, "has no GPU, so there is no expert cache"),
         ((recording, "--hardware", tmp_path / "bad.json"), 3, "name is missing; it must be a text"),
         ((recording, "--model", "mixtral-8x7b"), 2, "8 and 2"),
         ((recording, "--model", "mistral-7b"), 2, "has no experts"),

@@ -136,7 +136,7 @@ def test_a_base_model_goes_on_from_the_text(cli: RunCli, tiny: Path, tmp_path: P
     outcome = cli("run", base, "-p", "Once", "--temperature", 0, "--max-tokens", 3)
     raw = cli("run", tiny, "-p", "Once", "--raw", "--temperature", 0, "--max-tokens", 3)
     assert (outcome.code, outcome.out) == (0, raw.out)
-    assert "No chat format: it has no chat template" in outcome.err
+    assert "No chat template: it has no chat template" in outcome.err
     assert cli("run", base, "-p", "Once", "--system", "Be brief.").code == 2
     forced = cli("run", base, "-p", "Once", "--template", "mistral-v1", "--temperature", 0, "--max-tokens", 3)
     assert forced.out == cli("run", tiny, "-p", "Once", "--temperature", 0, "--max-tokens", 3).out

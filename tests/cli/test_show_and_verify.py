@@ -15,7 +15,7 @@ def test_show_says_shape_schemes_and_source(cli: RunCli, quantized: Path) -> Non
     outcome = cli("show", quantized)
     assert (outcome.code, outcome.err) == (0, "")
     for words in (
-        "MixtralForCausalLM, 2 layers, 4 experts, 2 a token",
+        "MixtralForCausalLM, 2 layers, 4 experts, 2 per token",
         "nl4:16",
         "w8:128",
         "made from",

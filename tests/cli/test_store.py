@@ -74,10 +74,10 @@ def test_a_repository_becomes_a_model(cli: RunCli, hub: FakeHub, quantized: Path
     (model,) = json.loads(cli("list", "--json").out)["models"]
     assert (model["name"], model["state"], model["source"]["revision"]) == ("tiny-mixtral", "ready", COMMIT)
     asked = len(hub.requests)
-    assert "in the store already" in cli("pull", "tiny-mixtral").err
+    assert "already in the store" in cli("pull", "tiny-mixtral").err
     assert len(hub.requests) == asked
     again = cli("pull", NAME)
-    assert (again.code, "complete already" in again.err) == (0, True)
+    assert (again.code, "already complete" in again.err) == (0, True)
 
 
 def test_nothing_is_written_without_a_yes(cli: RunCli, hub: FakeHub) -> None:
@@ -192,7 +192,7 @@ def test_a_repository_that_has_moved_on(cli: RunCli, hub: FakeHub, monkeypatch: 
     monkeypatch.setattr("tests.fake_hub.COMMIT", "f" * 40)
     outcome = cli("pull", NAME)
     assert outcome.code == 2
-    assert f"is made from commit {COMMIT[:11]}… of {NAME}; the hub has fffffffffff… now" in outcome.err
+    assert f"is made from commit {COMMIT[:11]}… of {NAME}; the hub now has fffffffffff…" in outcome.err
 
 
 def test_no_network(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:

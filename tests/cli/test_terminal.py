@@ -68,5 +68,5 @@ def test_second_interrupt_ends_the_program_with_130(quantized: Path) -> None:
 
 def test_run_without_a_prompt_at_a_terminal_does_not_wait(quantized: Path) -> None:
     terminal = Terminal("run", str(quantized))
-    terminal.wait_for("There is no prompt")
+    terminal.wait_for("No prompt")
     assert terminal.close() == 2

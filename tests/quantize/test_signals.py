@@ -14,7 +14,7 @@ import pytest
 from mixq.quantize.job import quantize
 from tests.quantize.disasters import contents, write_source
 
-HINT = "interrupted; run the same command again to continue."
+HINT = "interrupted; run the same command again to resume."
 
 
 COMMAND = ("-m", "mixq")

@@ -63,7 +63,7 @@ def process() -> Iterator[Process]:
 
 def test_it_says_how_to_try_it_and_never_its_key(process: Process) -> None:
     assert "Serving demo at http://127.0.0.1:" in process.said
-    assert "chat format mistral-v1" in process.said
+    assert "chat template mistral-v1" in process.said
     assert '-H "Authorization: Bearer $MIXQ_API_KEY"' in process.said
     pid = process.process.pid
     assert KEY not in Path(f"/proc/{pid}/cmdline").read_text()
