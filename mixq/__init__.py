@@ -7,7 +7,7 @@
         if isinstance(event, mixq.Token):
             print(event.text, end="")
 
-Importing the package is cheap; torch is imported with the first name that needs it.
+Importing the package is fast: torch is imported with the first name that needs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configurations as frozen dataclasses, checked where they enter the program.
+"""Configurations as frozen dataclasses, checked when they are created.
 
 Contract: `ModelConfig.from_dict` accepts the config.json of a Mixtral, Mistral or Llama 2 checkpoint (transformers'
 keys, version 4 or 5) and refuses, by field, what the network of `mixq.model` does not compute. `RuntimeOptions` are the
@@ -23,8 +23,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 class ModelConfig:
     """The shape of a model, in the terms of transformers' config.json.
 
-    `num_local_experts` is 0 for the dense relatives (one feed-forward block per layer). `sliding_window` counts
-    positions that a query sees, itself included; None means all. `eos_token_ids` may name several end tokens.
+    `num_local_experts` is 0 for dense models (one feed-forward block per layer). `sliding_window` is the number of
+    positions that a query sees, itself included; None means all. There may be several `eos_token_ids`.
     """
 
     architecture: str
@@ -48,7 +48,7 @@ class ModelConfig:
 
     @property
     def is_moe(self) -> bool:
-        """True where each layer holds several experts and a router."""
+        """True if each layer has several experts and a router."""
         return self.num_local_experts > 0
 
     @classmethod
@@ -168,22 +168,22 @@ class RuntimeOptions:
     """How to run a model: the shared flags of every command that loads one.
 
     Attributes:
-        device: one of `DEVICES`; auto takes the first CUDA GPU where there is one, else the CPU.
+        device: one of `DEVICES`; auto takes the first CUDA GPU, or the CPU without one.
         vram, ram: byte budgets; None means what is free.
-        context: positions to reserve KV cache for; capped by the model's own maximum.
-        sequences: KV caches to reserve: the conversations that a server answers together or keeps.
-        threads: CPU threads; None means physical cores, or one where the matrices are too small to share.
+        context: positions to reserve KV cache for; capped by the model's maximum.
+        sequences: KV caches to reserve: the conversations that a server answers at the same time or keeps.
+        threads: CPU threads; None means physical cores, or one if the matrices are too small to share.
         kv: storage type of the KV cache.
         miss: what to do with an expert that is not in GPU memory.
-        cache_policy: which expert leaves the cache.
+        cache_policy: which expert to evict.
         own_policy: a user's class that decides instead (`mixq.experts.own_policy`); `from_kwargs` takes it as
             cache_policy.
-        quota: a file of expert slots by layer (`mixq.experts.quota`); None shares them evenly.
+        quota: a file of expert slots per layer (`mixq.experts.quota`); None gives each layer the same number.
         seed: of the sampler; None takes a random one.
         exact: compute in float32 throughout (parity tests; slow).
-        template: the chat format, one of `TEMPLATES`; None takes the model's own.
-        sim_bandwidth: of device sim: bytes per second of copies; None for the speed of memory.
-        sim_latency: of device sim: seconds added to each copy.
+        template: the chat template, one of `TEMPLATES`; None takes the model's.
+        sim_bandwidth: bytes per second of copies with device sim; None for the speed of memory.
+        sim_latency: seconds added to each copy with device sim.
     """
 
     device: str = "auto"
@@ -256,7 +256,7 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes meant by '8GB', '512MiB' or '1000000' (decimal units unless an i says otherwise)."""
+    """Return the bytes of '8GB', '512MiB' or '1000000'; units are decimal, those with an i binary."""
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in _UNITS:
         raise UsageError(f"{printable(text)!r} is not a size.", hint="Write it as 8GB, 512MiB or a number of bytes.")

@@ -1,8 +1,8 @@
 """The errors that a user sees, their exit codes, and the checks of values that raise them.
 
-Contract: every failure that a user can cause or repair is raised as a `MixqError` that says the cause and, in `hint`,
-what to do next. The command line turns it into one message and `exit_code`, without a traceback. `Fields` checks the
-values of parsed files and of keyword arguments. This module knows no command, file format or tensor.
+Contract: every failure that a user can cause or repair is raised as a `MixqError` with the cause and, in `hint`, the
+next step. The command line turns it into one message and `exit_code`, without a traceback. `Fields` checks the
+values of parsed files and of keyword arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MixqError(Exception):
 
     Args:
         message: the cause, in one sentence, with names escaped (`printable`).
-        hint: what the user can do next; shown on a line of its own.
+        hint: what the user can do next; shown on a separate line.
     """
 
     exit_code = 1
@@ -38,11 +38,11 @@ class UsageError(MixqError):
 
 
 class PromptError(UsageError):
-    """A prompt that cannot be run as it is: empty, too long for the context, or text without a tokenizer."""
+    """A prompt that cannot be run: empty, too long for the context, or text without a tokenizer."""
 
 
 class PromptTooLong(PromptError):
-    """A prompt with more tokens than the context holds; prompts are never cut.
+    """A prompt with more tokens than the context holds; prompts are never truncated.
 
     Attributes:
         tokens: of the prompt.
@@ -52,7 +52,7 @@ class PromptTooLong(PromptError):
     def __init__(self, tokens: int, context: int) -> None:
         super().__init__(
             f"The prompt has {tokens} tokens; the context holds {context}.",
-            hint="Shorten it, or give a larger --context (up to the model's own maximum, shown by `mixq show`).",
+            hint="Shorten it, or use a larger --context (up to the model's maximum, which `mixq show` prints).",
         )
         self.tokens = tokens
         self.context = context
@@ -66,12 +66,14 @@ class QueueFull(MixqError):
     """
 
     def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"The queue is full: {waiting} requests wait.", hint=f"Try again in {retry_after} seconds.")
+        super().__init__(
+            f"The queue is full: {waiting} requests are waiting.", hint=f"Try again in {retry_after} seconds."
+        )
         self.retry_after = retry_after
 
 
 class ModelFileError(MixqError):
-    """A model folder or checkpoint that is missing, damaged, or not of a kind that mixq reads."""
+    """A model folder or checkpoint that is missing, damaged, or in a format that mixq does not read."""
 
     exit_code = 3
 
@@ -102,30 +104,30 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def is_integer(value: object, low: int = 0, high: float = 2**63 - 1) -> TypeGuard[int]:
-    """Whether it is a whole number within bounds; true and 1.0 are not."""
+    """Whether a value is a whole number within bounds; true and 1.0 are not."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: object, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> TypeGuard[float]:
-    """Whether it is a finite number within bounds; true is not."""
+    """Whether a value is a finite number within bounds; true is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 REQUIRED: Any = object()
-"""In place of a default: the field must be there."""
+"""Used as a default: the field is required."""
 
 
 class Fields:
     """The fields of a parsed JSON or TOML object, or keyword arguments, each checked when it is read.
 
-    A field that is missing or null takes its default. A value of another kind is refused: true is not 1, 1.0 is not a
+    A field that is missing or null takes its default. A value of another type is refused: true is not 1, 1.0 is not a
     whole number, "1" is not a number. Messages have the path of the field, its value and what is allowed:
     "config.json: rope_parameters.rope_theta is 'x'; it must be a number above 0."
 
     Args:
         values: the object.
         where: what precedes a field's name in messages, such as "config.json: "; empty for arguments.
-        error: makes an error of a message.
+        error: creates the error from a message.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class Fields:
         return self.error(f"{self.where}{printable(name, 80)} is {found}; it must be {allowed}.{suggestion}")
 
     def only(self, known: Iterable[str]) -> None:
-        """Refuse a field with another name than these."""
+        """Refuse fields with other names."""
         known = list(known)
         for name in self.values:
             if name not in known:
@@ -174,10 +176,10 @@ class Fields:
         return value
 
     def text(self, name: str, longest: int | None = None, *, default: str = REQUIRED) -> str:
-        """Return a text; with `longest`, one of 1 to that many characters."""
+        """Return a string; with `longest`, one of 1 to that many characters."""
         value = self._get(name, default)
         if not isinstance(value, str) or (longest is not None and not 0 < len(value) <= longest):
-            raise self.wrong(name, "a text" if longest is None else f"a text of 1 to {longest} characters")
+            raise self.wrong(name, "a text" if longest is None else f"a string of 1 to {longest} characters")
         return value
 
     def one_of(self, name: str, allowed: Sequence[Value], *, default: Value = REQUIRED) -> Value:
@@ -191,7 +193,7 @@ class Fields:
         raise self.wrong(name, shown, did_you_mean(value[:80], known) if isinstance(value, str) else "")
 
     def object(self, name: str, *, default: Mapping[str, Any] = REQUIRED) -> Fields:
-        """Return the fields of an object in this one."""
+        """Return the fields of a nested object."""
         value = self._get(name, default)
         if not isinstance(value, Mapping):
             raise self.wrong(name, "an object")

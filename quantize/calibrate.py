@@ -1,9 +1,9 @@
-"""The mean square of each Linear's input channels on a calibration text, by running the model itself.
+"""The mean square of each linear layer's input channels on a calibration text, by running the model itself.
 
-Contract: `Calibration` carries the hidden states of the text from layer to layer and is given the weights of a block at
+Contract: `Calibration` carries the hidden states of the text from layer to layer and receives the weights of a block at
 a time (a layer's attention, its router, one expert), so it needs memory for the text's hidden states and one block,
-however large the model. Per block it returns the importance of every column of its Linears, for `scale_search`, and
-advances the hidden states. The weights used are the source's own, before quantization.
+however large the model. Per block it returns the importance of every column of its linear layers, for `scale_search`,
+and advances the hidden states. It uses the source's weights, before quantization.
 
 With inputs x and a weight error e, E[(e.x)²] is sum(e_k² E[x_k²]) as far as channels are independent (the diagonal of
 the Hessian in Optimal Brain Surgeon, Hassibi and Stork, 1993; llama.cpp calls it the importance matrix). The channels
@@ -11,11 +11,11 @@ are not independent, and the mean square itself gives a few large channels too m
 schemes, it changes the KL divergence by a factor of 1.03, llama.cpp's `mean square * sqrt(sigma² + w²)` by 1.26, and
 its square root by 0.87. So the importance of a channel is the ROOT of its mean square.
 
-An expert receives only the tokens that the router sends to it. The mean square of few tokens is unreliable: it is drawn
-towards that of all tokens of the layer, as if `PRIOR_TOKENS` of those had been seen too; w2, whose inputs only the
-expert itself computes, is drawn towards the mean of its channels.
+An expert receives only the tokens that the router sends to it. The mean square of few tokens is unreliable, so it is
+shrunk towards that of all tokens of the layer, as if `PRIOR_TOKENS` of those were among them; for w2, whose inputs only
+the expert computes, it is shrunk towards the mean of its channels.
 
-The arithmetic is that of the CPU kernels' prefill, whose bits do not depend on the number of threads.
+The arithmetic is that of the CPU kernels' prefill, whose results do not depend on the number of threads.
 
 Axes: T tokens of the text, D hidden, F ffn, E experts, A active experts.
 """
@@ -42,15 +42,15 @@ BATCH = 2048
 
 PRIOR_TOKENS = 32
 FEW_TOKENS = 64
-"""An expert that saw fewer is named in mixq.json."""
+"""Experts that received fewer tokens are listed in mixq.json."""
 
 Importance = dict[str, Tensor]
-"""{name of a Linear: float32 [K]}."""
+"""{name of a linear layer: float32 [K]}."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Sum of squares of the inputs of a Linear, and the number of rows."""
+    """Sum of squares of the inputs of a linear layer, and the number of rows."""
 
     squares: Tensor  # float64 [K]
     rows: int = 0
@@ -69,22 +69,22 @@ class _Seen:
         return self.mean(prior).sqrt().float()
 
     def mean(self, prior: Tensor | None = None) -> Tensor:
-        """Return the mean square [K], drawn towards `prior`, or towards its own mean without one."""
+        """Return the mean square [K], shrunk towards `prior`, or without one towards its mean."""
         own = self.squares / max(1, self.rows)
         towards = own.mean().expand_as(own) if prior is None else prior
         return (own * self.rows + towards * PRIOR_TOKENS) / (self.rows + PRIOR_TOKENS)
 
 
 class Calibration:
-    """The hidden states of a text at one place of the model, and the statistics of the inputs there.
+    """The hidden states of a text at a point of the model, and the statistics of the inputs there.
 
     Args:
         config: the model's shape.
         windows: token ids of the text, cut into sequences that do not see each other, each int64 [T].
-        kernels: makes the kernels that compute; called again for each block, as kernels keep references to weights.
+        kernels: creates the kernels; called again for each block, because kernels keep references to weights.
 
     Attributes:
-        few: {(layer, expert): tokens} of the experts that saw few tokens of the text.
+        few: {(layer, expert): tokens} of the experts that received few tokens of the text.
     """
 
     def __init__(self, config: ModelConfig, windows: Sequence[Tensor], kernels: Callable[[], Kernels]) -> None:
@@ -109,10 +109,11 @@ class Calibration:
         self.hidden = embedding.index_select(0, torch.cat(self.windows)).float()
 
     def attention(self, layer: int, weights: Mapping[str, Tensor]) -> Importance:
-        """Run a layer's attention; `weights` by their last two names, such as `self_attn.q_proj`.
+        """Run a layer's attention; `weights` are keyed by the last two parts of their names, such as
+        `self_attn.q_proj`.
 
         Returns:
-            importance of q, k, v and o under the same names.
+            importance of q, k, v and o, with the same keys.
         """
         kernels = _Observing(self._kernels())
         block = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
@@ -130,7 +131,7 @@ class Calibration:
         return {name: kernels.seen(weight).importance() for name, weight in block.items() if "_proj" in name}
 
     def route(self, norm: Tensor, gate: Tensor | None) -> None:
-        """Run the norm before the feed-forward block and, where there is one, the router [E, D]."""
+        """Run the norm before the feed-forward block and, if there is one, the router [E, D]."""
         kernels, seen = self._kernels(), _Seen.nothing(self.config.hidden_size)
         normed, ids, topk_weights = torch.empty(self.hidden.shape, dtype=torch.bfloat16), [], []
         for start, x in self._normed_batches(kernels, norm):
@@ -145,7 +146,7 @@ class Calibration:
             self._topk_ids, self._topk_weights = torch.cat(ids), torch.cat(topk_weights)
 
     def feed_forward(self, layer: int, expert: int | None, w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
-        """Run one expert over the tokens that chose it, or, for None, a dense feed-forward block over all tokens.
+        """Run an expert on the tokens routed to it, or, for None, a dense feed-forward block on all tokens.
 
         Returns:
             importance [D] of w1 (gate) and w3 (up), and [F] of w2 (down).
@@ -196,7 +197,7 @@ class Calibration:
 
 
 class _Observing:
-    """Kernels that add up the inputs of each Linear."""
+    """Kernels that add up the inputs of each linear layer."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -222,7 +223,7 @@ class _Observing:
 
 
 class _OneLayer:
-    """A layer's attention as the weights of a model of one layer."""
+    """A layer's attention, as the weights of a model with one layer."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self.config = config
@@ -233,9 +234,9 @@ class _OneLayer:
 
 
 def windows_of(ids: Sequence[int], bos: int, window: int, limit: int) -> list[Tensor]:
-    """Cut token ids into windows of `window` tokens, each after the begin token, `limit` tokens in all at most.
+    """Cut token ids into windows of `window` tokens, each after the BOS token, `limit` tokens in all at most.
 
-    Of a longer text the windows are taken at even distances; the last one of a shorter text may be shorter.
+    From a longer text, windows are taken at even distances; the last one of a shorter text may be shorter.
     """
     body = window - 1
     starts = list(range(0, len(ids), body))

@@ -1,8 +1,8 @@
 """`--calibrate` in a job: its text, the tensors that it needs together, and the state that a resumed job needs.
 
 Contract: a job reads a shard block by block (`blocks`) and gives each block's tensors to `importance` before it writes
-them. The text's hidden states at a layer's beginning are saved before the shard of the layer before is finished, so
-that an interrupted job resumes there and writes the same bytes.
+them. The hidden states at the start of a layer are saved before the shard of the previous layer is finished, so that
+an interrupted job resumes there and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CalibrationText:
         """Read a file of UTF-8 text, or the text that comes with mixq for `default`.
 
         Raises:
-            UsageError: no such file, no text, or a number of tokens out of range.
+            UsageError: no such file, not text, or a number of tokens out of range.
         """
         if not WINDOW <= tokens <= 1 << 20:
             raise UsageError(f"--calibrate-tokens is {tokens}; it must be {WINDOW} to {1 << 20}.")
@@ -73,12 +73,12 @@ class CalibrationText:
         except OSError as error:
             raise UsageError(
                 f"{printable(where)} cannot be read: {printable(error.strerror)}.",
-                hint="Give a text file, or `--calibrate default` for the text that comes with mixq.",
+                hint="Name a text file, or use `--calibrate default` for the text that comes with mixq.",
             ) from None
         return cls(printable(path.name), text, tokens)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings of a job that decide its bytes."""
+        """Return the settings that determine a job's bytes."""
         return {"text": self.name, "sha256": hashlib.sha256(self.text.encode()).hexdigest(), "tokens": self.tokens}
 
     def windows(self, tokenizer: Tokenizer) -> list[Tensor]:
@@ -88,7 +88,7 @@ class CalibrationText:
         if sum(map(len, windows)) < WINDOW:
             raise UsageError(
                 f"{printable(self.name)} has only {len(ids)} of the {WINDOW} tokens that calibrating needs.",
-                hint="Give a longer text, like those that the model will process.",
+                hint="Use a longer text, like those that the model will process.",
             )
         return windows
 
@@ -100,7 +100,7 @@ class CalibrationRun(Calibration):
         super().__init__(config, windows, lambda: dispatch.choose(threads=torch.get_num_threads()))
 
     def as_dict(self) -> dict[str, str]:
-        """Return the other settings that decide the bytes: the token ids, and the kernels of this CPU."""
+        """Return the other settings that determine the bytes: the token ids, and the kernels of this CPU."""
         ids = torch.cat(self.windows).numpy().astype("<i8").tobytes()
         kernels = "reference" if native_library.library() is None else native_library.isa_name(native_library.isa())
         return {"ids": hashlib.sha256(ids).hexdigest(), "kernels": kernels}
@@ -117,13 +117,13 @@ class CalibrationRun(Calibration):
         return self.tokens * self.config.hidden_size * 6 + batch
 
     def save(self, path: Path) -> str:
-        """Write the state at the beginning of the next layer; return the file's sha256."""
+        """Write the state at the start of the next layer; return the file's sha256."""
         with ShardWriter(path, {HIDDEN: (torch.float32, tuple(self.hidden.shape))}) as writer:
             writer.write(HIDDEN, self.hidden)
             return writer.finish()
 
     def restore(self, path: Path, sha256: str) -> bool:
-        """Read the state from a file that `save` wrote; return False where it is missing or damaged."""
+        """Read the state from a file that `save` wrote; return False if it is missing or damaged."""
         if not path.exists():
             return False
         with reading(path), path.open("rb") as file:
@@ -136,7 +136,8 @@ class CalibrationRun(Calibration):
         return True
 
     def importance(self, block: Sequence[Item], weights: Mapping[str, Tensor | PackedLinear]) -> Importance:
-        """Run a block of `blocks`, whose tensors are given by name; return the importance of its Linears, by module.
+        """Run a block of `blocks`, whose tensors are given by name; return the importance of its linear layers, by
+        module.
 
         Raises:
             ModelFileError: the model computes NaN or infinite values.
@@ -146,7 +147,7 @@ class CalibrationRun(Calibration):
             if not bool(importance.isfinite().all()):
                 raise ModelFileError(
                     f"the inputs of {module} become NaN or infinite on the calibration text.",
-                    hint="The checkpoint may be damaged; it can be quantized without --calibrate.",
+                    hint="The checkpoint may be damaged. It can be quantized without --calibrate.",
                 )
         return found
 
@@ -171,13 +172,13 @@ class CalibrationRun(Calibration):
         return {}
 
     def few_tokens(self, layer: int) -> dict[str, int]:
-        """Return {expert: tokens} of a layer's experts that saw few of the text's tokens."""
+        """Return {expert: tokens} of a layer's experts that received few of the text's tokens."""
         few = {expert: tokens for (of_layer, expert), tokens in self.few.items() if of_layer == layer}
         return {f"model.layers.{layer}.block_sparse_moe.experts.{expert}": tokens for expert, tokens in few.items()}
 
 
 def blocks(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
-    """Cut a shard's items, in their order, into the blocks that a calibration needs together."""
+    """Split a shard's items, in their order, into the blocks that a calibration needs together."""
     return (tuple(block) for _, block in groupby(items, lambda item: _block_of(item.parameter)))
 
 

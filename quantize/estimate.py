@@ -1,7 +1,7 @@
-"""Estimates how long a job takes, before it begins.
+"""Estimates the time of a job before it starts.
 
-Contract: the scale search is measured on a few weights of each scheme of the job; reading, writing and hashing are not
-included, so the figure is a lower bound. Nothing of the source is read.
+Contract: the scale search is timed on a few weights of each scheme of the job; reading, writing and hashing are not
+included, so the estimate is a lower bound. The source is not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def weights_left(plan: JobPlan) -> int:
 
 
 def search_seconds(plan: JobPlan) -> float:
-    """Return about how many seconds the scale search of the unfinished shards takes on this machine."""
+    """Return the approximate seconds of the scale search for the unfinished shards, on this computer."""
     left: Counter[Scheme] = Counter()
     for item in all_items(_unfinished(plan)):
         if item.scheme is not None and not item.kept:

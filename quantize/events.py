@@ -1,8 +1,8 @@
 """The typed events of a running job; front ends draw them.
 
 Contract: `Job.run` yields `Started` first, then per tensor `TensorDone` and per shard `ShardDone`, with a `Notice`
-wherever the user may not expect what was done, and `Finished` last (alone, where nothing was left to do). Progress is
-measured in weights, which take time, not in tensors.
+wherever the user may not expect what was done, and `Finished` last (only this, if nothing was left to do). Progress is
+measured in weights, not in tensors, because weights take the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixq.quantize.report import ErrorReport, SizeTable
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The job begins or resumes: `shards_done` and `weights_done` were finished before."""
+    """The job starts or resumes: `shards_done` and `weights_done` were finished before."""
 
     shards: int
     shards_done: int
@@ -27,7 +27,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TensorDone:
-    """One tensor is written; `error` is None where it was not quantized. Progress is weights_done of weights."""
+    """A tensor was written; `error` is None if it was not quantized. Progress is weights_done of weights."""
 
     name: str
     scheme: str
@@ -38,7 +38,7 @@ class TensorDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """A shard is whole under its name and in the journal."""
+    """A shard is complete and in the journal."""
 
     file: str
     sha256: str
@@ -49,7 +49,7 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know, a sentence."""
+    """A sentence for the user."""
 
     text: str
 
@@ -58,8 +58,8 @@ class Notice:
 class Result:
     """A finished job.
 
-    `shards_done_before` counts those that an interrupted run left; `already_done`: nothing was left to do. `seconds`
-    is the time that this run took for its `weights_done`. It is in no file: the same job gives the same bytes.
+    `shards_done_before` counts those of an interrupted run; `already_done`: nothing was left to do. `seconds` is the
+    time of this run for its `weights_done`; it is not stored in the folder.
     """
 
     path: Path

@@ -1,8 +1,7 @@
-"""The end of a job: every file of the folder but the shards, config.json last; and updates of a finished folder.
+"""The end of a job: writes all files of the folder but the shards, config.json last; updates finished folders.
 
-Contract: what `finish` writes depends on plan and journal alone. `finished_before` writes only the tokenizer and other
-side files that changed in the source.
-"""
+Contract: `finish` depends only on plan and journal. `finished_before` writes only the tokenizer and other side files
+that changed in the source."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from mixq.quantize.target import remove
 
 
 def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
-    """Write everything but the shards, config.json last, remove the journal, and return the errors by Linear."""
+    """Write all files but the shards, config.json last; remove the journal; return the errors by layer name."""
     contents = dict(plan.side_files)
     contents[INDEX] = json_bytes(index_of(plan.shards))
     contents[CONFIG] = json_bytes(plan.config(journal.table or plan.table))
@@ -41,7 +40,7 @@ def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
     )
     config = contents.pop(CONFIG)
     for name in SIDE_FILES:
-        if name not in plan.side_files:  # an interrupted run copied it, and the source has lost it since
+        if name not in plan.side_files:  # an interrupted run copied it, and the source no longer has it
             remove(plan.target / name)
     for name, content in contents.items():
         atomic_write_bytes(plan.target / name, content)
@@ -53,10 +52,10 @@ def finish(plan: JobPlan, journal: Journal) -> dict[str, LinearError]:
 
 
 def finished_before(plan: JobPlan) -> tuple[dict[str, LinearError], list[str]]:
-    """Update the side files of a folder that this very job has finished.
+    """Update the side files of a folder that the same job has finished.
 
     Returns:
-        the errors by Linear, and a sentence for each file that was written.
+        the errors by layer name, and a notice for each file that was written.
     """
     manifest = plan.folder.finished_manifest()
     updated = _update_side_files(plan, manifest)
@@ -71,10 +70,11 @@ def finished_before(plan: JobPlan) -> tuple[dict[str, LinearError], list[str]]:
 def _update_side_files(plan: JobPlan, manifest: Manifest) -> list[str]:
     """Write the side files that differ from the source's, mixq.json last, and return a notice for each.
 
-    After a kill in between, the next run finds the same difference. Nothing is removed from a finished folder.
+    If the process is killed in between, the next run finds the same differences. Nothing is removed from a finished
+    folder.
 
     Raises:
-        UsageError: the source has lost a side file that the folder was finished with.
+        UsageError: the source no longer has a side file of the finished folder.
     """
     contents = plan.side_files
     own = {name: manifest.files[name] for name in (INDEX, CONFIG) if name in manifest.files}
@@ -82,7 +82,7 @@ def _update_side_files(plan: JobPlan, manifest: Manifest) -> list[str]:
     if lost:
         raise UsageError(
             f"{printable(plan.target)} was finished with {printable(lost[0])}, which the source no longer has.",
-            hint="Put it back into the source, or name another folder.",
+            hint="Restore the file in the source, or choose another target folder.",
         )
     files = {**{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}, **own}
     notices = []
@@ -93,10 +93,10 @@ def _update_side_files(plan: JobPlan, manifest: Manifest) -> list[str]:
         if not same:
             atomic_write_bytes(path, content)
             notices.append(
-                f"{name} was missing or differed from the source; it is written again, the weights are kept."
+                f"{name} was missing or differed from the source, and was written again. The weights are unchanged."
             )
     if files != manifest.files:
         changed = [name for name in contents if files[name] != manifest.files.get(name)]
         replace(manifest, files=files).write(plan.target)
-        notices.append(f"mixq.json has the new sum of {printable(', '.join(changed))}.")
+        notices.append(f"mixq.json has the new sha256 of {printable(', '.join(changed))}.")
     return notices

@@ -1,9 +1,8 @@
-"""GGUF as reading and writing share it: llama.cpp's tensor names, its order of rows, and its types of blocks.
+"""What reading and writing GGUF share: llama.cpp's tensor names, order of rows, and block types.
 
-Contract: a matrix is uint8 [N, bytes of a row], each row by itself, so that rows may be reordered and matrices
-concatenated. Other types than those here are dequantized by the package gguf, to float32. Q4_0 and Q8_0 are w4 and w8
-with groups of 32 and float16 scales: `unpacked` changes no code and no scale; writing rounds scales to float16. No file
-is known here.
+Contract: a matrix is uint8 [N, bytes of a row]; rows are independent, so they can be reordered and matrices
+concatenated. The package gguf dequantizes all other types, to float32. Q4_0 and Q8_0 are w4 and w8
+with groups of 32 and float16 scales: `unpacked` changes no code and no scale; writing rounds scales to float16.
 
 Source: ggml-common.h, block_q4_0 and block_q8_0: an fp16 scale, then the codes. Byte j of Q4_0 holds weight j in its
 low half and weight j + 16 in its high half, both + 8. Names: gguf-py/gguf/constants.py of llama.cpp, "llama".
@@ -27,13 +26,13 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types that are not blocks: numbers in a row."""
+"""Types without blocks: plain numbers."""
 BLOCK = 32
 """Weights of a block of Q4_0 and Q8_0."""
 KEPT = {"Q4_0": Scheme("w4", BLOCK), "Q8_0": Scheme("w8", BLOCK)}
 """Types whose blocks are groups of one of the schemes."""
 AT_ONCE = 1 << 22
-"""Weights that are dequantized at once: the package's own intermediates are several times that."""
+"""Weights that are dequantized at a time; the package's intermediates are several times as large."""
 
 _NAMES = {
     "embed_tokens": "token_embd",
@@ -56,7 +55,7 @@ _NAMES = {
 
 
 def gguf_package() -> ModuleType:
-    """Return the package gguf; raises MixqError where it is not installed."""
+    """Return the package gguf; MixqError if it is not installed."""
     try:
         import gguf
     except ModuleNotFoundError:
@@ -65,7 +64,7 @@ def gguf_package() -> ModuleType:
 
 
 def tensor_name(parameter: Parameter, *, merged: bool = True) -> str:
-    """Return llama.cpp's name of the tensor that holds a parameter: one for all experts of a matrix, or one each."""
+    """Return llama.cpp's name of a parameter's tensor: one for all experts of a matrix, or one per expert."""
     own = _NAMES[parameter.module.rsplit(".", 1)[-1]]
     if parameter.expert is not None:
         own += "_exps" if merged else f".{parameter.expert}"
@@ -73,7 +72,8 @@ def tensor_name(parameter: Parameter, *, merged: bool = True) -> str:
 
 
 def rotated_heads(parameter: Parameter, config: ModelConfig) -> int:
-    """Return the number of heads whose rows are in another order than Hugging Face's: of q and k, 0 for all others."""
+    """Return the number of heads whose rows are in another order than in Hugging Face's q and k; 0 for other
+    matrices."""
     return {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(parameter.role, 0)
 
 
@@ -92,10 +92,10 @@ def pairs_to_halves(rows: Tensor, heads: int) -> Tensor:
 
 
 def check_type(what: str, type: str) -> None:
-    """Refuse a type that the package gguf does not dequantize, which it says only when it tries.
+    """Refuse a type that the package gguf cannot dequantize; the package reports this only when it is used.
 
     Raises:
-        ModelFileError: it is one; `what` names the tensor.
+        ModelFileError: the type is not supported; `what` names the tensor.
     """
     if type in PLAIN:
         return
@@ -139,7 +139,7 @@ def plain_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_rows(packed: PackedLinear, type: str) -> Tensor:
-    """Return a w4 Linear as Q4_0 blocks, or a w4 or w8 one as Q8_0 blocks: uint8 [N, bytes of a row].
+    """Return a w4 layer as Q4_0 blocks, or a w4 or w8 one as Q8_0 blocks: uint8 [N, bytes of a row].
 
     Raises:
         ModelFileError: a scale that float16 cannot hold.

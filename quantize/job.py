@@ -1,10 +1,10 @@
-"""The offline job: from a checkpoint to a model folder, one tensor at a time, resumed after any interruption.
+"""The offline job: from a checkpoint to a model folder, one tensor at a time, resumable after any interruption.
 
 Contract: `Job(source, target, ...)` reads headers and decides everything; nothing is written before `run`. `run` yields
-events (see `events`) and leaves either a whole folder or one that the same call resumes: job.json first, each shard
-under its name only when whole, then tokenizer and other files, index, mixq.json, and config.json last. The bytes of the
-folder depend on the source and the settings alone. At most two tensors are in memory (with a calibration, two blocks: a
-layer's attention, or an expert), with the codes made of one: while it is searched and written, the next is read.
+events (see `events`) and leaves a complete folder or one that the same call resumes: it writes job.json first, then
+each shard atomically, then tokenizer and other files, index, mixq.json, and config.json last. The folder's bytes depend
+only on source and settings. At most two tensors are in memory (with a calibration, two blocks: a
+layer's attention, or an expert), and the codes of one: while it is searched and written, the next is read.
 
 A folder with config.json is finished; one with only job.json is not. In a finished folder a repeated call writes only
 the tokenizer and other side files that changed in the source, and reports them.
@@ -46,16 +46,16 @@ Weight = Tensor | PackedLinear
 
 
 class Job(JobPlan):
-    """A plan that can be carried out; see `JobPlan` for the arguments."""
+    """A plan that can be run; see `JobPlan` for the arguments."""
 
     def run(self) -> Iterator[Event]:
-        """Carry out the job; closing the iterator, or an exception in the code that reads it, interrupts it cleanly.
+        """Run the job; closing the iterator, or an exception in the code that reads it, interrupts it cleanly.
 
         Raises:
-            StorageError: not enough disk (exact bytes, before anything is written), or a write that failed.
+            StorageError: not enough disk (exact bytes, before anything is written), or a failed write.
             DoesNotFitError: not enough memory, before anything is written.
-            ModelFileError: a weight that is NaN or infinite, by the tensor's name.
-            UsageError: the source lost a side file since the folder was finished.
+            ModelFileError: the named tensor has a weight that is NaN or infinite.
+            UsageError: the source no longer has a side file of the finished folder.
             MixqError: another job is working on the target.
         """
         folder = self.folder
@@ -134,7 +134,7 @@ class Job(JobPlan):
 
     @contextmanager
     def _cancelling(self, ahead: Executor) -> Iterator[None]:
-        """End present and later reads of another thread when this one is interrupted or fails."""
+        """Stop current and later reads of another thread when this one is interrupted or fails."""
         try:
             yield
         except BaseException:
@@ -161,12 +161,12 @@ class Job(JobPlan):
         if not self.allow_nonfinite:
             raise ModelFileError(
                 f"{what}, the first at {list(first)}.",
-                hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 in their place.)",
+                hint="The checkpoint is damaged: download it again. (--allow-nonfinite stores 0 instead.)",
             )
-        return zero_nonfinite(tensor, dtype), f"{what}; 0 is stored in their place."
+        return zero_nonfinite(tensor, dtype), f"{what}; 0 is stored instead."
 
     def _importance(self, block: Sequence[Item], read: Sequence[tuple[Weight, str | None]]) -> Importance:
-        """Run a calibration over a block and return the importance of its Linears; none without a calibration."""
+        """Run a calibration on a block and return the importance of its linear layers; empty without a calibration."""
         if self.calibration is None:
             return {}
         weights = {item.parameter.name: weight for item, (weight, _) in zip(block, read, strict=True)}
@@ -181,7 +181,7 @@ class Job(JobPlan):
         errors: dict[str, LinearError],
         table: Sequence[int] | None,
     ) -> float | None:
-        """Write a tensor in its scheme and return its error; None where it is not quantized."""
+        """Write a tensor in its scheme and return its error; None if it is not quantized."""
         dtype = self.dtype
         if item.scheme is None:
             assert isinstance(weight, Tensor)
@@ -199,25 +199,25 @@ class Job(JobPlan):
         return error.relative_squared_error
 
     def _restore(self, calibration: CalibrationRun, journal: Journal) -> list[str]:
-        """Bring a calibration to the first unfinished layer; where its state is lost, the job starts again."""
+        """Advance a calibration to the first unfinished layer; if its state is lost, restart the job."""
         notices = []
         finished = [shard.file in journal.shards for shard in self.shards]
         if all(finished):
             return []
         if any(finished):
-            # The state after the last shard does not help where a shard in the middle is damaged.
+            # The state after the last shard is of no use if an earlier shard is damaged.
             next_one = finished.index(False)
             state = self.folder.state_path(next_one)
             sha256 = None if any(finished[next_one:]) else journal.state.get(state.name)
             if sha256 is not None and calibration.restore(state, sha256):
                 return []
-            notices.append("the calibration's state is missing or damaged: the job starts again.")
+            notices.append("the calibration's state is missing or damaged, so the job starts from the beginning.")
             self.folder.forget(journal)
         calibration.begin(self.source.tensor("model.embed_tokens.weight"))
         return notices
 
     def _save_state(self, shard: Shard, journal: Journal) -> dict[str, int]:
-        """Save a calibration's state after a layer, and return the layer's experts that saw few tokens."""
+        """Save a calibration's state after a layer, and return the layer's experts that received few tokens."""
         calibration, layer = self.calibration, shard.items[0].parameter.layer
         if calibration is None or layer is None:
             return {}
@@ -226,7 +226,7 @@ class Job(JobPlan):
         return calibration.few_tokens(layer)
 
     def _finished_before(self) -> Iterator[Event]:
-        """Yield the result of a folder that this very job has finished before, after updating its side files."""
+        """Yield the result of a folder that the same job has finished before, after updating its side files."""
         notices = list(self.notices())
         errors, updated = finished_before(self)
         for text in updated:
@@ -240,11 +240,12 @@ class Job(JobPlan):
 
 
 def _few_tokens(few: Mapping[str, int], tokens: int) -> str:
-    """Return the notice about experts that saw few tokens."""
+    """Return the notice about experts that received few tokens."""
     first = min(few, key=lambda expert: (few[expert], expert))
     return (
-        f"{len(few)} {'expert' if len(few) == 1 else 'experts'} saw few of the calibration text's {tokens:,} tokens "
-        f"({first}: {few[first]}); statistics of all tokens of their layer are used for them too. mixq.json names them."
+        f"{len(few)} {'expert' if len(few) == 1 else 'experts'} received few of the calibration text's {tokens:,} "
+        "tokens "
+        f"({first}: {few[first]}); the statistics of their layer's tokens are used too. mixq.json lists them."
     )
 
 
@@ -259,7 +260,7 @@ def quantize(
 
     Args:
         source: a folder or GGUF file that `open_source` opens, or a `Source`.
-        target: the folder to make.
+        target: the folder to write.
         on_event: called with every event, for progress.
         settings: format, group, mix, table, recipe, keep, calibrate, allow_nonfinite; see `JobPlan`.
 

@@ -1,7 +1,6 @@
-"""All that a job decides before it writes anything: schemes, files, sizes, disk, memory, and notices for the user.
+"""The decisions of a job before it writes anything: schemes, files, sizes, disk, memory, and notices for the user.
 
-Contract: `JobPlan` reads headers and small files only. Its `settings` and `origin` decide the bytes of the folder; two
-plans that agree in both make the same folder.
+Contract: `JobPlan` reads only headers and small files. Its `settings` and `origin` determine the bytes of the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SEARCH_VERSION = 1
 """Increment when the search output changes; unfinished older jobs are refused."""
 
 DEFAULT, FIT = "default", "fit"
-"""Values of `table`: the one for normally distributed weights, and one fitted to the model's own."""
+"""Values of `table`: the table for normally distributed weights, or one fitted to the model's weights."""
 
 PROCESS_MEMORY = 400 << 20
 """Bytes that Python, torch and buffers take besides the tensors."""
@@ -43,7 +42,7 @@ PROCESS_MEMORY = 400 << 20
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a job would make and need; nothing was written."""
+    """The output and needs of a job; nothing was written."""
 
     source: str
     format: str
@@ -64,19 +63,19 @@ class JobPlan:
 
     Args:
         source: a folder or GGUF file that `open_source` opens, or a `Source`.
-        target: the folder to make; empty, not yet existing, or begun by the same job.
+        target: the folder to write; empty, not existing, or started by the same job.
         format, group, mix, recipe: see `Mix.resolve`; format `bf16` quantizes nothing.
-        table: the code values of nl4; `default`, or `fit` to fit them to the model's own weights.
-        keep: take over, without loss, what the source has packed as w4 or w8 already. Its scales stay float16 where
-            they are, and what is not quantized is then stored in float16 too.
+        table: the code values of nl4; `default`, or `fit` to fit them to the model's weights.
+        keep: copy linear layers that the source has as w4 or w8, without loss. float16 scales stay float16, and
+            unquantized tensors are then stored in float16 too.
         calibrate: a text; the scale search then weights each input channel by its magnitude on that text.
         allow_nonfinite: store weights that are NaN, infinite or beyond bfloat16 as 0 and report them, instead of
             refusing.
 
     Raises:
-        ModelFileError: a source that is missing, damaged, unknown or quantized already.
-        UsageError: settings that contradict each other, or a target that is the source, a file, or a folder of
-            anything else.
+        ModelFileError: the source is missing, damaged, unknown or quantized already.
+        UsageError: the settings contradict each other, or the target is the source, a file, or a folder with other
+            content.
     """
 
     def __init__(
@@ -108,14 +107,16 @@ class JobPlan:
         config = self.source.config
         if format == AS_IT_IS:
             if group or mix or recipe or keep or self.fits_table:
-                raise UsageError(f"format {AS_IT_IS} quantizes nothing: it takes no group, mix, recipe, table or keep.")
+                raise UsageError(
+                    f"format {AS_IT_IS} quantizes nothing, so it cannot have a group, mix, recipe, table or keep."
+                )
             self.mix = Mix.unquantized()
         else:
             self.mix = Mix.resolve(
                 config, format=format, group=group, mix=mix, table=self.table, kept=self._kept, recipe=recipe or {}
             )
         if self.fits_table and not any(scheme and scheme.name == "nl4" for scheme in self.mix.schemes.values()):
-            raise UsageError(f"table {FIT} has nothing to fit: no Linear of this job is nl4.")
+            raise UsageError(f"table {FIT} has nothing to fit: no linear layer of this job is nl4.")
         self.dtype = kept_dtype(self.source) if self._kept else STORED_DTYPE
         self.shards = plan_shards(config, self.mix, self.dtype, self._keeps)
         self.sizes = sizes_of_items(config, all_items(self.shards), self.source.nbytes)
@@ -145,7 +146,7 @@ class JobPlan:
         self.unfinished()
 
     def unfinished(self) -> Journal | None:
-        """Return the journal of this job in its target, if it was interrupted there; raises what `Target.look` does."""
+        """Return the journal of this job in its target, if it was interrupted; raises what `Target.look` raises."""
         return self.folder.look(self.source.path)
 
     def _keeps(self, parameter: Parameter) -> bool:
@@ -162,22 +163,22 @@ class JobPlan:
         tokenizer = tokenizer_of(self.side_files)
         if tokenizer is None:
             raise UsageError(
-                "--calibrate needs the source's tokenizer.model or tokenizer.json, and there is none.",
-                hint="Put it into the source's folder, or leave --calibrate out.",
+                "--calibrate needs a tokenizer, but the source has no tokenizer.model or tokenizer.json.",
+                hint="Copy it into the source's folder, or omit --calibrate.",
             )
         if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
-            raise UsageError(f"--calibrate has no effect: {self.mix.format} searches no scales.")
+            raise UsageError(f"--calibrate has no effect: {self.mix.format} has no scale search.")
         windows, vocabulary = text.windows(tokenizer), self.source.config.vocab_size
         largest = max(int(window.max()) for window in windows)
         if largest >= vocabulary:
             raise UsageError(
-                f"{tokenizer.path} has token {largest}, the model only {vocabulary} tokens: they do not fit together.",
-                hint=f"Put the model's own {tokenizer.path} into the source's folder.",
+                f"{tokenizer.path} has token {largest}, but the model has only {vocabulary} tokens.",
+                hint=f"Copy the model's {tokenizer.path} into the source's folder.",
             )
         return CalibrationRun(self.source.config, windows)
 
     def blocks(self, shard: Shard) -> list[tuple[Item, ...]]:
-        """Return a shard's tensors as they are read: one by one, or what a calibration must have together."""
+        """Return a shard's tensors in groups that are read together: single tensors, or a calibration's blocks."""
         return [(item,) for item in shard.items] if self.calibration is None else list(blocks(shard.items))
 
     def config(self, table: Sequence[int]) -> dict[str, Any]:
@@ -201,17 +202,17 @@ class JobPlan:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """Return what the user may not expect, as far as it is known before the job begins."""
+        """Return the notices that are known before the job starts."""
         notices = [*self.source.notices, *self.mix.notes, *self._kept_notes]
         kept = dict.fromkeys(kind_of(item.parameter) for item in all_items(self.shards) if item.kept)
         if kept:
             notices.append(f"{', '.join(kept)}: copied from the source without loss.")
         if not any(name in self.side_files for name in TOKENIZERS):
             notices.append(
-                "the source has no tokenizer.model or tokenizer.json: the folder can be used with token ids only."
+                "the source has no tokenizer.model or tokenizer.json, so the folder can be used only with token ids."
             )
         elif SENTENCEPIECE not in self.side_files:
-            notices.append("the source has no tokenizer.model: text needs `pip install 'mixq[tokenizers]'`.")
+            notices.append("the source has only tokenizer.json: to use text, `pip install 'mixq[tokenizers]'`.")
         window = self.source.raw_config.get("sliding_window")
         if window is not None and self.source.config.sliding_window is None:
             notices.append(f"sliding_window {printable(window)} becomes null: Mixtral was not trained with one.")
@@ -221,14 +222,14 @@ class JobPlan:
         return tuple(notices)
 
     def disk_needed(self, journal: Journal | None) -> int:
-        """Return the bytes still to be written."""
+        """Return the bytes that remain to be written."""
         texts = len(json_bytes(index_of(self.shards))) + len(json_bytes(self.config(self.table)))
         copied = sum(len(content) for content in self.side_files.values())
         records = sum(item.scheme is not None for item in all_items(self.shards)) + len(self.shards) + 16
         return self.folder.disk_needed(journal, texts + copied, records)
 
     def memory_needed(self) -> int:
-        """Return about how many bytes the job takes at most: two blocks, and the packed form of one tensor."""
+        """Return the approximate peak memory: two blocks, and one packed tensor."""
         blocks = [block for shard in self.shards for block in self.blocks(shard)]
         largest = max(sum(item.parameter.numel for item in block) for block in blocks)
         made = max(item.nbytes for item in all_items(self.shards))
@@ -236,17 +237,21 @@ class JobPlan:
         return PROCESS_MEMORY + 2 * self.source.itemsize * largest + 2 * made + text
 
     def check_memory(self) -> None:
-        """Raise DoesNotFitError where the machine has less memory free than the job takes."""
+        """Raise DoesNotFitError if less memory is free than the job needs."""
         needed, available = self.memory_needed(), available_memory()
         if available is not None and needed > available:
             raise DoesNotFitError(
                 f"the job takes about {format_size(needed)} of memory, but {format_size(available)} are free.",
                 hint="Close other programs"
-                + (", or give fewer --calibrate-tokens." if self.calibration else "; the largest tensor decides."),
+                + (
+                    ", or use fewer --calibrate-tokens."
+                    if self.calibration
+                    else "; the largest tensor determines the need."
+                ),
             )
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """Return a JSON file's content, indented."""
-    # A lone surrogate, which UTF-8 cannot hold, becomes JSON's escape for it.
+    # Lone surrogates, which UTF-8 cannot hold, become JSON escapes.
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
 """job.json: the settings and source of a job, and its finished shards.
 
-Contract: written before the first shard and after each, atomically; it lists a shard only when that shard is whole
-under its name. A job is resumed only with the same settings and the same source. It is removed when the folder is done.
+Contract: written atomically before the first shard and after each; it lists only complete shards. A job is resumed only
+with the same settings and source. The file is removed when the folder is finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class LinearError:
-    """The quantization error of one Linear; see `Quantized` for the two figures."""
+    """The quantization error of one linear layer; see `Quantized` for the two values."""
 
     scheme: str
     relative_squared_error: float
@@ -32,7 +32,7 @@ class LinearError:
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
-    """A shard that is whole under its name; `few_tokens` has the experts that saw few tokens of a calibration text."""
+    """A complete shard; `few_tokens` has the experts that received few tokens of a calibration text."""
 
     sha256: str
     errors: Mapping[str, LinearError]
@@ -40,7 +40,7 @@ class FinishedShard:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> FinishedShard:
-        """Return a shard as job.json has it; raises KeyError, TypeError, ValueError or AttributeError."""
+        """Return a shard from its entry in job.json; raises KeyError, TypeError, ValueError or AttributeError."""
         errors = {
             linear: LinearError(str(e["scheme"]), float(e["relative_squared_error"]), float(e["group_error"]))
             for linear, e in raw["errors"].items()
@@ -54,8 +54,8 @@ class Journal:
     """The content of job.json.
 
     Attributes:
-        table: the code values of nl4 that were fitted; None where none were.
-        state: {file: sha256} of a calibration's hidden states behind the last finished shard.
+        table: the fitted code values of nl4; None without.
+        state: {file: sha256} of a calibration's hidden states after the last finished shard.
     """
 
     settings: Mapping[str, Any]
@@ -65,12 +65,12 @@ class Journal:
     state: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write job.json into the folder, whole or not at all."""
+        """Write job.json into the folder, atomically."""
         atomic_write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> Journal | None:
-        """Return the journal of a folder, or None where there is none; raises ModelFileError for a damaged one."""
+        """Return the journal of a folder; None if there is none; ModelFileError if it is damaged."""
         if not (folder / FILE_NAME).exists():
             return None
         raw = read_json_object(folder / FILE_NAME)
@@ -97,14 +97,14 @@ def refuse_other_job(
     """
     if begun.source.get("fingerprint") != source.get("fingerprint"):
         raise UsageError(
-            f"{printable(folder)} was begun from another checkpoint, {printable(begun.source.get('name'))!r}; "
+            f"{printable(folder)} was started with another checkpoint, {printable(begun.source.get('name'))!r}; "
             f"this is {printable(source.get('name'))!r}.",
             hint=_OTHER_JOB,
         )
     _refuse_difference(begun.settings, settings, "setting", folder)
 
 
-_OTHER_JOB = "Name another folder, or delete this one."
+_OTHER_JOB = "Choose another folder, or delete this one."
 
 
 def _refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str, folder: Path) -> None:
@@ -115,7 +115,7 @@ def _refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str
         if isinstance(before, dict) and isinstance(now, dict):
             _refuse_difference(before, now, f"{what} {key}:", folder)
         raise UsageError(
-            f"{printable(folder)} was begun with another {what} {printable(key)}: it was {printable(before)} "
+            f"{printable(folder)} was started with another {what} {printable(key)}: it was {printable(before)} "
             f"and is now {printable(now)}.",
             hint=f"Use the same settings to resume it. {_OTHER_JOB}",
         )

@@ -1,8 +1,7 @@
-"""`--keep`: which packed Linears of a source are copied as they are.
+"""`--keep`: which packed linear layers of a source are copied unchanged.
 
-Contract: a kind of Linear (w1, q, lm_head ...) is kept only if every layer and expert has it in the same scheme: a
-folder's config.json describes kinds, and a reader expects no more. Only the source's headers are read.
-"""
+Contract: a kind of linear layer (w1, q, lm_head ...) is kept only if it has the same scheme in every layer and expert,
+because config.json describes kinds. Only the source's headers are read."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from mixq.quantize.sources.source import Source
 
 
 def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
-    """Return {kind of Linear: scheme} of what can be kept, and a sentence on kinds that are packed but cannot be.
+    """Return {kind of linear layer: scheme} of those that can be kept, and a notice on packed kinds that cannot.
 
     Raises:
         UsageError: there is nothing to keep.
@@ -31,26 +30,27 @@ def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
     mixed = [kind for kind, schemes in found.items() if len(schemes) > 1]
     if not kept:
         raise UsageError(
-            "--keep finds nothing to keep: no kind of Linear of the source is w4 or w8 throughout.",
-            hint="GGUF's Q4_0 and Q8_0, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors can be.",
+            "nothing to --keep: no kind of linear layer is w4 or w8 in all layers of the source.",
+            hint="GGUF's Q4_0 and Q8_0, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors can "
+            "be kept.",
         )
     if not mixed:
         return kept, ()
-    return kept, (f"{' and '.join(mixed)}: not kept, the source has them in several schemes; quantized again.",)
+    return kept, (f"{' and '.join(mixed)}: quantized again, because the source has them in several schemes.",)
 
 
 def check_scales(packed: PackedLinear, module: str, dtype: torch.dtype) -> None:
-    """Refuse a kept Linear whose scales are not of the folder's dtype, not finite, or too large for it.
+    """Refuse a kept layer whose scales do not have the folder's dtype, are not finite, or are too large.
 
     Raises:
-        ModelFileError: with the Linear's name.
+        ModelFileError: with the linear layer's name.
     """
     scale = packed.tensors["weight_scale"]
     if scale.dtype != dtype:
         found, wanted = (str(kind).removeprefix("torch.") for kind in (scale.dtype, dtype))
         raise ModelFileError(
-            f"{module} has scales in {found}, other Linears in {wanted}; a folder has one dtype.",
-            hint="Leave --keep out.",
+            f"{module} has {found} scales, but other linear layers have {wanted}; all must have the same dtype.",
+            hint="Omit --keep.",
         )
     largest = float(scale.float().abs().max()) * 2 ** (packed.scheme.bits - 1)
     if not largest <= torch.finfo(dtype).max:
@@ -61,6 +61,6 @@ def check_scales(packed: PackedLinear, module: str, dtype: torch.dtype) -> None:
 
 
 def kept_dtype(source: Source) -> torch.dtype:
-    """Return the dtype of the kept scales of a source that has something to keep."""
+    """Return the dtype of a source's scales that can be kept."""
     first = next(parameter for parameter in parameters(source.config) if source.kept(parameter) is not None)
     return source.packed(first.module).tensors["weight_scale"].dtype

@@ -21,12 +21,12 @@ from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardSpecs, shard_size
 
 STORED_DTYPE = torch.bfloat16
-"""Of unquantized tensors and the scales of w4 and w8; float16 where a source's own float16 scales are kept."""
+"""The dtype of unquantized tensors and of w4's and w8's scales; float16 if a source's float16 scales are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One tensor of the model and the scheme it gets.
+    """A tensor of the model and its scheme in the target.
 
     Attributes:
         scheme: None for a tensor that is not quantized.
@@ -49,7 +49,7 @@ class Item:
 
     @property
     def scheme_text(self) -> str:
-        """The scheme, or the dtype where there is none, for reports."""
+        """The scheme, or the dtype of unquantized tensors, for reports."""
         return str(self.scheme) if self.scheme else str(self.dtype).removeprefix("torch.")
 
     @property
@@ -84,9 +84,9 @@ def plan_shards(
     dtype: torch.dtype = STORED_DTYPE,
     kept: Callable[[Parameter], bool] = lambda _: False,
 ) -> list[Shard]:
-    """Return the files of the target in the order in which they are written: layers first.
+    """Return the files of the target in the order of writing, layers first.
 
-    `kept` returns whether the source has a Linear in its target's scheme.
+    `kept` returns whether the source has a linear layer in the target's scheme.
     """
     by_layer: dict[int | None, list[Item]] = {}
     for parameter in parameters(config):
@@ -115,7 +115,7 @@ def target_config(
     quantization: QuantizationConfig | None,
     dtype: torch.dtype = STORED_DTYPE,
 ) -> dict[str, Any]:
-    """Return the target's config.json: the source's fields, in the spelling that transformers 4 and 5 both read."""
+    """Return the target's config.json: the source's fields, as both transformers 4 and 5 read them."""
     target = {key: value for key, value in raw.items() if key not in ("rope_parameters", "dtype")}
     target["architectures"] = [config.architecture]
     target["rope_theta"] = config.rope_theta

@@ -1,7 +1,7 @@
-"""The scale search in C++: the results of `scale_search.reference_search`, bit for bit, about a hundred times as fast.
+"""The scale search in C++: bit-identical to `scale_search.reference_search`, about a hundred times as fast.
 
 Contract: `NativeSearch.search` takes nl4, w4 and w8. Every pointer that is passed belongs to a contiguous tensor whose
-dtype and shape were made or checked here. Codes are returned packed.
+dtype and shape were created or checked here. Codes are returned packed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NO_MEMORY = 2
 
 @dataclass(frozen=True, slots=True)
 class NativeSearch:
-    """The search of one library for one instruction set, which the CPU must have."""
+    """The search of a library for an instruction set, which the CPU must have."""
 
     library: ctypes.CDLL
     isa: int
@@ -53,7 +53,7 @@ class NativeSearch:
     ) -> Quantized:
         """Quantize a matrix [N, K] as `scale_search.search` does, which has checked its shape.
 
-        `importance` is float32 [K], normalised.
+        `importance` is float32 [K], normalized.
 
         Raises:
             DoesNotFitError: there is too little memory for one row.

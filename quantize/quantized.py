@@ -1,7 +1,7 @@
 """The result of a search, with its error.
 
-Contract: the errors do not depend on how the rows were cut into blocks: the sums of a row are the search's own, and
-those over rows are exact.
+Contract: the errors do not depend on how the rows were split into blocks: a row's sums come from the search, and sums
+over rows are exact.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mixq.formats.packed import PackedLinear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """A quantized Linear.
+    """A quantized linear layer.
 
     Attributes:
-        packed: the tensors as they are stored.
+        packed: the tensors to store.
         relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
-        group_error: the same per group, averaged over the groups that are not all zero. Far above the other figure, it
-            shows rows whose large groups degrade the small ones.
+        group_error: the same per group, averaged over the groups that are not all zero. If it is far above the other
+            value, there are rows whose large groups degrade the small ones.
     """
 
     packed: PackedLinear

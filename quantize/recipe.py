@@ -1,13 +1,12 @@
-r"""`--recipe FILE`: schemes of single Linears, as a TOML file has them.
+r"""`--recipe FILE`: schemes of single linear layers, from a TOML file.
 
     [schemes]
     'model\.layers\.(0|31)\.block_sparse_moe\.experts\..*\.w2' = "nl4:16"
     'model\.layers\.0\..*_proj' = "w8"
     'lm_head' = "bf16"
 
-Contract: the file is read and every line of it checked by itself; the order is kept, since the first pattern that
-matches decides. `mixq.formats.recipe` checks the patterns against a model.
-"""
+Contract: every line is checked; their order is kept, since the first pattern that matches applies.
+`mixq.formats.recipe` checks the patterns against a model."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ MAX_BYTES = 1 << 20
 
 
 def read_recipe(path: Path) -> Mapping[str, Scheme | None]:
-    """Return {regex over whole Linear names: scheme, or None to leave as it is}, in the file's order.
+    """Return {regex over whole layer names: scheme, or None for unquantized}, in the file's order.
 
     Raises:
-        UsageError: no such file, not TOML, another key than `schemes`, or a wrong pattern or scheme, by name.
+        UsageError: no such file, not TOML, another key than `schemes`, or a wrong pattern or scheme.
     """
     shown = printable(path)
     try:
@@ -55,7 +54,7 @@ def read_recipe(path: Path) -> Mapping[str, Scheme | None]:
     if not isinstance(listed, dict) or not listed:
         raise UsageError(
             f"the recipe {shown} has no table [{TABLE}] with a pattern in it.",
-            hint=f"Write [{TABLE}] on a line of its own, then lines such as 'lm_head' = \"{AS_IT_IS}\".",
+            hint=f"Write [{TABLE}] on a separate line, then lines such as 'lm_head' = \"{AS_IT_IS}\".",
         )
     return {pattern: _scheme(f"the recipe {shown}", pattern, text) for pattern, text in listed.items()}
 

@@ -1,8 +1,7 @@
-"""Two tables of a quantized model: how many bytes each part takes, and the error of each Linear.
+"""Two tables of a quantized model: how many bytes each part takes, and the error of each linear layer.
 
-Contract: plain dataclasses with `as_dict()`; callers draw them. Sizes are exact bytes of tensors (file headers not
-counted). Errors are relative squared errors of weights, not of the model's output.
-"""
+Contract: plain dataclasses with `as_dict()`. Sizes are exact bytes of tensors, without file headers. Errors are
+relative squared errors of weights, not of the model's output."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ NORMAL_ERROR = {
 """The error of each scheme on normally distributed weights (measured; tests/quantize checks most of them)."""
 
 BADLY_SERVED = 1.5
-"""A Linear whose error is more than this times `NORMAL_ERROR` is reported: it has outliers."""
+"""A linear layer whose error is more than this times `NORMAL_ERROR` is reported: it has outliers."""
 
 WORST = 10
 
@@ -57,7 +56,7 @@ class SizeRow:
 
 @dataclass(frozen=True, slots=True)
 class SizeTable:
-    """Bytes by part. `token_bytes` are read to compute one token: of the experts only those that are used."""
+    """Bytes by part. `token_bytes` are read for one token: of the experts only those that are used."""
 
     rows: tuple[SizeRow, ...]
     token_bytes: int
@@ -125,7 +124,8 @@ def _size_table(
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """One Linear. `ratio` compares with normally distributed weights; None where the scheme has no figure."""
+    """One linear layer. `ratio` compares with normally distributed weights; None if there is no value for the
+    scheme."""
 
     linear: str
     scheme: str
@@ -145,9 +145,10 @@ class ErrorReport:
     """The quantization errors of a model.
 
     Attributes:
-        mean: mean relative squared error of the Linears of each scheme.
-        worst: the ten Linears with the largest error, by the larger of their two figures.
-        badly_served: all in 4 bits whose error is more than `BADLY_SERVED` times that of normal weights, as a whole or
+        mean: mean relative squared error of the linear layers of each scheme.
+        worst: the ten linear layers with the largest error, by the larger of their two values.
+        badly_served: all 4-bit layers whose error is more than `BADLY_SERVED` times that of normal weights, as a whole
+        or
             (rows with outliers) on average over their groups. With 8 bits even such errors are negligible.
     """
 
@@ -157,7 +158,7 @@ class ErrorReport:
 
     @classmethod
     def of(cls, errors: Mapping[str, LinearError]) -> ErrorReport:
-        """Sum up the errors of all Linears."""
+        """Sum up the errors of all linear layers."""
         rows = [ErrorRow.of(linear, error) for linear, error in errors.items()]
         by_scheme: dict[str, list[float]] = {}
         for row in rows:
@@ -175,7 +176,7 @@ class ErrorReport:
 
 
 def errors_of_folder(folder: ModelFolder, manifest: Manifest) -> ErrorReport:
-    """Return the errors that a folder's mixq.json records, with the schemes that its Linears have."""
+    """Return the errors in a folder's mixq.json, with the schemes of its linear layers."""
     errors = {}
     for parameter in parameters(folder.config):
         error = manifest.errors.get(parameter.module)

@@ -1,10 +1,10 @@
-"""Scales and codes of one Linear by squared error, and the reference that every faster search must equal.
+"""The scale search: scales and codes of a linear layer by squared error; the reference for the search in C++.
 
-Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and returns their error. It is
-`reference_search`, in torch, or the same in C++ where that was built (see `native_search`), with the same bits. The
-result is a function of the weights alone: it depends neither on the number of threads nor on the number of rows in a
+Contract: `search(weight, scheme)` turns a matrix [N, K] into the scheme's packed tensors and returns their error. It
+is `reference_search`, in torch, or the bit-identical search in C++ if it was built (see `native_search`). The result
+is a function of the weights alone: it depends neither on the number of threads nor on the number of rows in a
 block, because every sum is a fixed tree of float32 additions within a row (`tree_sum`) and no multiplication is fused
-with an addition. This module knows no file, no model and no job.
+with an addition.
 
 Method: for each group of weights six start scales between 0.8 and 1.15 of the largest magnitude, with both signs (a
 table need not be symmetric, and int4 reaches -8 but only 7); each start gives codes, and the codes one least-squares
@@ -12,9 +12,9 @@ scale; the best of the twelve has the least squared error, `sum(w²) - sum(wv)²
 are rounded (bf16 or f16, or int8 times a row scale), so the codes are chosen again for the rounded scale. For `nl4` the
 rounded scales are searched too, see `_round_to_row_scale`.
 
-With an importance h of each column (the mean square of that input, for instance), all three sums count column k h[k]
-times: `sum(hw²) - sum(hwv)²/sum(hv²)`, to first order the error of the Linear's output. The error reported is always
-the plain error of the weights.
+With an importance h of each column (the mean square of that input, for instance), all three sums weight column k by
+h[k]: `sum(hw²) - sum(hwv)²/sum(hv²)`, to first order the error of the linear layer's output. The error reported is
+always the plain error of the weights.
 
 Axes: N rows (outputs), K columns (inputs), G groups in a row, g weights in a group.
 """
@@ -45,20 +45,21 @@ ROUNDING_LOSS = 1.01
 """Rows whose error grows by more than this factor with int8 scales, as with one large group, get `ROW_STEPS`."""
 
 BLOCK_WEIGHTS = 1 << 18
-"""Weights of a block of rows: about 1 MiB in float32, so that the passes stay in the cache."""
+"""Weights of a block of rows: about 1 MiB in float32, so that all passes run in the cache."""
 
 LEAST_IMPORTANCE = 2.0**-10
-"""A column counts at least this share of the mean: other texts may use channels that the calibration text does not."""
+"""Smallest importance of a column, as a share of the mean: other texts may use channels that the calibration text does
+not."""
 
 TINY = 2.0**-40
 """Groups below this, where the largest of the row is about 1, are far below what int8 scales can reach."""
 
 
 class IntegerLevels:
-    """Whole numbers of `bits` bits, ties to even; codes are the numbers themselves, int8.
+    """Integers of `bits` bits, ties to even; the codes are the numbers, int8.
 
     Here and in `TableLevels` `limit` is the largest magnitude; `nearest` returns the code value nearest to each element
-    of a float32 tensor, which it may overwrite, exact for every finite number; `codes` returns the codes of them.
+    of a float32 tensor, which it may overwrite, exact for every finite number; `codes` returns their codes.
     """
 
     def __init__(self, bits: int) -> None:
@@ -75,7 +76,7 @@ class TableLevels:
     """The 16 ascending int8 values of an nl4 table, ties to the larger value; codes are indices in the table, uint8.
 
     Midpoints between int8 values are multiples of one half, so the nearest value depends on floor(2x) alone and is read
-    from a table of 512: several times faster than a binary search, and the same for every x.
+    from a table of 512: several times faster than a binary search.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -107,16 +108,17 @@ def search(
     importance: Tensor | None = None,
     block_weights: int = BLOCK_WEIGHTS,
 ) -> Quantized:
-    """Quantize a Linear's weight [N, K].
+    """Quantize a linear layer's weight [N, K].
 
     Args:
-        weight: float32, bfloat16 or float16 (made float32 a block of rows at a time), finite.
+        weight: float32, bfloat16 or float16 (converted to float32 block by block), finite.
         scheme: layout and group size; K must be a multiple of the group.
         table: the code values of `nl4`, 16 ascending int8 values.
         scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type to dequantize to.
-        importance: float32 [K], the weight of each column's error; only ratios matter, and columns far below the mean
-            count as `LEAST_IMPORTANCE` of it. None counts all alike. Not used by `nf4`.
-        block_weights: about how many weights of rows make a block; the result does not depend on it.
+        importance: float32 [K], the weight of each column's error; only ratios matter, and values far below the mean
+        are
+            raised to `LEAST_IMPORTANCE` of it. None weights all equally. Not used by `nf4`.
+        block_weights: approximate number of weights in a block of rows; the result does not depend on it.
 
     Raises:
         UsageError: not a matrix, or K is not a multiple of the group size.
@@ -140,7 +142,7 @@ def reference_search(
     block_rows: int = 1 << 10,
     importance: Tensor | None = None,
 ) -> Quantized:
-    """Do as `search`, which has checked the shape, in torch; `importance` is normalised."""
+    """As `search`, in torch; `search` has checked the shape and normalized `importance`."""
     (N, K), g = weight.shape, scheme.group_size
     h = None if importance is None else importance.view(K // g, g)
 
@@ -165,7 +167,7 @@ def reference_search(
 
 
 def normalised_importance(importance: Tensor, K: int) -> Tensor:
-    """Return importance [K] over its mean, at least `LEAST_IMPORTANCE`; all ones where it is zero throughout.
+    """Return importance [K] over its mean, at least `LEAST_IMPORTANCE`; all ones if it is all zero.
 
     Raises:
         ValueError: not float32 [K], or negative, infinite or NaN somewhere.
@@ -224,7 +226,7 @@ def _nf4_rows(w: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Loss]:
 def best_scales(w: Tensor, levels: Levels, h: Tensor | None = None) -> Tensor:
     """Return the best unrounded scale of each group: [n, G, g] to [n, G, 1].
 
-    `w` is normalised (largest 1 to 4); `h` [G, g] is the importance of its columns.
+    `w` is normalized (largest 1 to 4); `h` [G, g] is the importance of its columns.
     """
     s, gain = _best_of_sign(w, h, levels, 1.0)
     other_s, other_gain = _best_of_sign(w, h, levels, -1.0)
@@ -254,7 +256,7 @@ def _best_of_sign(w: Tensor, h: Tensor | None, levels: Levels, sign: float) -> t
 
 
 def _round_to_row_scale(w: Tensor, h: Tensor | None, levels: Levels) -> tuple[Tensor, Tensor]:
-    """Return int8 scales q (as float32) [n, G, 1] and row scales r [n, 1, 1] for normalised weights [n, G, g].
+    """Return int8 scales q (as float32) [n, G, 1] and row scales r [n, 1, 1] for normalized weights [n, G, g].
 
     A group's scale becomes q * r, so in a row with one large group the q of the others are small: 2 or 3 where 2.5
     would be best. So q is searched by true error among the whole numbers around the best scale of either sign, and 0;
@@ -308,7 +310,7 @@ def _best_integers(
 
 
 def _loss(w: Tensor, restored: Tensor, exponent: Tensor) -> Loss:
-    """Compare normalised weights with their dequantized values [n, G, g], both divided by 2**exponent."""
+    """Compare normalized weights with their dequantized values [n, G, g], both divided by 2**exponent."""
     error = tree_sum((w - restored).square_()).double()  # [n, G, 1]
     energy = tree_sum(w * w).double()
     filled = energy > 0

@@ -1,4 +1,4 @@
-"""`--table fit`: nl4's 16 code values, fitted to the model's own weights.
+"""`--table fit`: fits nl4's 16 code values to the model's weights.
 
 Contract: `fit_table` is Lloyd's algorithm (S. P. Lloyd, Least squares quantization in PCM, 1982) with the codes of the
 scale search. A round searches scales and codes with the current table; then each value moves to the optimum for the
@@ -9,7 +9,7 @@ measured). The table of least true error is returned, so the result is never wor
 It is a function of the weights alone: the search does not depend on threads, and the sums here are taken in float64,
 one matrix after the other, by one thread.
 
-Every matrix counts by its relative error and its size, so that layers of small weights count too.
+Matrices are weighted by relative error and size, so that layers with small weights matter too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Values = npt.NDArray[np.float64]
 Chosen = TypeVar("Chosen")
 
 ROUNDS = 30
-"""Different tables to try at most."""
+"""Most different tables to try."""
 
 STEP = 1.5
 """How far a value moves, relative to the distance to its optimum for the same codes; codes and scales then change."""
@@ -45,14 +45,15 @@ PATIENCE = 6
 """Rounds without a better table after which the search ends."""
 
 SAMPLE_WEIGHTS = 4 << 20
-"""Enough for 16 values: fitted to half a million weights, their error on others is within 0.1 % of the least."""
+"""Weights in the sample, enough for 16 values: the error of the fitted table on other weights is within 0.1 % of the
+least."""
 
 SAMPLE_MATRICES = 12
-"""A source reads whole matrices, perhaps over a network: 12 of Mixtral 8x7B are 1.4 GB."""
+"""Most matrices of the sample: a source reads whole matrices, perhaps over a network; 12 of Mixtral 8x7B are 1.4 GB."""
 
 
 def fit_to_source(source: Source, shards: Sequence[Shard]) -> Table:
-    """Return the table for the nl4 scheme that most of the target's weights get; the default where there is none.
+    """Return the table for the nl4 scheme of most weights of the target; the default without nl4.
 
     Raises:
         StorageError, ModelFileError: as `Source.tensor`.
@@ -69,7 +70,7 @@ def fit_to_source(source: Source, shards: Sequence[Shard]) -> Table:
 
 
 def sample_source(source: Source, items: Sequence[Item]) -> Iterator[Tensor]:
-    """Yield evenly spaced rows of some of these Linears, [n, K] in float32: of each kind those at even distances.
+    """Yield evenly spaced rows of some of these linear layers, [n, K] in float32: of each kind those at even distances.
 
     About `SAMPLE_WEIGHTS` weights of at most `SAMPLE_MATRICES` matrices, of which one is in memory at a time.
     """
@@ -91,7 +92,7 @@ def fit_table(samples: Iterable[Tensor], scheme: Scheme, *, importance: Sequence
     Args:
         samples: matrices [n, K], finite; float32, bfloat16 or float16.
         scheme: nl4 with the group size that the table is for.
-        importance: of the columns of each sample, [K], as the search takes it.
+        importance: of the columns of each sample, [K], as for the search.
     """
     if scheme.name != "nl4":
         raise ValueError(f"{scheme} has no table to fit")
@@ -148,6 +149,6 @@ def _rounded(values: Values) -> Table:
 
 
 def _evenly(listed: Sequence[Chosen], count: int) -> Iterator[Chosen]:
-    """Yield `count` of them, or all if there are fewer, from the middles of equal stretches."""
+    """Yield `count` items, or all if there are fewer, from the middles of equal intervals."""
     count = min(count, len(listed))
     return (listed[(2 * i + 1) * len(listed) // (2 * count)] for i in range(count))

@@ -1,7 +1,7 @@
 """The folder that a job writes into: which job it belongs to, disk space, and the leftovers of an interrupted job.
 
-Contract: `Target` refuses every folder that is not empty, not begun by the same job and not finished by it; it never
-removes a file that is not a shard of this job. It knows neither weights nor schemes.
+Contract: `Target` refuses every folder that is not empty and was not started or finished by the same job; it never
+removes a file that is not a shard of this job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEFORE_THE_JOURNAL = {lock.FILE_NAME, partial_path(Path(journals.FILE_NAME)).nam
 """Files that a job killed before its first journal may leave behind."""
 
 RECORD_BYTES = 512
-"""The most bytes that job.json or mixq.json has for one Linear or file."""
+"""Most bytes of job.json or mixq.json per linear layer or file."""
 
 
 class Target:
@@ -35,9 +35,10 @@ class Target:
 
     Args:
         path: the folder; it need not exist.
-        settings, origin: what the job is and what it is made from; a folder of another job is refused.
+        settings, origin: of the job; a folder of another job is refused.
         sizes: bytes by file name of every shard.
-        state_size: bytes of a calibration's state, which is beside the shards until the job is done; 0 without one.
+        state_size: bytes of a calibration's state, which is next to the shards until the job is finished; 0 without
+        one.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class Target:
         """Return the journal of the unfinished job in the folder, if there is one.
 
         Raises:
-            UsageError: a file, the source itself, a folder of anything else, or a job with other settings.
-            ModelFileError: a journal or mixq.json that is damaged.
+            UsageError: a file, the source, a folder with other content, or a job with other settings.
+            ModelFileError: the journal or mixq.json is damaged.
             StorageError: the folder cannot be read.
         """
         with reading(self.path):
@@ -68,11 +69,11 @@ class Target:
     def _look(self, source: Path | None) -> Journal | None:
         shown = printable(self.path)
         if self.path.is_file():
-            raise UsageError(f"the target {shown} is a file.", hint="Name a folder that does not exist yet.")
+            raise UsageError(f"the target {shown} is a file.", hint="Choose a folder that does not exist.")
         if not self.path.is_dir():
             return None
         if source is not None and self.path.resolve() == source.resolve():
-            raise UsageError("source and target are the same folder.", hint="Name another folder for the result.")
+            raise UsageError("source and target are the same folder.", hint="Choose another target folder.")
         journal = Journal.read(self.path)
         begun = journal or (Manifest.read(self.path) if self.is_finished() else None)
         if begun is not None:
@@ -81,8 +82,8 @@ class Target:
         foreign = sorted(set(os.listdir(self.path)) - BEFORE_THE_JOURNAL)
         if foreign:
             raise UsageError(
-                f"the target {shown} is not empty ({printable(foreign[0])}) and was not begun by mixq quantize.",
-                hint="Name an empty folder, or one that does not exist yet.",
+                f"the target {shown} is not empty ({printable(foreign[0])}) and was not started by mixq quantize.",
+                hint="Choose an empty folder, or one that does not exist.",
             )
         return None
 
@@ -91,12 +92,12 @@ class Target:
         return (self.path / MANIFEST).exists() and not (self.path / journals.FILE_NAME).exists()
 
     def finished_manifest(self) -> Manifest:
-        """Return mixq.json of a finished folder, and remove files that a killed job had half written.
+        """Return mixq.json of a finished folder, and remove partial files of a killed job.
 
         The job compares the side files.
 
         Raises:
-            ModelFileError: the index, config.json or a shard is missing, or a shard has another size than it had.
+            ModelFileError: the index, config.json or a shard is missing, or a shard's size has changed.
         """
         manifest = Manifest.read(self.path)
         self._remove_partials()
@@ -109,15 +110,15 @@ class Target:
             else:
                 continue
             raise ModelFileError(
-                f"{printable(self.path)} was finished once, but {what}.",
-                hint="mixq verify names every damaged file; to repair it, delete the folder and quantize again.",
+                f"{printable(self.path)} was finished before, but {what}.",
+                hint="mixq verify lists every damaged file. To repair the folder, delete it and quantize again.",
             )
         return manifest
 
     def clean(self, journal: Journal) -> list[str]:
-        """Remove shards that differ from the journal's or are not in it, and return what was found.
+        """Remove shards that differ from the journal's or are not in it, and return notices.
 
-        Half-written files are removed too: most are begun again, but not a side file that the source has lost since.
+        Partial files are removed too: most are written again, but not a side file that the source no longer has.
         """
         notices: list[str] = []
         self._remove_partials()
@@ -131,7 +132,7 @@ class Target:
                 remove(path)
             if known and not whole:
                 del journal.shards[name]
-                notices.append(f"{name} is missing or damaged and is made again.")
+                notices.append(f"{name} is missing or damaged and will be written again.")
         self.remove_states(journal.state)
         found = f"resuming an interrupted job: {len(journal.shards)} of {len(self.sizes)} shards are finished."
         return [found, *notices]
@@ -166,7 +167,7 @@ class Target:
 
         Args:
             others: bytes of the files beside the shards.
-            records: Linears and files that job.json and mixq.json list.
+            records: linear layers and files that job.json and mixq.json list.
         """
         todo = {name: size for name, size in self.sizes.items() if journal is None or name not in journal.shards}
         leftovers = [path for name in todo for path in (self.path / name, partial_path(self.path / name))]

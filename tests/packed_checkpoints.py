@@ -121,7 +121,7 @@ def write_gptq(
     Args:
         act_order: the columns of a group lie anywhere.
         checkpoint_format: None writes the format of the time before there were two.
-        packs: which Linears, by module name, are packed; the experts and the attention unless told.
+        packs: which linear layers, by module name, are packed; the experts and the attention unless told.
         options: see `write_tiny_mixtral`.
     """
 

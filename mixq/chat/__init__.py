@@ -1,1 +1,1 @@
-"""The terminal chat: it consumes the engine's events and knows no tensors."""
+"""The terminal chat: shows the engine's events; uses no tensors."""

@@ -1,7 +1,7 @@
-"""The chat at a terminal: read a line, carry it out if it is a command, else send it to the model.
+"""The terminal chat: read a line, run it if it is a command, else send it to the model.
 
-Contract: `Chat.run` returns when the user leaves. A failure of one turn or command is shown, the conversation is then
-as it was before, and the chat continues. What a model or a file says passes `safe_text` before it is shown.
+Contract: `Chat.run` returns when the user leaves. If a turn or command fails, the error is shown, the conversation is
+unchanged, and the chat continues. Text of models and files passes through `safe_text` before it is shown.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Chat:
     """Commands and turns of one chat.
 
     Args:
-        loaded: the model to begin with.
+        loaded: the first model.
         models: for /model.
         terminal: to write to.
-        system: system text, "" for none.
+        system: system prompt, "" for none.
     """
 
     def __init__(self, loaded: Loaded, models: Models, terminal: Terminal, system: str = "") -> None:
@@ -66,7 +66,7 @@ class Chat:
         assert {*self._commands, "/exit"} == {command.name for command in COMMANDS}
 
     def status_line(self, width: int) -> str:
-        """Return the figures below the prompt."""
+        """Return the status line below the prompt."""
         if not self.state.has_model:
             return "no model"[:width]
         talk, stats = self._dialogue, self.state.loaded.model.stats()
@@ -101,7 +101,7 @@ class Chat:
                 if type(interrupt) is not KeyboardInterrupt:  # SIGTERM, as the command line raises it
                     raise
                 if self.state.has_model:
-                    self._dialogue.use_model(self.state.loaded.model)  # what is in the KV cache is not known
+                    self._dialogue.use_model(self.state.loaded.model)  # the KV cache is in an unknown state
                 self._terminal.note("[interrupted]")
 
     def _welcome(self) -> None:
@@ -119,8 +119,8 @@ class Chat:
         if model.is_chat:
             terminal.note(f"template {template.name}: {harmless(template.why)}")
         else:
-            terminal.say("A base model: it does not chat, it continues the text that you type.", "bold")
-            terminal.note(f"{harmless(template.why)}; --template NAME sets a chat format")
+            terminal.say("A base model: it continues your text instead of answering it.", "bold")
+            terminal.note(f"{harmless(template.why)}; --template NAME sets a chat template")
         terminal.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops · Ctrl-D leaves")
         terminal.say()
 
@@ -135,7 +135,7 @@ class Chat:
     # Turns
 
     def _answer(self, ask: Callable[[threading.Event], Iterator[Event]]) -> None:
-        """Show a reply while it comes, then its warnings and figures."""
+        """Show a reply while it arrives, then its warnings and statistics."""
         warnings: list[str] = []
         stream = self._terminal.stream(markdown=self._dialogue.model.is_chat)
         with self._terminal.replying() as cancel, self._terminal.progress("reading") as progress:
@@ -151,7 +151,7 @@ class Chat:
     def _report(self, done: Done) -> None:
         ending = ENDINGS.get(done.reason)
         if not done.text.strip():
-            ending = f"{ending or '[no reply]'} Your message is not kept."
+            ending = f"{ending or '[no reply]'} Your message was not kept."
         if ending is not None:
             self._terminal.note(ending)
         self._terminal.note(status.fitted(status.reply_parts(done), self._terminal.size()[0] - 1))
@@ -163,15 +163,15 @@ class Chat:
 
     def _regenerate(self, _argument: str) -> None:
         if not self._dialogue.messages:
-            raise UsageError("There is no reply to replace yet.")
+            raise UsageError("No reply to replace yet.")
         if self._dialogue.is_greedy:
-            self._terminal.note("At temperature 0 a reply stays the same; /set temperature 0.7 varies it.")
+            self._terminal.note("At temperature 0 the reply is always the same; use /set temperature 0.7 to vary it.")
         self._answer(self._dialogue.regenerate)
 
     def _edit(self, _argument: str) -> None:
         said = self._dialogue.last_question
         if said is None:
-            raise UsageError("There is no message to change yet.")
+            raise UsageError("No message to change yet.")
         try:
             text = edited_in_editor(said)
             if text is None:
@@ -181,7 +181,7 @@ class Chat:
         except (EOFError, Interrupted):
             text = ""
         if not text.strip():
-            self._terminal.note("Nothing is changed.")
+            self._terminal.note("Nothing was changed.")
             return
         changed = text
         self._answer(lambda cancel: self._dialogue.edit(changed, cancel))
@@ -207,10 +207,10 @@ class Chat:
 
     def _system(self, text: str) -> None:
         if text and not self._dialogue.model.is_chat:
-            raise UsageError("A base model has no system text.", hint="Write it into the text to continue.")
+            raise UsageError("A base model has no system prompt.", hint="Put it into the text to continue.")
         if text:
             self._dialogue.system = "" if text == "-" else text
-        self._terminal.note(f"system text: {harmless(self._dialogue.system) or 'none'}")
+        self._terminal.note(f"system prompt: {harmless(self._dialogue.system) or 'none'}")
 
     # The model
 
@@ -220,19 +220,18 @@ class Chat:
 
     def _experts(self, _argument: str) -> None:
         if not self.state.loaded.model.config.is_moe:
-            raise UsageError("This model is dense: it has no experts.")
+            raise UsageError("This model is dense, so it has no experts.")
         use = self._dialogue.expert_use
         if use is None:
-            raise UsageError("There is no reply yet.", hint="Send a message first.")
+            raise UsageError("No reply yet.", hint="Send a message first.")
         for line in heat_map(use, self._terminal.size()[0], unicode=self._terminal.unicode):
             self._terminal.say(line)
 
     def _model(self, argument: str) -> None:
         """Show the models, or continue the conversation with another one.
 
-        The former model is unloaded first, since memory may not hold both. If the new one cannot be loaded, the former
-        is loaded again; if that fails too, the conversation is kept without a model.
-        """
+        The current model is unloaded first, since memory may not hold both. If the new one cannot be loaded, the
+        previous one is loaded again; if that fails too, the conversation is kept without a model."""
         if not argument:
             known = [printable(name) for name in self._models.names()]
             self._terminal.say(printable(self.state.model_names[0]))
@@ -247,7 +246,7 @@ class Chat:
         except (MixqError, KeyboardInterrupt) as error:
             if isinstance(error, MixqError):
                 self._terminal.error(error)
-            self._terminal.warn("the model was not loaded; loading the previous one again.")
+            self._terminal.warn("the model could not be loaded; loading the previous one again.")
             self.state.use(self._models.load(former))
             return
         self._welcome()

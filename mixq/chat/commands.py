@@ -1,7 +1,7 @@
-"""The commands of the chat, and what a typed line means.
+"""The chat's commands, and how a typed line is understood.
 
-Contract: `understand` tells commands from messages to the model. This module only parses and knows no terminal;
-`mixq.chat.chat` carries commands out.
+Contract: `understand` distinguishes commands from messages to the model. This module only parses; `mixq.chat.chat` runs
+the commands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ QUOTES = '"""'
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: its arguments and what it does, as /help shows them."""
+    """A command: its arguments and what it does, as /help shows them."""
 
     name: str
     arguments: str
@@ -30,23 +30,23 @@ class Command:
 COMMANDS = (
     Command("/help", "[COMMAND]", "this list"),
     Command("/set", "[NAME [VALUE]]", 'show or change sampling; the value "default" resets it'),
-    Command("/system", "[TEXT]", 'show or change the system text; "-" removes it'),
-    Command("/regen", "", "another reply to the last message"),
-    Command("/edit", "", "change the last message and get a new reply"),
-    Command("/save", "[-f] [NAME|FILE]", "save the conversation; -f replaces another one"),
+    Command("/system", "[TEXT]", 'show or change the system prompt; "-" removes it'),
+    Command("/regen", "", "generate another reply to the last message"),
+    Command("/edit", "", "edit the last message and generate a new reply"),
+    Command("/save", "[-f] [NAME|FILE]", "save the conversation; -f overwrites a file"),
     Command("/load", "NAME|FILE", 'continue a saved one; "/load -": the previous one'),
-    Command("/clear", "", "start a new conversation; the system text stays"),
-    Command("/stats", "", "figures of the last reply and of the model"),
-    Command("/experts", "", "the experts that each layer used in the last reply"),
-    Command("/model", "[NAME|FOLDER]", "show the models, or continue with another one"),
+    Command("/clear", "", "start a new conversation with the same system prompt"),
+    Command("/stats", "", "show statistics of the last reply and of the model"),
+    Command("/experts", "", "show the experts that each layer used in the last reply"),
+    Command("/model", "[NAME|FOLDER]", "list the models, or continue with another one"),
     Command("/exit", "", "leave; so does Ctrl-D"),
 )
 ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help", "/h": "/help"}
 KEYS = (
-    ("//TEXT", "sends a message that begins with a slash"),
-    ('"""', "begins and ends a message of several lines"),
-    ("Alt-Enter", "begins a new line; pasted text keeps its lines"),
-    ("Ctrl-C", "stops a reply and keeps it; twice at the prompt leaves"),
+    ("//TEXT", "sends a message that starts with a slash"),
+    ('"""', "starts and ends a message of several lines"),
+    ("Alt-Enter", "starts a new line; pasted text keeps its line breaks"),
+    ("Ctrl-C", "stops a reply and keeps what has arrived; pressed twice at the prompt, leaves"),
     ("Ctrl-X Ctrl-E", "opens the message in your editor"),
 )
 
@@ -83,8 +83,8 @@ def understand(line: str) -> Order | str | None:
     if command is None:
         close = did_you_mean(name, (command.name for command in COMMANDS))
         raise UsageError(
-            f"There is no command {printable(found[1], 40)}.{close}",
-            hint=f"/help lists them; to send this to the model, write /{printable(line.strip(), 40)}",
+            f"Unknown command {printable(found[1], 40)}.{close}",
+            hint=f"/help lists the commands. To send this to the model, type /{printable(line.strip(), 40)}",
         )
     argument = (found[2] or "").strip()
     if argument and not command.arguments:
@@ -93,7 +93,7 @@ def understand(line: str) -> Order | str | None:
 
 
 def is_open(text: str) -> bool:
-    """Return whether a message in triple quotes has no closing quotes yet."""
+    """Return whether a message in triple quotes is still open."""
     inner = text.strip()
     return inner.startswith(QUOTES) and (len(inner) < 2 * len(QUOTES) or not inner.endswith(QUOTES))
 
@@ -115,7 +115,8 @@ def setting_name(word: str) -> str:
     name = word.lower().replace("-", "_")
     if name not in KEPT_SAMPLING:
         raise UsageError(
-            f"There is no setting {printable(word, 40)}.{did_you_mean(name, KEPT_SAMPLING)}", hint="/set lists them."
+            f"Unknown setting {printable(word, 40)}.{did_you_mean(name, KEPT_SAMPLING)}",
+            hint="/set lists the settings.",
         )
     return name
 
@@ -149,7 +150,7 @@ def settings(sampling: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = []
     for name in KEPT_SAMPLING:
         value = getattr(params, name)
-        words = {"seed": "a new one each time", "max_tokens": "until the context is full", "stop": "none"}
+        words = {"seed": "random", "max_tokens": "until the context is full", "stop": "none"}
         text = words[name] if value in (None, ()) else ", ".join(map(repr, value)) if name == "stop" else f"{value}"
         shown.append((name, printable(text)))
     return shown

@@ -1,7 +1,7 @@
-"""What Tab offers: commands, their arguments, files and model names.
+"""Tab completion: commands, their arguments, files and model names.
 
-Contract: `candidates` depends on the text before the cursor and on folders, which it only reads; a folder that cannot
-be read offers nothing.
+Contract: `candidates` depends only on the text before the cursor and the contents of folders; a folder that cannot be
+read has no candidates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixq.formats import store
 from mixq.system import paths
 
 MOST = 200
-"""Entries of a folder that are offered at most."""
+"""Most entries of a folder that are offered."""
 
 
 def candidates(text: str) -> tuple[str, list[str]]:

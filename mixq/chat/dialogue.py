@@ -1,9 +1,8 @@
-"""A dialogue with a model: the messages so far, and asking for the next reply.
+"""A dialogue with a model: the messages so far, and the next reply.
 
-Contract: `Dialogue` keeps only whole turns. A stopped reply is kept as far as it came; a turn that gave no text, or
-could not be run, leaves the dialogue as it was. Its session keeps the KV cache, so that a turn runs only what is new.
-A base model has no turns: what is typed is added to the text so far, which the model continues. This module knows no
-commands and no terminal.
+Contract: `Dialogue` keeps only whole turns. Of a stopped reply, it keeps what has arrived; a turn that failed or gave
+no text leaves the dialogue unchanged. The session keeps the KV cache, so that a turn runs only new tokens. A base model
+has no turns: what is typed is appended to the text so far, which the model continues. No commands and no terminal here.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ if TYPE_CHECKING:
 
 
 class Dialogue:
-    """Messages, and the session that has run them.
+    """The messages, and the session that ran them.
 
     Args:
         model: replies.
         sampling: parameters of every reply; may be changed between replies.
-        system: system text, "" for none.
+        system: system prompt, "" for none.
 
     Raises:
-        UsageError: a system text for a base model.
+        UsageError: a system prompt for a base model.
 
     Attributes:
         messages: whole turns, user and assistant alternating.
         last: the end of the last reply; None before the first.
-        expert_use: the experts of the last reply; None without experts.
+        expert_use: the experts of the last reply; None for a dense model.
         context_used: positions of the context that the dialogue takes, as far as it has been run.
     """
 
     def __init__(self, model: Model, sampling: Mapping[str, Any], system: str = "") -> None:
         if system and not model.is_chat:
-            raise UsageError("A base model has no system text.", hint="Write it into the text to continue.")
+            raise UsageError("A base model has no system prompt.", hint="Put it into the text to continue.")
         self.sampling = dict(sampling)
         self.system = system
         self.messages: list[Message] = []
@@ -56,7 +55,7 @@ class Dialogue:
         self._reset_figures()
 
     def unload(self) -> None:
-        """Drop the model; the dialogue has none until `use_model`."""
+        """Release the model; the dialogue has none until `use_model`."""
         self._model = self._session = None
 
     def _reset_figures(self) -> None:
@@ -65,7 +64,7 @@ class Dialogue:
         self.context_used = 0
 
     def clear(self) -> None:
-        """Forget every message; the system text stays, and what the KV cache holds of it."""
+        """Remove all messages; the system prompt and its part of the KV cache stay."""
         self.messages = []
         self._reset_figures()
 
@@ -90,23 +89,23 @@ class Dialogue:
         """Send `text` and yield the reply's events; the turn is kept with the last of them.
 
         Raises:
-            PromptError: the dialogue does not fit into the context; it is then as before.
+            PromptError: the dialogue does not fit into the context; it is then unchanged.
         """
         self._attempt = 0
         return self._reply([*self.messages, Message("user", text)], cancel)
 
     def regenerate(self, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Answer the last message again in place of the last reply; with a fixed seed, by the next seed."""
+        """Replace the last reply by a new one; with a fixed seed, the next seed is used."""
         self._attempt += 1
         return self._reply(self.messages[:-1], cancel)
 
     def edit(self, text: str, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Send `text` in place of the last message."""
+        """Replace the last message by `text`."""
         self._attempt = 0
         return self._reply([*self.messages[:-2], Message("user", text)], cancel)
 
     def read(self, cancel: threading.Event | None = None) -> Iterator[Event]:
-        """Run the messages so far, so that the next one costs only itself; without messages, yield nothing."""
+        """Run the messages so far, so that the next turn runs only its new tokens; without messages, yield nothing."""
         ids = self._beginning()
         if ids:
             assert self._session is not None
@@ -123,7 +122,7 @@ class Dialogue:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the same question has the same reply."""
+        """Whether the same message always gets the same reply."""
         return self.sampling.get("temperature") == 0
 
     def _reply(self, messages: list[Message], cancel: threading.Event | None) -> Iterator[Event]:
@@ -156,7 +155,7 @@ class Dialogue:
         return [Message("system", self.system)] if self.system else []
 
     def _text_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of all texts in a row, as a base model continues them."""
+        """Return the ids of all texts together, which a base model continues."""
         tokenizer = self.model.tokenizer
         text = ""
         for message in messages:
@@ -165,7 +164,7 @@ class Dialogue:
         return [*tokenizer.begin_ids, *tokenizer.encode(text)]
 
     def _beginning(self) -> list[int]:
-        """Return the ids that every next prompt begins with."""
+        """Return the ids that every later prompt begins with."""
         if not self.messages:
             return []
         if not self.model.is_chat:
@@ -190,12 +189,12 @@ def show_events(
     warn: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> Done | None:
-    """Read one answer to its end, as it comes.
+    """Read an answer to its end while it arrives.
 
     Args:
-        show: takes its text.
-        warn: takes the model's notices.
-        progress: takes how many prompt tokens of how many have been run.
+        show: called with its text.
+        warn: called with the model's notices.
+        progress: called with the number of prompt tokens that have run, and their total.
 
     Returns:
         The last event; None where nothing had to be run.

@@ -18,7 +18,7 @@ SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 COLOURS = ("#5470a0", "#3f7fb5", "#2f9f9f", "#7fb04a", "#d9b13b", "#e8743b")
 WRITTEN = 8
-"""A share is written out in cells of at least this width."""
+"""Cells of at least this width show the share as a number."""
 
 _LABEL = 4  # cells in front of a row
 _DIM = Style(dim=True)
@@ -69,7 +69,7 @@ class ExpertUse:
 
 
 def heat_map(use: ExpertUse, width: int, *, unicode: bool = True) -> list[Text]:
-    """Return the lines of the map for a window of so many columns; at least one token was counted."""
+    """Return the lines of the map for a window with this many columns; at least one token was counted."""
     layers = len(use.counts)
     room = max(width - 1 - _LABEL, 1)
     cell = WRITTEN if room >= layers * WRITTEN else max(1, min(WRITTEN - 1, room // layers))
@@ -94,7 +94,7 @@ def heat_map(use: ExpertUse, width: int, *, unicode: bool = True) -> list[Text]:
 
 
 def _cell(share: float, top: float, width: int, unicode: bool) -> Text:
-    """Return one cell: a share drawn by shade and colour, and written out where there is room."""
+    """Return one cell: shade and colour, and the number if there is room."""
     colour, shade = shade_of(share / top, unicode)
     if width < WRITTEN:
         gap = 1 if width > 2 else 0
@@ -110,7 +110,7 @@ def shade_of(level: float, unicode: bool = True) -> tuple[Style, str]:
 
 
 def _ruler(layers: range, cell: int) -> str:
-    """Return the numbers of the layers above their columns, as many as there is room for."""
+    """Return the line of layer numbers above the columns, as many as fit."""
     line = ""
     for column, layer in enumerate(layers):
         if len(line) <= column * cell and (cell > 2 or layer % 4 == 0):

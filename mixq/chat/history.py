@@ -1,7 +1,7 @@
-"""The input history, kept on disk for the arrow keys.
+"""The input history for the arrow keys, kept on disk.
 
-Contract: the file can be read by its owner alone, and has prompt_toolkit's format. A history that cannot be
-read or written is kept in memory, and `problem` says why. It is shortened only when the chat begins.
+Contract: only its owner can read the file, which has prompt_toolkit's format. A history that cannot be read or written
+is kept in memory, and `problem` has the reason. It is shortened only when the chat starts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PrivateHistory(FileHistory):
                 self.problem = _words(self._path, error)
 
     def _shorten(self) -> None:
-        """Keep the latest entries; an entry begins with an empty line."""
+        """Remove all but the latest entries; an entry starts with an empty line."""
         content = self._path.read_bytes()[-KEPT_BYTES:]
         with contextlib.suppress(ValueError):
             content = content[content.index(b"\n\n#") + 1 :]

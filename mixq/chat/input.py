@@ -1,8 +1,8 @@
-"""The prompt: a line or several, edited, completed and remembered.
+"""The prompt: input of one or several lines, with editing, completion and history.
 
 Contract: `LineInput.read` returns what was typed; Ctrl-D at an empty prompt is EOFError, Ctrl-C there is `Interrupted`
-(elsewhere it empties the prompt). Enter ends a message, except inside triple quotes; Alt-Enter and pasted
-text begin a new line in it. The prompt is drawn on the terminal, also where standard output is a file.
+(otherwise it empties the prompt). Enter ends a message, except inside triple quotes; Alt-Enter and pasted
+text begin a new line in it. The prompt is drawn on the terminal, even if standard output is a file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LineInput:
     """Reads messages and commands at the prompt.
 
     Args:
-        toolbar: gives the status line for so many columns.
+        toolbar: returns the status line for a number of columns.
         history: file of the input history; None keeps it in memory.
         source, screen: replace the terminal's, for tests.
 
@@ -61,7 +61,7 @@ class LineInput:
         screen: Output | None = None,
     ) -> None:
         kept: History = PrivateHistory(history) if history is not None else InMemoryHistory()
-        if screen is None and not is_dumb_terminal():  # prompt_toolkit does without drawing where it chooses itself
+        if screen is None and not is_dumb_terminal():  # prompt_toolkit does not draw if it chooses the output itself
             screen = create_output(always_prefer_tty=True)
         self.problem = kept.problem if isinstance(kept, PrivateHistory) else None
         self._toolbar = toolbar
@@ -101,7 +101,7 @@ def _bindings() -> KeyBindings:
     def end(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
-            buffer.complete_state = None  # takes what is chosen in the menu
+            buffer.complete_state = None  # accepts the choice in the menu
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:

@@ -1,7 +1,7 @@
-"""The lines at the bottom of a terminal that may still change.
+"""The last lines of a terminal, which may still change.
 
-Contract: `LiveRegion.update` prints finished lines, which belong to the terminal from then on and scroll away, and
-draws the lines that may change below them. Only lines that differ from those on the screen are written, in one write,
+Contract: `LiveRegion.update` prints finished lines, which scroll away with the terminal, and draws the lines that may
+change below them. Only lines that differ from those on the screen are written, in one write,
 so that nothing flickers. The region is never taller than the screen, because what has scrolled away cannot be drawn
 again: of more lines, the last are shown until they are finished. The cursor is hidden until `close`, and waits at the
 end of the last line. Lines are as `markdown_render` gives them.
@@ -20,13 +20,13 @@ Size = tuple[int, int]
 """Columns and rows."""
 
 SETTLE_SECONDS = 0.3
-"""While a window is dragged, the size that we read is out of date: tmux updates it every quarter of a second."""
+"""While a window is resized, the size is out of date: tmux updates it every quarter of a second."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-_BEGIN = "\x1b[?2026h"  # synchronized update: terminals that know it show the frame at once, others ignore it
+_BEGIN = "\x1b[?2026h"  # synchronized update: terminals that support it show the frame at once, others ignore it
 _END = "\x1b[?2026l"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
-_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # a line that the terminal finds wider than we do must not take two rows
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # a line that is wider on the terminal than computed must not take two rows
 
 
 class LiveRegion:
@@ -35,7 +35,7 @@ class LiveRegion:
     Args:
         write: sends text to the terminal, at once.
         size: returns the terminal's columns and rows.
-        wait: sleeps for so many seconds.
+        wait: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LiveRegion:
         live = list(live)[-max(rows - 1, 1) :]
         if not (finished or live or self._lines):
             return
-        lines = [*finished, *live] if live else [*finished, ""]  # the cursor is in a line of its own
+        lines = [*finished, *live] if live else [*finished, ""]  # the cursor has a line to itself
         frame = [_BEGIN, "" if self._hidden else _HIDE]
         old = self._lines
         if old and columns != self._columns:

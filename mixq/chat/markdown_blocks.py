@@ -1,9 +1,9 @@
-"""Markdown as it comes: which blocks are finished, and what is still open.
+"""Splits arriving Markdown into blocks, finished and open.
 
 Contract: `BlockSplitter` cuts a text that arrives in pieces into top-level blocks, where each item of a top-level list
 is a block of its own. Later text never changes a block that has been returned, and the blocks are the same however the
-text was cut into pieces. HTML, images and link references are not Markdown here: on a terminal they should appear as
-they were written, and a reference could change a block that was printed long before. No terminal, no rich.
+text was cut into pieces. HTML, images and link references are treated as text: on a terminal they should appear as
+they were written, and a reference could change a block that was printed long before.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def parser() -> MarkdownIt:
 
 
 def _plain_autolinks(state: StateCore) -> None:
-    """Make <https://example.org> plain text: its address is written already."""
+    """Make <https://example.org> plain text: it already shows its address."""
     for token in state.tokens:
         token.children = [child for child in token.children or () if child.markup != "autolink"]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of Markdown that is drawn by itself.
+    """A piece of Markdown that is drawn separately.
 
     Attributes:
         source: its lines.
@@ -63,14 +63,14 @@ class _Start(NamedTuple):
 
 
 class BlockSplitter:
-    """Takes text, gives blocks."""
+    """Splits text into blocks."""
 
     def __init__(self) -> None:
         self._open = ""
         self._first: _Start | None = None  # of the open text, if it was found with the block before
 
     def push(self, text: str) -> list[Block]:
-        """Take more text and return the blocks that are finished by it."""
+        """Add text and return the blocks that it completes."""
         self._open += text
         if "\n" not in text:
             return []  # nothing is certain before the end of a line
@@ -91,7 +91,7 @@ class BlockSplitter:
 
     @property
     def open_blocks(self) -> list[Block]:
-        """What is still open, as it would be drawn now: most often one block, or none.
+        """The blocks that are still open, usually one or none.
 
         A last line of markers alone is left out: the next character decides what `-` or three backticks become.
         """

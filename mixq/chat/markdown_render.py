@@ -1,10 +1,10 @@
-"""Blocks of Markdown, drawn as lines of a terminal by rich.
+"""Draws blocks of Markdown as terminal lines, with rich.
 
 Contract: `Renderer.lines` returns the lines of one block, each at most `width` cells wide and complete in itself (its
-colours begin and end in it), without a line feed. The text is harmless already (`safe_text`). What differs from rich's
-own look: links are written out, never made into terminal links, whose target would be hidden; code begins at the
-margin, so that it can be copied; numbers have room for two digits from the first item on, because the tenth item
-cannot move those that have been printed.
+colours begin and end in it), without a line feed. The text has passed `safe_text`. Differences from rich's
+style: links show their address instead of being terminal links, whose target is hidden; code starts at the margin, so
+that it can be copied; list numbers have room for two digits from the first item on, because the tenth item cannot move
+lines that have been printed.
 """
 
 from __future__ import annotations

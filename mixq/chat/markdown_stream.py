@@ -1,8 +1,8 @@
-"""A reply on the screen, while it comes.
+"""Shows a reply on the screen while it arrives.
 
-Contract: a stream takes text as it comes (`push`) and is finished once (`finish`); it writes to one terminal or file.
-`MarkdownStream` draws Markdown: finished blocks are printed once, the open one is redrawn. `PlainStream` writes the
-text as it is; into a file or pipe exactly, on a terminal without control characters.
+Contract: a stream receives text (`push`) and is finished once (`finish`); it writes to one terminal or file.
+`MarkdownStream` draws Markdown: finished blocks are printed once, the open one is redrawn. `PlainStream` writes plain
+text: exact to a file or pipe, without control characters to a terminal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mixq.chat.markdown_render import Renderer
 from mixq.chat.safe_text import harmless
 
 WIDEST = 110
-"""Cells of a line: longer ones are hard to read."""
+"""Most cells of a line: longer lines are hard to read."""
 
 FRAME_SECONDS = 1 / 30
 DRAWING_SHARE = 0.2
@@ -26,7 +26,7 @@ DRAWING_SHARE = 0.2
 
 
 class MarkdownStream:
-    """Markdown, drawn while it comes.
+    """Draws Markdown while it arrives.
 
     Args:
         region: of the terminal.
@@ -51,7 +51,7 @@ class MarkdownStream:
         self._next_frame = 0.0
 
     def push(self, text: str) -> None:
-        """Take more text; draw it if the last frame is long enough ago."""
+        """Add text; draw it if the last frame is old enough."""
         width = self._width()
         for block in self._splitter.push(harmless(text)):
             self._finished += self._renderer.lines(block, width)
@@ -79,10 +79,10 @@ class MarkdownStream:
 
 
 class PlainStream:
-    """The text itself.
+    """Writes plain text.
 
     Args:
-        file: text stream; control characters are spelled out where it is a terminal.
+        file: text stream; control characters are escaped if it is a terminal.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:

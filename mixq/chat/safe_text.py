@@ -1,4 +1,4 @@
-"""Text from models and files, made harmless for a terminal.
+"""Makes text from models and files safe for a terminal.
 
 Contract: `harmless` returns text without characters that a terminal obeys or that reorder their neighbours; line feeds
 and tabs stay. The others are spelled out (`\\x1b`, `\\u202e`), one by one, so that it does not matter how the text was
@@ -8,7 +8,7 @@ cut. Markdown, plain text, loaded sessions and names all pass here before they a
 from __future__ import annotations
 
 # C0 (but line feed and tab), DEL and C1; line and paragraph separator; marks that override the direction of text;
-# halves of surrogate pairs, which no terminal can be sent.
+# lone surrogates, which cannot be sent to a terminal.
 _CODES = (
     *range(0x09),
     *range(0x0B, 0x20),
@@ -21,5 +21,5 @@ _SPELLED_OUT = {code: chr(code).encode("unicode_escape").decode() for code in _C
 
 
 def harmless(text: str) -> str:
-    """Return `text` with control characters spelled out, so that a terminal shows them instead of obeying them."""
+    """Return `text` with control characters escaped, so that a terminal shows them instead of executing them."""
     return text.translate(_SPELLED_OUT)

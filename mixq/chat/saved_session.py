@@ -1,11 +1,11 @@
-"""A conversation in a file: versioned JSON, written whole or not at all, readable by its owner alone.
+"""A conversation in a file: versioned JSON, written atomically, readable only by its owner.
 
     {"format": "mixq-session", "version": 1, "model": "...", "template": "...", "system": "...",
      "sampling": {...}, "messages": [{"role": "user", "content": "..."}, ...]}
 
 Contract: a session file may come from anywhere. Its size is bounded before it is read, and everything in it is checked
-before anything is used; its text may hold control characters, which `safe_text` makes harmless where it is shown. A
-file of a newer version is refused as such. This module knows no model and no terminal.
+before anything is used; its text may contain control characters, which `safe_text` escapes when it is shown. A
+file of a newer version is refused with a message about that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = "mixq-session"
 VERSION = 1
 MAX_BYTES = 16 << 20
 SUFFIX = ".json"
-UNCHANGED = "The conversation is as it was before."
+UNCHANGED = "The conversation is unchanged."
 
 KEPT_SAMPLING = (
     "temperature",
@@ -62,12 +62,12 @@ class SavedSession:
 
 
 def folder() -> Path:
-    """Return where sessions lie that were saved by name."""
+    """Return the folder of sessions that were saved by name."""
     return paths.home() / "sessions"
 
 
 def session_path(name: str) -> Path:
-    """Return the file that `name` means: a path if it looks like one, else a session of mixq's data folder."""
+    """Return the file for `name`: a path if it looks like one, else a session in mixq's data folder."""
     if name.endswith(SUFFIX) or {"/", os.sep, os.altsep or "/"} & set(name):
         return paths.expand(name)
     return folder() / f"{name}{SUFFIX}"
@@ -83,7 +83,7 @@ def names() -> list[str]:
 
 
 def save(path: Path, session: SavedSession) -> None:
-    """Write a session; the file before it stays whole until the new one is.
+    """Write a session; an existing file is replaced only by the complete new one.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -112,10 +112,10 @@ def load(path: Path) -> SavedSession:
     try:
         raw = read_json_object(path, MAX_BYTES)
     except ModelFileError as error:
-        raise SessionFileError(error.message, hint="Tab after /load lists the saved sessions.") from error
+        raise SessionFileError(error.message, hint="Press Tab after /load to list the saved sessions.") from error
     shown, version = printable(path), raw.get("version")
     if raw.get("format") != FORMAT:
-        raise _damaged(f"{shown} is not a session of mixq.")
+        raise _damaged(f"{shown} is not a mixq session.")
     if isinstance(version, int) and version > VERSION:
         raise SessionFileError(
             f"{shown} was saved by a newer mixq (version {printable(version, 20)}; this one reads {VERSION}).",
@@ -124,8 +124,8 @@ def load(path: Path) -> SavedSession:
     fields = Fields(raw, f"{shown}: ", _damaged)
     fields.one_of("version", [VERSION])
     fields.only(("format", "version", "model", "template", "system", "sampling", "messages"))
-    if re.search("[\ud800-\udfff]", json.dumps(raw, ensure_ascii=False)):  # JSON can name halves of characters
-        raise _damaged(f"{shown} has a text with half a character.")
+    if re.search("[\ud800-\udfff]", json.dumps(raw, ensure_ascii=False)):  # JSON escapes can be lone surrogates
+        raise _damaged(f"{shown} contains text that is not valid Unicode.")
     model, template, system = (fields.text(name) for name in ("model", "template", "system"))
     return SavedSession(model, template, system, _sampling(fields.object("sampling")), _messages(fields))
 
@@ -139,7 +139,7 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     sampling = dict(fields.values)
     if "stop" in sampling:
         if not isinstance(sampling["stop"], list):
-            raise fields.wrong("stop", "a list of texts")
+            raise fields.wrong("stop", "a list of strings")
         sampling["stop"] = tuple(sampling["stop"])
     try:
         SamplingParams.from_kwargs(**sampling)

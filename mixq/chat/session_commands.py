@@ -1,7 +1,7 @@
-"""/save, /load and /clear: conversations that are kept, and the way back to the previous one.
+"""/save, /load and /clear: saved conversations, and how to return to the previous one.
 
-Contract: a file that cannot be loaded, and a conversation that does not fit into the context, leave everything as it
-was. `/load -` brings back what /clear and /load replaced.
+Contract: a file that cannot be loaded, and a conversation that does not fit into the context, change nothing.
+`/load -` brings back the conversation that /clear or /load replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHOWN_TURNS = 3
 
 
 class SessionCommands:
-    """The commands of one chat."""
+    """The session commands of a chat."""
 
     def __init__(self, state: ChatState) -> None:
         self._state = state
@@ -43,13 +43,13 @@ class SessionCommands:
         forced = argument.split(maxsplit=1)[:1] == ["-f"]
         name = argument[2:].strip() if forced else argument
         if not self._dialogue.messages:
-            raise UsageError("There is nothing to save yet.")
+            raise UsageError("Nothing to save yet.")
         if not name and self._file is not None:
             path = self._file
         else:
             path = saved_session.session_path(name or f"{datetime.now():%Y-%m-%d-%H%M%S}")
         if path.exists() and path != self._file and not forced:
-            raise UsageError(f"{printable(path)} exists already.", hint=f"/save -f {printable(name)} replaces it.")
+            raise UsageError(f"{printable(path)} exists already.", hint=f"/save -f {printable(name)} overwrites it.")
         saved_session.save(path, self._as_session())
         self._file = path
         short = path.stem if path.parent == saved_session.folder() else path
@@ -66,7 +66,7 @@ class SessionCommands:
         elif self._previous is not None:
             session = self._previous
         else:
-            raise UsageError("There is no previous conversation.")
+            raise UsageError("No previous conversation.")
         now, changed = self._as_session(), self._state.changed
         try:
             self._replace(session)
@@ -94,7 +94,7 @@ class SessionCommands:
         self._dialogue.replace(session.messages, session.system)
 
     def _read_again(self) -> None:
-        """Run a conversation that was loaded, so that the next message does not wait for it, and show its end."""
+        """Run a loaded conversation, so that the next message need not wait for it, and show its last turns."""
         terminal, messages = self._terminal, self._dialogue.messages
         with terminal.replying() as cancel, terminal.progress("reading the conversation") as progress:
             done = show_events(self._dialogue.read(cancel), lambda _: None, warn=terminal.warn, progress=progress)
@@ -113,7 +113,7 @@ class SessionCommands:
         if done is None:
             return
         if done.reason == "cancelled":
-            terminal.note("The rest is read with the next message.")
+            terminal.note("The rest is computed with the next message.")
             return
         advice = status.context_advice(done.stats, self._state.loaded.model.config.max_position_embeddings)
         if advice is not None:

@@ -1,4 +1,4 @@
-"""What the commands and turns of one chat share: the model, the dialogue with it, the settings, the terminal."""
+"""The state of a chat that commands and turns share: model, dialogue, settings, terminal."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Loaded:
 
     @property
     def title(self) -> str:
-        """Its name on the screen."""
+        """The name to show."""
         return "the demo model" if self.name is None else printable(Path(self.name).name or self.name)
 
 
 class Models:
-    """The models that a chat can change to.
+    """The models that a chat can switch to.
 
     Args:
-        load: loads one by its name; None is the demo model.
+        load: loads a model by its name; None is the demo model.
     """
 
     def __init__(self, load: Callable[[str | None], Loaded]) -> None:
@@ -64,7 +64,7 @@ class ChatState:
         terminal: to write to.
         dialogue: messages so far.
         changed: sampling parameters set by /set and /load.
-        model_names: the model's path and chat format, as a saved session names them.
+        model_names: the model's path and chat template, as a saved session names them.
     """
 
     def __init__(self, loaded: Loaded, terminal: Terminal, system: str = "") -> None:
@@ -76,7 +76,7 @@ class ChatState:
 
     @property
     def has_model(self) -> bool:
-        """Whether a model is loaded: not after /model where neither the new nor the previous one could be loaded."""
+        """Whether a model is loaded: false if /model could load neither the new nor the previous one."""
         return self._loaded is not None
 
     @property
@@ -91,7 +91,7 @@ class ChatState:
         return self._loaded
 
     def unload(self) -> str | None:
-        """Close the model, so that its memory is free, and return its name."""
+        """Close the model, which frees its memory, and return its name."""
         if self._loaded is None:
             return None
         name = self._loaded.name
@@ -108,7 +108,7 @@ class ChatState:
         self.use_settings()
 
     def use_settings(self) -> None:
-        """Apply `changed` over the model's sampling parameters."""
+        """Apply `changed` to the model's sampling parameters."""
         self.dialogue.sampling = {**self.loaded.sampling, **self.changed}
 
 

@@ -1,7 +1,7 @@
-"""Figures of a reply and of the model, as long as there is room for.
+"""Statistics of a reply and of the model, shortened to the available width.
 
-Contract: text only, from plain data; widths are in cells. What does not fit is shortened, then left out, the least
-important first. No terminal.
+Contract: text from plain data; widths are in cells. What does not fit is shortened, then omitted, the least important
+first.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mixq.config import format_size
 from mixq.engine.events import Done, Stats
 
 FULL = 0.8
-"""Share of the context from which the user is warned that it fills up."""
+"""Share of the context from which on the user is warned that it is nearly full."""
 
 JOINT = " · "
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One figure.
+    """A number with its unit.
 
     Attributes:
-        text: shown where there is room.
-        short: shown where there is less room.
-        weight: the lightest part is shortened or left out first.
+        text: shown if there is room.
+        short: shown if there is less room.
+        weight: parts of lower weight are shortened or omitted first.
     """
 
     text: str
@@ -37,7 +37,8 @@ class Part:
 
 
 def fitted(parts: list[Part], width: int) -> str:
-    """Return the parts in one line of at most `width` cells: the lightest are shortened first, then left out."""
+    """Return the parts in one line of at most `width` cells: parts of lower weight are shortened first, then
+    omitted."""
     lightest_first = sorted(parts, key=lambda part: part.weight)
     shown = {id(part): part.text for part in parts}
 
@@ -56,7 +57,7 @@ def fitted(parts: list[Part], width: int) -> str:
 
 
 def reply_parts(done: Done) -> list[Part]:
-    """Return the figures of one reply: tokens read and written, speeds, hit rate, and the context in use."""
+    """Return a reply's statistics: tokens in and out, speeds, hit rate, and the context in use."""
     stats = done.stats
     read, wrote, first = _speed_parts(done)
     used, size = stats.context_used, stats.context_size
@@ -122,7 +123,7 @@ def hit_rate(stats: Stats) -> float | None:
 
 
 def context_advice(stats: Stats, maximum: int) -> str | None:
-    """Return a warning when the context is nearly full, with what can be done; None before that.
+    """Return a warning with a remedy when the context is nearly full; None before that.
 
     Args:
         maximum: positions that the model was made for.
@@ -131,7 +132,11 @@ def context_advice(stats: Stats, maximum: int) -> str | None:
     if used < FULL * size:
         return None
     larger = min(2 * size, maximum)
-    more = f"; `mixq chat --context {larger}` holds more" if larger > size else "; this model holds no more"
+    more = (
+        f"; `mixq chat --context {larger}` has room for more"
+        if larger > size
+        else "; the model's context cannot be larger"
+    )
     left = max(size - used, 0)
     return (
         f"the context is {used / size:.0%} full: {left} of {size} tokens are left. "
@@ -145,7 +150,7 @@ def speed(tokens_per_second: float) -> str:
 
 
 def stats_facts(done: Done | None, model_stats: Mapping[str, Any], resident: int | None) -> list[tuple[str, str]]:
-    """Return all figures for /stats: labels and values."""
+    """Return all statistics for /stats: labels and values."""
     facts = _reply_facts(done) if done is not None else [("last reply", "none yet")]
     for name, value in model_stats.items():
         if name != "last" and value is not None:

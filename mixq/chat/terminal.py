@@ -1,6 +1,6 @@
 """The terminal of a chat: messages, replies, progress, Ctrl-C.
 
-Contract: replies go to standard output, everything else to standard error. While a reply comes, what is typed is not
+Contract: replies go to standard output, everything else to standard error. While a reply arrives, typed text is not
 shown (it would appear inside the reply) but kept for the next prompt, and Ctrl-C sets an event instead of ending the
 program. Nothing here needs POSIX.
 """
@@ -32,7 +32,7 @@ from mixq.chat.markdown_stream import MarkdownStream, PlainStream
 from mixq.errors import MixqError, UsageError, printable
 
 PATIENCE = 3
-"""Ctrl-C this many times in one reply abandons it: the model does not react to the event."""
+"""After this many Ctrl-C in one reply it is abandoned: the model has not reacted to the event."""
 
 BAR = 24  # cells
 
@@ -41,7 +41,7 @@ class Terminal:
     """The terminal of one chat.
 
     Args:
-        plain: replies are written as they are, not drawn as Markdown.
+        plain: write replies as plain text, not as Markdown.
     """
 
     def __init__(self, *, plain: bool = False) -> None:
@@ -95,7 +95,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """Give a function that shows how many of how many tokens have been read; the line is erased at the end."""
+        """Provide a function that shows how many of all tokens have run; the line is erased at the end."""
         if not _can_draw(self._talk):
             yield lambda _done, _total: None
             return
@@ -114,7 +114,7 @@ class Terminal:
 
     @contextmanager
     def replying(self) -> Iterator[threading.Event]:
-        """Give the event that Ctrl-C sets; what is typed meanwhile is kept, unseen, for the next prompt."""
+        """Provide the event that Ctrl-C sets; text typed meanwhile is hidden and kept for the next prompt."""
         cancel = threading.Event()
         presses = 0
 
@@ -134,7 +134,7 @@ class Terminal:
 
 
 def window_size() -> Size:
-    """Return columns and rows of the window as it is now; $COLUMNS may be from before it was resized."""
+    """Return the window's current columns and rows; $COLUMNS may be out of date after it was resized."""
     for descriptor in (1, 2, 0):
         with contextlib.suppress(OSError, ValueError):
             columns, rows = os.get_terminal_size(descriptor)
@@ -144,7 +144,7 @@ def window_size() -> Size:
 
 
 def progress_line(label: str, done: int, total: int, width: int, *, unicode: bool = True) -> str:
-    """Return a bar and its figures in at most `width` cells."""
+    """Return a bar and its numbers in at most `width` cells."""
     figures = f"{label} {done:,} of {total:,} tokens"
     room = min(width - len(figures) - 1, BAR)
     if room < 4:
@@ -172,9 +172,9 @@ def edited_in_editor(text: str) -> str | None:
             code = subprocess.run([*words, name], check=False).returncode
             changed = Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"The editor {printable(editor)} did not work: {printable(error)}.") from error
+            raise UsageError(f"The editor {printable(editor)} could not be started: {printable(error)}.") from error
         if code:
-            raise UsageError(f"The editor {printable(editor)} ended with {code}; nothing is changed.")
+            raise UsageError(f"The editor {printable(editor)} ended with exit code {code}; nothing was changed.")
         return changed.rstrip("\n")
     finally:
         Path(name).unlink(missing_ok=True)
@@ -194,7 +194,7 @@ def _writer(file: TextIO) -> Callable[[str], None]:
 
 @contextmanager
 def _without_echo() -> Iterator[None]:
-    """Do not show typed characters. Windows shows them only while a program reads."""
+    """Hide typed characters. (Windows shows them only while a program reads.)"""
     if os.name == "nt" or not sys.stdin.isatty():
         yield
         return

@@ -1,1 +1,1 @@
-"""A loaded model and its answers: prompt in, typed events out."""
+"""A loaded model and its answers: prompts in, typed events out."""

@@ -1,8 +1,8 @@
-"""An answer while it is made, and the one step that advances answers: schedule, run, sample, emit.
+"""An answer in progress, and the step that advances answers: schedule, run, sample, emit.
 
-Contract: `step` runs the next tokens of one or more answers in one pass and returns their events; a single answer is a
-batch of one, and an answer does not depend on how many share its passes. The KV cache of an answer holds exactly the
-tokens that were run. This module knows no folder and no terminal.
+Contract: `step` runs the next tokens of one or more answers in one forward pass and returns their events. A single
+answer is a batch of one; an answer does not depend on the others in its batch. The KV cache of an answer holds exactly
+the tokens that were run.
 
 Axes: S answers, T tokens that were run, V vocabulary.
 """
@@ -29,12 +29,12 @@ from mixq.text.stream import StopMatcher
 from mixq.text.tokenizer import StreamDecoder
 
 PREFILL_CHUNK = 512
-"""Tokens of a prompt that run in one pass: bounds activations and attention mask at any prompt length."""
+"""Most tokens of a prompt in one forward pass, which bounds activations and attention mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over the network.
+    """One forward pass.
 
     Attributes:
         chunks: the tokens that were run, of each answer.
@@ -48,10 +48,10 @@ class Pass:
 
 
 def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
-    """Advance answers by one pass: by the next chunk of one prompt, or by the next token of each.
+    """Advance answers by one forward pass: by the next chunk of one prompt, or by the next token of each.
 
     Raises:
-        MixqError: the pass itself failed; where one answer fails, its events end with Failed.
+        MixqError: the forward pass failed; if one answer fails, its events end with Failed.
     """
     chunks = [answer.schedule() for answer in answers]
     whole_chunks = any(answer.needs_all_logits for answer in answers)
@@ -67,16 +67,18 @@ def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to make.
+    """A request for one answer.
 
     Attributes:
         prompt_ids: the whole prompt.
         params: how to choose tokens and when to stop.
-        continues_text: keep the space in front of the first word (completion), or take it off (a reply).
-        prompt_logprobs: how many of the likeliest tokens to list for each token of the prompt, which is then run whole;
+        continues_text: keep the space before the first word (completion), or remove it (reply).
+        prompt_logprobs: how many of the most likely tokens to list for each token of the prompt, which is then run
+        whole;
             None for no log probabilities of the prompt.
-        grammar: what the text must be.
-        reuse: take over what a kept KV cache shares; without it an answer's bits do not depend on earlier requests.
+        grammar: what the text must match.
+        reuse: reuse a kept KV cache with the same beginning; without it, results are bit-identical whatever was
+            requested before.
         experts: list with each token the experts that computed it.
     """
 
@@ -91,15 +93,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt to answer, and how.
+    """A prompt, and how to answer it.
 
     Attributes:
         prompt_ids, params, prompt_logprobs: as in `Request`; nothing of a prompt with log probabilities may be in the
             KV cache.
         eos_token_ids: tokens that end an answer.
         vocab_size: tokens that may be drawn: the first so many logits.
-        decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop texts).
-        grammar: what the text must be; None for anything.
+        decoder: turns tokens into text; None for a model without a tokenizer (no text, no stop strings).
+        grammar: what the text must match; None for any text.
         show_experts: list with each token the experts that computed it.
     """
 
@@ -154,7 +156,7 @@ class Answer:
 
     @property
     def needs_all_logits(self) -> bool:
-        """Whether `take` needs the logits of every token that runs, not of the last alone."""
+        """Whether `take` needs the logits of every token that runs, not only of the last."""
         return self.in_prompt and self.task.prompt_logprobs is not None
 
     def schedule(self) -> Chunk:
@@ -184,7 +186,7 @@ class Answer:
             yield from self._choose(logits[-1], experts)
 
     def end(self, reason: FinishReason) -> Done:
-        """Finish now: text that was held back becomes the tail."""
+        """Finish now: held-back text becomes the tail."""
         self.finished = True
         decoder = self.task.decoder
         rest, _ = self._stops.push(decoder.flush() if decoder is not None else "")
@@ -266,7 +268,7 @@ def check_prompt(prompt_ids: Sequence[int], capacity: int, vocab_size: int) -> N
         PromptError: it is empty, or holds an id outside the vocabulary.
     """
     if not len(prompt_ids):
-        raise PromptError("The prompt is empty.", hint="Give some text.")
+        raise PromptError("The prompt is empty.", hint="Use a prompt with text.")
     if len(prompt_ids) > capacity:
         raise PromptTooLong(len(prompt_ids), capacity)
     for token_id in prompt_ids:

@@ -1,12 +1,12 @@
-"""Several answers at once: one thread runs them together, so that a pass reads the weights once for all.
+"""Batching: one thread runs several answers together, so that a forward pass reads the weights once for all.
 
 Contract: `submit` takes requests from any thread and never blocks; events are delivered on the engine's thread, the
-last of each request is Done or Failed. Waiting requests begin in the order in which they came. Before each pass the
+last of each request is Done or Failed. Waiting requests start in the order of arrival. Before each forward pass the
 thread drops cancelled requests; then one prompt advances by a chunk, in turn, and all answers advance by a token. So
-neither a long prompt nor a slow reader delays the others by more than a pass.
+neither a long prompt nor a slow reader delays the others by more than one pass.
 
-Continuous batching (Yu et al., "Orca", 2022) with whole KV caches in place of pages: `mixq.engine.sequences`. An answer
-has the same bits whichever others share its passes (see "The arithmetic" in mixq/README.md). This module knows no HTTP.
+Continuous batching (Yu et al., "Orca", 2022) with whole KV caches instead of pages: `mixq.engine.sequences`. An answer
+is bit-identical whichever others share its batch (see "Arithmetic" in mixq/README.md).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from mixq.engine.sequences import WORTH_SHARING, SequencePool, common_prefix
 from mixq.errors import MixqError, QueueFull
 
 MAX_SEQUENCES = 8
-"""Rows up to which a decode pass has the arithmetic of a single row: integer dot products."""
+"""Most rows of a decode pass with the arithmetic of a single row: integer dot products."""
 
 RATE_SECONDS = 5.0
-"""`state` gives the speed over this many last seconds."""
+"""`state` has the speed over the last seconds, this many."""
 
 Deliver = Callable[[int, Event | Failed], None]
-"""Takes the events of a request, given its index in `submit`; it must not block."""
+"""Receives a request's index in `submit` and its events; must not block."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatcherState:
-    """What a batcher is doing, and has done since it began.
+    """What a batcher is doing, and has done since its start.
 
     Attributes:
         queued, running: requests.
-        kept: KV caches of ended answers, kept for a next turn.
+        kept: KV caches of finished answers, kept for a next turn.
         busy_positions: positions of KV caches in which answers are running.
         prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
         finished: how many requests ended for which reason, "failed" among them.
@@ -98,7 +98,7 @@ class Ticket:
         self._items = items
 
     def cancel(self, index: int | None = None) -> None:
-        """End one of them, or all, within a token or a chunk of a prompt; any thread may call it at any time."""
+        """End one of them, or all, within a token or a prompt chunk; any thread may call this at any time."""
         if (batcher := self._batcher()) is not None:
             batcher._cancel(self._items if index is None else [self._items[index]])
 
@@ -110,7 +110,7 @@ class Batcher:
         model: only this batcher may run it. Its option `sequences` is the number of answers that run together, and of
             KV caches that are kept in all.
         queue: requests that may wait.
-        reuse: take over what a kept KV cache holds of a prompt, where a request allows it.
+        reuse: reuse what a kept KV cache holds of a prompt, if the request allows it.
     """
 
     def __init__(self, model: Model, *, queue: int = 64, reuse: bool = True) -> None:
@@ -137,8 +137,8 @@ class Batcher:
         """Queue requests, all or none.
 
         Raises:
-            PromptError: a prompt that is empty, too long for the context, or has an id outside of the vocabulary.
-            UsageError: a parameter that does not suit the model.
+            PromptError: a prompt is empty, too long for the context, or has an id outside the vocabulary.
+            UsageError: a parameter does not suit the model.
             QueueFull: too many requests wait.
             MixqError: the batcher is closed.
         """
@@ -147,7 +147,7 @@ class Batcher:
         items = [_Item(i, r, t, deliver, now) for i, (r, t) in enumerate(zip(requests, tasks, strict=True))]
         with self._changed:
             if self._closing is not None or self._broken is not None:
-                raise MixqError(f"No requests are taken: {self._closing or self._broken}.")
+                raise MixqError(f"No new requests are accepted: {self._closing or self._broken}.")
             free = self._capacity + max(0, self.sequences - len(self._running))
             if len(self._waiting) + len(items) > free:
                 raise QueueFull(len(self._waiting), self._retry_after())
@@ -176,7 +176,7 @@ class Batcher:
             )
 
     def close(self, reason: str = "the server is stopping", timeout: float | None = None) -> bool:
-        """End everything with Failed, and the thread after the pass that is running; return whether it has ended."""
+        """End all answers with Failed, and the thread after its current pass; return whether it has ended."""
         with self._changed:
             self._closing = self._closing or reason
             self._changed.notify()
@@ -193,7 +193,7 @@ class Batcher:
             self._changed.notify()
 
     def _retry_after(self) -> int:
-        """Return in how many seconds about half of the waiting requests will have been answered."""
+        """Return the seconds until about half of the waiting requests will have been answered."""
         seconds = self._totals.request_seconds * len(self._waiting) / (2 * self.sequences)
         return max(1, min(60, math.ceil(seconds)))
 
@@ -267,7 +267,7 @@ class Batcher:
         events: Sequence[Sequence[Event | Failed]]
         try:
             events = step(self.model.network, [item.answer for item in items if item.answer is not None]).events
-        except MixqError as error:  # the pass itself failed, so every answer in it did
+        except MixqError as error:  # the forward pass failed, so every answer in it failed
             events = [[Failed(error)]] * len(items)
         for item, of_item in zip(items, events, strict=True):
             for event in of_item:
@@ -277,7 +277,7 @@ class Batcher:
                     self._deliver(item, event)
 
     def _waits_for_a_beginning(self, item: _Item) -> bool:
-        """Return whether a running prompt shares a longer beginning with this one than any KV cache holds yet."""
+        """Return whether a running prompt shares a longer beginning with this one than any KV cache holds."""
         if not (self._reuse and item.request.reuse):
             return False
         ids = item.task.prompt_ids
@@ -330,4 +330,4 @@ class Batcher:
             self._withdrawn.clear()
             reason = self._closing or self._broken
         for item in items:
-            self._finish(item, Failed(MixqError(f"The answer was broken off: {reason}.")))
+            self._finish(item, Failed(MixqError(f"The answer was interrupted: {reason}.")))

@@ -1,4 +1,4 @@
-"""The events of an answer, in the order in which they come: what every front end reads.
+"""The events of an answer, in their order: what every front end reads.
 
 Contract: plain data. A stream is PromptProgress, then Token after Token, with a Notice where something changes, and one
 Done; in a batch (`mixq.engine.batching`) an answer that cannot be finished ends with Failed.
@@ -21,10 +21,9 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 class Stats:
     """Times and counts of one answer.
 
-    `prompt_tokens` counts what was run, `cached_tokens` what the KV cache held already. Times are in seconds;
-    `time_to_first_token` counts from the call. `experts` says where experts were computed meanwhile, for all answers of
-    a batch together; None on the CPU alone.
-    """
+    `prompt_tokens` were run; `cached_tokens` were in the KV cache already. Times are in seconds;
+    `time_to_first_token` counts from the call. `experts` says where experts were computed in that time, for all answers
+    of a batch together; None on the CPU alone."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -38,12 +37,12 @@ class Stats:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Prefill speed; 0 where nothing was run."""
+        """Prefill speed; 0 if nothing was run."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Decode speed over the passes after the first token; 0 where there was none."""
+        """Decode speed after the first token; 0 if there was no later one."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,9 +74,9 @@ class Notice:
 class Token:
     """One generated token.
 
-    `text` is what can be shown since the last event: empty while a character or a possible stop text is incomplete.
-    `logprob` and `top_logprobs` (token id, log probability) are of the model's own distribution, before sampling.
-    `experts` are those that computed it, layer by layer; listed on request.
+    `text` is the new text to show: empty while a character or a possible stop string is incomplete.
+    `logprob` and `top_logprobs` (token id, log probability) are those of the model, before sampling.
+    `experts` computed it, layer by layer; listed on request.
     """
 
     id: int
@@ -91,7 +90,7 @@ class Token:
 class Done:
     """The end of an answer.
 
-    `tail` is text that no Token carried (an incomplete character, the beginning of a stop text that did not follow);
+    `tail` is text that no Token carried (an incomplete character, the beginning of a stop string that did not follow);
     `text` is the whole answer, `token_ids` its tokens without the end token. `prompt_tokens` are those of the prompt
     where the request asks for their log probabilities, each given the tokens before it; the first has none.
     """
@@ -116,7 +115,7 @@ Event = PromptProgress | Notice | Token | Done
 
 
 class Log:
-    """What a model has to report beside its answers.
+    """What a model reports besides its answers.
 
     Attributes:
         say: adds a line for the user.

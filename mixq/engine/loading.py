@@ -1,4 +1,5 @@
-"""Puts a model's weights where they are computed: the CPU alone, or trunk and cached experts on an accelerator.
+"""Puts a model's weights into memory: the CPU's only, or the trunk (all but the experts) and cached experts on an
+accelerator's.
 
 Contract: `place` follows the runtime options, reserves the accelerator's memory in the order KV cache, trunk, slots,
 and measures the machine for the scheduler. Without an accelerator it chooses kernels and maps the weights.
@@ -34,7 +35,7 @@ from mixq.plan.sizes import ModelSizes
 from mixq.system.memory import available_memory
 
 LOCKED_SHARE = 0.9
-"""The share of free memory that may be locked for copies; the rest is for the system and other programs."""
+"""Share of free memory that may be locked for copies; the rest is for the system and other programs."""
 
 
 def place(
@@ -53,12 +54,12 @@ def place(
         folder: its weights.
         threads: of the CPU's kernels.
         kv_cache: bytes that the context takes.
-        rows: tokens of the largest pass.
+        rows: most tokens of a forward pass.
         say: takes a line for the user while the model runs.
         progress: called as the weights are loaded.
 
     Raises:
-        UsageError: a device that this machine does not have.
+        UsageError: this computer does not have the device.
         DoesNotFitError: the trunk does not fit into the memory that may be used.
     """
     notes: list[str] = []
@@ -131,14 +132,14 @@ def _on_accelerator(
         weights.load(lambda share: progress("trunk", share))
     except OutOfMemory as error:
         raise DoesNotFitError(
-            f"The GPU has no memory left for the weights that every token uses ({format_size(plan.trunk)}).",
+            f"Out of GPU memory: the weights that every token uses do not fit ({format_size(plan.trunk)}).",
             hint="Close other programs, or use --device cpu.",
         ) from error
     if options.ram is not None:
         _give_back_trunk(folder)
     host_kernels = choose(threads=threads, exact=options.exact)
     if isinstance(host_kernels, NativeKernels) and not isinstance(accelerator.kernels, NativeKernels):
-        host_kernels.integer_rows = DECODE_ROWS  # as on the GPU, so that an expert's bits do not depend on its place
+        host_kernels.integer_rows = DECODE_ROWS  # as on the GPU, so that results do not depend on an expert's place
     placement = Placement(folder, weights, accelerator.kernels, host_kernels, shares, accelerator, plan, notes=notes)
     if config.is_moe and not moved:
         budget = _budget(folder, options, shares, trunk_in_ram=False)

@@ -1,4 +1,4 @@
-"""A loaded model: what the terminal chat, the server, the benches and Python users hold.
+"""A loaded model, as the terminal chat, the server, the benches and Python programs use it.
 
 Contract: `load` opens a folder and returns a `Model`. Answers are iterators of the events of `mixq.engine.events`: one
 at a time, in a `Session` that keeps its KV cache, or several at once through `mixq.engine.batching`.
@@ -49,10 +49,10 @@ def load(
 
     Args:
         path: a folder, or a name in the model store; None is the shipped demo model in bfloat16.
-        progress: True shows on stderr how far a load of more than a second is; None does so in a notebook only. A
+        progress: True shows the progress of a load of more than a second on stderr; None does so in a notebook only. A
             function is called with the kind of work and the share of it that is done, 0 to 1.
         options: fields of `RuntimeOptions`: device, vram ("8GB"), context, threads, kv, exact, cache_policy (a name,
-            or a class of your own: `mixq.experts.own_policy`), ...
+            or your own class: `mixq.experts.own_policy`), ...
 
     Returns:
         A `Model`; its weights are mapped, not read.
@@ -60,7 +60,7 @@ def load(
     Raises:
         ModelFileError: no such folder, or one that is damaged or of an unknown kind.
         UsageError: an unknown option or value.
-        DoesNotFitError: the context asked for needs more memory than there is.
+        DoesNotFitError: the context needs more memory than there is.
     """
     checked = RuntimeOptions.from_kwargs(**options)
     folder = paths.demo_source() if path is None else paths.resolve_model(os.fspath(path))
@@ -71,11 +71,11 @@ class Model:
     """A model that answers.
 
     Attributes:
-        folder: the open model folder, or weights made up in memory.
+        folder: the open model folder, or synthetic weights in memory.
         config: its shape.
         options: as given to `load`.
-        context: positions of a conversation: the option, at most the model's own maximum.
-        notes: one line for each option that could not be followed, and why.
+        context: positions of a conversation: the option, at most the model's maximum.
+        notes: one line for each option that has no effect, with the reason.
         kv_cache_bytes: of the KV caches of all sequences.
         network: runs token ids.
         prompting: turns text into token ids.
@@ -143,12 +143,12 @@ class Model:
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat format; `none` for a base model."""
+        """The chat template; `none` for a base model."""
         return self.prompting.template
 
     @property
     def is_chat(self) -> bool:
-        """False for a base model: it completes texts, and has no chat format."""
+        """False for a base model, which continues texts and has no chat template."""
         return self.prompting.is_chat
 
     @property
@@ -170,22 +170,22 @@ class Model:
         return KVCache(self.config, self.context, self._kv_dtype, self.placement.allocate_rows)
 
     def new_session(self) -> Session:
-        """Begin a conversation whose KV cache is kept between turns."""
+        """Start a conversation whose KV cache is kept between turns."""
         telemetry, seed = self.placement.telemetry, self.options.seed
         return Session(self.network, self.prompting, self.new_kv_cache, log=self.log, telemetry=telemetry, seed=seed)
 
     def use_this_thread(self) -> None:
-        """Prepare the calling thread to run the model; needed in any thread but the one that loaded it."""
+        """Prepare the calling thread to run the model; needed in every thread but the one that loaded it."""
         torch.set_num_threads(self.threads if self.placement.host_kernels.uses_torch_threads else 1)
 
     def notices(self) -> Iterator[str]:
-        """Yield the lines for the user that have come up since the last call."""
+        """Yield the lines for the user since the last call."""
         return self.log.lines()
 
     def memory_gap(self) -> str | None:
         """Return a warning, once, when the process has taken more RAM than planned; else None.
 
-        For programs that hold one model and little else: other data of a notebook counts as the model's.
+        For programs with one model and little else: other data, as in a notebook, would be counted too.
         """
         gap = None if self._gap_reported else self.placement.gap(resident_memory())
         self._gap_reported = self._gap_reported or gap is not None
@@ -196,7 +196,7 @@ class Model:
 
         Args:
             ids: token ids; they follow what `kv_cache` holds.
-            kv_cache: of an earlier call, to continue; None begins with an empty one.
+            kv_cache: of an earlier call, to continue it; None starts with an empty one.
 
         Raises:
             PromptError: no ids, too many for the context, or one outside the vocabulary.
@@ -218,7 +218,7 @@ class Model:
         """Continue a text or token ids.
 
         Args:
-            prompt: text (tokenized with the begin token in front) or the exact ids.
+            prompt: text (tokenized with the BOS token in front) or the exact ids.
             stream: True gives an iterator of events, False waits and gives the last of them, `Done`.
             sampling: fields of `SamplingParams`, and `cancel`, a `threading.Event` that ends the answer.
 
@@ -229,7 +229,7 @@ class Model:
         events = self.new_session().answer(self.encode(prompt), continues_text=True, **sampling)
         if stream:
             return events
-        *_, done = events  # in this frame: decode is to have few of them
+        *_, done = events  # in this frame, to keep the frames of decode few
         assert isinstance(done, Done), "an answer ends with Done"
         return done
 
@@ -238,7 +238,7 @@ class Model:
     @overload
     def chat(self, messages: Messages, *, stream: Literal[False], **sampling: Any) -> Done: ...
     def chat(self, messages: Messages, *, stream: bool = True, **sampling: Any) -> Iterator[Event] | Done:
-        """Answer a conversation in the model's chat format (`template`).
+        """Answer a conversation in the model's chat template (`template`).
 
         Args:
             messages: `Message`s or dicts with role (system, user, assistant) and content, a user's last.
@@ -256,7 +256,7 @@ class Model:
         return done
 
     def close(self) -> None:
-        """End the threads that copy experts and read ahead; the model cannot be used afterwards."""
+        """End the threads that copy and read experts; the model cannot be used afterwards."""
         self.placement.close()
 
     def stats(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class Model:
         )
 
     def _repr_html_(self) -> str:
-        """Return the table that a notebook shows; everything that comes from a file or a path is escaped."""
+        """Return the table that a notebook shows; text from files and paths is escaped."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(what)}</th>"
             f"<td style='text-align:left'>{escape(printable(where))}</td>"
@@ -340,12 +340,12 @@ def _check_memory(kv_bytes: int) -> None:
     if total is not None and kv_bytes > total:
         raise DoesNotFitError(
             f"The KV cache of this context needs {format_size(kv_bytes)}; the machine has {format_size(total)}.",
-            hint="Give a smaller --context, or --kv int8.",
+            hint="Use a smaller --context, or --kv int8.",
         )
 
 
 def _default_threads(config: ModelConfig) -> int:
-    """Return the number of physical cores, or 1 where the matrices are too small to share.
+    """Return the number of physical cores, or 1 if the matrices are too small to share.
 
     On the demo model a second thread gains nothing on idle cores, and a step waits for it when a core is busy.
     """

@@ -1,6 +1,6 @@
-"""Where the parts of a loaded model are, and what computes them: the CPU alone, or an accelerator beside it.
+"""Where the parts of a loaded model are, and what computes them: the CPU alone, or CPU and accelerator.
 
-Contract: `mixq.engine.loading.place` makes a `Placement`; the network is built from it and gets its memory there.
+Contract: `mixq.engine.loading.place` returns a `Placement`; the network is built from it and allocates memory with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GAP = 0.05
 
 @dataclass(slots=True)
 class Placement:
-    """What computes a model, and where its weights are.
+    """The devices that compute a model, and the places of its weights.
 
     Attributes:
         folder: the weights in host memory.
@@ -104,15 +104,15 @@ class Placement:
         """
         if self.offload is None or not self.offload.make_room(error):
             raise DoesNotFitError(
-                f"The GPU has no memory left: {format_size(error.asked)} are needed.",
-                hint="Close other programs, or give a smaller --context or --device cpu.",
+                f"Out of GPU memory: {format_size(error.asked)} are needed.",
+                hint="Close other programs, or use a smaller --context or --device cpu.",
             ) from error
 
     def allocate_rows(self, nbytes: int) -> Tensor:
         """Return memory for a KV cache where the network computes; it is freed with its last reference.
 
         Raises:
-            DoesNotFitError: no memory is left, not even by freeing expert slots.
+            DoesNotFitError: no memory is left, even after freeing expert slots.
         """
         if self.accelerator is None:
             return torch.empty(nbytes, dtype=torch.uint8)
@@ -140,7 +140,7 @@ class Placement:
             planned += self.shares.total(GPU)
         if resident is None or resident <= planned * (1 + GAP):
             return None
-        return f"mixq takes {format_size(resident)} of RAM; {format_size(planned)} were planned."
+        return f"mixq uses {format_size(resident)} of RAM; {format_size(planned)} were planned."
 
     def as_dict(self) -> dict[str, Any]:
         """Return the device and the use of an accelerator's memory as plain data."""
@@ -169,7 +169,7 @@ class Placement:
 
 
 def _without_reads(folder: Weights) -> bool:
-    """Return whether a GPU's decode step reads nothing on the host: nf4 and float32 have no kernels of few rows."""
+    """Return whether a GPU's decode step needs nothing from the host: nf4 and float32 have no decode kernels."""
     weights = [folder.linear(parameter.module) for parameter in parameters(folder.config) if parameter.quantizable]
     return all(
         weight.dtype == torch.bfloat16 if isinstance(weight, Tensor) else weight.scheme.name != "nf4"

@@ -1,7 +1,7 @@
 """Progress of loading a model.
 
 Contract: a `Progress` is called with the kind of work and the share of it that is done. `TextProgress` rewrites one
-line, which terminals and notebooks both show, and writes nothing when loading is quick.
+line, in terminals and notebooks, and writes nothing if loading is quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a model's folder says about text: tokenizer, chat format, the tokens that end an answer.
+"""The text side of a model folder: tokenizer, chat template, the tokens that end an answer.
 
-Contract: turns texts and conversations into token ids, and a request into a checked `Task`. Everything is read when it
-is first needed, so that a folder without a tokenizer still runs ids. No network is known here.
+Contract: turns texts and conversations into token ids, and a request into a checked `Task`. Files are read when they
+are first needed, so that a folder without a tokenizer still accepts ids.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Prompting:
     """The text side of a model.
 
     Args:
-        folder: the model folder, or weights made up in memory, which have no text.
+        folder: the model folder, or synthetic weights in memory, which have no tokenizer.
         context: positions of a sequence.
-        template: name of the chat format; None takes the one that the model was trained with.
-        say: takes a line for the user when the chat format is uncertain.
+        template: name of the chat template; None takes the one that the model was trained with.
+        say: takes a line for the user when the chat template is uncertain.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Prompting:
 
     @functools.cached_property
     def template(self) -> ChatTemplate:
-        """The chat format: the option's, else the one that the model was trained with; `none` for a base model."""
+        """The chat template: the option's, else the model's; `none` for a base model."""
         if not self.has_text:
             return choose_template(None, None)
         if self._template is not None:
@@ -89,19 +89,19 @@ class Prompting:
 
     @property
     def is_chat(self) -> bool:
-        """False for a base model: it completes texts, and has no chat format."""
+        """False for a base model, which continues texts and has no chat template."""
         return self.template.is_chat
 
     @functools.cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the folder's own, and those of the chat format."""
+        """Tokens that end an answer: the folder's and the chat template's."""
         ends = self.template.end_ids(self.tokenizer) if self.has_text else ()
         ids = dict.fromkeys((*self._folder.eos_token_ids, *ends))
         return tuple(i for i in ids if i < self._folder.config.vocab_size)
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Tokens that may be drawn. Rows beyond the tokenizer's vocabulary are padding, and would have no text."""
+        """Tokens that may be sampled: logits beyond the tokenizer's vocabulary are padding."""
         rows = self._folder.config.vocab_size
         return min(rows, self.tokenizer.vocab_size) if self.has_text else rows
 
@@ -110,7 +110,7 @@ class Prompting:
         return GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
 
     def encode(self, text: TextOrIds) -> list[int]:
-        """Return the tokens of a text with the begin token in front, or the ids as they are.
+        """Return the tokens of a text with the BOS token in front, or the ids as they are.
 
         Raises:
             PromptError: an empty text, or a model without a tokenizer.
@@ -119,7 +119,7 @@ class Prompting:
             return list(text.tolist() if isinstance(text, Tensor | np.ndarray) else text)
         ids = self.tokenizer.encode(text)
         if not ids:
-            raise PromptError("The prompt is empty.", hint="Give some text.")
+            raise PromptError("The prompt is empty.", hint="Use a prompt with text.")
         return [*self.tokenizer.begin_ids, *ids]
 
     def encode_chat(self, messages: Messages) -> list[int]:
@@ -131,12 +131,12 @@ class Prompting:
 
         Raises:
             PromptError: the prompt is empty, too long for the context, or has an id outside the vocabulary.
-            UsageError: stop texts or a grammar for a model without a tokenizer; a grammar that cannot be followed; a
+            UsageError: stop strings or a grammar for a model without a tokenizer; an unsupported grammar; a
                 token outside the vocabulary in logit_bias.
         """
         params, grammar, scored = request.params, request.grammar, request.prompt_logprobs
         if not self.has_text and (params.stop or grammar is not None):
-            raise UsageError("Stop texts and grammars need a tokenizer; the model folder has none.")
+            raise UsageError("Stop strings and grammars need a tokenizer; the model folder has none.")
         check_prompt(request.prompt_ids, self._context, self.vocab_size)
         if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
             raise UsageError(f"logit_bias has token {max(params.logit_bias)}; the vocabulary has {self.vocab_size}.")

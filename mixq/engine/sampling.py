@@ -18,10 +18,10 @@ from torch import Tensor
 from mixq.errors import Fields, ModelFileError, UsageError, did_you_mean, is_integer, is_number, printable
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy: float32 differences of logits divided by it overflow."""
+"""A temperature below this is greedy: dividing float32 differences of logits by it would overflow."""
 
 DEFAULT_SAMPLING: Mapping[str, float] = {"temperature": 0.7, "top_p": 0.95}
-"""Where generation_config.json does not say whether to sample, as Mixtral's."""
+"""The sampling if generation_config.json does not have do_sample, as Mixtral's does not."""
 
 _TRANSFORMERS_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -36,7 +36,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probabilities reach p.
         min_p: drop tokens less likely than min_p times the most likely one.
         repetition_penalty: divide positive and multiply negative logits of tokens already seen (CTRL, Keskar 2019).
-        presence_penalty: taken off the logit of every token of the answer so far (OpenAI's API).
+        presence_penalty: subtracted from the logit of every token of the answer so far (OpenAI's API).
         frequency_penalty: the same, times the number of times that the token is in the answer.
         logit_bias: added to the logits of these token ids, from -100 to 100.
         seed: of the draw; None takes a random one.
@@ -135,10 +135,10 @@ class Sampler:
             self._bias[list(params.logit_bias)] = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
 
     def choose(self, logits: Tensor, allowed: Tensor | None = None) -> int:
-        """Return the next token for float32 logits [V].
+        """Return the next token, given float32 logits [V].
 
         Args:
-            allowed: bool [V], the tokens that a grammar takes, at least one; None for all.
+            allowed: bool [V], the tokens that a grammar allows, at least one; None for all.
 
         Raises:
             ModelFileError: the logits are not finite.
@@ -162,7 +162,7 @@ class Sampler:
         return token
 
     def _draw(self, probabilities: Tensor) -> int:
-        """Return an index drawn by its probability, a tenth of the work of torch.multinomial."""
+        """Return an index drawn by its probability, in a tenth of torch.multinomial's time."""
         cumulative = probabilities.double().cumsum(0)  # [V]
         point = torch.rand((), generator=self.generator, dtype=torch.float64) * cumulative[-1]
         # The first beyond the point has a probability; if the point was rounded up to the end, the first at the end.
@@ -202,15 +202,15 @@ def top_logprobs(logprobs: Tensor, count: int) -> Sequence[tuple[int, float]]:
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Return the ids of the smallest set of tokens whose probabilities [V] reach top_p, the likeliest first.
+    """Return the ids of the smallest set of tokens whose probabilities [V] reach top_p, the most likely first.
 
-    The search starts among the likeliest few: sorting a whole vocabulary takes longer than all the rest.
-    """
+    Only the few most likely are sorted at first: sorting a whole vocabulary would take longer than the rest of
+    sampling."""
     for count in (256, 4096, len(probabilities)):
         best = probabilities.topk(min(count, len(probabilities)))
         before = best.values.cumsum(-1) - best.values
         if count >= len(probabilities) or before[-1] >= top_p:
             break
-    surplus = before >= top_p  # the tokens before it reach p already
-    surplus[0] = False  # the likeliest stays, however small p is
+    surplus = before >= top_p  # the tokens before it already reach p
+    surplus[0] = False  # the most likely stays, however small p is
     return best.indices[~surplus]

@@ -1,8 +1,8 @@
-"""The KV caches that answers run in, kept afterwards so that a prompt with the same beginning runs only what is new.
+"""The KV caches of answers, kept afterwards so that a prompt with the same beginning runs only its new tokens.
 
-Contract: a pool of a fixed number of sequences. `take` gives the one that saves most: a sequence is continued where the
-prompt extends it, and its beginning is copied where continuing would lose another conversation; otherwise the least
-recently used sequence is emptied. One thread uses a pool.
+Contract: a pool of a fixed number of sequences. `take` returns the sequence that saves most tokens: it continues a
+sequence that the prompt extends, or copies its beginning if continuing would lose another conversation, or else empties
+the least recently used one. Only one thread uses a pool.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from mixq.model.kv_cache import KVCache
 
 WORTH_SHARING = 16
-"""Tokens below which a common beginning is run again: every chat begins alike."""
+"""A common beginning of fewer tokens is run again: every chat starts alike."""
 
 
 class KeptSequence:
@@ -21,7 +21,7 @@ class KeptSequence:
     Attributes:
         ids: the prompt and the answer so far; the cache holds the first `kv_cache.length` of them.
         busy: an answer is running in it.
-        used: when a pool gave it out last, as a count.
+        used: when it was last taken, as a count.
     """
 
     def __init__(self, kv_cache: KVCache) -> None:
@@ -31,7 +31,7 @@ class KeptSequence:
         self.used = 0
 
     def shared(self, prompt_ids: Sequence[int]) -> int:
-        """Return how many tokens of a prompt the cache holds; the prompt's last one must run in any case."""
+        """Return how many tokens of a prompt the cache holds, without the prompt's last token, which must run."""
         return min(common_prefix(self.ids, prompt_ids), self.kv_cache.length, len(prompt_ids) - 1)
 
     def begin(self, prompt_ids: Sequence[int], shared: int) -> None:
@@ -41,7 +41,7 @@ class KeptSequence:
 
 
 class SequencePool:
-    """At most `count` sequences, made when they are needed.
+    """At most `count` sequences, created when they are needed.
 
     Args:
         new_kv_cache: makes an empty KV cache.
@@ -58,7 +58,7 @@ class SequencePool:
         return max((sequence.shared(prompt_ids) for sequence in self._sequences), default=0)
 
     def take(self, prompt_ids: Sequence[int], *, reuse: bool = True) -> KeptSequence:
-        """Return a sequence for a prompt, busy from now on; its cache holds what need not be run.
+        """Return a sequence for a prompt, marked busy; its cache holds the tokens that need not run.
 
         Raises:
             DoesNotFitError: no memory is left for another KV cache.
@@ -67,7 +67,7 @@ class SequencePool:
         shared = best.shared(prompt_ids) if best is not None and reuse else 0
         if best is None or shared < WORTH_SHARING:
             return self._begin(self._spare(), prompt_ids, 0)
-        # Continuing a sequence of which the prompt shares less than half would lose most of it.
+        # If the prompt shares less than half of a sequence, continuing it would lose most of it.
         extends = not best.busy and 2 * shared >= best.kv_cache.length
         if extends or (not best.busy and self._idle() == [best] and len(self._sequences) == self._count):
             return self._begin(best, prompt_ids, shared)

@@ -1,6 +1,6 @@
-"""One conversation with a loaded model, whose KV cache is kept between its turns.
+"""A conversation with a loaded model; its KV cache is kept between turns.
 
-Contract: a turn runs only what the KV cache does not hold already. Closing the iterator of an answer, or setting its
+Contract: a turn runs only the tokens that the KV cache does not hold. Closing the iterator of an answer, or setting its
 `cancel`, ends it within one token or one chunk of a prompt.
 """
 
@@ -28,9 +28,9 @@ class Session:
         network: runs the tokens.
         prompting: turns messages into token ids.
         new_kv_cache: makes an empty KV cache; called with the first answer.
-        log: has notices for the user, and takes the end of each answer.
+        log: receives notices for the user, and the end of each answer.
         telemetry: counts where experts are computed; None on the CPU alone.
-        seed: of answers that are not given one.
+        seed: of answers without one.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Session:
         self._sequence: KeptSequence | None = None
 
     def chat(self, messages: Messages, **options: Any) -> Iterator[Event]:
-        """Answer `messages` as `Model.chat` does; what they share with the last call is not run again."""
+        """Answer `messages` as `Model.chat` does, without running again what they share with the last call."""
         return self.answer(self._prompting.encode_chat(messages), continues_text=False, **options)
 
     def answer(
@@ -65,7 +65,7 @@ class Session:
         grammar: GrammarSpec | None = None,
         **sampling: Any,
     ) -> Iterator[Event]:
-        """Answer exact ids. The prompt is checked now, the model runs as the iterator is read.
+        """Answer token ids. The prompt is checked now; the model runs while the iterator is read.
 
         Args:
             prompt_ids, continues_text, experts, grammar: fields of `mixq.engine.answer.Request`.

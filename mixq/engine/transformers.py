@@ -1,8 +1,8 @@
-"""The names that scripts for the transformers library use, over mixq's engine: change the import, keep the rest.
+"""The names of the transformers library, for scripts written for it: change the import, keep the rest.
 
     from mixq.transformers import AutoModelForCausalLM, AutoTokenizer
 
-Contract: `AutoTokenizer.from_pretrained(path)` gives ids as transformers does, begin token included, and
+Contract: `AutoTokenizer.from_pretrained(path)` returns ids as transformers does, BOS token included, and
 `AutoModelForCausalLM.from_pretrained(path)` generates from them with those arguments of `GenerationMixin.generate` that
 `CausalLM.generate` lists. Other arguments are refused by name, never ignored. The path is a model folder or a name in
 the model store; nothing is downloaded. New code should use `mixq.load`.
@@ -41,13 +41,13 @@ class AutoModelForCausalLM:
 
         Args:
             path: a folder or a name in the model store; None is the demo model.
-            options: those of `mixq.load`, and device_map ("auto", "cpu", "cuda"), which chooses the device.
+            options: those of `mixq.load`, and device_map ("auto", "cpu", "cuda").
                 torch_dtype, dtype, load_in_4bit, load_in_8bit and low_cpu_mem_usage are accepted without effect: the
                 folder's schemes decide.
         """
         device_map = options.pop("device_map", None)
         if not isinstance(device_map, str | None) or device_map not in _DEVICES:
-            raise UsageError(f"device_map is {printable(repr(device_map))}; mixq takes auto, cpu or cuda.")
+            raise UsageError(f"device_map is {printable(repr(device_map))}; choose from auto, cpu, cuda.")
         chosen = {name: value for name, value in options.items() if name not in _MODEL_ARGUMENTS}
         if _DEVICES[device_map] != "auto":
             chosen.setdefault("device", _DEVICES[device_map])
@@ -55,7 +55,7 @@ class AutoModelForCausalLM:
 
 
 class CausalLM:
-    """A model that generates from tensors of ids.
+    """A model that generates from tensors of token ids.
 
     Attributes:
         model: the mixq model.
@@ -63,7 +63,7 @@ class CausalLM:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.device = torch.device("cpu")  # where ids go; mixq places the weights itself
+        self.device = torch.device("cpu")  # where ids go; mixq places the weights
 
     def generate(
         self,
@@ -81,9 +81,9 @@ class CausalLM:
 
         Args:
             input_ids: int64 [B, T] or [T]; `inputs` is another name for it.
-            attention_mask: [B, T]; ids where it is 0 are left out.
+            attention_mask: [B, T]; ids where it is 0 are ignored.
             max_new_tokens, max_length: of the answer, or of both; neither means to the end of the context.
-            do_sample: False is greedy; None follows generation_config.json, and is greedy where that says nothing.
+            do_sample: False is greedy; None follows generation_config.json, and is greedy if that does not have it.
             pad_token_id: fills the shorter rows; the end token by default.
             sampling: temperature, top_k, top_p, min_p, repetition_penalty. The draw follows `torch.manual_seed`.
 
@@ -98,9 +98,7 @@ class CausalLM:
             limit = _LONGEST if max_length is None else max_length - len(prompt)
             tokens = min(limit, _LONGEST if max_new_tokens is None else max_new_tokens)
             if tokens < 1:
-                raise UsageError(
-                    f"No token may be generated: the prompt has {len(prompt)}, max_length is {max_length}."
-                )
+                raise UsageError(f"max_length is {max_length}, but the prompt already has {len(prompt)} tokens.")
             params = self._sampling(do_sample, sampling)
             done = self.model.generate(ids, stream=False, max_tokens=tokens, **params)
             ended = [self._eos] if done.reason == "stop" else []
@@ -109,7 +107,7 @@ class CausalLM:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
     def eval(self) -> CausalLM:
-        """Return the model; there is no training mode to leave."""
+        """Return the model; it has no training mode."""
         return self
 
     def to(self, device: object) -> CausalLM:
@@ -152,7 +150,7 @@ class Encoding(dict[str, Any]):
             raise AttributeError(name) from None
 
     def to(self, device: object) -> Encoding:
-        """Return it unchanged: mixq takes ids in host memory, wherever the weights are."""
+        """Return it unchanged: mixq takes ids in host memory, whatever the device."""
         return self
 
 
@@ -161,7 +159,7 @@ class TensorTokenizer:
 
     Attributes:
         tokenizer: mixq's own.
-        template: the chat format of the folder.
+        template: the chat template of the folder.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
@@ -171,7 +169,7 @@ class TensorTokenizer:
         self.pad_token_id: int | None = None
 
     def __call__(self, text: str | Sequence[str], *, return_tensors: str | None = None, **options: Any) -> Encoding:
-        """Return ids with the begin token in front, and a mask of ones.
+        """Return ids with the BOS token in front, and a mask of ones.
 
         Args:
             text: one text, or several; several need `padding=True`, which puts the padding on the left.
@@ -198,23 +196,23 @@ class TensorTokenizer:
     def apply_chat_template(
         self, conversation: Messages, *, tokenize: bool = True, return_tensors: str | None = None, **options: Any
     ) -> Any:
-        """Return the ids [1, T] (or a list) of a prompt that asks for the next reply.
+        """Return the ids [1, T] (or a list) of a conversation's prompt.
 
         Args:
             conversation: messages with role and content, a user's last.
-            tokenize: True; the format is ids, not text.
+            tokenize: must be True; the prompt is ids, not text.
             return_tensors: "pt" for a tensor.
             options: `add_generation_prompt`, which changes nothing here, and `return_dict`.
         """
         _refuse("tokenizer", options, ("add_generation_prompt", "return_dict"), ("return_tensors", "tokenize"))
         if not tokenize:
-            raise UsageError("mixq builds chat prompts as ids, not as text.", hint="Leave tokenize=False out.")
+            raise UsageError("mixq builds chat prompts as ids, not as text.", hint="Omit tokenize=False.")
         ids = self.template.encode(self.tokenizer, conversation)
         encoding = _encoding([ids], [[1] * len(ids)], return_tensors, single=True)
         return encoding if options.get("return_dict", False) else encoding.input_ids
 
     def decode(self, ids: Tensor | Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        """Return the text of ids [T]; with the names of control tokens unless they are to be skipped."""
+        """Return the text of ids [T]; with the names of control tokens unless `skip_special_tokens`."""
         tokenizer = self.tokenizer
         listed = [int(i) for i in ids]
         if skip_special_tokens:
@@ -229,7 +227,7 @@ class TensorTokenizer:
 
 
 def _refuse(what: str, options: Mapping[str, Any], known: Sequence[str], others: Sequence[str]) -> None:
-    """Refuse an option that is not known; the suggestion may be one of the others that there are."""
+    """Refuse an unknown option, with a suggestion."""
     for name in options:
         if name not in known:
             near = did_you_mean(name, (*known, *others))
@@ -241,7 +239,7 @@ def _encoding(ids: list[list[int]], mask: list[list[int]], kind: str | None, *, 
     if kind is None:
         return Encoding(input_ids=ids[0] if single else ids, attention_mask=mask[0] if single else mask)
     if kind != "pt":
-        raise UsageError(f"return_tensors is {printable(repr(kind))}; mixq gives 'pt'.")
+        raise UsageError(f"return_tensors is {printable(repr(kind))}; mixq supports 'pt'.")
     return Encoding(input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask, dtype=torch.long))
 
 

@@ -177,7 +177,7 @@ class ExpertOffload:
     def acquired(self, layer: int, slots: Iterable[int]) -> Iterator[list[int]]:
         """Guard acquired slots until a launch reads them.
 
-        If the pass is broken off, those that are still in the list are released, and slots that were to be loaded but
+        If the pass is interrupted, those that are still in the list are released, and slots that were to be loaded but
         whose upload has not begun are free again.
         """
         held = list(slots)

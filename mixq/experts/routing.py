@@ -29,7 +29,7 @@ MIXTRAL_FALL = 1.0
 MIXTRAL_DRIFT = 0.03
 
 Token = list[tuple[int, ...]]
-"""For each layer the experts of one token, the likeliest first."""
+"""For each layer the experts of one token, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)

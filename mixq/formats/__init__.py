@@ -1,1 +1,1 @@
-"""Bytes on disk: layouts of the four schemes, the bounded safetensors reader, model folders and their writer."""
+"""File formats: layouts of the four schemes, a bounded safetensors reader, model folders and their writer."""

@@ -1,4 +1,4 @@
-"""Which tensors a model consists of: names, shapes and roles, from its config alone.
+"""The tensors of a model: names, shapes and roles, from its config.
 
 Contract: `parameters(config)` lists every tensor of a checkpoint in Hugging Face's (transformers 4) naming, layer by
 layer. Readers check files against it, the quantizer chooses schemes by role, the network asks for its weights by
@@ -14,7 +14,7 @@ from math import prod
 from mixq.config import ModelConfig
 
 LINEAR_ROLES = ("q", "k", "v", "o", "expert", "mlp", "lm_head")
-"""Roles that may be quantized. The router and the norms never are; the embedding is looked up, not multiplied."""
+"""Roles that can be quantized. Router and norms are never quantized; the embedding is looked up, not multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Parameter:
     """One tensor of a checkpoint.
 
     `layer` is None outside the layers, `expert` outside experts. `module` is the name of
-    the Linear, Embedding or norm that owns it: `name` without ".weight".
+    the linear layer, Embedding or norm that owns it: `name` without ".weight".
     """
 
     module: str
@@ -45,7 +45,7 @@ class Parameter:
 
 
 def bytes_read(parameter: Parameter, config: ModelConfig, nbytes: int) -> int:
-    """Return how many of a tensor's bytes computing one token reads: of experts and embedding only what is used."""
+    """Return how many bytes of a tensor one token reads: of experts and embedding only the part that is used."""
     if parameter.role == "expert":
         return nbytes * config.num_experts_per_tok // config.num_local_experts
     if parameter.role == "embedding" and not config.tie_word_embeddings:

@@ -1,8 +1,8 @@
-"""Files that appear under their name only when whole.
+"""Atomic writes: a file has its final name only when it is complete.
 
-Contract: content is written beside the target (`NAME.partial`), synced, renamed over it, and the folder is synced;
-after a crash at any moment the old file or the new one is there, never a half. A device or a pipe (/dev/stdout) is
-written to as it is. Failures are `StorageError`.
+Contract: content is written to `NAME.partial` next to the target, synced and renamed over it, and the folder is synced;
+after a crash at any time there is the old file or the new one, never a part of it. Devices and pipes (/dev/stdout) are
+written directly. Failures are `StorageError`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTIAL = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Return where `path` is written before it is renamed."""
+    """Return the temporary name of `path`."""
     return path.with_name(path.name + PARTIAL)
 
 
@@ -43,7 +43,7 @@ def storage_error(path: Path, error: OSError, wanted: int | None = None) -> Stor
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; Windows has no such call and needs none."""
+    """Sync a folder, so that renames in it are durable; not available or needed on Windows."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file, whole or not at all; a private one can be read by its owner alone."""
+    """Write a file atomically; a private one can be read only by its owner."""
     partial = partial_path(path)
     try:
         if _is_stream(path):
@@ -62,14 +62,14 @@ def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> 
                 file.write(content)
             return
         if private:
-            partial.unlink(missing_ok=True)  # what is there may be open to others
+            partial.unlink(missing_ok=True)  # an existing file may be readable by others
         with open(partial, "wb", opener=_open_private if private else None) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
-    except BaseException as error:  # Ctrl-C too leaves nothing half written
+    except BaseException as error:  # also after Ctrl-C, no partial file remains
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -78,7 +78,7 @@ def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> 
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether it is a device, a pipe or a socket, which a file renamed over it would destroy."""
+    """Return whether a path is a device, pipe or socket, which a rename over it would destroy."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -91,10 +91,10 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def atomic_write_json(path: Path, content: Mapping[str, Any], *, private: bool = False) -> None:
-    """Write a JSON object, whole or not at all, indented and in the order given; see `atomic_write_bytes`.
+    """Write a JSON object atomically, indented, keys in their order; see `atomic_write_bytes`.
 
     Raises:
-        ValueError: a NaN or an infinite number, which no JSON reader would take; nothing is written.
+        ValueError: a NaN or an infinite number, which JSON does not have; nothing is written.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write_bytes(path, text.encode(), private=private)

@@ -1,11 +1,10 @@
-"""A model folder, opened: checked against its own config, its tensors mapped.
+"""An open model folder: checked against its config, its tensors mapped.
 
 Contract: `ModelFolder.open` reads config.json and the shards' headers, and checks (`layout`) that every tensor of
-the architecture is there with its dtype and shape, packed as `quantization_config` says, and nothing else; tensors are
-returned as views. Three layouts of names are understood: transformers' per-expert names, its fused
-expert tensors (views into them), and packed Linears. Nothing is dequantized here, except a router that another tool has
-packed.
-"""
+the architecture is there with its dtype and shape, packed as `quantization_config` says, and nothing else. Tensors
+are
+returned as views. Names can be transformers' per-expert names, its fused expert tensors, or those of packed linear
+layers. Nothing is dequantized here, except a router that another tool has packed."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from mixq.formats.shards import ShardSet
 CONFIG_LIMIT = 1 << 20
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZERS = (SENTENCEPIECE, "tokenizer.json")
-"""Files that hold a tokenizer; the first one found is used."""
+"""Tokenizer files; the first one found is used."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +38,7 @@ class ModelFolder:
         quantization: None for an unquantized folder.
         tokenizer_path: tokenizer.model, else tokenizer.json, else None.
         generation_config: generation_config.json, or empty.
-        eos_token_ids: end tokens, generation_config.json's where it names some, else config.json's.
+        eos_token_ids: end tokens of generation_config.json if it has any, else of config.json.
     """
 
     path: Path
@@ -57,7 +56,7 @@ class ModelFolder:
         """Open and check a model folder.
 
         Raises:
-            ModelFileError: something is missing, damaged, unknown, or has another shape or dtype.
+            ModelFileError: something is missing, damaged or unknown, or has another shape or dtype.
         """
         path = Path(path)
         if not path.is_dir():
@@ -65,9 +64,9 @@ class ModelFolder:
         if not (path / "config.json").exists():
             raise ModelFileError(
                 f"{printable(path)} has no config.json.",
-                hint="A quantize job did not finish here; run the same mixq quantize command again to continue it."
+                hint="A quantize job did not finish here; run the same mixq quantize command again to resume it."
                 if (path / "job.json").exists()
-                else "Give the folder of a Hugging Face checkpoint, or one that mixq quantize made.",
+                else "Use the folder of a Hugging Face checkpoint, or one that mixq quantize wrote.",
             )
         raw = read_json_object(path / "config.json", CONFIG_LIMIT)
         config = ModelConfig.from_dict(raw)
@@ -95,7 +94,7 @@ class ModelFolder:
 
     @property
     def mapped(self) -> tuple[MappedShard, ...]:
-        """The mappings that tensors are views of."""
+        """The mappings of which tensors are views."""
         return self._shards.shards
 
     @property
@@ -113,25 +112,26 @@ class ModelFolder:
             return self._layout.tensor(name)
         module = name.removesuffix(".weight")
         if module.endswith(".gate") and module in self._layout.packed:
-            # Folders of transformers 4 with bitsandbytes have packed routers; a router is small, so it is unpacked.
+            # Folders written by transformers 4 with bitsandbytes have packed routers; a router is small, so it is
+            # unpacked.
             return self._layout.packed_linear(module).dequantize()
         raise KeyError(name)
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a Linear's weight [N, K] by the Linear's name: a view, or its packed tensors."""
+        """Return a linear layer's weight [N, K] by the linear layer's name: a view, or its packed tensors."""
         if module in self._layout.packed:
             return self._layout.packed_linear(module)
         return self.tensor(f"{module}.weight")
 
 
 def tokenizer_file(folder: Path) -> Path | None:
-    """Return the file that holds a folder's tokenizer: tokenizer.model, else tokenizer.json, else None."""
+    """Return a folder's tokenizer file: tokenizer.model, else tokenizer.json, else None."""
     found = (folder / name for name in TOKENIZERS if (folder / name).is_file())
     return next(found, None)
 
 
 def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:
-    """Return generation_config.json's end tokens, or config.json's where it names none."""
+    """Return generation_config.json's end tokens, or config.json's if it has none."""
     if named is None:
         return config.eos_token_ids
     listed = named if isinstance(named, list) else [named]

@@ -2,7 +2,7 @@
 
 Contract: the header is untrusted. Its length is bounded before it is read; names, dtypes, shapes and
 offsets are checked so that the tensors tile the file's data exactly: no duplicate, hole, overlap or trailing byte.
-Format: https://github.com/huggingface/safetensors#format. Values are not read, and no tensor is known by name.
+Format: https://github.com/huggingface/safetensors#format. Values are not read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_HEADER_BYTES = 8 << 20
 
 MAX_DIMENSIONS = 8
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
-"""What a tensor may be called. No path, control character or terminal escape is spelled with these."""
+"""Allowed names of tensors: they cannot contain paths, control characters or terminal escapes."""
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -43,12 +43,12 @@ DTYPES: dict[str, torch.dtype] = {
     "I64": torch.int64,
     "U64": torch.uint64,
 }
-"""By safetensors' name, in safetensors' own order: a file lists its tensors by falling dtype, then by name."""
+"""By safetensors' names, in safetensors' order: a file lists its tensors by descending dtype, then by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor lies: bytes `start` to `end` of the file, counted from the file's beginning."""
+    """The place of a tensor: bytes `start` to `end` of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class ShardHeader:
-    """The checked header of one safetensors file; `data_start` is where the first tensor's bytes begin."""
+    """The checked header of a safetensors file; `data_start` is the offset of the first tensor's bytes."""
 
     entries: dict[str, TensorEntry]
     metadata: dict[str, str]
@@ -74,13 +74,13 @@ def read_header(path: Path) -> ShardHeader:
     """Read and check the header of a safetensors file.
 
     Raises:
-        ModelFileError: not a safetensors file, a truncated one, or one that breaks a rule of the format.
+        ModelFileError: not a safetensors file, truncated, or a violation of the format.
     """
     shown = printable(path)
     size = regular_file_size(path)
     if size < 8:
         raise ModelFileError(
-            f"{shown} has {size} bytes; a safetensors file begins with 8 that say how long its header is."
+            f"{shown} has {size} bytes; a safetensors file starts with 8 bytes for the length of its header."
         )
     try:
         with path.open("rb") as file:
@@ -105,19 +105,21 @@ def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
     """Check a header that was read from a safetensors file; `what` names the file in messages.
 
     Raises:
-        ModelFileError: it breaks a rule of the format, or the file does not have the length that it describes.
+        ModelFileError: it violates the format, or the file does not have the length that it describes.
     """
     shown, data_start = printable(what), 8 + len(text)
     raw = parse_json_object(text, what)
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelFileError(f"{shown}: __metadata__ must hold text only.")
+        raise ModelFileError(f"{shown}: __metadata__ must contain only strings.")
     entries = {name: _entry(name, fields, shown, data_start) for name, fields in raw.items()}
     position = data_start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             problem = "overlaps another tensor" if entry.start < position else "leaves a hole before it"
-            raise ModelFileError(f"{shown}: tensor {name!r} {problem}; the file is damaged or made by hand.")
+            raise ModelFileError(
+                f"{shown}: tensor {name!r} {problem}; the file is damaged, or was not written by a safetensors library."
+            )
         position = entry.end
     if position > file_size:
         raise ModelFileError(
@@ -136,7 +138,7 @@ def _entry(name: str, fields: object, shown: str, data_start: int) -> TensorEntr
             f"{shown}: {printable(name)!r} is not a tensor name; letters, digits, '.', '_' and '-' are allowed."
         )
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ModelFileError(f"{shown}: tensor {name!r} must have dtype, shape and data_offsets, and nothing else.")
+        raise ModelFileError(f"{shown}: tensor {name!r} must have exactly the keys dtype, shape and data_offsets.")
     dtype = DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
     if dtype is None:
         raise ModelFileError(f"{shown}: tensor {name!r} has the unknown dtype {printable(repr(fields['dtype']))}.")

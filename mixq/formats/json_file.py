@@ -1,7 +1,7 @@
 """Strict JSON, from untrusted files and requests.
 
-Contract: `parse_json` refuses what Python's parser takes and JSON does not have. `read_json_object` bounds the size
-before anything is read, reads regular files only (no pipe, no device), and names the file in every `ModelFileError`.
+Contract: `parse_json` refuses what Python's parser accepts but JSON does not have. `read_json_object` checks the size
+before it reads, reads only regular files (no pipe, no device), and names the file in every `ModelFileError`.
 Values are checked by `mixq.errors.Fields`.
 """
 
@@ -25,19 +25,19 @@ def parse_json(text: bytes, max_depth: int | None = None) -> Any:
     """Return a JSON document, parsed more strictly than Python does.
 
     Args:
-        text: of any size; the caller bounds it.
-        max_depth: objects and lists within each other; None for as many as Python parses.
+        text: of any size; the caller limits it.
+        max_depth: most levels of nested objects and lists; None for Python's limit.
 
     Raises:
         ValueError: not UTF-8, not JSON, nested too deep, a key twice in one object, NaN, Infinity, or a number that a
-            float cannot hold. The message says where, and quotes nothing of the text but a key.
+            float cannot hold. The message has the place, and quotes only keys.
     """
     try:
         parsed = json.loads(
             text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: byte {error.start} begins no character") from None
+        raise ValueError(f"not UTF-8: byte {error.start} is not the start of a character") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
     except json.JSONDecodeError as error:
@@ -90,7 +90,7 @@ def parse_json_object(
 
     Args:
         what: names the text in messages.
-        error: makes the error to raise, of a message.
+        error: creates the error to raise from a message.
     """
     try:
         parsed = parse_json(text, max_depth)
@@ -102,21 +102,19 @@ def parse_json_object(
 
 
 def regular_file_size(path: Path) -> int:
-    """Return the size of a regular file; links are followed, since Hugging Face's cache is made of them.
+    """Return the size of a regular file; symlinks are followed, since Hugging Face's cache consists of them.
 
     Raises:
-        ModelFileError: there is no such file, or it is a folder, pipe or device.
+        ModelFileError: the file does not exist, or is a folder, pipe or device.
     """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         dangling = path.is_symlink()
-        raise ModelFileError(
-            f"{printable(path)} {'is a link to a file that is not there' if dangling else 'does not exist'}."
-        ) from None
+        raise ModelFileError(f"{printable(path)} {'is a broken symlink' if dangling else 'does not exist'}.") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ModelFileError(f"{printable(path)} is a link that leads in a circle.") from None
+            raise ModelFileError(f"{printable(path)} is a symlink loop.") from None
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{printable(path)} is not a regular file.")
@@ -127,12 +125,12 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
     Raises:
-        ModelFileError: there is no such file, it is larger, or it is not a regular file.
+        ModelFileError: the file does not exist, is larger, or is not a regular file.
         StorageError: it cannot be read.
     """
     size = regular_file_size(path)
     if size > limit:
-        raise ModelFileError(f"{printable(path)} has {size:,} bytes; a file of its kind has at most {limit:,}.")
+        raise ModelFileError(f"{printable(path)} has {size:,} bytes; such a file has at most {limit:,}.")
     try:
         with path.open("rb") as file:
             return file.read(limit)

@@ -1,8 +1,8 @@
-"""Where each parameter of a model lies among the stored tensors, and proof that all fit.
+"""Finds each parameter of a model among the stored tensors, and checks that all fit.
 
 Contract: `Layout` maps every parameter of the architecture to one stored tensor, to rows of a fused expert tensor, or
-to the tensors of a packed Linear, checks dtypes and shapes against config.json, and refuses tensors that are
-part of nothing. Values are not read, except `weight_shape` and nf4's state, which say how other bytes are to be read.
+to the tensors of a packed linear layer, checks dtypes and shapes against config.json, and refuses
+other tensors. Values are not read, except `weight_shape` and nf4's state, which describe other tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mixq.formats.stored import StoredTensors
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HARMLESS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
-"""Tensors of older checkpoints that are computed, not stored, today."""
+"""Tensors of older checkpoints that newer ones compute instead of storing them."""
 
 _EXPERT = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])")
 _ROUTER = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.gate")
@@ -32,7 +32,7 @@ _ROUTER = re.compile(r"(model\.layers\.\d+)\.block_sparse_moe\.gate")
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed Linear: its scheme, its shape [N, K] and the suffixes of its stored tensors."""
+    """A packed linear layer: its scheme, its shape [N, K] and the suffixes of its stored tensors."""
 
     scheme: Scheme
     shape: tuple[int, int]
@@ -41,21 +41,21 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Where an unquantized tensor lies: a stored tensor, or rows of a fused one (seen as a matrix of its last axis)."""
+    """The place of an unquantized tensor: a stored tensor, or rows of a fused one (as a matrix of its last axis)."""
 
     stored: str
     rows: tuple[int, int] | None = None
 
 
 class Layout:
-    """Finds, for each parameter of the architecture, the stored tensors that hold it, and checks them.
+    """Maps each parameter of the architecture to the stored tensors, and checks them.
 
     Attributes:
         plain: unquantized tensors, by parameter name.
-        packed: packed Linears, by module name.
+        packed: packed linear layers, by module name.
 
     Raises:
-        ModelFileError: a tensor that is missing, of another dtype or shape, or part of nothing.
+        ModelFileError: a tensor is missing, has another dtype or shape, or is not part of the model.
     """
 
     def __init__(self, config: ModelConfig, quantization: QuantizationConfig | None, shards: StoredTensors) -> None:
@@ -85,14 +85,14 @@ class Layout:
             )
 
     def tensor(self, name: str) -> Tensor:
-        """Return an unquantized tensor by its per-expert name; KeyError where there is none, or where it is packed."""
+        """Return an unquantized tensor by its per-expert name; KeyError if there is none, or if it is packed."""
         place = self.plain[name]
         if place.rows is None:
             return self.shards.tensor(place.stored)
         return self.shards.rows(place.stored, *place.rows)
 
     def packed_linear(self, module: str) -> PackedLinear:
-        """Return a packed Linear by its name; KeyError where there is none."""
+        """Return a packed linear layer by its name; KeyError where there is none."""
         packed = self.packed[module]
         table = None
         if packed.scheme.name == "nl4" and self.quantization is not None:
@@ -161,7 +161,8 @@ class Layout:
             return
         if not scheme.fits(shape):
             raise ModelFileError(
-                f"config.json packs {module} as {scheme}, but its {shape[1]} inputs are not a multiple of the group."
+                f"config.json packs {module} as {scheme}, but its {shape[1]} inputs are not a multiple of the group "
+                "size."
             )
         scale_dtype = torch.bfloat16
         if scheme.name in ("w4", "w8"):
@@ -174,7 +175,7 @@ class Layout:
             stored = self.shards.tensor(f"{module}.weight_shape").tolist()
             if stored != list(shape):
                 raise ModelFileError(
-                    f"{module}.weight_shape says {printable(stored)}; config.json asks for {list(shape)}."
+                    f"{module}.weight_shape says {printable(stored)}; by config.json it must be {list(shape)}."
                 )
         self.packed[module] = Packed(scheme, shape, tuple(specs))
 
@@ -191,7 +192,7 @@ class Layout:
             raise ModelFileError(f"{module}: {error.message}", hint=error.hint) from None
         if state.shape != shape:
             raise ModelFileError(
-                f"{module}: the nf4 state says {list(state.shape)}; config.json asks for {list(shape)}."
+                f"{module}: the nf4 state says {list(state.shape)}; by config.json it must be {list(shape)}."
             )
         own = self.quantization is not None and self.quantization.method == "mixq"
         if own and state.blocksize != scheme.group_size:

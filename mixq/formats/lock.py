@@ -1,7 +1,7 @@
-"""One job per folder: a lock that the operating system drops when its process dies.
+"""One job per folder: a lock that the operating system releases when its process dies.
 
-Contract: `TargetLock` holds `job.lock` in the folder while its block runs and removes it afterwards; a second one is
-refused. A lock file left behind by a killed process locks nothing.
+Contract: `TargetLock` locks `job.lock` in the folder while its block runs, and removes the file afterwards; a second
+lock is refused. A file left by a killed process does not lock the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_NAME = "job.lock"
 
 
 def _try_lock(handle: int) -> bool:
-    """Take the file's lock for this process, without waiting; return whether it was free."""
+    """Lock the file for this process, without waiting; return whether it was free."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -53,7 +53,7 @@ class TargetLock:
                 raise storage_error(self.path, error) from error
             try:
                 locked = _try_lock(handle)
-            except OSError as error:  # a file system without locks
+            except OSError as error:  # the file system has no locks
                 os.close(handle)
                 raise storage_error(self.path, error) from error
             if not locked:
@@ -74,7 +74,8 @@ class TargetLock:
             return False
 
     def __exit__(self, *error: object) -> None:
-        if sys.platform == "win32":  # Windows removes no open file; one that another job has opened by then stays
+        # Windows does not remove open files; one that another job has opened meanwhile stays
+        if sys.platform == "win32":
             os.close(self._handle)
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -84,7 +85,7 @@ class TargetLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process works on a folder; asking leaves no trace there."""
+    """Return whether a process is working on a folder, without changing the folder."""
     try:
         handle = os.open(folder / FILE_NAME, os.O_RDWR)
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""mixq.json: what a folder of this project holds, where it came from, and the sha256 of every file.
+"""mixq.json: the contents of a folder written by mixq, its source, and the sha256 of every file.
 
-Contract: it is written last, when every file that it names is complete. Its last key is the sha256 of everything before
-it, which detects a changed bit in mixq.json itself. Reading checks that sum and the types; `mixq verify` compares the
-files with their sums.
+Contract: it is written last, when every file that it names is complete. Its last key is the sha256 of all before it,
+which detects changes of mixq.json. Reading checks this sum and the types; `mixq verify` checks the sums of the files.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ class Manifest:
     """The content of mixq.json.
 
     Attributes:
-        source: what the folder was made from, such as its name and fingerprint.
-        settings: format, mix and whatever else decided the bytes.
+        source: the source's name, fingerprint and so on.
+        settings: format, mix and everything else that determines the bytes.
         shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file.
-        errors: relative squared error by Linear name.
-        group_errors: the same as a mean over groups; empty in a folder of mixq before it was stored.
+        errors: relative squared error by layer name.
+        group_errors: the same as a mean over groups; empty in folders that do not have it.
         sizes: part, scheme, tensors, weights and nbytes of each part.
-        few_tokens: experts that saw few tokens of a calibration text, and how many.
+        few_tokens: experts that received few tokens of the calibration text, and how many.
     """
 
     source: Mapping[str, Any]
@@ -50,7 +49,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
-        """Write mixq.json into the folder, whole or not at all."""
+        """Write mixq.json into the folder, atomically."""
         atomic_write_bytes(folder / FILE_NAME, self.to_bytes())
 
     def to_bytes(self) -> bytes:
@@ -68,8 +67,8 @@ class Manifest:
         own = raw.pop("sha256", None)
         if own is not None and own != _sum(raw):
             raise ModelFileError(
-                f"{FILE_NAME} was changed: its content does not have the sha256 that it names.",
-                hint="Copy the file again, or quantize again into an empty folder.",
+                f"{FILE_NAME} was changed: its sha256 does not match its content.",
+                hint="Copy the file again, or quantize into an empty folder.",
             )
         for key, empty in (("group_errors", {}), ("few_tokens", {}), ("sizes", [])):
             raw.setdefault(key, empty)
@@ -82,7 +81,7 @@ class Manifest:
                 if not _NAME.fullmatch(name) or name in (".", "..") or not isinstance(digest, str):
                     raise ModelFileError(f"{FILE_NAME}: {printable(repr(name))} in {key} is not the name of a file.")
                 if not _SHA256.fullmatch(digest):
-                    raise ModelFileError(f"{FILE_NAME}: the sha256 of {printable(name)} is not one.")
+                    raise ModelFileError(f"{FILE_NAME}: the sha256 of {printable(name)} must be 64 hex digits.")
         for errors in (checked.object("errors"), checked.object("group_errors")):
             for name in errors.values:
                 errors.number(name)

@@ -1,11 +1,11 @@
-"""A safetensors file mapped into memory: tensors are views, nothing is read before it is used.
+"""A safetensors file mapped into memory: tensors are views, and bytes are read when they are used.
 
 Contract: `MappedShard.tensor` returns a view of the mapping, which lives as long as any of its tensors. The mapping is
-private: writing into a tensor never reaches the file. A file that shrinks while mapped kills the process (SIGBUS), as
-with every mapping; shards are therefore only ever replaced by rename.
+private: writing to a tensor does not change the file. If a mapped file shrinks, the process is killed (SIGBUS), as with
+every mapping; shards are therefore replaced only by rename.
 
-The system decides which pages are in memory and takes advice: `ask`, `read_in`, `advise_away` and `resident` take byte
-ranges of the file, work on Linux only (`why_no_advice`), release the interpreter's lock, and change no content.
+The system decides which pages are in memory, but accepts advice: `ask`, `read_in`, `advise_away` and `resident` take
+byte ranges of the file, work only on Linux (`why_no_advice`), release the interpreter's lock, and change no content.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mixq.errors import StorageError, printable
 from mixq.formats.header import ShardHeader, read_header
 
 PAGE = mmap.PAGESIZE
-_WILLNEED, _DONTNEED, _POPULATE_READ = 3, 4, 22  # Linux; the mmap module of Python 3.11 does not know the last
+_WILLNEED, _DONTNEED, _POPULATE_READ = 3, 4, 22  # Linux; the mmap module of Python 3.11 does not have the last
 _SCRATCH = 1 << 20
 _USUAL_READ_AHEAD = 128 << 10
 _ASKED_AT_ONCE = 512 << 10
-"""Bytes; of more in one call the kernel reads only the device's read-ahead, or its largest request."""
+"""Most bytes per call: of more, the kernel reads only the device's read-ahead, or its largest request."""
 
 
 def why_no_advice() -> str | None:
-    """Return why pages cannot be read in and advised away on this system; None where they can."""
+    """Return why pages cannot be read in and advised away on this system; None if they can."""
     return None if _libc() is not None else f"{sys.platform} does not report which pages of a file are in memory"
 
 
@@ -58,9 +58,9 @@ class MappedShard:
             raise StorageError(f"{printable(path)} cannot be mapped: {printable(error)}.") from error
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its exact name; KeyError where the header has none.
+        """Return a tensor by its exact name; KeyError if the header does not have it.
 
-        Data that are not aligned to their dtype (a foreign file may have such) are copied.
+        Data that is not aligned to its dtype (possible in files of other programs) is copied.
         """
         entry = self.header.entries[name]
         if entry.nbytes == 0:
@@ -73,12 +73,12 @@ class MappedShard:
 
     @property
     def address(self) -> int:
-        """Where the file's first byte lies in memory."""
+        """The address of the file's first byte."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     @functools.cached_property
     def read_ahead(self) -> int:
-        """Bytes that the device reads around a fault, and ahead of a stream of them."""
+        """Bytes that the device reads around a page fault, and ahead of a sequence of them."""
         try:
             device = self.path.stat().st_dev
             text = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()
@@ -92,7 +92,7 @@ class MappedShard:
             _call("madvise", self.address + part, min(_ASKED_AT_ONCE, end - part), _WILLNEED)
 
     def read_in(self, start: int, end: int) -> None:
-        """Read bytes start to end of the file into memory, and return when they are there.
+        """Read bytes start to end of the file into memory, and return when this is done.
 
         Pages that `ask` has not requested are read by faults, which also read the device's read-ahead on both sides.
 
@@ -117,14 +117,15 @@ class MappedShard:
                 start += count
 
     def advise_away(self, start: int, end: int) -> int:
-        """Drop the pages that lie in full between bytes start and end from memory; return their bytes.
+        """Release the whole pages between bytes start and end from memory; return their bytes.
 
-        They are read from the file again at their next use; what was written into them is lost.
+        They are read from the file again when they are used next; changes to them are lost.
         """
         start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
         if start >= end:
             return 0
-        _call("madvise", self.address + start, end - start, _DONTNEED)  # out of the mapping, else the cache keeps them
+        # out of the mapping first, else the page cache keeps them
+        _call("madvise", self.address + start, end - start, _DONTNEED)
         if sys.platform == "linux":
             with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)

@@ -1,10 +1,10 @@
-"""Which scheme each tensor gets: a format's default mix, changed by `--group`, `--mix` and `--recipe`.
+"""The scheme of each layer: a format's default mix, changed by `--group`, `--mix` and `--recipe`.
 
-Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every Linear (None: it stays as it is, in
-bfloat16), the `quantization_config` that says so, and a note wherever the requested scheme does not fit
-a shape. mixq/README.md explains the default mixes; the limits of compressed-tensors folders (w4, w8) are those of vLLM,
-SGLang and transformers. Weights are not read.
-"""
+Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every linear layer (None: it stays in
+bfloat16),
+the `quantization_config` for config.json, and a note wherever the requested scheme does not fit a shape.
+mixq/README.md explains the default mixes; the limits of compressed-tensors folders (w4, w8) are those of vLLM, SGLang
+and transformers. Weights are not read."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mixq.formats.scheme import DEFAULT_GROUP_SIZE, Scheme
 
 FORMATS = ("nl4", "w4", "w8", "nf4")
 COMPRESSED_TENSORS = ("w4", "w8")
-"""Formats whose folder other engines open; the others are mixq's own."""
+"""Formats that other engines open; the others are only for mixq."""
 
 ATTENTION = ("q", "k", "v", "o")
 NAMES = ("experts", "attention", *ATTENTION, "lm_head", "embedding")
-"""What `--mix` can name. `experts` is the feed-forward block of a dense model too."""
+"""The names in `--mix`. In a dense model, `experts` is the feed-forward block."""
 
 ALL_NL4 = "all-nl4"
 
@@ -44,10 +44,10 @@ class Mix:
     Attributes:
         format: the requested format.
         requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were considered.
-        schemes: scheme by kind of Linear (see `kind_of`); None stays in bfloat16.
-        quantization: what config.json says of it; None where nothing is quantized.
-        notes: what does not fit and what is done instead, a sentence each.
-        recipe: what holds for single Linears before `schemes`.
+        schemes: scheme by kind of linear layer (see `kind_of`); None stays in bfloat16.
+        quantization: for config.json; None if nothing is quantized.
+        notes: what does not fit and what is done instead, one sentence each.
+        recipe: schemes of single linear layers; they take precedence over `schemes`.
     """
 
     format: str
@@ -69,16 +69,16 @@ class Mix:
         kept: Mapping[str, Scheme] | None = None,
         recipe: Mapping[str, Scheme | None] | None = None,
     ) -> Mix:
-        """Decide the scheme of every Linear.
+        """Decide the scheme of every linear layer.
 
         Args:
             format: one of `FORMATS`.
-            group: group size of every Linear packed with the format's own scheme, unless `mix` names one.
-            mix: `all-nl4`, or NAME=SCHEME pairs such as `experts=nl4:64,o=w8,lm_head=bf16`, later ones winning.
+            group: group size of every linear layer packed with the format's own scheme, unless `mix` names one.
+            mix: `all-nl4`, or NAME=SCHEME pairs such as `experts=nl4:64,o=w8,lm_head=bf16`; later ones override earlier
+                ones.
             table: the code values of nl4.
-            kept: scheme by kind of Linear that the source has already and that is taken over, before anything but the
-                recipe.
-            recipe: {regex over whole Linear names: scheme, or None to leave as it is}; the first match decides.
+            kept: scheme by kind of linear layer that is copied from the source; only the recipe takes precedence.
+            recipe: {regex over whole layer names: scheme, or None for unquantized}; the first match applies.
 
         Raises:
             UsageError: an unknown format, name, scheme or group, a mix that the format's folder cannot hold, or a
@@ -86,7 +86,8 @@ class Mix:
         """
         if format not in FORMATS:
             raise UsageError(
-                f"unknown format {printable(format)!r}; there are {', '.join(FORMATS)}." + did_you_mean(format, FORMATS)
+                f"unknown format {printable(format)!r}; choose from {', '.join(FORMATS)}."
+                + did_you_mean(format, FORMATS)
             )
         requested = _default(format, group)
         if mix is not None:
@@ -99,9 +100,10 @@ class Mix:
             _check_compressed_tensors(requested, format)
             if recipe:
                 raise UsageError(
-                    f"--recipe does not go with --format {format}: the engines that open such a folder load one scheme "
+                    f"--recipe cannot be combined with --format {format}: the engines that open such a folder load "
+                    "one scheme "
                     "for all experts, and one for q, k and v.",
-                    hint="Use --format nl4, and name the schemes in the recipe.",
+                    hint="Use --format nl4, and set the schemes in the recipe.",
                 )
 
         schemes: dict[str, Scheme | None] = {}
@@ -117,7 +119,7 @@ class Mix:
                     if lost:
                         one = "stays unquantized" if len(kinds) == 1 else f"has one scheme for {' and '.join(kinds)}"
                         what = f"a {format} folder {one}" if len(kinds) > 1 else f"in a {format} folder it {one}"
-                        note = f"{' and '.join(lost)}: not kept as the source has it; {what}."
+                        note = f"{' and '.join(lost)}: cannot be kept as in the source; {what}."
             schemes |= dict.fromkeys(kinds, scheme)
             notes += [note] if note else []
         if format in COMPRESSED_TENSORS:
@@ -126,13 +128,11 @@ class Mix:
         else:
             patterns = _patterns(schemes)
             resolved = resolve_recipe(config, recipe or {}, MAX_PATTERNS - len(patterns))
-            # The recipe's patterns come first; a pattern that both have gets the recipe's scheme.
+            # The recipe's patterns come first; if both have a pattern, the recipe's scheme applies.
             quantization = QuantizationConfig.mixq({**resolved.patterns, **patterns, **resolved.patterns}, table)
         found = cls(format, requested, schemes, quantization, (*notes, *resolved.notes), resolved)
         if not any(found.scheme_of(parameter) for parameter in parameters(config)):
-            raise UsageError(
-                f"nothing of this model would be quantized with format {format}." + " ".join(["", *found.notes])
-            )
+            raise UsageError(f"format {format} would quantize nothing of this model." + " ".join(["", *found.notes]))
         unlike = note_of_unlike_experts(config, found.scheme_of) if resolved.linears else None
         return replace(found, notes=(*found.notes, unlike)) if unlike else found
 
@@ -142,21 +142,21 @@ class Mix:
         return cls(AS_IT_IS, {}, {}, None, ())
 
     def scheme_of(self, parameter: Parameter) -> Scheme | None:
-        """Return the scheme of one tensor, or None where it stays in bfloat16."""
+        """Return the scheme of one tensor; None if it stays in bfloat16."""
         if parameter.module in self.recipe.linears:
             return self.recipe.linears[parameter.module]
         return self.schemes.get(kind_of(parameter)) if parameter.quantizable else None
 
     def as_dict(self) -> dict[str, str]:
-        """Return {kind of Linear: scheme}, and the recipe's patterns in order, for job.json and reports."""
+        """Return {kind of linear layer: scheme}, and the recipe's patterns in order, for job.json and reports."""
         found = {kind: str(scheme or AS_IT_IS) for kind, scheme in self.schemes.items()}
-        if self.recipe.patterns:  # in one text: two objects are equal whatever the order of their keys
+        if self.recipe.patterns:  # as one text: comparing objects would ignore the order of their keys
             found["recipe"] = "; ".join(f"{p} = {scheme or AS_IT_IS}" for p, scheme in self.recipe.patterns.items())
         return found
 
 
 def kind_of(parameter: Parameter) -> str:
-    """Return which Linear this is within its layer: `w1`, `gate_proj`, `q`, `lm_head` and so on."""
+    """Return which linear layer this is within its layer: `w1`, `gate_proj`, `q`, `lm_head` and so on."""
     return parameter.module.rsplit(".", 1)[-1] if parameter.role in ("expert", "mlp") else parameter.role
 
 
@@ -186,10 +186,11 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
                 hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,{'lm_head=bf16'}.",
             )
         if name in ("router", "gate", "norm"):
-            raise UsageError(f"{name} is never quantized: a wrong expert costs more quality than its few bytes save.")
+            raise UsageError(f"{name} is never quantized: it has few bytes, and errors in it select wrong experts.")
         if name not in NAMES:
             raise UsageError(
-                f"unknown name {printable(name)!r} in --mix; there are {', '.join(NAMES)}." + did_you_mean(name, NAMES)
+                f"unknown name {printable(name)!r} in --mix; choose from {', '.join(NAMES)}."
+                + did_you_mean(name, NAMES)
             )
         scheme = None if text == AS_IT_IS else Scheme.parse(text)
         if scheme is not None and group is not None and text == format:
@@ -203,26 +204,27 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
 
 
 def _check_compressed_tensors(requested: Mapping[str, Scheme | None], format: str) -> None:
-    """Refuse what the engines that open such a folder do not load (or, worse, load wrongly)."""
+    """Refuse what other engines cannot load, or load wrongly without an error."""
     for part, scheme in requested.items():
         if scheme is not None and scheme.name not in COMPRESSED_TENSORS:
             raise UsageError(
-                f"{part}={scheme} does not fit --format {format}: a compressed-tensors folder holds w4 and w8 only.",
-                hint="Use --format nl4 and name the schemes in --mix.",
+                f"{part}={scheme} cannot be combined with --format {format}: a compressed-tensors folder has only "
+                "w4 and w8.",
+                hint="Use --format nl4 and set the schemes in --mix.",
             )
     if requested["lm_head"] is not None:
         raise UsageError(
-            f"lm_head stays in bf16 in a {format} folder: SGLang would load a packed one silently wrong.",
+            f"lm_head must stay bf16 in a {format} folder: SGLang would load a packed one wrongly, without an error.",
             hint="Use --format nl4 to quantize it.",
         )
     if len({requested[part] for part in ("q", "k", "v")}) > 1:
-        raise UsageError(f"q, k and v must have one scheme in a {format} folder: vLLM runs them as one matrix.")
+        raise UsageError(f"q, k and v must have the same scheme in a {format} folder: vLLM joins them to one matrix.")
 
 
 def _units(config: ModelConfig, *, joined: bool) -> list[tuple[tuple[str, ...], str, set[int]]]:
-    """Return (kinds, part, numbers of inputs K) of what must get one scheme.
+    """Return (kinds, part, numbers of inputs K) of the layers that must have the same scheme.
 
-    In a compressed-tensors folder that is all of a part's matrices (`joined`), else each kind for itself.
+    In a compressed-tensors folder these are all matrices of a part (`joined`), else those of one kind.
     """
     linears = {kind_of(parameter): parameter for parameter in parameters(config) if parameter.quantizable}
     inputs = {kind: linear.shape[1] for kind, linear in linears.items()}
@@ -245,7 +247,7 @@ def _by_scheme(schemes: Mapping[str, Scheme | None], kinds: Sequence[str]) -> di
 
 
 def _patterns(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
-    """Return mixq's {regex over whole Linear names: scheme}."""
+    """Return mixq's {regex over whole layer names: scheme}."""
     patterns: dict[str, Scheme] = {}
     for kinds, before, after in (
         (("w1", "w2", "w3"), r".*\.block_sparse_moe\.experts\..*\.", ""),

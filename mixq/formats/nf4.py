@@ -1,7 +1,7 @@
-"""nf4: bitsandbytes' own tensors, as transformers writes them.
+"""nf4: bitsandbytes' tensors, as transformers writes them.
 
 Contract: W.flat[i] = quant_map[code[i]] * absmax[i // blocksize], blocks running over the flattened [N, K]. Tensors of
-a Linear: `weight` u8 [N*K/2, 1] (the even weight in the HIGH half; or the same bytes stored as another dtype,
+a linear layer: `weight` u8 [N*K/2, 1] (the even weight in the HIGH half; or the same bytes stored as another dtype,
 bitsandbytes' quant_storage), `weight.absmax` f32 [blocks], `weight.quant_map` f32 [16] and
 `weight.quant_state.bitsandbytes__nf4`, JSON as u8. Nested absmax, read only: `weight.absmax` u8 [blocks] with
 `weight.nested_absmax` f32 and `weight.nested_quant_map` f32 [256]; absmax = nested_quant_map[u8] *
@@ -38,7 +38,7 @@ QUANT_MAP: tuple[float, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What bitsandbytes keeps as JSON beside the codes; the nested fields are 0 where absmax is plain."""
+    """The state that bitsandbytes stores as JSON; the nested fields are 0 if absmax is not nested."""
 
     shape: tuple[int, int]
     blocksize: int
@@ -81,7 +81,7 @@ class State:
 
 
 def specs(shape: tuple[int, int], blocksize: int, dtype: torch.dtype) -> Specs:
-    """Return dtype and shape of each tensor of a Linear [N, K] as written here: plain absmax."""
+    """Return dtype and shape of each tensor of a linear layer [N, K] as written here: plain absmax."""
     state = State(shape, blocksize, dtype)
     return {
         "weight": (torch.uint8, (-(-shape[0] * shape[1] // 2), 1)),
@@ -92,14 +92,14 @@ def specs(shape: tuple[int, int], blocksize: int, dtype: torch.dtype) -> Specs:
 
 
 def read_state(tensors: Mapping[str, Tensor]) -> State:
-    """Return the checked state of a Linear's tensors, and check that the other tensors fit it.
+    """Return the checked state of a linear layer's tensors, and check that the other tensors fit it.
 
     Raises:
-        ModelFileError: a tensor that is missing, or of another size or dtype than the state asks for.
+        ModelFileError: a tensor is missing, or does not have the size or dtype of the state.
     """
     blob = tensors.get(STATE)
     if blob is None or blob.dtype != torch.uint8 or blob.ndim != 1 or not 2 <= blob.numel() <= MAX_STATE_BYTES:
-        raise ModelFileError(f"nf4: {STATE} is missing, or not up to {MAX_STATE_BYTES} bytes.")
+        raise ModelFileError(f"nf4: {STATE} is missing, or larger than {MAX_STATE_BYTES} bytes.")
     state = State.from_json(bytes(blob.tolist()))
     wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"weight.quant_map": (torch.float32, (16,))}
     wanted["weight.absmax"] = (torch.uint8 if state.nested else torch.float32, (state.blocks,))
@@ -114,17 +114,17 @@ def read_state(tensors: Mapping[str, Tensor]) -> State:
     weight = tensors.get("weight")
     if weight is None or weight.nbytes != math.ceil(state.shape[0] * state.shape[1] / 2):
         found = "missing" if weight is None else f"{weight.nbytes} bytes"
-        raise ModelFileError(f"nf4: weight is {found}; shape {list(state.shape)} asks for half a byte a weight.")
+        raise ModelFileError(f"nf4: weight is {found}; shape {list(state.shape)} requires half a byte per weight.")
     return state
 
 
 def absmax(tensors: Mapping[str, Tensor], state: State) -> Tensor:
-    """Return the block maxima as float32 [blocks], un-nested where they are nested."""
+    """Return the block maxima as float32 [blocks], dequantized if they are nested."""
     stored = tensors["weight.absmax"]
     if not state.nested:
         return stored
     outer = tensors["weight.nested_absmax"].repeat_interleave(state.nested_blocksize)[: stored.numel()]
-    # Twice rounded, as bitsandbytes has it: first the product, then the sum.
+    # Rounded twice, as in bitsandbytes: after the product and after the sum.
     return tensors["weight.nested_quant_map"][stored.to(torch.int32)] * outer + state.nested_offset
 
 

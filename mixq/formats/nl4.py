@@ -1,12 +1,11 @@
-"""nl4: 4-bit codes into a table of 16 int8 values, int8 group scales, one float32 scale a row.
+"""nl4: 4-bit indices into a table of 16 int8 values, int8 group scales, a float32 scale per row.
 
-Contract: W[n, k] = table[code[n, k]] * scale[n, k // g] * row_scale[n]. The tensors of a Linear
+Contract: W[n, k] = table[code[n, k]] * scale[n, k // g] * row_scale[n]. The tensors of a linear layer
 [N out, K in] are `weight_codes` u8 [N, K/2], `weight_scale` i8 [N, K/g] and `weight_row_scale` f32 [N]; the
-table is data of the folder (config.json). How codes and scales are chosen is not known here.
+table is in the folder's config.json. `quantize` chooses codes and scales.
 
-Nibbles, which `int_groups` has too: byte j of a row holds code 2j in its low half and code 2j+1 in its high half, so a
-kernel splits the activations once into even and odd halves and never shuffles weights. (`nf4` has the halves the other
-way round.)
+Nibbles, also in `int_groups`: byte j of a row holds code 2j in its low half and code 2j+1 in its high half. Kernels
+split the activations once into even and odd ones and need not reorder weights. (In `nf4` the halves are swapped.)
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from mixq.errors import is_integer
 
 DEFAULT_TABLE: tuple[int, ...] = (-123, -92, -71, -54, -39, -26, -14, -3, 9, 20, 33, 46, 61, 78, 100, 127)
-"""Found by minimising the squared error of scale search on Gaussian weights."""
+"""Found by minimizing the squared error of the scale search on Gaussian weights."""
 
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -53,7 +52,7 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 def look_up_nibbles(packed: Tensor, table: Tensor) -> Tensor:
     """Return table[code] as int8 [N, K] for packed uint8 [N, K/2] and a table int8 [16].
 
-    One look-up a byte, in a table of 256 pairs: four times as fast in torch as one a code.
+    One look-up per byte, in a table of 256 pairs, is four times as fast in torch as one per code.
     """
     pairs = torch.stack((table.repeat(16), table.repeat_interleave(16)), dim=-1).view(torch.int16)[:, 0]  # [256]
     return pairs.index_select(0, packed.flatten().int()).view(torch.int8).view(packed.shape[0], -1)
@@ -67,7 +66,7 @@ def table_tensor(table: Sequence[int] = DEFAULT_TABLE) -> Tensor:
 
 
 def specs(shape: tuple[int, int], group_size: int) -> Specs:
-    """Return dtype and shape of each tensor of a Linear [N, K]."""
+    """Return dtype and shape of each tensor of a linear layer [N, K]."""
     N, K = shape
     return {
         "weight_codes": (torch.uint8, (N, K // 2)),

@@ -1,9 +1,9 @@
 """Reads numpy's zip of arrays (.npz) from an untrusted file; writes one in memory.
 
-Contract: the caller says which arrays there must be, of which type and how many axes, and how large they may be
-together. The zip's directory is bounded before it is read; what members declare is checked before anything is
-allocated; then exactly the declared bytes are read, and their checksums compared. Arrays are plain numbers in numpy's
-format 1.0, in C order, as `np.savez` and `np.savez_compressed` write them: never objects, so never a pickle.
+Contract: the caller lists the arrays with their type and number of axes, and limits their total size. The size of the
+zip's directory is checked before it is read, and the declared sizes before memory is allocated; then exactly the
+declared bytes are read, and their checksums compared. Arrays are plain numbers in numpy's format 1.0, in C order, as
+`np.savez` and `np.savez_compressed` write them: never objects, so never a pickle.
 
 `np.load(allow_pickle=False)` refuses pickles too, but it reads a zip directory of any size, allocates what a header
 declares before it reads, and evaluates the header as a Python literal; a hostile file can exhaust the memory.
@@ -27,7 +27,7 @@ from mixq.errors import ModelFileError, StorageError, printable
 from mixq.formats.json_file import regular_file_size
 
 Kinds = Mapping[str, tuple[str, int]]
-"""Of each array its type as numpy writes it (`|u1`, `<f4`) and how many axes it has."""
+"""The type of each array in numpy's notation (`|u1`, `<f4`) and its number of axes."""
 
 MOST_TEXT = 8 << 20
 """Most bytes of an array named `header`: parsed as JSON it takes many times as much memory."""
@@ -39,17 +39,18 @@ _HEADER = re.compile(
 _LONGEST_HEADER = 512
 _DIRECTORY = 4096  # bytes
 _SHRINKS = 1040
-"""How many times smaller deflate makes data at most: 1032 by its format (RFC 1951: 258 bytes from two bits), and
-what it adds at the ends."""
+"""Largest compression ratio of deflate: 1032 by its format (RFC 1951: 258 bytes from two bits), with some margin for
+the
+ends."""
 
 
 def is_zip(beginning: bytes) -> bool:
-    """Return whether a file that begins so is a zip."""
+    """Return whether a file with this beginning is a zip."""
     return beginning[:2] == b"PK"
 
 
 def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file that holds these and nothing else.
+    """Return the arrays of a file that has exactly these.
 
     Args:
         most_bytes: of the file, and of its arrays together.
@@ -60,7 +61,7 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
     """
     size = regular_file_size(path)
     if size > most_bytes:
-        raise ModelFileError(f"{printable(path)} has {size:,} bytes; a file of its kind has at most {most_bytes:,}.")
+        raise ModelFileError(f"{printable(path)} has {size:,} bytes; such a file has at most {most_bytes:,}.")
     try:
         with path.open("rb") as file:
             _check_ends(file, size, len(kinds))
@@ -68,7 +69,7 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
                 members = _members(archive, kinds, most_bytes)
                 return {name: _array(archive, members[name], *kind) for name, kind in kinds.items()}
     except _Bad as error:
-        raise ModelFileError(f"{printable(path)} is not a file of mixq's arrays: {error}.") from error
+        raise ModelFileError(f"{printable(path)} is not an array file of mixq: {error}.") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:  # what zipfile raises
         raise ModelFileError(f"{printable(path)} is damaged: {printable(error)}.") from error
     except OSError as error:
@@ -76,7 +77,7 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
 
 
 def packed(arrays: Mapping[str, NDArray[Any]], kinds: Kinds) -> bytes:
-    """Return the bytes of a compressed .npz of arrays, each turned into its type."""
+    """Return the bytes of a compressed .npz with these arrays, each converted to its type."""
     content = io.BytesIO()
     typed: dict[str, Any] = {
         name: np.ascontiguousarray(arrays[name], dtype=dtype) for name, (dtype, _) in kinds.items()
@@ -86,26 +87,26 @@ def packed(arrays: Mapping[str, NDArray[Any]], kinds: Kinds) -> bytes:
 
 
 class _Bad(Exception):
-    """The reason of a refusal, for the message."""
+    """The reason for a refusal, for the message."""
 
 
 def _check_ends(file: io.BufferedReader, size: int, members: int) -> None:
-    """Refuse a file without a small zip's end, before `zipfile` reads a directory of any size into memory.
+    """Refuse a file without the end of a small zip, before `zipfile` reads a directory of any size into memory.
 
     The end record must have no comment (zip's APPNOTE 4.3.16) and no zip64 record before it.
     """
     if file.read(4) != b"PK\x03\x04":
-        raise _Bad("it does not begin as a zip does")
+        raise _Bad("it does not start like a zip file")
     file.seek(max(0, size - 42))
     tail = file.read(42)
     end = tail[-22:]
     if len(tail) < 42 or end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
-        raise _Bad("its end is missing, or not that of a plain zip")
+        raise _Bad("its end is missing, or is not that of a plain zip file")
     if tail[:4] == b"PK\x06\x07":
-        raise _Bad("it is a zip of the large kind (zip64)")
+        raise _Bad("it is a zip64 file")
     count, nbytes = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if count != members or nbytes > _DIRECTORY:
-        raise _Bad(f"it has {count} members in a directory of {nbytes:,} bytes, where {members} arrays should be")
+        raise _Bad(f"it has {count} members in a directory of {nbytes:,} bytes; {members} arrays are expected")
 
 
 def _members(archive: zipfile.ZipFile, kinds: Kinds, most_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -118,7 +119,7 @@ def _members(archive: zipfile.ZipFile, kinds: Kinds, most_bytes: int) -> dict[st
         if info.flag_bits & 1:
             raise _Bad(f"{name} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _Bad(f"{name} is compressed in a way that numpy does not write")
+            raise _Bad(f"{name} has a compression that numpy does not write")
         if info.file_size > info.compress_size * _SHRINKS + _LONGEST_HEADER:
             raise _Bad(f"{name} declares {info.file_size:,} bytes, more than its {info.compress_size:,} can hold")
     if "header" in found and found["header"].file_size > MOST_TEXT:
@@ -149,7 +150,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: str, axes: in
             raise _Bad(f"{name} has {info.file_size:,} bytes, which is not what shape {shape} takes")
         content = file.read(nbytes)
         if len(content) != nbytes or file.read(1):
-            raise _Bad(f"{name} ends too soon")
+            raise _Bad(f"{name} is truncated")
     if dtype == "|b1" and content.strip(b"\0\1"):
         raise _Bad(f"{name} has values other than true and false")
     return np.frombuffer(content, dtype=dtype).reshape(shape)

@@ -1,7 +1,7 @@
-"""A quantized Linear: its scheme, its shape and its tensors as they lie on disk.
+"""A quantized linear layer: its scheme, its shape and its tensors as stored.
 
-Contract: `PackedLinear` holds views of the folder's bytes and nothing repacked; `tensor_specs` says, in one place,
-which tensors a scheme has and how large they are. Nothing here computes a product or chooses a code.
+Contract: `PackedLinear` holds views of the folder's bytes, not repacked; `tensor_specs` defines the tensors of each
+scheme and their sizes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from mixq.formats.scheme import Scheme
 
 
 def tensor_specs(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtype = torch.bfloat16) -> Specs:
-    """Return {suffix: (dtype, shape)} of a Linear [N, K] in this scheme; a suffix follows the Linear's name and a dot.
+    """Return {suffix: (dtype, shape)} of a linear layer [N, K] in this scheme; a suffix follows the linear layer's name
+    and a dot.
 
-    `scale_dtype` is that of w4's and w8's scales, and what nf4 notes as the dtype to dequantize to.
+    `scale_dtype` is the dtype of w4's and w8's scales; for nf4, the dtype of dequantized weights.
     """
     if not scheme.fits(shape):
         raise ValueError(f"{scheme} needs K to be a multiple of {scheme.group_size}; the shape is {list(shape)}")
@@ -33,12 +34,12 @@ def tensor_specs(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtyp
 
 
 def packed_bytes(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtype = torch.bfloat16) -> int:
-    """Return the exact bytes of a Linear [N, K] in this scheme."""
+    """Return the exact bytes of a linear layer [N, K] in this scheme."""
     return sum(dtype.itemsize * prod(size) for dtype, size in tensor_specs(scheme, shape, scale_dtype).values())
 
 
 def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
-    """Return the bits a weight takes in this scheme, scales and all."""
+    """Return the bits per weight in this scheme, scales included."""
     return packed_bytes(scheme, shape) * 8 / prod(shape)
 
 
@@ -59,7 +60,7 @@ class PackedLinear:
     def __post_init__(self) -> None:
         if (self.table is not None) != (self.scheme.name == "nl4"):
             raise ValueError("nl4, and only nl4, has a table")
-        if self.scheme.name == "nf4":  # comes in several forms: plain, nested, stored as another dtype
+        if self.scheme.name == "nf4":  # has several layouts: plain, nested, stored as another dtype
             state = nf4.read_state(self.tensors)
             if state.shape != self.shape or state.blocksize != self.scheme.group_size:
                 raise ValueError(f"the quant_state says {list(state.shape)}, blocks of {state.blocksize}")
@@ -69,7 +70,7 @@ class PackedLinear:
             tensor = self.tensors[suffix]
             if tensor.dtype != dtype or tuple(tensor.shape) != size:
                 raise ValueError(
-                    f"{suffix} is {tensor.dtype} {list(tensor.shape)}; {self.scheme} asks for {dtype} {list(size)}"
+                    f"{suffix} is {tensor.dtype} {list(tensor.shape)}; {self.scheme} requires {dtype} {list(size)}"
                 )
 
     @property
@@ -86,7 +87,7 @@ class PackedLinear:
             values = look_up_nibbles(self.tensors["weight_codes"], self.table)
             return values, self.tensors["weight_scale"].to(torch.float32), self.tensors["weight_row_scale"]
         if self.scheme.name == "nf4":
-            raise ValueError("nf4 has no integer form: its levels are real numbers")
+            raise ValueError("nf4 has no integer values: its levels are real numbers")
         q, scale = int_groups.unpack(self.tensors, self.scheme.bits)
         return q, scale.to(torch.float32), torch.ones(self.shape[0])
 

@@ -1,7 +1,7 @@
-r"""Regular expressions that come from untrusted files.
+r"""Regular expressions from untrusted files.
 
-Contract: `compile_pattern` accepts only patterns that match a Linear's name in a bounded number of steps, so that
-`(a+)+$` in a config.json cannot hang the reader. Look-ahead and alternatives are allowed, since published folders have
+Contract: `compile_pattern` accepts only patterns that match a layer's name in a bounded number of steps, so that
+`(a+)+$` in a config.json cannot hang the program. Look-ahead and alternatives are allowed, since published folders use
 them; repeated groups, counts and back references are not.
 """
 
@@ -17,7 +17,7 @@ MAX_COST = 2**18
 
 
 def cost(pattern: str) -> int | None:
-    """Bound the steps of matching a name, or return None where nothing bounds them.
+    """Return a bound on the steps of matching a name; None if there is none.
 
     Each * or + multiplies by the name's length, each ? or | by two.
     """
@@ -34,7 +34,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
     """Compile a pattern; `where` names its place in messages.
 
     Raises:
-        ModelFileError: not a pattern, or one that could take long.
+        ModelFileError: not a pattern, or matching could take long.
     """
     shown = printable(repr(pattern), 80)
     if not 0 < len(pattern) <= MAX_LENGTH:
@@ -42,7 +42,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
     steps = cost(pattern)
     if steps is None or steps > MAX_COST:
         raise ModelFileError(
-            f"{where}: {shown} is too complex a pattern; repeated groups, counts, back references "
+            f"{where}: {shown} is too complex: repeated groups, counts, back references "
             "and more than three * or + are not allowed."
         )
     try:

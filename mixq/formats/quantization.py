@@ -1,10 +1,9 @@
-"""config.json's `quantization_config`: which Linear is packed in which scheme.
+"""config.json's `quantization_config`: the scheme of each linear layer.
 
-Contract: three methods are read. "mixq" is this project's (mixq/README.md): regexes over whole Linear names, first
-match wins. "compressed-tensors" is read where it is pack-quantized, symmetric int4 or int8 groups, by that library's
-own matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and SGLang
-load it. "bitsandbytes" is read only, for nf4. `patterns` checks the patterns, which come from files.
-"""
+Contract: three methods are read. "mixq" is this project's (mixq/README.md): regexes over whole layer names, the
+first match applies. "compressed-tensors" is read if it is pack-quantized with symmetric int4 or int8 groups, by that
+library's matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and
+SGLang load it. "bitsandbytes" is read only, for nf4. `patterns` checks the patterns, which come from files."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ DEFAULT_IGNORE = ("lm_head", r"re:.*block_sparse_moe\.gate$")
 
 PACK_QUANTIZED = "pack-quantized"
 AS_IT_IS = "bf16"
-"""In place of a scheme: what the pattern matches is not quantized."""
+"""Instead of a scheme: layers that match the pattern are not quantized."""
 
 MAX_TARGETS = 4096
 MAX_PATTERNS = 32
@@ -35,18 +34,18 @@ MAX_PATTERNS = 32
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """Which scheme each Linear has.
+    """The scheme of each linear layer.
 
     Attributes:
         method: "mixq", "compressed-tensors" or "bitsandbytes".
         schemes: by target; None (mixq only): not quantized. For mixq a target is a regex over the whole name. For
             compressed-tensors it is a module name, "re:" and a regex over the name's beginning, or the class name
             "Linear".
-        table: nl4's 16 values; the default one where the folder has no nl4.
+        table: nl4's 16 values; the default table if the folder has no nl4.
         ignore: targets that are not quantized (compressed-tensors).
 
     Raises:
-        ModelFileError: an invalid pattern, or one that could take long on a name.
+        ModelFileError: an invalid pattern, or one for which matching could take long.
     """
 
     method: str
@@ -70,7 +69,7 @@ class QuantizationConfig:
 
     @classmethod
     def mixq(cls, schemes: Mapping[str, Scheme | None], table: Sequence[int] = DEFAULT_TABLE) -> QuantizationConfig:
-        """Return this project's own method for {regex over whole Linear names: scheme}; first match wins."""
+        """Return a config of mixq's method for {regex over whole layer names: scheme}; the first match applies."""
         return cls("mixq", dict(schemes), tuple(table))
 
     @classmethod
@@ -84,18 +83,18 @@ class QuantizationConfig:
         return cls("compressed-tensors", dict(schemes), ignore=tuple(ignore))
 
     def with_table(self, table: Sequence[int]) -> QuantizationConfig:
-        """Return the same with other code values of nl4."""
+        """Return a copy with another nl4 table."""
         return replace(self, table=tuple(table))
 
     def scheme_for(self, linear_name: str) -> Scheme | None:
-        """Return the scheme of a Linear, or None where it is not quantized."""
+        """Return the scheme of a linear layer; None if it is not quantized."""
         if self.method == "mixq":
             for target, scheme in self.schemes.items():
                 if self._patterns[target].fullmatch(linear_name):
                     return scheme
             return None
         if self.method == "bitsandbytes":
-            return self.schemes["Linear"]  # ModelFolder finds by the tensors which Linears are packed
+            return self.schemes["Linear"]  # ModelFolder sees from the tensors which linear layers are packed
         if any(self._matches(target, linear_name) or target == "Linear" for target in self.ignore):
             return None
         for target in sorted(self.schemes, key=lambda t: ("re:" in t, t)):
@@ -109,7 +108,7 @@ class QuantizationConfig:
 
     @classmethod
     def parse(cls, raw: object) -> QuantizationConfig | None:
-        """Check and return config.json's quantization_config; None where there is none.
+        """Check and return config.json's quantization_config; None if there is none.
 
         Raises:
             ModelFileError: a method, format or option that mixq does not read, named by its field.
@@ -243,7 +242,7 @@ def _parse_group(group: Fields) -> Scheme:
 
 
 def _only(fields: Fields, name: str, value: object) -> None:
-    """Refuse another value than this one, which a missing field means; null is refused too."""
+    """Refuse other values than this one; a missing field has it; null is refused too."""
     if name in fields.values:
         fields.one_of(name, (value,))
 

@@ -1,8 +1,9 @@
-r"""A recipe: schemes of single Linears by patterns over their whole names; it takes precedence over the mix.
+r"""A recipe: schemes of single linear layers, by patterns of their whole names; it takes precedence over the mix.
 
-Contract: `resolve_recipe` says, from the model's config alone, which Linear gets which scheme; the first pattern that
-matches a Linear decides, as in config.json. A pattern that matches something that is never quantized, or nothing, is
-refused: a mistake in a recipe must not go unnoticed.
+Contract: `resolve_recipe` finds, from the model's config, the scheme of each layer; the first pattern that matches
+a
+layer applies, as in config.json. A pattern is refused if it matches no layer, or one that is never quantized, so that
+mistakes in a recipe are noticed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from mixq.formats.scheme import GROUP_SIZES, Scheme
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe that was compared with a model.
+    """A recipe, applied to a model.
 
     Attributes:
-        patterns: {regex over whole Linear names: scheme that fits}, in the order in which they are tried.
-        linears: scheme by the name of each Linear that a pattern matches; None stays as it is.
-        notes: what does not fit and what is done instead, a sentence each.
+        patterns: {regex over whole layer names: scheme that fits}, in the order of matching.
+        linears: scheme by the name of each linear layer that a pattern matches; None stays as it is.
+        notes: what does not fit and what is done instead, one sentence each.
     """
 
     patterns: Mapping[str, Scheme | None] = field(default_factory=dict)
@@ -33,19 +34,21 @@ class Recipe:
 
 
 def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], limit: int) -> Recipe:
-    """Find the Linears of each pattern.
+    """Find the linear layers of each pattern.
 
     Args:
-        limit: how many patterns config.json has room for.
+        limit: most patterns that config.json can have.
 
     Raises:
-        UsageError: too many patterns, one that is too complex, matches no Linear, or would quantize the router, a norm
+        UsageError: too many patterns, one that is too complex, matches no linear layer, or would quantize the router, a
+        norm
             or the embedding.
     """
     if len(recipe) > limit:
         raise UsageError(
-            f"the recipe has {len(recipe)} patterns; config.json has room for {limit} beside those of the mix.",
-            hint="Join patterns of one scheme: (0|1|31) or [0-7] for several layers, w[13] for several matrices.",
+            f"the recipe has {len(recipe)} patterns; besides those of the mix, config.json can have {limit}.",
+            hint="Join patterns with the same scheme: (0|1|31) or [0-7] for several layers, w[13] for several "
+            "matrices.",
         )
     everything = list(parameters(config))
     patterns: dict[str, Scheme | None] = {}
@@ -55,7 +58,9 @@ def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], lim
         matched = _matched(pattern, wanted, everything)
         new = [parameter for parameter in matched if parameter.module not in linears]
         if not new:
-            notes.append(f"recipe: the patterns before {_shown(pattern)} match all that it matches; it does nothing.")
+            notes.append(
+                f"recipe: {_shown(pattern)} has no effect, because earlier patterns match everything that it matches."
+            )
             continue
         scheme, note = fit_scheme(wanted, {parameter.shape[1] for parameter in new}, f"recipe: {_shown(pattern)}")
         patterns[pattern] = scheme
@@ -75,7 +80,7 @@ def fit_scheme(scheme: Scheme | None, sizes: set[int], what: str) -> tuple[Schem
                 return scheme, None
             fitted = Scheme(scheme.name, group)
             return fitted, f"{inputs} do not divide into groups of {scheme.group_size}; {fitted} is used."
-    return None, f"{inputs} do not divide into any group of {scheme.name}; left in bf16."
+    return None, f"{inputs} do not divide into any group of {scheme.name}; it stays bf16."
 
 
 def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter], Scheme | None]) -> str | None:
@@ -89,12 +94,13 @@ def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter],
         return None
     return (
         f"recipe: the experts of layer{'s' * (len(unlike) > 1)} {', '.join(map(str, unlike))} have different schemes; "
-        "an accelerator's expert cache needs one for all experts of a layer and will not be used."
+        "an expert cache on a GPU needs the same scheme for all experts of a layer and will not be used."
     )
 
 
 def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter]) -> list[Parameter]:
-    """Return the Linears whose whole name a pattern matches: one at least, and nothing that is never quantized."""
+    """Return the linear layers whose whole name matches a pattern: at least one, and none that is never
+    quantized."""
     try:
         compiled = compile_pattern(pattern, "the recipe")
     except ModelFileError as error:
@@ -104,9 +110,9 @@ def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter
     others = [parameter for parameter in found if not parameter.quantizable]
     if others and (wanted is not None or not linears):
         reason = {
-            "router": "a wrong expert costs more quality than its few bytes save",
+            "router": "it has few bytes, and errors in it select wrong experts",
             "embedding": "it is looked up, not multiplied",
-        }.get(others[0].role, "it is not a Linear")
+        }.get(others[0].role, "it is not a linear layer")
         raise UsageError(
             f"the recipe's {_shown(pattern)} matches {others[0].module}, which is never quantized: {reason}.",
             hint=r"Write a narrower pattern, such as model\.layers\.0\..*_proj for a layer's attention.",
@@ -114,7 +120,7 @@ def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter
     if not linears:
         names = [parameter.module for parameter in everything if parameter.quantizable]
         raise UsageError(
-            f"the recipe's {_shown(pattern)} matches no Linear of this model."
+            f"the recipe's {_shown(pattern)} matches no linear layer of this model."
             + did_you_mean(pattern.replace("\\", ""), names),
             hint=f"A pattern must match the whole name. Names are such as {names[0]} or {names[-2]}.",
         )

@@ -1,7 +1,7 @@
-"""The four schemes by name and group size.
+"""The four schemes, by name and group size.
 
-Contract: a `Scheme` is a name and a group size that the scheme has; how its bytes lie is in `nl4`, `int_groups` and
-`nf4`. This module imports no torch, so that planners and command lines can name schemes cheaply.
+Contract: a `Scheme` is a name and one of its group sizes; the layouts are in `nl4`, `int_groups` and `nf4`. This module
+does not import torch, so that planners and commands load fast.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ DEFAULT_GROUP_SIZE: dict[str, int] = {"nl4": 32, "w4": 32, "w8": 128, "nf4": 64}
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """One way to pack a Linear's weights, such as nl4 with groups of 32 weights along K.
+    """One way to pack a linear layer's weights, such as nl4 with groups of 32 weights along K.
 
     Raises:
-        UsageError: no such scheme, or a group size that the scheme does not have; the message lists the known ones.
+        UsageError: an unknown scheme, or a group size that it does not have; the message lists the known ones.
     """
 
     name: str
@@ -36,18 +36,18 @@ class Scheme:
         allowed = GROUP_SIZES.get(self.name)
         if allowed is None:
             raise UsageError(
-                f"unknown scheme {printable(self.name)!r}; there are {', '.join(GROUP_SIZES)}."
+                f"unknown scheme {printable(self.name)!r}; choose from {', '.join(GROUP_SIZES)}."
                 + did_you_mean(self.name, GROUP_SIZES)
             )
         if self.group_size not in allowed:
             raise UsageError(
                 f"group size {printable(self.group_size)} does not exist for {self.name}; "
-                f"allowed: {', '.join(map(str, allowed))}."
+                f"choose from {', '.join(map(str, allowed))}."
             )
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
-        """Return the scheme meant by 'nl4' (its default group size) or 'nl4:16'."""
+        """Return the scheme for 'nl4' (with its default group size) or 'nl4:16'."""
         name, colon, group = text.strip().partition(":")
         if not colon:
             return cls(name, DEFAULT_GROUP_SIZE.get(name, 0))
@@ -59,11 +59,11 @@ class Scheme:
 
     @property
     def bits(self) -> int:
-        """Bits of one code, scales not counted."""
+        """Bits of a code, without scales."""
         return 8 if self.name == "w8" else 4
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of this shape [N, K] can be packed: K must be a multiple of the group size."""
+        """Whether a weight [N, K] can be packed: K must be a multiple of the group size."""
         return len(shape) == 2 and min(shape) > 0 and shape[1] % self.group_size == 0
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
-"""Writes one safetensors shard, tensor by tensor, in any order, and publishes it only when whole.
+"""Writes a safetensors shard, tensor by tensor, in any order, and renames it when it is complete.
 
-Contract: the header is written first from the specs, in safetensors' own order (falling dtype, then name) and padded
-with spaces until the data begin on a 4096-byte boundary; the file is allocated in full before the first tensor.
-`finish` syncs, renames and returns the sha256. Until then the bytes lie in `NAME.partial`; leaving the writer without
-`finish` removes them.
+Contract: the header is written first from the specs, in safetensors' order (descending dtype, then name) and padded
+with spaces so that the data starts on a 4096-byte boundary; the whole file is allocated before the first tensor.
+`finish` syncs, renames and returns the sha256. Until then the file is called `NAME.partial`; leaving the writer without
+`finish` removes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ShardSpecs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def shard_layout(specs: ShardSpecs) -> tuple[bytes, dict[str, TensorEntry]]:
-    """Return the shard's first bytes (length, header, padding) and where each tensor goes."""
+    """Return the shard's first bytes (length, header, padding) and the place of each tensor."""
     order = sorted(specs, key=lambda name: (-_DTYPE_RANK[specs[name][0]], name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     spans: dict[str, tuple[int, int]] = {}
@@ -61,7 +61,7 @@ def shard_size(specs: ShardSpecs) -> int:
 
 
 def _allocate(handle: int, size: int) -> None:
-    """Reserve the file's bytes where the file system can, so that a full disk shows now and not halfway."""
+    """Allocate the file if the file system can, so that a full disk is noticed now and not halfway."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(handle, 0, size)
@@ -73,10 +73,10 @@ def _allocate(handle: int, size: int) -> None:
 
 
 class ShardWriter:
-    """A shard being written; use it as a context manager.
+    """A shard in progress; use it as a context manager.
 
     Raises:
-        StorageError: the disk is full (nothing of the shard stays), or the folder cannot be written.
+        StorageError: the disk is full (the partial shard is removed), or the folder cannot be written.
     """
 
     def __init__(self, path: Path, specs: ShardSpecs) -> None:
@@ -92,14 +92,14 @@ class ShardWriter:
         try:
             _allocate(self._file.fileno(), self.size)
             self._file.write(head)
-        except BaseException as error:  # the caller has no writer yet that it could close after a Ctrl-C
+        except BaseException as error:  # after a Ctrl-C here, the caller has no writer yet to close
             self.close()
             if isinstance(error, OSError):
                 raise storage_error(path, error, self.size) from error
             raise
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, which must have the dtype and shape of its spec, at its place."""
+        """Write one tensor to its place; it must have the dtype and shape of its spec."""
         entry = self._entries[name]
         if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
             raise ValueError(
@@ -115,7 +115,7 @@ class ShardWriter:
         self._missing.discard(name)
 
     def finish(self) -> str:
-        """Publish the shard under its name and return its sha256 as hex."""
+        """Give the shard its final name and return its sha256 in hex."""
         if self._missing:
             raise ValueError(f"{len(self._missing)} tensors were not written, such as {min(self._missing)}")
         try:
@@ -134,8 +134,8 @@ class ShardWriter:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Stop; what is not published is removed."""
-        with contextlib.suppress(OSError):  # a failed flush on the way out: the bytes are thrown away in any case
+        """Close; remove the file if it was not finished."""
+        with contextlib.suppress(OSError):  # a failed flush does not matter: the file is removed anyway
             self._file.close()
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""The safetensors files of a folder as one set of tensors.
+"""The safetensors files of a folder, as one set of tensors.
 
 Contract: `ShardSet.open` finds the files (one `model.safetensors`, or those that `model.safetensors.index.json` names),
-maps them, and checks that the index and the files say the same. File names come from an untrusted index and may not
-leave the folder; links are followed, since a Hugging Face cache consists of links. No tensor is known by name here.
+maps them, and checks that index and files agree. File names come from an untrusted index and must not leave the
+folder; symlinks are followed, since a Hugging Face cache consists of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_SHARDS = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardSet:
-    """Mapped shards, and which of them holds each tensor."""
+    """Mapped shards, and the shard of each tensor."""
 
     shards: tuple[MappedShard, ...]
     owner: dict[str, MappedShard]
@@ -37,7 +37,7 @@ class ShardSet:
         """Map every shard of a folder.
 
         Raises:
-            ModelFileError: no safetensors files, a missing or damaged one, or an index that does not fit them.
+            ModelFileError: there are no safetensors files, one is missing or damaged, or the index does not fit them.
         """
         weight_map = _read_index(folder)
         names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
@@ -45,10 +45,10 @@ class ShardSet:
 
     @classmethod
     def of_files(cls, folder: Path, names: Sequence[str], weight_map: Mapping[str, str] | None = None) -> ShardSet:
-        """Map the named files of a folder, which must hold what `weight_map`, {tensor: file name}, says.
+        """Map the named files of a folder, which must have the tensors of `weight_map`, {tensor: file name}.
 
         Raises:
-            ModelFileError: a missing or damaged file, or one that does not fit `weight_map`.
+            ModelFileError: a file is missing or damaged, or does not fit `weight_map`.
         """
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
@@ -66,11 +66,11 @@ class ShardSet:
                 owner[tensor] = shard
         for tensor, name in (weight_map or {}).items():
             if owner.get(tensor) is not shards[name]:
-                raise ModelFileError(f"{INDEX}: tensor {printable(tensor)!r} is not in {name}, where the index has it.")
+                raise ModelFileError(f"{INDEX}: tensor {printable(tensor)!r} is not in {name}, as the index says.")
         return cls(tuple(shards.values()), owner)
 
     def entry(self, name: str) -> TensorEntry | None:
-        """Return where a tensor lies, or None where there is no such tensor."""
+        """Return a tensor's place; None if there is no such tensor."""
         shard = self.owner.get(name)
         return None if shard is None else shard.header.entries[name]
 
@@ -80,11 +80,11 @@ class ShardSet:
         return self.owner.keys()
 
     def tensor(self, name: str) -> Tensor:
-        """Return a view of a tensor; KeyError where there is none."""
+        """Return a view of a tensor; KeyError if there is none."""
         return self.owner[name].tensor(name)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Return rows first to last of a tensor seen as a matrix of its last axis, as a view."""
+        """Return rows first to last of a tensor, as a view; the tensor is taken as a matrix of its last axis."""
         return self.tensor(name).flatten(0, -2)[first:last]
 
     def file_of(self, name: str) -> str:
@@ -93,12 +93,12 @@ class ShardSet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, headers not counted."""
+        """Bytes of all tensors, without headers."""
         return sum(shard.header.file_size - shard.header.data_start for shard in self.shards)
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """Return {tensor: file name} of the index, checked, or None where one file holds all."""
+    """Return the index's {tensor: file name}, checked; None if there is only one file."""
     if (folder / SINGLE).exists():
         return None
     if not (folder / INDEX).exists():
@@ -123,10 +123,10 @@ def parse_index(index: Mapping[str, object], pattern: re.Pattern[str] = SHARD_NA
 
 
 def _other_weights(folder: Path) -> str:
-    """Return what to do about a folder without safetensors files."""
+    """Return the hint for a folder without safetensors files."""
     if (folder / "job.json").exists():
-        return "A quantize job did not finish here; run the same mixq quantize command again and it goes on."
+        return "A quantize job did not finish here; run the same mixq quantize command again to resume it."
     others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in sorted(folder.glob(pattern))]
     if others:
-        return f"{printable(others[0])} is not read; only safetensors files are."
-    return "Give the folder of a Hugging Face checkpoint, or one that mixq quantize made."
+        return f"{printable(others[0])} cannot be loaded; mixq loads only safetensors files."
+    return "Use the folder of a Hugging Face checkpoint, or one that mixq quantize wrote."

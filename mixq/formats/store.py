@@ -1,9 +1,9 @@
-"""The model store: one folder per model name, and what state each is in.
+"""The model store: one folder per model name, and the state of each.
 
-Contract: `entries` looks at every folder of the store, `find` at one, by config.json, mixq.json, job.json and the first
-bytes of each shard: whether all is there, not whether every byte is right (`mixq verify` reads those). `remove` takes a
-folder away only where a quantize job made it or is making it, and no process works on it. Nothing here imports torch,
-so that `mixq list` and shell completion are quick.
+Contract: `entries` examines every folder in the store, `find` one of them, by config.json, mixq.json, job.json and the
+first bytes of each shard: it checks that all files are there, not every byte (`mixq verify` does). `remove` removes a
+folder only if a quantize job wrote it and no process is working on it. Nothing here imports torch, so that `mixq list`
+and shell completion are fast.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ CONFIG, JOURNAL = "config.json", "job.json"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER_BYTES = 8 << 20
 REMOVING = ".removing-"
-"""Begins a folder's name while it is removed; the next `remove` deletes what a killed process has left."""
+"""Prefix of a folder's name while it is removed; the next `remove` deletes what a killed process has left."""
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,126}[\w+-]|[A-Za-z0-9_]", re.ASCII)
-"""What a model may be called: no separator, no leading dot, no dot at the end (which Windows drops)."""
+"""Allowed names of models: no path separator, no dot at the start, no dot at the end (which Windows drops)."""
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
-"""Names that mean devices on Windows, with any ending."""
+"""Names of devices on Windows, with any extension."""
 
 State = Literal["ready", "unfinished", "running", "damaged"]
 
@@ -45,15 +45,15 @@ class Entry:
     """One folder of the store.
 
     Attributes:
-        state: `ready` can be loaded; `unfinished` is a job that was interrupted, `running` one at work now; `damaged`
-            is anything else, with the reason in `problem`.
-        made_by_mixq: a quantize job made it, or began to; other folders are shown and never removed.
-        link: where the name is a link to; None for a folder of the store itself.
+        state: `ready` can be loaded; `unfinished` is an interrupted job, `running` a job in progress; `damaged` is
+            anything else, with the reason in `problem`.
+        made_by_mixq: a quantize job wrote it, at least in part; other folders are shown and never removed.
+        link: target of a symlink; None for a folder.
         nbytes, files: of all its files.
         modified: seconds since 1970, of the newest file.
         config: config.json, or {}.
-        source, settings: what it is made from and how, as mixq.json or job.json have it, or {}.
-        shards_done, shards: of an unfinished job; the second is None before the first shard is there.
+        source, settings: those of mixq.json or job.json, or {}.
+        shards_done, shards: of an unfinished job; `shards` is None before the first is finished.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Entry:
 
     @property
     def from_hub(self) -> bool:
-        """Whether it is made from a repository, which `mixq pull` can read again."""
+        """Whether its source is a repository, which `mixq pull` can read again."""
         return isinstance(self.source.get("revision"), str)
 
     @property
     def scheme(self) -> str:
-        """The format it was made in, else the method that config.json names, else the dtype."""
+        """The format of the job, else config.json's quantization method, else the dtype."""
         made = self.settings.get("format")
         if isinstance(made, str):
             return printable(made, 20)
@@ -89,11 +89,11 @@ class Entry:
 
     @property
     def next_step(self) -> str | None:
-        """What to do about an entry that cannot be loaded; None for one that can."""
+        """The hint for an entry that cannot be loaded; None if it can."""
         if self.state == "ready":
             return None
         if self.state == "running":
-            return "wait for the job, or stop it with Ctrl-C; the same command continues it"
+            return "wait for the job, or stop it with Ctrl-C; the same command resumes it"
         if self.state == "unfinished":
             again = "the same mixq quantize or mixq pull command again"
             return f"mixq pull {self.name}" if self.from_hub else again
@@ -125,7 +125,7 @@ class Entry:
 
 
 def names() -> list[str]:
-    """Return the names in the store, sorted; [] where there is no store. Nothing is opened."""
+    """Return the names in the store, sorted; [] if there is no store. Opens nothing."""
     try:
         with os.scandir(paths.store()) as found:
             return sorted(entry.name for entry in found if not entry.name.startswith(".") and entry.is_dir())
@@ -134,10 +134,10 @@ def names() -> list[str]:
 
 
 def entries() -> list[Entry]:
-    """Return all of the store, sorted by name; links that lead nowhere too.
+    """Return all entries of the store, sorted by name, including broken symlinks.
 
     Raises:
-        StorageError: the store is there and cannot be read.
+        StorageError: the store exists and cannot be read.
     """
     try:
         with os.scandir(paths.store()) as found:
@@ -153,39 +153,40 @@ def find(name: str) -> Entry:
     """Return the entry of a name.
 
     Raises:
-        UsageError: a text that can be no name in the store, such as a path.
-        ModelFileError: the store has no such model.
+        UsageError: not a possible name in the store, such as a path.
+        ModelFileError: the model is not in the store.
     """
     path = paths.store() / name
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(
-            f"{printable(name)!r} is not the name of a model in the store.", hint="`mixq list` shows the names."
+            f"{printable(name)!r} is not the name of a model in the store.", hint="`mixq list` prints the names."
         )
     if not path.is_symlink() and not path.is_dir():
         raise ModelFileError(
-            f"There is no model {printable(name)!r} in the store." + did_you_mean(name, names()),
-            hint="`mixq list` shows what is there.",
+            f"The store has no model {printable(name)!r}." + did_you_mean(name, names()),
+            hint="`mixq list` prints the models.",
         )
     return look(path)
 
 
 def check_name(name: str) -> str:
-    """Return a name for a new model; raises UsageError where it is not safe on every system."""
+    """Return a name for a new model; UsageError if it is not safe on every system."""
     if not NAME.fullmatch(name) or name.lower().split(".", 1)[0] in RESERVED:
         raise UsageError(
             f"{printable(name)!r} cannot be the name of a model.",
-            hint="Use letters, digits and . _ + -, a letter or digit first; nor a device of Windows (con, nul).",
+            hint="Use letters, digits and . _ + -, starting with a letter or digit; names of Windows devices (con, "
+            "nul) are not allowed.",
         )
     return name
 
 
 def look(path: Path) -> Entry:
-    """Return the entry of a folder of the store."""
+    """Return the entry of a folder in the store."""
     link = None
     if path.is_symlink():
         link = Path(os.readlink(path))
         if not path.is_dir():
-            return Entry(path.name, path, "damaged", "it is a link to a folder that is not there", link=link)
+            return Entry(path.name, path, "damaged", "it is a broken symlink", link=link)
     try:
         nbytes, files, modified = _sizes(path)
         found = _state(path)
@@ -195,14 +196,14 @@ def look(path: Path) -> Entry:
 
 
 def _sizes(path: Path) -> tuple[int, int, float]:
-    """Return bytes, number and newest time of a folder's files; folders inside, which no job makes, are not entered."""
+    """Return bytes, number and newest time of a folder's files, without subfolders, which jobs do not create."""
     status = [entry.stat() for entry in os.scandir(path) if entry.name != LOCK and entry.is_file()]
     newest = max((each.st_mtime for each in status), default=path.stat().st_mtime)
     return sum(each.st_size for each in status), len(status), newest
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Return the fields of `Entry` that say what is there."""
+    """Return the fields of `Entry` about the folder's files."""
     present = set(os.listdir(path))
     begun = JOURNAL in present or not present - {LOCK, f"{JOURNAL}.partial"}
     running = LOCK in present and is_locked(path)
@@ -225,20 +226,20 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _journal(path: Path, present: set[str]) -> dict[str, Any]:
-    """Return what job.json says; a job that was killed before it wrote one has done nothing."""
+    """Return the content of job.json; a job killed before it wrote one has done nothing."""
     if JOURNAL not in present:
         return {}
     raw = read_json_object(path / JOURNAL)
     parts = {key: raw.get(key) for key in ("source", "settings", "shards")}
     if not all(isinstance(part, dict) for part in parts.values()):
-        raise ModelFileError(f"{JOURNAL} is damaged, or of another version of mixq.")
+        raise ModelFileError(f"{JOURNAL} is damaged, or was written by another version of mixq.")
     totals = [match[1] for name in present if (match := re.fullmatch(r"model-\d+-of-(\d+)\.safetensors", name))]
     done = len(parts.pop("shards") or {})
     return {**parts, "shards_done": done, "shards": int(totals[0]) if totals else None}
 
 
 def _indexed(path: Path, present: set[str]) -> list[str]:
-    """Return the shards of a folder that another program made."""
+    """Return the shards of a folder written by another program."""
     if INDEX not in present:
         return [SINGLE]
     weight_map = read_json_object(path / INDEX).get("weight_map")
@@ -248,18 +249,18 @@ def _indexed(path: Path, present: set[str]) -> list[str]:
 
 
 def _first_problem(path: Path, files: Sequence[str], shards: Sequence[str]) -> str:
-    """Return the first file that is missing or cut off, or an empty text."""
+    """Return the problem of the first missing or truncated file, or an empty string."""
     for name in (*files, *shards):
         if Path(name).name != name or not (path / name).is_file():
             return f"{printable(name)} is missing"
     for name in shards:
         if not _is_whole(path / name):
-            return f"{printable(name)} is cut off or damaged"
+            return f"{printable(name)} is truncated or damaged"
     return ""
 
 
 def _is_whole(shard: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file has the length that its header describes."""
     size = shard.stat().st_size
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -272,10 +273,10 @@ def _is_whole(shard: Path) -> bool:
 
 
 def remove(entry: Entry) -> None:
-    """Take an entry out of the store; of a link the link alone.
+    """Remove an entry from the store; of a symlink, only the symlink.
 
     Raises:
-        UsageError: a folder that no quantize job made.
+        UsageError: the folder was not written by a quantize job.
         MixqError: a quantize job is working on it.
         StorageError: it cannot be removed.
     """
@@ -288,19 +289,19 @@ def remove(entry: Entry) -> None:
             entry.path.unlink()
             return
         doomed = entry.path.with_name(f"{REMOVING}{os.getpid()}-{entry.name}")
-        entry.path.rename(doomed)  # if killed after this, the rest does not look like a model
+        entry.path.rename(doomed)  # if the process is killed after this, the rest is not taken for a model
         shutil.rmtree(doomed)
     except OSError as error:
         raise StorageError(f"{printable(error.filename)} cannot be removed: {printable(error.strerror)}.") from error
 
 
 def check_removable(entry: Entry) -> None:
-    """Raise what `remove` would raise before it touches anything."""
+    """Raise the errors of `remove`, without removing anything."""
     if entry.link is not None:
         return
     if not stat.S_ISDIR(entry.path.lstat().st_mode) or not entry.made_by_mixq:
         raise UsageError(
-            f"{printable(entry.name)} was not made by mixq.",
+            f"{printable(entry.name)} was not written by mixq.",
             hint=f"If you do not need it, delete {printable(entry.path)} yourself.",
         )
     if is_locked(entry.path):
@@ -310,7 +311,7 @@ def check_removable(entry: Entry) -> None:
 
 
 def others(entry: Entry) -> list[str]:
-    """Return the files and folders of an entry that no quantize job wrote, as far as mixq.json tells."""
+    """Return the files and folders of an entry that mixq.json does not list."""
     if entry.link is not None or entry.state == "damaged" or not (entry.path / MANIFEST).is_file():
         return []
     manifest = Manifest.read(entry.path)

@@ -1,7 +1,7 @@
-"""A set of stored tensors, whatever file they lie in.
+"""The interface of a set of stored tensors, independent of the file format.
 
-Contract: `entry` tells dtype and shape without reading anything of a tensor; `tensor` and `rows` hand it out, as a view
-where the file is mapped. Names are those of the file; `layout` gives them meaning.
+Contract: `entry` returns dtype and shape without reading the tensor; `tensor` and `rows` return it, as a view if the
+file is mapped. Names are those of the file; `layout` maps them to parameters.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class StoredTensors(Protocol):
         """Bytes of all tensors."""
 
     def entry(self, name: str) -> TensorEntry | None:
-        """Return dtype, shape and place of a tensor, or None where there is no such tensor."""
+        """Return dtype, shape and place of a tensor; None if there is no such tensor."""
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor; KeyError where there is none."""
+        """Return a tensor; KeyError if there is none."""
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Return rows first to last of a tensor, seen as a matrix of its last axis: [last - first, K]."""
+        """Return rows first to last of a tensor, taken as a matrix of its last axis: [last - first, K]."""
 
     def file_of(self, name: str) -> str:
-        """Return the name of the file that holds a tensor, for messages."""
+        """Return the name of a tensor's file, for messages."""

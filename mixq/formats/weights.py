@@ -1,7 +1,7 @@
-"""What the network asks of a model's weights, wherever they lie.
+"""The interface of a model's weights, as the network uses them.
 
-Contract: `ModelFolder` has them in mapped files; `mixq.measure.speed.synthetic` makes them up in memory. Names are
-those of `architecture`.
+Contract: `ModelFolder` implements it with mapped files, `mixq.measure.speed.synthetic` with random weights in memory.
+Names are those of `architecture`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Tensors(Protocol):
         """The model's shape."""
 
     def tensor(self, name: str) -> Tensor:
-        """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError where there is none."""
+        """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError if there is none."""
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""
+        """Return a linear layer's weight [N, K] by the linear layer's name: a tensor, or its packed tensors."""
 
 
 class Weights(Tensors, Protocol):
-    """The weights of one model, and what belongs to them."""
+    """The weights of one model, and the files that belong to it."""
 
     @property
     def path(self) -> Path:
-        """Where they lie, or the name that they go by."""
+        """Their folder, or a name."""
 
     @property
     def nbytes(self) -> int:

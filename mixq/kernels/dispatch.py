@@ -49,7 +49,7 @@ class Kernels(Protocol):
         """x [T, D], weight [E, D] -> float32 [T, E]."""
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
-        """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A likeliest experts."""
+        """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A most likely experts."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] -> [T, D]."""

@@ -47,7 +47,7 @@ def route(
     """Return which experts the routers choose for each token of a text.
 
     Args:
-        text: text (the begin token is put in front: `model.encode` gives the tokens of the rows) or the exact ids.
+        text: text (the BOS token is put in front: `model.encode` gives the tokens of the rows) or the exact ids.
         weights: return the routers' weights too.
 
     Returns:

@@ -1,6 +1,6 @@
 """Perplexity of a model on a text, and its distance from a reference model.
 
-Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache with the begin token
+Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache with the BOS token
 in front; every token of a window is predicted from those before it. Where windows overlap (a stride), each token counts
 in the first window that predicts it. Perplexity is exp of the mean negative log likelihood. With a reference, at each
 position: KL(reference || model) in nats, and whether both have the same most likely token. Logits are held for `ROWS`
@@ -83,7 +83,7 @@ def perplexity(
         model: the model to measure.
         text: what to predict.
         reference: usually the unquantized model; it must have the same tokenizer.
-        window: tokens of a window, the begin token included; None takes the context (the smaller of the two).
+        window: tokens of a window, the BOS token included; None takes the context (the smaller of the two).
         stride: tokens from the start of a window to the next; None: no overlap. Half a window takes twice as long, and
             predicts each token from at least half a window.
         max_tokens: measure only this many tokens from the start; None measures all.

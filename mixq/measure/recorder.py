@@ -73,7 +73,7 @@ class Recorder:
             sampling: fields of `SamplingParams`.
 
         Raises:
-            PromptError: a prompt is too long, or a conversation for a model without a chat format.
+            PromptError: a prompt is too long, or a conversation for a model without a chat template.
         """
         params = SamplingParams.from_kwargs(**sampling)
         return [self._task(prompt, params) for prompt in prompts]
@@ -85,7 +85,8 @@ class Recorder:
             return model.prompting.task(Request(model.encode_chat(messages), params))
         if prompt.messages:
             raise PromptError(
-                f"{printable(prompt.name)} is a conversation, and this model has no chat format: {model.template.why}.",
+                f"{printable(prompt.name)} is a conversation, and this model has no chat template: "
+                f"{model.template.why}.",
                 hint="Give texts, or --template.",
             )
         return model.prompting.task(Request(model.encode(prompt.text), params, continues_text=True))

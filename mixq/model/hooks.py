@@ -26,7 +26,7 @@ RouterHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | Non
 """(layer, residual [T, D], ids int64 [T, A], weights float32 [T, A]) -> None, or other ids and weights.
 
 `residual` is the hidden state that the router's input was normed from. The ids of a token are distinct, the
-likeliest first. Replacements may have any number of experts, the same for each token of a pass.
+most likely first. Replacements may have any number of experts, the same for each token of a pass.
 """
 
 ExpertsHook = Callable[[int, Tensor, Tensor], Tensor | None]

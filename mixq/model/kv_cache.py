@@ -1,9 +1,8 @@
 """The keys and values of one sequence, for every layer.
 
 Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network checks
-that its positions fit, writes them layer by layer, then moves `length` with `advance`: a pass that is broken off leaves
-the cache as it was. This module knows no tokens and no attention.
-"""
+that its positions fit, writes them layer by layer, then moves `length` with `advance`: a pass that is interrupted
+leaves the cache as it was. This module knows no tokens and no attention."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ class KVCache:
 
     Args:
         config: the model's shape.
-        capacity: positions that fit, at most the model's own maximum.
+        capacity: positions that fit, at most the model's maximum.
         dtype: torch.bfloat16, torch.float32 (exact mode), or torch.int8: one float32 scale per kv head and position.
         allocate: gives uint8 memory of an accelerator; None takes the host's.
 

@@ -1,7 +1,7 @@
 """Predicts how fast a model will be on a computer and what memory it takes, before anything is loaded or downloaded.
 
 Contract: arithmetic over sizes (`mixq.plan.sizes`) and a computer's figures (`mixq.plan.computer`). Memory is shared
-out by `mixq.plan.shares`; cache hits come from the cache's own policies on made-up routing (`mixq.plan.replay`).
+out by `mixq.plan.shares`; cache hits come from the cache's own policies on synthetic routing (`mixq.plan.replay`).
 Nothing is measured here, and no weight is read.
 
 The expected speed is that of routing as reported for Mixtral, with the context half full. The range goes from uniform
@@ -32,7 +32,7 @@ OVERHEAD = "work around the kernels"
 FROM_DISK = "reading experts from the disk"
 TO_GPU = "copies to the GPU"
 ON_GPU = "reading weights on the GPU"
-_TOKENS = 160  # of made-up routing
+_TOKENS = 160  # of synthetic routing
 _SMALL = 1 << 20  # weights of a matrix below which the engine computes on one thread
 
 
@@ -41,7 +41,7 @@ class Speed:
     """Tokens per second.
 
     Attributes:
-        low, expected, high: the likeliest speed and its range.
+        low, expected, high: the most likely speed and its range.
         bottleneck: the part that takes most of the time.
         parts: seconds of a token by cause; parts of a GPU's step overlap.
     """

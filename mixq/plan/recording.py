@@ -5,7 +5,7 @@ reads it: `np.load("run.mqt", allow_pickle=False)` gives these arrays by name (T
 layers, A active experts):
 
     header     uint8   [bytes]       UTF-8 JSON, see below
-    experts    uint8   [T, L, A]     the router's choice, the likeliest first
+    experts    uint8   [T, L, A]     the router's choice, the most likely first
     weights    float16 [T, L, A]     the router's normalized weights, in the same order
     predicted  uint8   [T, H, L, A]  [t, h, l]: what the router of layer l chose when it was given the hidden state of
                                      layer l - 1 - h, h + 1 layers too early; 255: no prediction

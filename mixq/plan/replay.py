@@ -1,4 +1,4 @@
-"""Runs recorded or made-up routing through cache and scheduler on a virtual clock.
+"""Runs recorded or synthetic routing through cache and scheduler on a virtual clock.
 
 Contract: `replay_hits` runs the cache alone, every copy complete before the layer's next pass. `replay` adds time: the
 scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM that

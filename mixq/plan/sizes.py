@@ -61,7 +61,7 @@ class ModelSizes:
 
     @classmethod
     def of_weights(cls, weights: Weights, format: str = "its format") -> ModelSizes:
-        """Return the sizes of an open folder, or of made-up weights."""
+        """Return the sizes of an open folder, or of synthetic weights."""
         stored = {
             p: (weights.linear(p.module) if p.quantizable else weights.tensor(p.name)).nbytes
             for p in parameters(weights.config)

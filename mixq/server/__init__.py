@@ -1,1 +1,1 @@
-"""The local HTTP server: OpenAI's and Ollama's interfaces and a web page, over one engine thread."""
+"""The local HTTP server: OpenAI's API, Ollama's API and a web page, over one engine thread."""

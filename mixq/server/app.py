@@ -1,7 +1,7 @@
-"""The server as an ASGI application: the handler of each address, behind guard, metrics and access log.
+"""The ASGI application: the handler of each path, behind guard, metrics and access log.
 
 Contract: `create_app` opens no port and loads no model. Every failure that a client can cause is a JSON error with a
-status of 4xx or 503 (`errors`); anything else is a defect, answered by 500 without details.
+status of 4xx or 503 (`errors`); any other failure is a bug, and gets status 500 without details.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Size = Annotated[Whole, BeforeValidator(_bytes), must_be("a size such as 8GB", l
 
 
 class ReloadBody(Body):
-    """The fields of /mixq/reload; null means all free GPU memory."""
+    """The fields of /mixq/reload; null: all free GPU memory."""
 
     vram: Size | None
 
 
 async def reload(host: EngineHost, http: HttpRequest) -> Response:
-    """Begin to load the model with another share of GPU memory."""
+    """Start reloading the model with another GPU memory limit."""
     body = await read(ReloadBody, http)
     host.reload({"vram": body.vram})
     return json_reply(facts.status_of(host), 202)
@@ -79,9 +79,9 @@ def create_app(host: EngineHost, settings: Settings, log: Callable[[str], None] 
     """Return the application.
 
     Args:
-        host: has the model, or will have it.
-        settings: what the guard lets through.
-        log: takes the lines of the access log.
+        host: holds the model, once it is loaded.
+        settings: what the guard allows.
+        log: called with each line of the access log.
     """
     metrics = Metrics(host)
 
@@ -114,9 +114,9 @@ async def _http_error(http: HttpRequest, error: Exception) -> Response:
         refused = RequestError(405, f"{address} takes {allowed}, not {printable(http.method, 20)}.")
     else:
         near = did_you_mean(path[:80], [known for known in (*GET, *POST) if "{" not in known])
-        refused = RequestError(error.status_code, f"There is no {address} here.{near}", code="unknown_url")
+        refused = RequestError(error.status_code, f"Unknown endpoint {address}.{near}", code="unknown_url")
     return error_reply(refused, path)
 
 
 async def _defect(http: HttpRequest, _error: Exception) -> Response:
-    return error_reply(RequestError(500, "The server failed; see the server log."), http.url.path)
+    return error_reply(RequestError(500, "Internal error; see the server log."), http.url.path)

@@ -1,8 +1,8 @@
-"""The fields of requests: strict JSON, pydantic models, and one rule for fields that are not known.
+"""The fields of requests: strict JSON, pydantic models, and one rule for unknown fields.
 
-Contract: `read` returns a checked model or raises a `RequestError` that names the field at fault. Types are exact, but
-16.0 is taken for 16. A field either has an effect (a field of the model), is listed in `unused` (ignored, or refused
-unless its value asks for nothing), or is unknown; `Body.check_names` alone decides what becomes of the last two.
+Contract: `read` returns a checked model or raises a `RequestError` that names the wrong field. Types are exact, except
+that 16.0 is accepted as 16. A field has an effect (a field of the model), or is listed in `unused` (ignored, or refused
+unless its value is neutral), or is unknown; `Body.check_names` handles the last two.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from mixq.formats.json_file import parse_json_object
 from mixq.server.errors import RequestError, shown
 
 BODY = "mixq.body"
-"""Where the guard puts the body into the scope."""
+"""The key of the body in the scope; set by the guard."""
 LONG = 64 << 10
-"""Bytes from which a body is parsed in a thread: about a millisecond of work."""
+"""From this many bytes a body is parsed in a thread: about a millisecond of work."""
 MAX_DEPTH = 100
-"""Levels of nested objects and lists."""
+"""Most levels of nested objects and lists."""
 
 
 class Unused(NamedTuple):
-    """What becomes of a field without effect: any value is ignored (`why` None), or only null and `neutral` are."""
+    """A field without effect: every value is ignored (`why` None), or only null and `neutral` values are."""
 
     why: str | None
     neutral: tuple[Any, ...] = ()
 
 
 def ignored(*names: str) -> dict[str, Unused]:
-    """Return fields that describe a request and change nothing here."""
+    """Return fields that have no effect on the answer."""
     return dict.fromkeys(names, Unused(None))
 
 
 def refused(why: str, *names: str, neutral: tuple[Any, ...] = ()) -> dict[str, Unused]:
-    """Return fields of what is not supported, and the values that do not ask for it."""
+    """Return fields of unsupported features, with the values that do not request them."""
     return dict.fromkeys(names, Unused(why, neutral))
 
 
@@ -55,13 +55,13 @@ class Body(BaseModel):
     @classmethod
     @cache
     def names(cls) -> frozenset[str]:
-        """Return the fields that have an effect, as clients spell them."""
+        """Return the names of fields that have an effect, as clients spell them."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
     def check_names(cls, body: Any) -> Any:
-        """Refuse unknown fields, and values of unsupported fields that ask for something."""
+        """Refuse unknown fields, and unsupported fields with values that are not neutral."""
         for name, value in body.items() if isinstance(body, dict) else ():
             if name in cls.names():
                 continue
@@ -76,12 +76,12 @@ class Body(BaseModel):
 
 
 def wanted(what: str, **context: Any) -> PydanticCustomError:
-    """Return the error of a value that is not `what`; a text `value` in the context is quoted in place of the input."""
+    """Return the error for a value that is not `what`; `value` in the context is quoted instead of the input."""
     return PydanticCustomError("wanted", "{what}", {"what": what, **context})
 
 
 def must_be(what: str, accepts: Callable[[Any], bool] = lambda _: True) -> WrapValidator:
-    """Return a check with one message, whichever rule of its type or of `accepts` a value breaks."""
+    """Return a check with one message for all rules of its type and of `accepts`."""
 
     def check(value: Any, inner: Callable[[Any], Any]) -> Any:
         with contextlib.suppress(ValidationError):
@@ -120,21 +120,23 @@ ModelName = Annotated[str | None, must_be("a string", lambda name: name is not N
 
 
 async def read(schema: type[F], http: Request) -> F:
-    """Return what a request's body holds.
+    """Return the fields of a request.
 
     Raises:
-        RequestError: 400, no JSON object of this schema.
+        RequestError: 400, not a JSON object with this schema.
     """
     if http.url.query:
-        raise RequestError(400, "This address takes no query; put fields into the JSON body, a key into a header.")
+        raise RequestError(
+            400, "The URL must not have a query string; put fields into the JSON body, the API key into a header."
+        )
     body: bytes = http.scope[BODY]
     return parse(schema, body) if len(body) < LONG else await asyncio.to_thread(parse, schema, body)
 
 
 def parse(schema: type[F], body: bytes) -> F:
-    """Return what a body holds; raises as `read` does."""
+    """Return the fields of a body; raises what `read` raises."""
     if not body.strip():
-        raise RequestError(400, "The request has no body; it must be a JSON object.")
+        raise RequestError(400, "The request has no body; send a JSON object.")
     parsed = parse_json_object(body, "The body", MAX_DEPTH, lambda message: RequestError(400, message))
     try:
         return schema.model_validate(parsed)
@@ -144,7 +146,7 @@ def parse(schema: type[F], body: bytes) -> F:
 
 _WANTED = {
     "string_type": "a string",
-    "string_unicode": "a string of whole characters",
+    "string_unicode": "a string of valid Unicode",
     "bool_type": "true or false",
     "int_type": "a whole number",
     "float_type": "a number",

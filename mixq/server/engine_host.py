@@ -1,11 +1,10 @@
-"""The model behind a server: loaded, used, reloaded with other options, closed; and the events of its answers.
+"""The server's model: loads, uses, reloads and closes it; and the events of its answers.
 
-Contract: an `EngineHost` has a model and its batcher, or raises why not (`RequestError` 503 while it loads). Slow work,
-such as tokenizing and compiling grammars, runs on threads, never on the event loop. A reload ends running answers with
-an error; if the new options do not work, the previous ones are loaded again. All methods but `load` and `close` belong
-to the event loop. `Answers` takes events on the engine's thread without blocking it, and gives them to one reader on
-the event loop.
-"""
+Contract: an `EngineHost` has a model and its batcher, or raises the reason why not (`RequestError` 503 while loading).
+Slow work, such as tokenizing and compiling grammars, runs on threads, never on the event loop. A reload ends running
+answers with an error; if the new options do not work, the previous ones are loaded again. All methods but `load` and
+`close` belong to the event loop. `Answers` receives events on the engine's thread without blocking it, and passes them
+to one reader on the event loop."""
 
 from __future__ import annotations
 
@@ -35,20 +34,20 @@ T = TypeVar("T")
 
 PREPARING_THREADS = 2
 CLOSE_SECONDS = 30.0
-"""How long a reload waits for the running pass: a chunk of a prompt on a slow machine."""
+"""Seconds that a reload waits for the current forward pass: a prompt chunk on a slow computer."""
 LEAVE_SECONDS = 5.0
-"""How long a reload waits for clients to read the end of their answers: unread ones keep the previous model alive."""
+"""Seconds that a reload waits for clients to read the end of their answers, which keep the previous model in memory."""
 LOADING_RETRY = 5
 NOTES = 20
 RELOADING = "the model is being reloaded"
 
 
 class Answers:
-    """The answers to the requests that were submitted together.
+    """The answers to requests that were submitted together.
 
     Args:
-        loop: on which they are read.
-        say: takes notices for the server's log.
+        loop: the event loop of the reader.
+        say: called with notices for the server's log.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, say: Callable[[str], None]) -> None:
@@ -61,7 +60,7 @@ class Answers:
         self._left = 0
 
     def submit(self, batcher: Batcher, requests: Sequence[Request]) -> None:
-        """Queue the requests; from any thread, once. Raises what `Batcher.submit` does."""
+        """Queue the requests; once, from any thread. Raises what `Batcher.submit` raises."""
         self._left = len(requests)
         ticket = batcher.submit(requests, self._deliver)
         with self._lock:
@@ -70,21 +69,21 @@ class Answers:
                 ticket.cancel()
 
     def cancel(self) -> None:
-        """End what still runs; from any thread, at any time."""
+        """End all that still run; from any thread, at any time."""
         with self._lock:
             self._over = True
             if self._ticket is not None:
                 self._ticket.cancel()
 
     def fail(self, error: MixqError) -> None:
-        """End the reading with an error now, without waiting for the engine; on the event loop."""
+        """End the stream with an error now, without waiting for the engine; on the event loop."""
         self._events.put_nowait((0, Failed(error)))
 
     def _deliver(self, index: int, event: Event | Failed) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
     async def batches(self) -> AsyncIterator[list[Indexed]]:
-        """Yield the events that have come, without notices, until every answer is done.
+        """Yield new events, without notices, until every answer is done.
 
         Raises:
             MixqError: an answer failed.
@@ -108,14 +107,14 @@ class Answers:
                 yield events
 
     async def all_done(self) -> list[Done]:
-        """Return the end of every answer, by index; raises as `batches` does."""
+        """Return the end of every answer, by index; raises what `batches` raises."""
         done = {index: event async for batch in self.batches() for index, event in batch if isinstance(event, Done)}
         return [done[index] for index in sorted(done)]
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loaded model, its batcher, and its own sampling parameters."""
+    """A loaded model, its batcher, and its sampling parameters."""
 
     model: Model
     batcher: Batcher
@@ -132,7 +131,7 @@ class EngineHost:
         aliases: other names that requests may use.
         queue: requests that may wait.
         reuse: reuse the KV caches of kept conversations.
-        say: takes lines for the server's log.
+        say: called with lines for the server's log.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class EngineHost:
     def _start(self, options: Mapping[str, Any]) -> Engine:
         model = self._load(options)
         if model.prompting.has_text:
-            _ = model.tokenizer, model.template  # read now: a broken one is reported before the first request
+            _ = model.tokenizer, model.template  # read now, so that a damaged one is reported before the first request
         for line in (*model.notes, *model.notices()):
             if line not in self.notes:
                 self.notes.append(line)
@@ -197,24 +196,24 @@ class EngineHost:
 
     @property
     def capacity(self) -> int:
-        """The most answers of one request: those that run and those that may wait."""
+        """Most answers of one request: those that can run and those that can wait."""
         return self._queue + self.engine.batcher.sequences
 
     def check_name(self, name: str | None) -> None:
-        """Refuse a name that is not the served model's; None is the served model.
+        """Refuse a name that is not this server's model; None is this model.
 
         Raises:
-            RequestError: 404 model_not_found, with the names that there are.
+            RequestError: 404 model_not_found, with the known names.
         """
         if name is None or name.removesuffix(":latest") in (self.name, *self.aliases):
             return
         served = " or ".join(f'"{each}"' for each in (self.name, *self.aliases))
         raise RequestError(
             404,
-            f"There is no model {shown(name)} here; this server has {served}.",
+            f"Model {shown(name)} not found; this server has {served}.",
             param="model",
             code="model_not_found",
-            hint="`mixq serve --alias NAME` adds a name.",
+            hint="Use `mixq serve --alias NAME` to add a name.",
         )
 
     def say(self, line: str) -> None:
@@ -225,7 +224,7 @@ class EngineHost:
 
     @asynccontextmanager
     async def answers(self, make: Callable[[Model], Sequence[Request]]) -> AsyncIterator[Answers]:
-        """Submit the requests that `make` returns, which runs on a thread; cancel what still runs at the end.
+        """Submit the requests that `make` returns, which is called on a thread; cancel those that still run at the end.
 
         Raises:
             RequestError: no model, or what `make` refuses.
@@ -242,7 +241,7 @@ class EngineHost:
             answers.cancel()
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Run slow work on a thread, so that the event loop stays free."""
+        """Run slow work on a thread, so that it does not block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def batcher_state(self) -> BatcherState | None:
@@ -254,10 +253,10 @@ class EngineHost:
         return self._engine.model if self._engine is not None else None
 
     def reload(self, changes: Mapping[str, Any]) -> None:
-        """Begin to load the model with other options; `state` is "loading" until it is done.
+        """Start reloading the model with other options; `state` is "loading" until this is done.
 
         Raises:
-            RequestError: 503, it is loading already.
+            RequestError: 503, a model is already loading.
         """
         if self.state not in ("ready", "failed"):
             _ = self.engine  # raises
@@ -271,7 +270,7 @@ class EngineHost:
             if previous is not None:
                 await asyncio.to_thread(_close, previous)
                 await self._readers_leave()
-                previous = None  # its memory is free before the next is loaded
+                previous = None  # frees its memory before the next is loaded
                 gc.collect()
             for options in ({**self.options, **changes}, self.options):
                 self._engine = await self._start_or_note(options)
@@ -301,7 +300,7 @@ class EngineHost:
             return None
 
     def stop(self, reason: str) -> None:
-        """Refuse further requests, and end every answer with an error."""
+        """Refuse new requests, and end all answers with an error."""
         self.state = "stopping"
         self._end_answers(reason)
 
@@ -313,7 +312,7 @@ class EngineHost:
     def _end_answers(self, reason: str) -> None:
         for answers in self._live:
             answers.cancel()
-            answers.fail(RequestError(503, f"The answer was broken off: {printable(reason)}."))
+            answers.fail(RequestError(503, f"The answer was interrupted: {printable(reason)}."))
 
 
 def _close(engine: Engine) -> None:

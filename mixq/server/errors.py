@@ -1,7 +1,7 @@
-"""Errors as clients see them: one exception, and its form in OpenAI's and in Ollama's interface.
+"""Errors as clients see them: one exception, and its JSON in OpenAI's and in Ollama's format.
 
-Contract: `as_request_error` gives every `MixqError` a status: 4xx for the client's faults, 503 for what a later try may
-change, 500 for the rest. A message quotes at most the start of one value, never a whole body.
+Contract: `as_request_error` gives every `MixqError` a status: 4xx for errors of the client, 503 if a later try may
+succeed, 500 for the rest. A message quotes at most the start of one value, never a whole body.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from mixq.errors import MixqError, PromptTooLong, QueueFull, UsageError, printable
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-"""OpenAI's error types by status; others are invalid_request_error, from 500 on server_error."""
+"""OpenAI's error types by status; others are invalid_request_error below 500, server_error from 500 on."""
 
 
 class RequestError(MixqError):
@@ -23,9 +23,9 @@ class RequestError(MixqError):
     Args:
         status: HTTP status.
         message: the cause.
-        param: the field at fault, such as "messages[2].content".
+        param: the wrong field, such as "messages[2].content".
         code: for programs, such as "context_length_exceeded".
-        retry_after: seconds until another try makes sense.
+        retry_after: seconds after which to try again.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class RequestError(MixqError):
 
 
 def bad_field(param: str, message: str, *, code: str | None = None) -> RequestError:
-    """Return the refusal of a field; `message` says what is wrong with it."""
+    """Return the error for a field; `message` says what is wrong."""
     return RequestError(400, message, param=param, code=code)
 
 
 def shown(value: object) -> str:
-    """Return a value from a request for a message: one line, and short."""
+    """Return a value from a request for a message, in one short line."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     if value is None or isinstance(value, bool):
@@ -65,7 +65,7 @@ def shown(value: object) -> str:
 
 
 def as_request_error(error: MixqError) -> RequestError:
-    """Return a failure as the client's error."""
+    """Return a failure as an error for the client."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, PromptTooLong):
@@ -76,14 +76,14 @@ def as_request_error(error: MixqError) -> RequestError:
 
 
 def openai_error(error: MixqError) -> dict[str, Any]:
-    """Return the body of an error in OpenAI's form."""
+    """Return the body of an error in OpenAI's format."""
     refused = as_request_error(error)
     kind = KINDS.get(refused.status, "invalid_request_error" if refused.status < 500 else "server_error")
     return {"error": {"message": refused.text, "type": kind, "param": refused.param, "code": refused.code}}
 
 
 def ollama_error(error: MixqError) -> dict[str, Any]:
-    """Return the body of an error in Ollama's form."""
+    """Return the body of an error in Ollama's format."""
     return {"error": as_request_error(error).text}
 
 
@@ -98,7 +98,8 @@ def json_reply(document: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 def error_reply(error: MixqError, path: str, *, close: bool = False) -> Response:
-    """Return an error: Ollama's form under /api/, else OpenAI's; `close` where part of the body was not read."""
+    """Return an error response: in Ollama's format under /api/, else in OpenAI's; `close` if part of the body was not
+    read."""
     refused = as_request_error(error)
     body = ollama_error(refused) if path.startswith("/api/") else openai_error(refused)
     headers = {"Connection": "close"} if close else {}

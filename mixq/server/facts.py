@@ -1,4 +1,4 @@
-"""What the server says of its model and of itself: /v1/models, /health, and the page's /mixq/status."""
+"""Facts about the model and the server: /v1/models, /health, and the page's /mixq/status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSION = version("mixq")
 
 
 async def models(host: EngineHost, _http: HttpRequest) -> Response:
-    """List the model, once for each of its names."""
+    """List the model, once per name."""
     return json_reply({"object": "list", "data": [_model(host, name) for name in (host.name, *host.aliases)]})
 
 
@@ -44,7 +44,7 @@ def _model(host: EngineHost, name: str) -> dict[str, Any]:
 
 
 async def health(host: EngineHost, _http: HttpRequest) -> Response:
-    """Return whether requests are answered."""
+    """Return whether the server is ready for requests."""
     ready = host.state == "ready"
     return json_reply({"status": "ok" if ready else host.state}, 200 if ready else 503)
 
@@ -86,11 +86,11 @@ _PLACED: dict[str, Callable[[Model], Any]] = {
     "vram_total": lambda model: _device_memory(model.placement.device),
     "vram_used": lambda model: model.placement.as_dict().get("vram_taken_bytes"),
 }
-"""The figures of the model in the status; null without one."""
+"""The model's part of the status; null while there is none."""
 
 
 def _device_memory(device: str) -> int | None:
-    """Return all the memory of the accelerator; of the simulated one, the machine's."""
+    """Return the accelerator's whole memory; for the simulated one, the computer's."""
     if device == "cpu":
         return None
     if device == "sim":

@@ -1,9 +1,10 @@
-"""The outermost check of requests: allowed hosts and origins, the key, the size and pace of the body.
+"""The first check of requests: allowed hosts and origins, the API key, size and time of the body.
 
 Contract: an ASGI layer that refuses, or puts the whole body into the scope (`body.BODY`) and runs the application
-until the client hangs up. It checks in this order: Host (DNS rebinding), Origin (pages of other sites), the key, the
-body. Without `cors_origins` no page of another site may read an answer. Neither keys nor bodies are kept or written.
-Starlette's middlewares do not suffice: one allows names but no ranges of addresses, the other lets foreign pages send.
+until the client disconnects. It checks in this order: Host (DNS rebinding), Origin (pages of other sites), API key,
+body. Without `cors_origins` no page of another site can read a response. Keys and bodies are not stored or logged.
+Starlette's middlewares do not suffice: one allows names but no ranges of addresses, the other accepts requests of
+foreign pages.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from mixq.server.errors import RequestError, error_reply, shown
 
 MAX_BODY = 1 << 20
 DRAIN_BODY, DRAIN_SECONDS, DRAIN_PAUSE = 16 << 20, 5.0, 0.5
-"""How much of a body that is too large is read and dropped: a client does not read its refusal while it sends."""
+"""Bytes of a too large body that are read and dropped: clients do not read the response while they send."""
 
 MAX_HEAD = 16 << 10
-"""Bytes of all headers; h11's own limit lets larger ones pass that arrive in one piece."""
+"""Most bytes of all headers; h11's limit accepts larger ones that arrive in one piece."""
 
 OPEN_PATHS = re.compile(r"/|/health|/page/(vendor/)?[^/]*|/favicon\.ico")
-"""Addresses without a key: the page, which asks the user for it, and the health check."""
+"""Paths that need no API key: the page, which asks the user for it, and the health check."""
 
 METHODS = "GET, POST, OPTIONS"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -41,14 +42,14 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,253})(:\d{
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the guard lets through.
+    """What the guard allows.
 
     Attributes:
         host: the address that the server listens on.
-        api_key: None for no key.
+        api_key: None if none is required.
         cors_origins: sites whose pages may use the server; "*" for all.
         allowed_hosts: further values of Host that are allowed.
-        body_seconds: for the whole body of a request: a megabyte at 35 kB/s.
+        body_seconds: time for the whole body of a request: a megabyte at 35 kB/s.
     """
 
     host: str = "127.0.0.1"
@@ -59,7 +60,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address can be reached only from this machine."""
+    """Return whether an address can be reached only from this computer."""
     if host.lower() == "localhost":
         return True
     try:
@@ -120,14 +121,14 @@ class Guard:
             return is_loopback(name)
         if name == "localhost":
             return True
-        try:  # DNS rebinding needs a name; an address cannot be pointed elsewhere
+        try:  # DNS rebinding needs a name; it does not work with an IP address
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:
             return False
         return True
 
     def _checked_origin(self, headers: Headers) -> str | None:
-        """Return the other site that may read the reply, None for this server's own pages and for programs."""
+        """Return the foreign origin that may read the response; None for this server's pages and for programs."""
         origins = headers.getlist("origin")
         if not origins:
             return None
@@ -156,12 +157,12 @@ class Guard:
 
 
 def _digest(key: bytes) -> bytes:
-    """Return a digest, so that keys of any length compare in the same time."""
+    """Return a digest: comparing digests takes the same time for keys of any length."""
     return hashlib.sha256(key).digest()
 
 
 async def _whole_body(headers: Headers, receive: Receive) -> bytes | None:
-    """Return the body, None if the client hangs up before all of it has arrived."""
+    """Return the body; None if the client disconnects before all of it has arrived."""
     declared = int(headers.get("content-length", "0"))  # the protocol has checked that it is digits
     if declared > MAX_BODY:
         if declared <= DRAIN_BODY and "expect" not in headers:
@@ -183,7 +184,7 @@ async def _whole_body(headers: Headers, receive: Receive) -> bytes | None:
 
 
 async def _drain(receive: Receive) -> None:
-    """Drop what a client is still sending, up to `DRAIN_BODY` bytes and `DRAIN_SECONDS`."""
+    """Read and drop what a client still sends, up to `DRAIN_BODY` bytes and `DRAIN_SECONDS`."""
     size = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -195,7 +196,7 @@ async def _drain(receive: Receive) -> None:
 
 
 async def _until_hang_up(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run the application as a task that is cancelled, wherever it waits, when the client hangs up."""
+    """Run the application as a task that is cancelled when the client disconnects."""
     whole = False
 
     async def noting_the_end(message: Message) -> None:
@@ -236,7 +237,7 @@ def _too_large() -> RequestError:
 
 
 def _with_cors(send: Send, origin: str) -> Send:
-    """Return `send` with headers that let the pages of a site read the reply."""
+    """Return `send` with headers that allow the pages of a site to read the response."""
     extra = {
         b"access-control-allow-origin": origin.encode("latin-1"),
         b"access-control-expose-headers": b"Retry-After",

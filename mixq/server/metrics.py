@@ -1,6 +1,6 @@
-"""/metrics: request counts and the engine's figures in Prometheus's text format, and the access log.
+"""/metrics: request counts and the engine's statistics in Prometheus's text format, and the access log.
 
-Contract: one registry per server. Label values come from fixed lists, never from a request: an unknown address counts
+Contract: one registry per server. Label values come from fixed lists, never from a request: an unknown path counts
 as "other". The access log has time, method, path (from the same list), status and seconds.
 """
 
@@ -21,10 +21,10 @@ from mixq.system import memory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUIET = ("/health", "/metrics", "/mixq/status")
-"""Polled every second; the access log has only their failures."""
+"""Paths that are polled every second; the access log has only their failures."""
 
 HUNG_UP = 499
-"""Status in log and metrics when the client went away before its reply began; nginx's number."""
+"""Status in log and metrics if the client disconnects before the response; nginx's number."""
 
 
 def _group(path: str) -> str:
@@ -32,17 +32,17 @@ def _group(path: str) -> str:
 
 
 class Metrics(Collector):
-    """The counters of requests, and the engine's figures as they are when a client reads them."""
+    """Counters of requests, and the engine's statistics at the time of reading."""
 
     def __init__(self, host: EngineHost) -> None:
         self._host = host
         self._registry = CollectorRegistry()
         self.requests = Counter(
-            "mixq_http_requests", "Requests by address and status.", ["path", "status"], registry=self._registry
+            "mixq_http_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
         )
         self.seconds = Histogram(
             "mixq_http_request_seconds",
-            "From the first byte of a request to the last of its reply.",
+            "Seconds from the first byte of a request to the last of its response.",
             ["path"],
             registry=self._registry,
             buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800),
@@ -53,7 +53,7 @@ class Metrics(Collector):
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE)
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("mixq_ready", "1 while requests are answered.", float(self._host.state == "ready"))
+        yield GaugeMetricFamily("mixq_ready", "1 if requests are answered.", float(self._host.state == "ready"))
         resident = memory.resident_memory()
         if resident is not None:
             yield GaugeMetricFamily("mixq_resident_bytes", "Memory of the process.", resident)
@@ -61,12 +61,12 @@ class Metrics(Collector):
         if state is None:
             return
         for name, text, gauge in (
-            ("queued", "Requests that wait.", state.queued),
-            ("running", "Answers that are being made.", state.running),
-            ("kept_conversations", "Conversations whose KV cache is kept.", state.kept),
-            ("kv_positions_in_use", "Positions of KV caches in which answers run.", state.busy_positions),
-            ("decode_tokens_per_second", "Of the last seconds, all answers together.", state.decode_tokens_per_second),
-            ("expert_hit_rate", "Experts found in GPU memory.", state.expert_hit_rate),
+            ("queued", "Waiting requests.", state.queued),
+            ("running", "Running requests.", state.running),
+            ("kept_conversations", "Finished conversations whose KV cache is kept.", state.kept),
+            ("kv_positions_in_use", "Positions of the KV caches of running requests.", state.busy_positions),
+            ("decode_tokens_per_second", "Of the last seconds, all requests together.", state.decode_tokens_per_second),
+            ("expert_hit_rate", "Share of experts found in GPU memory.", state.expert_hit_rate),
         ):
             if gauge is not None:
                 yield GaugeMetricFamily(f"mixq_{name}", text, gauge)
@@ -76,7 +76,7 @@ class Metrics(Collector):
             ("decode_tokens", "Tokens generated.", state.decode_tokens),
         ):
             yield CounterMetricFamily(f"mixq_{name}", text, count)
-        finished = CounterMetricFamily("mixq_answers", "Answers by how they ended.", labels=["reason"])
+        finished = CounterMetricFamily("mixq_answers", "Answers by the reason of their end.", labels=["reason"])
         for reason, count in state.finished.items():
             finished.add_metric([reason], count)
         yield finished
@@ -85,8 +85,8 @@ class Metrics(Collector):
         """Return an application whose requests are counted and logged.
 
         Args:
-            paths: that are label values as they are.
-            log: takes the lines of the access log.
+            paths: the paths that are used as labels.
+            log: called with each line of the access log.
         """
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
-"""Ollama's interface: /api/chat, /api/generate, /api/tags, /api/show, /api/ps, /api/version.
+"""Ollama's API: /api/chat, /api/generate, /api/tags, /api/show, /api/ps, /api/version.
 
-Contract: what Ollama's own client library reads. Streams are lines of JSON; the last has `done` true and the times in
-nanoseconds. There is one model, and it is always loaded.
+Contract: what Ollama's client library reads. Streams are lines of JSON; the last has `done` true and the times in
+nanoseconds. The only model is always loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mixq.server.replies import Document, Reply, answer, finish_reason
 from mixq.server.tokens import encode_chat, encode_text
 
 Encode = Callable[[Model], tuple[list[int], bool]]
-"""Returns a prompt's ids, and whether the answer continues its text."""
+"""Returns the ids of a prompt, and whether the answer continues its text."""
 
 
 async def chat(host: EngineHost, http: HttpRequest) -> Response:
@@ -47,28 +47,28 @@ async def chat(host: EngineHost, http: HttpRequest) -> Response:
 
 
 async def generate(host: EngineHost, http: HttpRequest) -> Response:
-    """Answer a prompt: as a message, or, with `raw` and for a base model, as a text to continue."""
+    """Answer a prompt as a message; with `raw`, or if the model is a base model, continue it as text."""
     body = await read(GenerateBody, http)
 
     def encode(model: Model) -> tuple[list[int], bool]:
         if body.raw or not model.is_chat:
             if body.system:
-                raise bad_field("system", "system is not supported here: a text to continue has no place for it.")
+                raise bad_field("system", "system is not supported for a text to continue; put it into the prompt.")
             return encode_text(model, body.prompt), True
         system = [Message(role="system", content=body.system)] if body.system else []
         return encode_chat(model, [*system, Message(role="user", content=body.prompt)], host.name), False
 
     reply = OllamaReply(host, body, encode, lambda text: {"response": text})
-    if not body.prompt:  # Ollama's way to load a model
+    if not body.prompt:  # in Ollama, this loads a model
         return json_reply({**_head(host), "response": "", "done": True, "done_reason": "load"})
     return await answer(host, reply, stream=body.stream)
 
 
 class OllamaReply(Reply):
-    """One request and its reply.
+    """A request and its response.
 
     Args:
-        piece: makes a part of a reply of text: the only difference between /api/chat and /api/generate.
+        piece: returns a part of a response for a text: the only difference between /api/chat and /api/generate.
     """
 
     media_type = "application/x-ndjson"
@@ -170,7 +170,7 @@ def _parameter_count(model: Model) -> int:
 
 
 async def version(_host: EngineHost, _http: HttpRequest) -> Response:
-    """Return mixq's version, in place of Ollama's."""
+    """Return mixq's version."""
     return json_reply({"version": VERSION})
 
 
@@ -179,7 +179,7 @@ async def tags(host: EngineHost, _http: HttpRequest) -> Response:
 
 
 async def running(host: EngineHost, _http: HttpRequest) -> Response:
-    """List the model again: it is loaded, and stays."""
+    """List the model, which is always loaded."""
     model = host.engine.model
     vram = model.placement.as_dict().get("vram_taken_bytes", 0)
     return _listed(host, expires_at="9999-12-31T23:59:59Z", size_vram=vram, context_length=model.context)
@@ -207,7 +207,7 @@ async def show(host: EngineHost, http: HttpRequest) -> Response:
         {
             "modelfile": "",
             "parameters": "\n".join(f"{name} {value}" for name, value in engine.sampling.items()),
-            "template": f"(the chat format {model.template.name}, made of token ids)",
+            "template": f"(the chat template {model.template.name}, applied as token ids)",
             "license": "",
             "details": _details(model),
             "model_info": {**general, **{f"{family}.{key}": value for key, value in shape.items()}},

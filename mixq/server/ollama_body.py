@@ -1,7 +1,7 @@
-"""The fields of Ollama's interface, and the sampling parameters they become.
+"""The fields of Ollama's API, and the sampling parameters that they set.
 
-Contract: options that are decided when the server starts (num_gpu, num_thread, ...) are refused by name. num_ctx is
-accepted up to the server's context: no prompt is ever cut.
+Contract: options that are fixed when the server starts (num_gpu, num_thread, ...) are refused by name. num_ctx is
+accepted up to the server's context; prompts are never truncated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixq.server.body import Body, ModelName, Nullable, Whole, ignored, number, 
 from mixq.server.errors import bad_field
 from mixq.text.grammar import GrammarSpec
 
-AT_START = "it is decided when the server starts"
+AT_START = "it is fixed when the server starts"
 NO_LOGPROBS = "/v1/chat/completions and /v1/completions have them"
 
 
@@ -34,11 +34,11 @@ class Options(Body):
     num_predict: Annotated[Whole, whole(-2, openai_body.MOST)] = -1
     num_ctx: Annotated[Whole, whole(1, openai_body.MOST)] = 1
     unused: ClassVar = {
-        **ignored("num_keep"),  # what to keep of a prompt that is cut
+        **ignored("num_keep"),  # what to keep of a truncated prompt
         **refused("the penalty covers all tokens", "repeat_last_n", neutral=(-1,)),
-        **refused("there is no such filter", "tfs_z", "typical_p", neutral=(1, 1.0)),
-        **refused("there is no such way to sample", "mirostat", neutral=(0,)),
-        **refused("there is no such way to sample", "mirostat_tau", "mirostat_eta"),
+        **refused("mixq does not have this filter", "tfs_z", "typical_p", neutral=(1, 1.0)),
+        **refused("mixq does not have this sampling method", "mirostat", neutral=(0,)),
+        **refused("mixq does not have this sampling method", "mirostat_tau", "mirostat_eta"),
         **refused("the penalty covers all tokens", "penalize_newline", neutral=(True,)),
         **refused(AT_START, "num_gpu", "num_thread", "num_batch", "main_gpu", "low_vram", "numa"),
         **refused(AT_START, "use_mmap", "use_mlock", "f16_kv", "vocab_only", "logits_all", "embedding_only"),
@@ -50,13 +50,13 @@ class Options(Body):
         Args:
             own: the model's own.
             seed: for requests without one.
-            context: tokens that the server has room for.
+            context: tokens of the server's context.
 
         Raises:
             RequestError: num_ctx is more than that.
         """
         if self.num_ctx > context:
-            message = f"options.num_ctx is {self.num_ctx}; this server has {context}: `mixq serve --context N` sets it."
+            message = f"options.num_ctx is {self.num_ctx}; the server's is {context}: see `mixq serve --context`."
             raise bad_field("options.num_ctx", message)
         given = self.model_dump(include=openai_body.SAMPLING | {"seed", "repeat_penalty"}, exclude_unset=True)
         if "repeat_penalty" in given:
@@ -83,11 +83,11 @@ class Shared(Body):
         **refused(openai_body.NO_THINKING, "think", neutral=(False,)),
         **refused(NO_LOGPROBS, "logprobs", neutral=(False,)),
         **refused(NO_LOGPROBS, "top_logprobs", neutral=(0,)),
-        **refused("a prompt is never cut", "truncate", "shift", neutral=(False, True)),
+        **refused("prompts are never truncated", "truncate", "shift", neutral=(False, True)),
     }
 
     def grammar(self) -> GrammarSpec | None:
-        """Return what the text must be, None for any text."""
+        """Return what the text must match; None for any text."""
         if self.format in (None, ""):
             return None
         return GrammarSpec() if self.format == "json" else GrammarSpec(self.format)
@@ -120,8 +120,8 @@ class GenerateBody(Shared):
     unused: ClassVar = {
         **Shared.unused,
         **refused(openai_body.NO_INFILL, "suffix", neutral=("",)),
-        **refused("the chat format is set when the server starts, by --template", "template", neutral=("",)),
-        **refused("a conversation continues by its messages, at /api/chat", "context", neutral=([],)),
+        **refused("the chat template is fixed when the server starts, by --template", "template", neutral=("",)),
+        **refused("to continue a conversation, send its messages to /api/chat", "context", neutral=([],)),
         **refused(openai_body.TEXT_ONLY, "images", neutral=([],)),
     }
 

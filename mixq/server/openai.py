@@ -1,12 +1,12 @@
-"""OpenAI's interface, as the clients of OpenAI and Mistral call it: /v1/chat/completions and /v1/completions.
+"""OpenAI's API, as clients of OpenAI and Mistral use it: /v1/chat/completions and /v1/completions.
 
-Contract: `n` answers to a request, whole or as server-sent events. Choice i of a prompt is drawn with seed + i. Content
-is text; images, audio and tools are refused by name. The replies have the extension `mixq` where a request does.
+Contract: `n` answers to a request, as one document or as server-sent events. Choice i of a prompt is drawn with seed +
+i. Content is text; images, audio and tools are refused by name. Responses have the field `mixq` if the request has it.
 
-The prompts of /v1/completions are a text, a list of texts, ids, or a list of ids; choice i of prompt p has the index
-p * n + i. With `echo` the text begins with the prompt, and with `logprobs` the prompt's tokens are scored too, the
-first with null: what lm_eval's local-completions reads. Log probabilities are float32 of the model's own distribution;
-the most likely token has the same bits here and among the top ones.
+The prompt of /v1/completions is a text, a list of texts, a list of ids, or a list of such lists; choice i of prompt p
+has index p * n + i. With `echo` the text starts with the prompt; with `logprobs` too, the prompt's tokens are scored,
+the first with null, as lm_eval's local-completions expects. Log probabilities are float32, before sampling; a token's
+value is the same in `token_logprobs` and in `top_logprobs`.
 """
 
 from __future__ import annotations
@@ -44,20 +44,24 @@ async def complete(host: EngineHost, http: HttpRequest) -> Response:
     body = await read(CompletionBody, http)
     host.check_name(body.model)
     if body.scores_prompt and body.stream:
-        raise bad_field("echo", "echo with logprobs is not supported in a stream.", code="unsupported_parameter")
+        raise bad_field(
+            "echo",
+            "echo with logprobs is not supported in a stream; set stream to false.",
+            code="unsupported_parameter",
+        )
     most = host.capacity // body.n
     if len(body.prompt) > most:
         asked = f"prompt has {len(body.prompt)} entries with {body.n} choices each"
-        raise bad_field("prompt", f"{asked}; this server takes {most} at once.")
+        raise bad_field("prompt", f"{asked}; this server accepts {most} at once.")
     return await answer(host, CompletionReply(host, body), stream=body.stream)
 
 
 class OpenAIReply(Reply):
-    """One request to either interface.
+    """A request to either endpoint.
 
     Args:
-        prefix: of the reply's id.
-        sampling: parameters beside those that both interfaces have.
+        prefix: of the response's id.
+        sampling: parameters besides those that both endpoints have.
     """
 
     media_type = "text/event-stream"
@@ -71,7 +75,7 @@ class OpenAIReply(Reply):
         self.host = host
         self.shared = body
         self.scores: bool = sampling["logprobs"] is not None
-        self.prompt_tokens = 0  # set by `requests`, of all prompts
+        self.prompt_tokens = 0  # of all prompts; set by `requests`
         self._params = {**body.sampling(engine.sampling, seed=engine.model.options.seed), **sampling}
         self._grammar = body.grammar()
         self._extended = "mixq" in body.model_fields_set
@@ -79,7 +83,7 @@ class OpenAIReply(Reply):
         self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": host.name}
 
     def request(self, ids: Sequence[int], index: int, **options: Any) -> Request:
-        """Return the request for a prompt's choice number `index`; each choice has a seed of its own."""
+        """Return the request for a prompt's choice number `index`; each choice has a different seed."""
         seed = self._params["seed"]
         params = {**self._params, "seed": None if seed is None else (seed + index) % 2**63}
         extension = self.shared.mixq
@@ -94,11 +98,11 @@ class OpenAIReply(Reply):
 
     @abstractmethod
     def whole_choice(self, index: int, answers: Sequence[Done]) -> Document:
-        """Return answer number `index`, whole, without what the extension adds."""
+        """Return the whole answer number `index`, without the extension's fields."""
 
     @abstractmethod
     def choice(self, index: int, text: str | None, reason: str | None = None, logprobs: Any = None) -> Document:
-        """Return a part of an answer; `text` is None where only its state changes."""
+        """Return a part of an answer; `text` is None if only its state changes."""
 
     @abstractmethod
     def token_logprobs(self, index: int, token: Token) -> Document:
@@ -134,7 +138,7 @@ class OpenAIReply(Reply):
         return []
 
     def closing(self) -> list[Document]:
-        """Return the chunk with the usage, where it is asked for."""
+        """Return the chunk with the usage, if it was requested."""
         return [self.chunk(usage=self._usage())] if self.shared.stream_options.include_usage else []
 
     def chunk(
@@ -148,7 +152,7 @@ class OpenAIReply(Reply):
         return chunk
 
     def _usage(self) -> Document:
-        """Return the tokens of a request; a prompt counts once, however many answers it has."""
+        """Return the number of tokens of a request; a prompt with several answers counts once."""
         completion = sum(len(done.token_ids) for done in self._finished)
         cached = max((done.stats.cached_tokens for done in self._finished), default=0)
         return {
@@ -195,7 +199,7 @@ class ChatReply(OpenAIReply):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def last_choices(self, index: int, done: Done) -> list[Document]:
-        """Return the last parts of an answer: what is left of the text, then the reason."""
+        """Return the last parts of an answer: the rest of the text, then the reason."""
         tail = [self.choice(index, done.tail)] if done.tail else []
         return [*tail, self.choice(index, None, finish_reason(done))]
 
@@ -225,7 +229,7 @@ class CompletionReply(OpenAIReply):
             "cmpl",
             max_tokens=body.max_tokens,
             logprobs=body.logprobs,
-            # To score one token whatever it is, the end token too, as OpenAI did.
+            # as OpenAI did: one token is scored even if it is the end token
             ignore_eos=body.scores_prompt and body.max_tokens == 1,
         )
         model = host.engine.model
@@ -258,7 +262,7 @@ class CompletionReply(OpenAIReply):
         }
 
     def opening(self) -> list[Document]:
-        """Return the prompts, where they are asked for."""
+        """Return the prompts, if they were requested."""
         echoed = [self._echoed(index) for index in range(len(self._body.prompt) * self.shared.n)]
         self._offsets = [len(text) for text in echoed]
         return [self.chunk(self.choice(i, text)) for i, text in enumerate(echoed)] if self._body.echo else []
@@ -284,7 +288,7 @@ class CompletionReply(OpenAIReply):
         return self._tokenizer.decode(prompt, strip_leading_space=False) if self._tokenizer is not None else ""
 
     def _logprobs(self, tokens: Sequence[Token], *, strip: bool) -> Document:
-        """Return OpenAI's four lists; `strip` where the first text is a prompt's, without the tokenizer's space."""
+        """Return OpenAI's four lists; `strip` if the first text is a prompt's, without the tokenizer's space."""
         return {
             "tokens": [self._spelled(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
@@ -297,14 +301,14 @@ class CompletionReply(OpenAIReply):
             return None
         top: dict[str, float] = {}
         for token_id, logprob in (*token.top_logprobs, (token.id, token.logprob)):
-            top.setdefault(self._spelled(token_id), logprob)  # of two tokens with one spelling the likelier
+            top.setdefault(self._spelled(token_id), logprob)  # of two tokens with the same text, the more likely one
         return top
 
     def _spelled(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id) if self._tokenizer is not None else str(token_id)
 
     def _text_offsets(self, tokens: Sequence[Token], *, strip: bool) -> list[int]:
-        """Return how many characters there are before each token."""
+        """Return the number of characters before each token."""
         if self._tokenizer is None:
             return [0] * len(tokens)
         decoder = StreamDecoder(self._tokenizer, strip_leading_space=strip)

@@ -1,7 +1,7 @@
-"""The fields of OpenAI's two interfaces, with Mistral's names beside them, and the sampling parameters they become.
+"""The fields of OpenAI's two endpoints, with Mistral's names too, and the sampling parameters that they set.
 
-Contract: bounds are OpenAI's where it has some. A field that is left out takes the model's own value
-(generation_config.json), as in the terminal. `top_k`, `min_p`, `repetition_penalty` and `mixq` are extensions;
+Contract: bounds are OpenAI's if it has any. An omitted field has the model's value (generation_config.json), as in the
+terminal. `top_k`, `min_p`, `repetition_penalty` and `mixq` are extensions;
 `random_seed`, `safe_prompt` and `schema_definition` are Mistral's.
 """
 
@@ -23,12 +23,12 @@ MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
 MOST_BIASES = 1024
 DEFAULT_MAX_TOKENS = 16
-"""Of a completion; OpenAI's."""
+"""Default max_tokens of a completion, as OpenAI's."""
 
 SAMPLING = {
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 }  # fmt: skip
-"""Fields that are sampling parameters as they are."""
+"""Fields that are sampling parameters under the same name."""
 
 NO_TOOLS = "Mixtral 8x7B has no format for tools"
 TEXT_ONLY = "the model reads and writes only text"
@@ -116,7 +116,7 @@ class ResponseFormat(Body):
 
 
 class Shared(Body):
-    """The fields of both interfaces."""
+    """The fields of both endpoints."""
 
     model: ModelName = None
     temperature: Temperature | None = None
@@ -138,7 +138,7 @@ class Shared(Body):
     unused: ClassVar = {
         **ignored("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"),
         **refused("nothing is stored here", "store", neutral=(False,)),
-        **refused("prompts are not changed", "safe_prompt", neutral=(False,)),
+        **refused("prompts are not rewritten", "safe_prompt", neutral=(False,)),
     }
 
     def sampling(self, own: Mapping[str, float], *, seed: int | None) -> dict[str, Any]:
@@ -152,14 +152,14 @@ class Shared(Body):
             RequestError: two seeds.
         """
         if None not in (self.seed, self.random_seed) and self.seed != self.random_seed:
-            raise bad_field("random_seed", "seed and random_seed differ; give one.")
+            raise bad_field("random_seed", "seed and random_seed differ; use only one of them.")
         seeds = [each for each in (self.seed, self.random_seed, seed) if each is not None]
         bias = {int(token): value for token, value in self.logit_bias.items()}
         given = self.model_dump(include=SAMPLING, exclude_unset=True, exclude_none=True)
         return {**own, **given, "seed": seeds[0] if seeds else None, "stop": self.stop, "logit_bias": bias}
 
     def grammar(self) -> GrammarSpec | None:
-        """Return what the text must be, None for any text."""
+        """Return what the text must match; None for any text."""
         return self.response_format.grammar() if self.response_format is not None else None
 
 
@@ -170,7 +170,7 @@ class Part(Body):
     @model_validator(mode="before")
     @classmethod
     def check_type(cls, part: Any) -> Any:
-        """Refuse images and audio by name, before their fields."""
+        """Refuse images and audio by name, before their fields are checked."""
         if isinstance(part, dict) and part.get("type") != "text":
             context = {"why": TEXT_ONLY, "field": "type", "value": shown(part.get("type"))}
             raise PydanticCustomError("unsupported_value", "{why}", context)
@@ -209,7 +209,7 @@ class Message(Body):
         **refused(TEXT_ONLY, "audio"),
         **refused("the model has no such field", "refusal", "reasoning_content"),
         **refused("the model has no such field", "annotations", neutral=([],)),
-        **refused("a request cannot contain the beginning of the answer", "prefix", neutral=(False,)),
+        **refused("the beginning of the answer cannot be preset", "prefix", neutral=(False,)),
     }
 
 
@@ -232,8 +232,8 @@ class ChatBody(Shared):
         **refused(TEXT_ONLY, "modalities", neutral=(["text"],)),
         **refused(TEXT_ONLY, "audio"),
         **refused(NO_THINKING, "reasoning_effort", "prompt_mode"),
-        **refused("the server fetches nothing", "web_search_options"),
-        **refused("the length of answers is not steered", "verbosity"),
+        **refused("the server downloads nothing", "web_search_options"),
+        **refused("the length of answers cannot be set so; use max_tokens", "verbosity"),
         **refused("predicted outputs are not used", "prediction", neutral=({"type": "content", "content": ""},)),
     }
 
@@ -241,13 +241,13 @@ class ChatBody(Shared):
         """Return max_tokens and logprobs.
 
         Raises:
-            RequestError: fields that contradict each other.
+            RequestError: fields contradict each other.
         """
         most, new = self.max_tokens, self.max_completion_tokens
         if None not in (most, new) and most != new:
-            raise bad_field("max_tokens", "max_tokens and max_completion_tokens differ; give one.")
+            raise bad_field("max_tokens", "max_tokens and max_completion_tokens differ; use only one of them.")
         if self.top_logprobs is not None and not self.logprobs:
-            raise bad_field("top_logprobs", "top_logprobs needs logprobs true.")
+            raise bad_field("top_logprobs", "top_logprobs needs logprobs: true.")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return {"max_tokens": most if new is None else new, "logprobs": logprobs}
 
@@ -272,7 +272,7 @@ class CompletionBody(Shared):
     echo: Nullable[bool] = False
     unused: ClassVar = {
         **Shared.unused,
-        **refused("the server does not choose among answers", "best_of", neutral=(1,)),
+        **refused("the server does not choose between answers", "best_of", neutral=(1,)),
         **refused(NO_INFILL, "suffix", neutral=("",)),
     }
 

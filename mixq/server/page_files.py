@@ -1,7 +1,7 @@
-"""The web page: the files of mixq/server/page/, at / and /page/NAME, and those of its folder vendor.
+"""The web page: the files of mixq/server/page/ and its folder vendor, at / and /page/NAME.
 
-Contract: no other file is read: a name matches `_NAME`, and its suffix is one of `KINDS`. The page loads nothing from
-other sites; `POLICY` makes browsers refuse it.
+Contract: no other file is served: a name must match `_NAME`, and its suffix must be in `KINDS`. The page loads nothing
+from other sites; `POLICY` makes browsers enforce this.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _NAME = re.compile(r"(vendor/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 async def reply(http: HttpRequest) -> Response:
-    """Return a file of the page; at / its index."""
+    """Return a file of the page; at / the index."""
     name = http.path_params.get("name", "index.html")
     path = FOLDER / name
     kind = KINDS.get(path.suffix)
     if kind is not None and _NAME.fullmatch(name):
         with contextlib.suppress(OSError):
             return Response(await asyncio.to_thread(path.read_bytes), media_type=kind, headers=HEADERS)
-    raise RequestError(404, "The page has no such file.")
+    raise RequestError(404, "The page does not have this file.")

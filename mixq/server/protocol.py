@@ -1,8 +1,8 @@
-"""HTTP/1.1 over one connection, with the time-outs that uvicorn does not have.
+"""HTTP/1.1 over one connection, with time-outs that uvicorn does not have.
 
-Contract: a connection is closed if no whole request head arrives within `head_seconds`, or if the client reads nothing
-of a reply for `write_seconds`. What h11 refuses (a bad Content-Length, headers beyond 16 KiB) is answered with a JSON
-error that says why. uvicorn's own limits do not suffice: it has no time-out for heads and writes, its
+Contract: a connection is closed if the request's headers do not arrive within `head_seconds`, or if the client reads
+nothing of a response for `write_seconds`. What h11 refuses (a bad Content-Length, headers beyond 16 KiB) gets a JSON
+error with the cause. uvicorn's limits do not suffice: it has no time-outs for headers and writes, its
 `limit_concurrency` keeps idle connections open, and it answers bad requests in plain text without the cause.
 """
 
@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mixq.server.errors import RequestError, error_reply
 
 MOST_CONNECTIONS = 512
-"""Further connections are closed at once: file descriptors are limited too."""
+"""Most connections; more are closed at once, because file descriptors are limited."""
 
 
 class WatchedProtocol(H11Protocol):
@@ -66,12 +66,13 @@ class WatchedProtocol(H11Protocol):
             self.transport.abort()
 
     def _waits_for_a_head(self) -> bool:
-        """Return whether the request's head is not complete; idle connections have uvicorn's own time-out."""
+        """Return whether the request's headers are incomplete; idle connections have uvicorn's time-out."""
         idle = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
         return not idle and self.conn.their_state is h11.IDLE
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP with the cause, unless a reply has begun; called while h11's error is handled."""
+        """Answer what is not HTTP with the cause, unless a response has started; called while h11's error is
+        handled."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return

@@ -1,7 +1,7 @@
-"""From a request to its reply, in one way for all interfaces: whole, or written as the answers come.
+"""From a request to its response, for all APIs: as one document, or as a stream.
 
-Contract: a `Reply` is one request in the form of one interface: the engine's requests, and the documents that its
-answers become. `answer` runs it. What is refused before a stream begins is raised; what fails in it is its last event.
+Contract: a `Reply` translates one request of an API: into the engine's requests, and their answers into documents.
+`answer` runs it. Errors before a stream starts are raised; a failure in the stream is its last event.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Document = dict[str, Any]
 
 
 def finish_reason(done: Done) -> str:
-    """Return the reason in the clients' terms, stop or length; a full context counts as length."""
+    """Return the reason as clients know it, stop or length; a full context counts as length."""
     return "stop" if done.reason == "stop" else "length"
 
 
 class Reply(ABC):
-    """One request and its reply."""
+    """A request and its response."""
 
     media_type: ClassVar[str]
     """Of a stream."""
@@ -42,7 +42,7 @@ class Reply(ABC):
 
     @abstractmethod
     def requests(self, model: Model) -> Sequence[Request]:
-        """Return what the engine is to answer; on a thread, once, before the rest.
+        """Return the engine's requests; called once, first, on a thread.
 
         Raises:
             MixqError: it cannot be answered.
@@ -54,14 +54,14 @@ class Reply(ABC):
 
     @abstractmethod
     def part(self, index: int, event: Event) -> list[Document]:
-        """Return what a stream says of an event of answer number `index`."""
+        """Return the documents for an event of answer number `index`."""
 
     def opening(self) -> list[Document]:
-        """Return what a stream begins with."""
+        """Return the first documents of a stream."""
         return []
 
     def closing(self) -> list[Document]:
-        """Return what a stream ends with."""
+        """Return the last documents of a stream."""
         return []
 
     @abstractmethod
@@ -97,10 +97,10 @@ async def answer(host: EngineHost, reply: Reply, *, stream: bool) -> Response:
 
 
 class EventStream(StreamingResponse):
-    """A reply that is written as it comes.
+    """A response that is written while the answer arrives.
 
     Args:
-        stack: what to leave at the end, also after an error or a hang-up: it cancels what still runs. Starlette alone
+        stack: closed at the end, also after an error or a disconnect, which cancels what still runs. Starlette alone
             would leave that to the garbage collector.
     """
 
@@ -110,6 +110,6 @@ class EventStream(StreamingResponse):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write the reply; a task that is cancelled leaves in the middle."""
+        """Write the response; a cancelled task stops in the middle."""
         async with self._stack:
             await self.stream_response(send)

@@ -1,4 +1,4 @@
-"""Runs the application: the port, the signals, the end.
+"""Runs the application: port, signals, shutdown.
 
 Contract: the port is bound before the model is loaded, so that a port in use is reported at once. SIGTERM or SIGINT
 ends every stream with an error event, then the process; a second signal ends it at once.
@@ -22,24 +22,24 @@ from mixq.server.engine_host import EngineHost
 from mixq.server.protocol import WatchedProtocol
 
 ENGINE_SECONDS = 2.0
-"""How long the engine may take to end its pass when the server stops."""
+"""Seconds that the engine has to end its forward pass when the server stops."""
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 128
 STOPPING = "the server is stopping"
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address and does not listen yet.
+    """Return a socket bound to the address, not listening yet.
 
     Raises:
-        UsageError: not an address of this machine, or the port is in use.
+        UsageError: not an address of this computer, or the port is in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise UsageError(f"{printable(host)} is not an address of this machine: {error.strerror}.") from error
+        raise UsageError(f"{printable(host)} is not an address of this computer: {error.strerror}.") from error
     bound = socket.socket(family, kind, protocol)
     try:
         if os.name != "nt":  # on Windows it would let two programs share the port
@@ -48,7 +48,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"Port {port} is in use.", hint="Choose another: mixq serve --port N.") from error
+            raise UsageError(f"Port {port} is in use.", hint="Choose another port: mixq serve --port N.") from error
         if error.errno in (errno.EACCES, errno.EADDRNOTAVAIL):
             raise UsageError(f"{printable(host)} port {port} cannot be used: {error.strerror}.") from error
         raise StorageError(f"{printable(host)} port {port}: {error.strerror}.") from error
@@ -56,7 +56,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """Return the URL to show and to open; this machine's for a wildcard."""
+    """Return the URL to show and to open; for a wildcard address, this computer's."""
     host, port = bound.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -65,7 +65,7 @@ def address_of(bound: socket.socket) -> str:
 def serve(app: ASGIApp, host: EngineHost, bound: socket.socket) -> None:
     """Serve until a signal."""
     make_server(app, host).run(sockets=[bound])
-    if not host.close(ENGINE_SECONDS):  # a long pass is still running, and its result is not needed
+    if not host.close(ENGINE_SECONDS):  # a long forward pass is still running, and its result is not needed
         sys.stderr.flush()
         os._exit(0)
 
@@ -91,7 +91,7 @@ def make_server(app: ASGIApp, host: EngineHost, protocol: type[WatchedProtocol] 
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, ended so that clients learn why and the exit code is 0."""
+    """uvicorn's server, stopped so that clients get the reason and the exit code is 0."""
 
     def __init__(self, config: uvicorn.Config, host: EngineHost) -> None:
         super().__init__(config)
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
 
 
 def _is_defect(record: logging.LogRecord) -> bool:
-    """Return False for what clients cause, and for the tasks that are cancelled at the end."""
+    """Return False for errors that clients cause, and for tasks cancelled at the end."""
     error = record.exc_info[1] if record.exc_info else None
     if record.msg.startswith("Cancel "):  # tasks that still run after the time-out
         return False

@@ -1,7 +1,7 @@
-"""Token ids of what clients send; and /tokenize, /detokenize and /tokenizer_info, as vLLM and lm_eval have them.
+"""Token ids of what clients send; /tokenize, /detokenize and /tokenizer_info, as in vLLM and lm_eval.
 
-Contract: text becomes ordinary tokens, whatever it spells, unless `parse_special` asks for more; at /tokenize a prompt
-that is only the name of a control token ("</s>") is that token, since clients get its id in this way.
+Contract: text becomes ordinary tokens, also the names of control tokens, unless `parse_special` is set; but at
+/tokenize a prompt that is just the name of a control token ("</s>") is that token, since clients get its id so.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def tokenizer_of(model: Model, param: str | None = None) -> Tokenizer:
     """
     if not model.prompting.has_text:
         raise RequestError(
-            400, "This model has no tokenizer: it takes only token ids, at /v1/completions.", param=param
+            400, "This model has no tokenizer, so it accepts only token ids, at /v1/completions.", param=param
         )
     return model.tokenizer
 
 
 def encode_text(model: Model, text: str) -> list[int]:
-    """Return a text that the model continues, after the begin token.
+    """Return a text that the model continues, after the BOS token.
 
     Raises:
-        RequestError: an empty text without a begin token, or a model without a tokenizer.
+        RequestError: an empty text without a BOS token, or a model without a tokenizer.
     """
     tokenizer = tokenizer_of(model, "prompt")
     ids = [*tokenizer.begin_ids, *tokenizer.encode(text)]
@@ -52,13 +52,14 @@ def encode_chat(model: Model, messages: Sequence[Body], name: str) -> list[int]:
     """Return the prompt of a conversation; `name` is the model's in messages.
 
     Raises:
-        RequestError: a base model, a model without a tokenizer, or an order of messages that the format does not have.
+        RequestError: a base model, a model without a tokenizer, or an order of messages that the template does not
+        allow.
     """
     tokenizer_of(model)
     if not model.is_chat:
         raise RequestError(
             400,
-            f"{name} is a base model: it completes texts and has no chat format.",
+            f"{name} is a base model, which continues texts and has no chat template.",
             param="messages",
             code="model_has_no_chat_format",
             hint="Use /v1/completions, or start the server with --template.",
@@ -70,7 +71,7 @@ def encode_chat(model: Model, messages: Sequence[Body], name: str) -> list[int]:
 
 
 class TokenizeBody(Body):
-    """The body of /tokenize; `content` is llama.cpp's name for a prompt without the begin token."""
+    """The body of /tokenize; `content` is llama.cpp's name for a prompt without the BOS token."""
 
     model: ModelName = None
     prompt: str = ""
@@ -89,12 +90,12 @@ class DetokenizeBody(Body):
 
 
 async def tokenize(host: EngineHost, http: HttpRequest) -> Response:
-    """Return the ids of a text, or of a conversation as the model reads it."""
+    """Return the ids of a text or of a conversation."""
     body = await read(TokenizeBody, http)
     host.check_name(body.model)
     given = body.model_fields_set & {"prompt", "content", "messages"}
     if len(given) != 1:
-        raise bad_field("prompt", "Give one of prompt, content and messages.")
+        raise bad_field("prompt", "Use one of prompt, content and messages.")
     model = host.engine.model
     tokenizer = tokenizer_of(model)
 
@@ -130,7 +131,7 @@ async def detokenize(host: EngineHost, http: HttpRequest) -> Response:
 
 
 async def tokenizer_info(host: EngineHost, _http: HttpRequest) -> Response:
-    """Return the names of the control tokens that clients look for."""
+    """Return the names of the control tokens."""
     model = host.engine.model
     tokenizer = tokenizer_of(model)
     return json_reply(

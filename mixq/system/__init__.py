@@ -1,1 +1,1 @@
-"""What the operating system gives: paths, memory, cores, huge pages."""
+"""The operating system's part: paths, memory, cores, huge pages."""

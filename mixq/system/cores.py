@@ -1,7 +1,7 @@
-"""How many cores this process may use: physical ones, within its affinity and its share of the machine.
+"""The number of physical cores that this process may use, within its affinity and CPU quota.
 
-Contract: no torch; the operating system's figures are read, nothing is timed. Two hardware threads of one core share
-its load and store units, so the second adds nothing to a kernel that waits for memory.
+Contract: reads the operating system's information, without measuring. Two hardware threads of a core share its load and
+store units, so the second adds nothing to a kernel that waits for memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def physical_cores() -> int:
 
 
 def cpu_limit() -> float | None:
-    """Return how many CPUs' time the processes of this control group may use together; None without a limit."""
+    """Return how many CPUs the processes of this control group may use; None without a limit."""
     return smallest(_cpus(group) for group in control_groups())
 
 
 def _core(cpu: int) -> tuple[str, str]:
-    """Return package and core of a hardware thread; one without topology counts as a core of its own."""
+    """Return package and core of a hardware thread; without topology each thread counts as a core."""
     topology = _TOPOLOGY / f"cpu{cpu}" / "topology"
     core = text_of(topology / "core_id")
     return (text_of(topology / "physical_package_id"), core) if core else ("unknown", str(cpu))

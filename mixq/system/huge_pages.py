@@ -1,7 +1,7 @@
-"""Anonymous memory in huge pages, where the system has them.
+"""Anonymous memory in huge pages, if the system has them.
 
-Contract: the tensor returned starts on a huge page and owns its memory. Reading weights from pages of 4 KiB spends part
-of the time on address translation.
+Contract: the tensor returned starts on a huge page and owns its memory. With pages of 4 KiB, reading
+weights spends part of the time on address translation.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ HUGE_PAGE = 2 << 20
 
 
 def allocate(nbytes: int) -> Tensor:
-    """Return uint8 [nbytes] of zeros; a page takes memory when it is first touched.
+    """Return zeros, uint8 [nbytes]; a page uses memory from its first access on.
 
     Raises:
         DoesNotFitError: the system refused the memory.
     """
     length = nbytes + HUGE_PAGE
     try:
-        # Without the flags the memory is shared; huge pages for shared memory are another setting.
+        # Without these flags the memory is shared, and another setting controls huge pages for shared memory.
         private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
         pages = mmap.mmap(-1, length, flags=private) if private else mmap.mmap(-1, length)
     except (OSError, ValueError, OverflowError) as error:

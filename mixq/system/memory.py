@@ -1,9 +1,9 @@
-"""How much memory the machine has, how much this process may take, and how much it holds.
+"""Memory of the computer: how much there is, how much this process may use, and how much it uses.
 
-Contract: the operating system's figures are read, nothing is allocated. Sizes are in bytes; None where the system does
-not report one. A container sees its own control group (version 2) as the outermost; systemd nests them
-(`systemd-run -p MemoryMax=16G`), and each of them may set a limit: the smallest counts. Where there are no such groups
-there is no limit here. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
+Contract: reads the operating system's information; allocates nothing. Sizes are in bytes; None if the system does not
+report one. A container sees its control group (version 2) as the outermost; systemd nests them
+(`systemd-run -p MemoryMax=16G`), and each of them may set a limit: the smallest applies. Without such groups there is
+no limit. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return what can be taken without swapping: free and reclaimable, within the limits of control groups."""
+    """Return how much memory can be used without swapping: free and reclaimable, within the limits of control
+    groups."""
     available = _meminfo().get("MemAvailable")
     if available is None:
         return total_memory()
@@ -50,7 +51,9 @@ def memory_limit() -> int | None:
 
 
 def resident_memory() -> int | None:
-    """Return the physical memory that this process holds now, mapped files included; elsewhere the most it has held."""
+    """Return the physical memory that this process uses, mapped files included; on other systems than Linux, the most
+    it has
+    used."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -59,7 +62,7 @@ def resident_memory() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """Return the most physical memory that this process has held."""
+    """Return the most physical memory that this process has used."""
     if sys.platform == "win32":
         return None
     import resource
@@ -69,19 +72,19 @@ def peak_memory() -> int | None:
 
 
 def control_groups() -> list[Path]:
-    """Return the folders of this process's control group and of those around it."""
+    """Return the folders of this process's control group and of its parents."""
     inside = next((line[3:] for line in text_of(_OWN_GROUP).splitlines() if line.startswith("0::/")), "/")
     group = _CONTROL_GROUPS / inside.strip("/")
     return [group, *(parent for parent in group.parents if parent.is_relative_to(_CONTROL_GROUPS))]
 
 
 def smallest(limits: Iterable[Limit | None]) -> Limit | None:
-    """Return the smallest limit, None where there is none."""
+    """Return the smallest limit; None if there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def text_of(path: Path) -> str:
-    """Return the content of a file under /proc or /sys, "" where it cannot be read."""
+    """Return the content of a file under /proc or /sys; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -94,7 +97,7 @@ def _meminfo() -> dict[str, int]:
 
 
 def _left_in(group: Path) -> int | None:
-    """Return the bytes that a control group has left; cached files count as use to the kernel, but give way."""
+    """Return the bytes that a control group has left; the kernel counts cached files as used, but can reclaim them."""
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
     if limit is None or used is None:
         return None

@@ -1,7 +1,7 @@
-"""Where things lie on a user's machine: the model store, the cache, config.toml, the demo model; free disk space.
+"""Paths on a user's computer: model store, cache, config.toml, demo model; free disk space.
 
-Contract: `resolve_model` returns the folder that a user means by a path or a name in the store. This module creates
-nothing and opens no model. Every command imports it, so it imports what only some functions need inside them.
+Contract: `resolve_model` returns the folder for a path or a name in the store. This module creates nothing and opens no
+model. Every command imports it, so what only some functions need is imported in them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def home() -> Path:
 
 
 def cache() -> Path:
-    """Return the folder of files that mixq can make again: $MIXQ_HOME/cache, else the platform's cache folder."""
+    """Return the folder of files that mixq can create again: $MIXQ_HOME/cache, else the platform's cache folder."""
     chosen = _chosen_home()
     return chosen / "cache" if chosen else _platform_dirs().user_cache_path
 
@@ -64,10 +64,10 @@ def demo_source() -> Path:
 
 
 def resolve_model(name: str) -> Path:
-    """Return the folder that `name` means: a folder that exists, or the name of a model in the store.
+    """Return the folder for `name`: an existing folder, or a model in the store.
 
     Raises:
-        ModelFileError: there is neither, or a job has not finished the model.
+        ModelFileError: there is neither, or the model is unfinished.
     """
     as_path = expand(name)
     if name and as_path.is_dir():
@@ -77,18 +77,18 @@ def resolve_model(name: str) -> Path:
         if (in_store / "job.json").exists() and not (in_store / "config.json").exists():
             raise ModelFileError(
                 f"{printable(name)} is not finished: its quantize job was interrupted or is running.",
-                hint="`mixq list` shows how far it is and the command that continues it.",
+                hint="`mixq list` prints its progress and the command that resumes it.",
             )
         return in_store
     what = "is a file, not a model folder" if as_path.is_file() else "is neither a folder nor a model in the store"
     raise ModelFileError(
         f"{printable(name)!r} {what}.",
-        hint=f"`mixq list` shows the models of the store ({printable(store())}).",
+        hint=f"`mixq list` prints the models in the store ({printable(store())}).",
     )
 
 
 def free_space(path: Path) -> int:
-    """Return the free bytes of the disk on which `path` lies, or would lie.
+    """Return the free bytes of the disk of `path`, which need not exist.
 
     Raises:
         StorageError: the disk cannot be read.
@@ -102,8 +102,8 @@ def free_space(path: Path) -> int:
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
 
 
-def check_free_space(path: Path, needed: int, hint: str = "Free some space, or name a target on another disk.") -> None:
-    """Raise StorageError, with exact bytes, where the disk of `path` has less than `needed` free."""
+def check_free_space(path: Path, needed: int, hint: str = "Free some space, or choose another disk.") -> None:
+    """Raise StorageError, with exact bytes, if the disk of `path` has less than `needed` free."""
     free = free_space(path)
     if needed > free:
         raise StorageError(

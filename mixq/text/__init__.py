@@ -1,1 +1,1 @@
-"""Text and token ids: the tokenizer, Mixtral's instruct prompt, decoding as text arrives, stop strings."""
+"""Text and token ids: tokenizers, chat templates, decoding while text arrives, stop strings."""

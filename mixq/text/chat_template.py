@@ -1,8 +1,8 @@
 """Chat templates: a conversation as the token ids of a prompt.
 
-Contract: a `ChatTemplate` builds ids message by message, for the next reply. Control tokens are put in as ids, never
-as text, so in formats with control tokens no message can open or close a turn. `stops` and `end_ids` end a reply of
-this format. The formats are in `mixq.text.templates`; `mixq.text.choice` chooses one for a model.
+Contract: a `ChatTemplate` builds the ids message by message. Control tokens are inserted as ids, never as text, so in
+templates with control tokens no message can start or end a turn. `stops` and `end_ids` end a reply. The templates are
+in `mixq.text.templates`; `mixq.text.choice` chooses one for a model.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Message:
 
 @dataclass(frozen=True)
 class ChatTemplate(ABC):
-    """A chat format.
+    """A chat template.
 
     Attributes:
-        name: by which users choose it.
-        is_chat: False for a base model, which completes texts.
+        name: for users to choose it.
+        is_chat: False for a base model, which continues texts.
         stops: texts that end a reply; they are not part of it.
-        why: the reason for this format, in a sentence.
-        note: what the user should know before trusting it; None for nothing.
+        why: the reason for the choice, in a sentence.
+        note: a warning for the user; None for none.
     """
 
     name: ClassVar[str]
@@ -73,7 +73,7 @@ class ChatTemplate(ABC):
     note: str | None = None
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
-        """Return the prompt that asks for the next assistant message.
+        """Return the prompt for the next assistant message.
 
         Args:
             tokenizer: of the model.
@@ -86,12 +86,12 @@ class ChatTemplate(ABC):
         return self._encode(tokenizer, *_checked(messages))
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the tokens that end a reply in this format."""
+        """Return the tokens that end a reply."""
         return (tokenizer.eos_id,)
 
     @abstractmethod
     def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
-        """Encode the system text ("" for none), then user and assistant messages in turn, a user's last."""
+        """Encode the system prompt ("" for none), then user and assistant messages in turn, a user's last."""
 
 
 class PromptBuilder:
@@ -107,7 +107,7 @@ class PromptBuilder:
         self._begins = True
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Append begin tokens; the text that follows is encoded as the start of a text, with its leading space."""
+        """Append the BOS token; the next text is encoded as the start of a text, with its leading space."""
         self.token(*ids)
         self._begins = True
 
@@ -122,7 +122,7 @@ class PromptBuilder:
         self._begins = self._begins and not ids
 
     def marker(self, name: str) -> None:
-        """Append the control token of that name, or the name as text if the tokenizer has no such token."""
+        """Append the control token with this name, or the name as text if the tokenizer does not have it."""
         token_id = self._tokenizer.special_id(name)
         if token_id is None:
             self.text(name)
@@ -143,7 +143,7 @@ class PromptBuilder:
 
 
 def _checked(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[str, list[Message]]:
-    """Return the system text and the turns of a conversation."""
+    """Return the system prompt and the turns of a conversation."""
     conversation = [Message.of(message) for message in messages]
     turns = [message for message in conversation if message.role != "system"]
     if not turns:
@@ -159,5 +159,5 @@ def _checked(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[str, list
         if not message.content.strip():
             raise PromptError(f"{place} ({message.role}) is empty.")
     if turns[-1].role != "user":
-        raise PromptError("The last message is from the assistant; a reply needs a user message to answer.")
+        raise PromptError("The last message is from the assistant; it must be from the user.")
     return "\n\n".join(message.content for message in conversation[:system_count] if message.content), turns

@@ -1,8 +1,8 @@
-"""Which chat format a model was made for.
+"""Chooses the chat template of a model.
 
-Contract: `choose_template` decides by the marks in the folder's chat template, which is never run; without one by the
-tokenizer's control tokens; then by the model's names. A model with none of these is a base model. `why` of the result
-names the reason, `note` warns of a guess.
+Contract: `choose_template` chooses by the markers in the folder's Jinja template, which is never run; without one, by
+the tokenizer's control tokens; then by the model's names. A model with none of these is a base model. `why` of the
+result is the reason, `note` warns of a guess.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from mixq.text.tokenizer_config import TokenizerConfig
 
 INST = "[INST]"
 _UNKNOWN_MARKS = ("[SYSTEM_PROMPT]", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|channel|>")
-"""Of formats that share a mark with one of ours, or are widely used: Mistral's version 7, Llama 3, Gemma, Zephyr."""
+"""Markers of other templates that share a marker with ours, or are widely used: Mistral's version 7, Llama 3, Gemma,
+Zephyr."""
 
 _NAMES = (
     (re.compile(r"vicuna", re.I), "vicuna"),
@@ -44,7 +45,7 @@ _NAMES = (
     (re.compile(r"mi[sx]tral.*instruct", re.I), "mistral"),
 )
 _BASE_NAME = re.compile(r"mi[sx]tral-(\d+x)?\d+b(-v0\.\d)?", re.I)
-"""The names under which Mistral has published base models; the tokenizers of some have [INST] too."""
+"""Names of Mistral's base models; the tokenizers of some have [INST] too."""
 
 
 def choose_template(
@@ -53,12 +54,12 @@ def choose_template(
     config: TokenizerConfig | None = None,
     raw_config: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
-    """Return the chat format of a model.
+    """Return the chat template of a model.
 
     Args:
-        folder: the model's; its name counts, and what mixq.json says of its source. None for a model in memory.
+        folder: the model's folder, for its name and the source in mixq.json. None for a model in memory.
         tokenizer: of the model; None for a model that takes token ids only.
-        config: the files beside the tokenizer.
+        config: the files next to the tokenizer.
         raw_config: the model's config.json.
     """
     if tokenizer is None:
@@ -71,19 +72,19 @@ def choose_template(
     names = list(_names(folder, raw_config or {}))
     guess = _by_tokens(tokenizer, names) or _by_names(tokenizer, names)
     if config.template is None:
-        return guess or BaseModel("it has no chat template, no tokens of one, and no name of a chat model")
+        return guess or BaseModel("it has no chat template, no control tokens of one, and not the name of a chat model")
     if guess is None:
         llama = (raw_config or {}).get("model_type") == "llama"
-        guess = Llama2("it is a Llama") if llama else _mistral(tokenizer, "it is Mixtral's own")
+        guess = Llama2("the model is a Llama") if llama else _mistral(tokenizer, "it is Mixtral's template")
     return replace(
         guess,
-        note=f"The chat template in {config.template_file} is of an unknown kind. Prompts are written "
-        f"in the format {guess.name} instead, since {guess.why}; --template chooses another.",
+        note=f"The chat template in {config.template_file} is unknown to mixq. It uses "
+        f"{guess.name} instead, since {guess.why}; --template chooses another.",
     )
 
 
 def _by_text(text: str, tokenizer: Tokenizer, where: str) -> ChatTemplate | None:
-    """Return the format whose marks are in a Jinja text, None for none that is known."""
+    """Return the template whose markers are in a Jinja text; None if no known one is."""
     if any(mark in text for mark in _UNKNOWN_MARKS):
         return None
     why = f"the chat template in {where} has %s"
@@ -104,9 +105,9 @@ def _by_text(text: str, tokenizer: Tokenizer, where: str) -> ChatTemplate | None
 
 
 def _chatml_system(text: str) -> str | None:
-    """Return the system text that a chatml template puts in where a conversation has none."""
+    """Return the system prompt that a chatml template inserts if a conversation has none."""
     found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^{}<]{1,4000}?)<\|im_end\|>", text)
-    if found is None or re.search(r"""['"]\s*[+~]""", found[1]):  # not a literal: message['content'] is put in there
+    if found is None or re.search(r"""['"]\s*[+~]""", found[1]):  # not a literal: message['content'] is inserted
         return None
     return found[1].replace("\\n", "\n").replace("\\'", "'").replace('\\"', '"')
 
@@ -139,7 +140,7 @@ def _mistral(tokenizer: Tokenizer, why: str) -> ChatTemplate:
 
 
 def _names(folder: Path | None, raw_config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the last parts of the names that a model goes by: its folder's, its config's, and its source's."""
+    """Yield the last parts of a model's names: of its folder, its config and its source."""
     named: list[object] = [raw_config.get("_name_or_path")]
     if folder is not None:
         named.insert(0, folder.name)
@@ -150,11 +151,11 @@ def _names(folder: Path | None, raw_config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _source_name(folder: Path) -> object:
-    """Return what mixq.json says that the folder was made from."""
+    """Return the name of the folder's source in mixq.json."""
     if not (folder / MANIFEST).exists():
         return None
     try:
         source = read_json_object(folder / MANIFEST).get("source")
-    except ModelFileError:  # `mixq verify` says what is wrong with it; a model runs without
+    except ModelFileError:  # `mixq verify` reports what is wrong; the model runs without it
         return None
     return source.get("name") if isinstance(source, dict) else None

@@ -1,11 +1,9 @@
-"""Answers that must be JSON: which tokens may come next, decided by the llguidance library.
+"""Answers that must be JSON: computes the tokens that may come next, with the llguidance library.
 
-Contract: a `GrammarSpec` describes the text, a `GrammarCompiler` makes a `Grammar` of it for one vocabulary, and a
-`Grammar` follows one answer: `allowed` are the tokens that may come next, `accept` takes the chosen one, `complete` is
-true when only the end can follow. One space may precede the document, since a reply's first word has one; blanks inside
-it are bounded, so a model cannot generate blanks for ever.
-
-This module knows no model and no sampler.
+Contract: a `GrammarSpec` describes the text, a `GrammarCompiler` compiles it to a `Grammar` for one vocabulary, and a
+`Grammar` follows one answer: `allowed` returns the tokens that may come next, `accept` takes the chosen one, `complete`
+is true when only the end can follow. One space may precede the document, since a reply's first word has one; blanks
+inside it are limited, so that a model cannot generate blanks forever.
 """
 
 from __future__ import annotations
@@ -23,24 +21,24 @@ if TYPE_CHECKING:
     import llguidance
 
 BLANKS = r"[ \n]{1,60}"
-"""Blanks between the parts of a document: enough for the indentation of pretty-printed text."""
+"""Most blanks between the parts of a document: enough for pretty-printed text."""
 
 MAX_SCHEMA_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer must be: a JSON document that satisfies `schema`; None for any JSON object."""
+    """An answer must be a JSON document that satisfies `schema`; None for any JSON object."""
 
     schema: Mapping[str, Any] | None = None
 
 
 class GrammarCompiler:
-    """Makes grammars for one vocabulary.
+    """Compiles grammars for one vocabulary.
 
     Args:
-        tokenizer: has the bytes of each token.
-        vocab_size: tokens that may be drawn.
+        tokenizer: for the bytes of each token.
+        vocab_size: tokens that may be sampled.
         eos_token_ids: tokens that end an answer.
 
     Raises:
@@ -52,7 +50,7 @@ class GrammarCompiler:
             import llguidance
         except ImportError as error:
             raise MixqError("JSON answers need the llguidance library.", hint="pip install llguidance") from error
-        # Bounds of the work for a schema, beside the library's own limits for the states of its parser and lexer.
+        # Limits for a schema, in addition to the library's limits for the states of its parser and lexer.
         self._limits = llguidance.LLParserLimits(
             max_grammar_size=200_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000
         )
@@ -64,16 +62,16 @@ class GrammarCompiler:
         )
 
     def compile(self, spec: GrammarSpec) -> Grammar:
-        """Return a grammar at its beginning.
+        """Return a grammar in its initial state.
 
         Raises:
-            UsageError: the schema is not JSON, is too large, or uses something that the library does not support.
+            UsageError: the schema is not JSON, is too large, or uses features that the library does not support.
         """
         grammar = self._matcher.grammar_from_lark(_lark(spec))
         matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             reason = printable(matcher.get_error().strip().splitlines()[0], 300)
-            raise UsageError(f"The JSON schema cannot be followed: {reason}")
+            raise UsageError(f"The JSON schema is not supported: {reason}")
         return Grammar(matcher)
 
 
@@ -84,37 +82,37 @@ class Grammar:
         self._matcher = matcher
 
     def allowed(self) -> bytes:
-        """Return one bit for each token, the lowest of the first byte first: whether it may come next.
+        """Return a bit per token, the lowest of the first byte first: whether the token may come next.
 
         Raises:
-            MixqError: the grammar has become too much work.
+            MixqError: the grammar exceeds a limit of the library.
         """
         mask = self._matcher.compute_bitmask()
         self._check()
         return mask
 
     def accept(self, token_id: int) -> None:
-        """Take the token that was chosen, one of those allowed.
+        """Advance by the chosen token, one of those allowed.
 
         Raises:
-            MixqError: the grammar has become too much work.
+            MixqError: the grammar exceeds a limit of the library.
         """
         self._matcher.consume_token(token_id)
         self._check()
 
     @property
     def complete(self) -> bool:
-        """Whether nothing but the end can follow."""
+        """Whether only the end can follow."""
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = printable(self._matcher.get_error().strip().splitlines()[0], 300)
-            raise MixqError(f"The answer cannot be kept to its JSON schema: {reason}", hint="Use a simpler schema.")
+            raise MixqError(f"The JSON schema cannot be enforced any further: {reason}", hint="Use a simpler schema.")
 
 
 class _Tokens:
-    """A tokenizer in the form that the library takes."""
+    """A tokenizer with the library's interface."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
         tokens = tokenizer.token_bytes()[:vocab_size]
@@ -128,7 +126,7 @@ class _Tokens:
         return {token: i for i, token in enumerate(self.tokens) if token}
 
     def __call__(self, text: bytes) -> list[int]:
-        """Return ids that spell some bytes, the longest token first; the library uses it for forced text only."""
+        """Return ids that spell some bytes, the longest tokens first; the library uses it only for forced text."""
         ids, start = [], 0
         while start < len(text):
             ends = range(min(len(text), start + 32), start, -1)
@@ -139,7 +137,7 @@ class _Tokens:
 
 
 def _lark(spec: GrammarSpec) -> str:
-    """Return the library's grammar of a document, with at most one space before it."""
+    """Return the library's grammar for a document, with at most one space before it."""
     schema: dict[str, Any] = {"type": "object"} if spec.schema is None else dict(spec.schema)
     schema.pop("x-guidance", None)
     schema["x-guidance"] = {"whitespace_pattern": BLANKS}

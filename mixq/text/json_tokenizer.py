@@ -1,8 +1,8 @@
-"""A tokenizer.json, read by the tokenizers library (an extra), for folders that have no tokenizer.model.
+"""Reads tokenizer.json with the tokenizers library (an extra), for folders without tokenizer.model.
 
-Contract: ids are the library's own for BPE and Unigram models, with metaspace or byte-level pieces; so is decoding, but
-for what `StreamDecoder` says of invalid UTF-8. What the file says of truncation, padding, dropout and control tokens
-around a text is left out: nothing is ever cut, drawn or added. The file is checked before the library sees it.
+Contract: ids equal the library's for BPE and Unigram models, with metaspace or byte-level pieces; so does decoding,
+except for invalid UTF-8 (`StreamDecoder`). The file's truncation, padding, dropout and control tokens around a text are
+ignored. The file is checked before the library reads it.
 
 Source of the format: the serialization of huggingface/tokenizers.
 """
@@ -28,7 +28,7 @@ MAX_JSON_BYTES = 32 * 2**20  # the largest published one for these models has 17
 MODELS = ("BPE", "Unigram")
 BEGIN_NAMES = ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>")
 END_NAMES = ("</s>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>")
-"""Names of begin and end, the first there is, where no file beside tokenizer.json says them."""
+"""Names of BOS and EOS, if no file next to tokenizer.json has them; the first that exists is used."""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -40,10 +40,10 @@ class JsonTokenizer(Tokenizer):
     Args:
         path: a tokenizer.json.
         content: its content; None reads the file.
-        config: the files beside it.
+        config: the files next to it.
 
     Raises:
-        ModelFileError: the library is not installed, or the file is damaged or of a kind that mixq does not read.
+        ModelFileError: the library is not installed, or the file is damaged or not supported by mixq.
         StorageError: the file cannot be read.
     """
 
@@ -57,14 +57,14 @@ class JsonTokenizer(Tokenizer):
             if self._library.token_to_id(token.content) != token_id:
                 shown = printable(repr(token.content), 60)
                 raise ModelFileError(
-                    f"{printable(path)}: {shown} must be token {token_id}, which is not the next free id."
+                    f"{printable(path)}: {shown} must have id {token_id}, which is not the next free id."
                 )
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         decoders = list(_types(data.get("decoder")))
         self.bytes_are = _reading(decoders, path)
         self.adds_leading_space = any(map(_strips, decoders))
         unknown = data["model"].get("unk_token")
-        if data["model"].get("unk_id") is not None:  # Unigram names it by its place
+        if data["model"].get("unk_id") is not None:  # Unigram has its index
             unknown = self._library.id_to_token(data["model"]["unk_id"])
         self.unk_id = vocabulary.get(unknown, -1)
         names = {name for name in (config.bos_token, config.eos_token) if name is not None}
@@ -86,7 +86,7 @@ class JsonTokenizer(Tokenizer):
                 return found
         raise ModelFileError(
             f"{printable(self.path)} has no control token for the {what} of a text.",
-            hint="tokenizer_config.json beside it says which one that is: bos_token, eos_token.",
+            hint="Set bos_token and eos_token in the tokenizer_config.json next to it.",
         )
 
     def _encode_piecewise(self, text: str, *, continues: bool) -> list[int]:
@@ -95,7 +95,7 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _inside(self) -> tokenizers.Tokenizer:
-        """The library's tokenizer for what follows a control token: some put a space before a text's start alone."""
+        """The library's tokenizer for text after a control token: some add a space only at the start of a text."""
         if not any(kind.get("prepend_scheme") == "first" for kind in _types(self._data.get("pre_tokenizer"))):
             return self._library
         text = json.dumps(self._data["pre_tokenizer"]).replace('"first"', '"never"')
@@ -113,13 +113,15 @@ def _checked(content: bytes, path: Path) -> dict[str, Any]:
     if kind not in MODELS:
         raise ModelFileError(
             f"{printable(path)} has a model of type {printable(repr(kind))}; mixq reads {' and '.join(MODELS)}.",
-            hint="Copy the original checkpoint's tokenizer.model beside it; it is used instead.",
+            hint="Copy the original checkpoint's tokenizer.model next to it; it is used instead.",
         )
-    for field in ("continuing_subword_prefix", "end_of_word_suffix"):  # a wrong one ends the library's whole process
+    for field in ("continuing_subword_prefix", "end_of_word_suffix"):  # with a wrong one, the library ends the process
         if model.get(field):
-            raise ModelFileError(f"{printable(path)}: {field} is {printable(repr(model[field]), 60)}; mixq knows none.")
+            raise ModelFileError(
+                f"{printable(path)}: {field} is {printable(repr(model[field]), 60)}; mixq supports only null."
+            )
     if kind == "Unigram" and model.get("unk_id") is None and model.get("byte_fallback") is not True:
-        raise ModelFileError(f"{printable(path)}: it has neither an unknown token nor bytes for what has no token.")
+        raise ModelFileError(f"{printable(path)}: it has neither an unknown token nor byte fallback.")
     vocabulary = model.get("vocab")
     ids: Iterable[object] = range(len(vocabulary)) if isinstance(vocabulary, list) else ()
     ids = vocabulary.values() if isinstance(vocabulary, dict) else ids
@@ -140,7 +142,7 @@ def _check_ids(ids: Iterable[object], path: Path) -> None:
 
 
 def _added_tokens(data: Mapping[str, Any], config: TokenizerConfig, path: Path) -> dict[int, AddedToken]:
-    """Return the added tokens of the file, and those that only tokenizer_config.json names."""
+    """Return the added tokens of the file, and those that are only in tokenizer_config.json."""
     listed = data.get("added_tokens") or []
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise ModelFileError(f"{printable(path)}: added_tokens is not a list of objects.")
@@ -163,7 +165,7 @@ def _added_tokens(data: Mapping[str, Any], config: TokenizerConfig, path: Path) 
 
 
 def _as_used(data: Mapping[str, Any], added: Mapping[int, AddedToken]) -> dict[str, Any]:
-    """Return the file's content as mixq uses it."""
+    """Return the file's content without the parts that mixq ignores."""
     flags = {entry["id"]: entry for entry in data.get("added_tokens") or []}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokens = [
@@ -181,13 +183,13 @@ def _open(data: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     except ImportError:
         raise ModelFileError(
             f"{printable(path)} needs the tokenizers library, which is not installed.",
-            hint="pip install 'mixq[tokenizers]', or put the original checkpoint's tokenizer.model beside it.",
+            hint="pip install 'mixq[tokenizers]', or copy the original checkpoint's tokenizer.model next to it.",
         ) from None
     try:
         library = tokenizers.Tokenizer.from_str(json.dumps(data))
     except Exception as error:  # noqa: BLE001 (the library raises Exception itself)
         raise ModelFileError(f"{printable(path)} is damaged: {printable(error)}.") from None
-    library.encode_special_tokens = True  # names of control tokens in a text are text
+    library.encode_special_tokens = True  # in a text, names of control tokens are text
     return library
 
 
@@ -210,8 +212,8 @@ def _reading(decoders: list[Mapping[str, Any]], path: Path) -> Any:
     if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         return "tokens"
     raise ModelFileError(
-        f"{printable(path)} has the decoder {printable(', '.join(sorted(kinds)) or None)}, which mixq does not know.",
-        hint="Copy the original checkpoint's tokenizer.model beside it; it is used instead.",
+        f"{printable(path)} has the decoder {printable(', '.join(sorted(kinds)) or None)}, unknown to mixq.",
+        hint="Copy the original checkpoint's tokenizer.model next to it; it is used instead.",
     )
 
 
@@ -248,7 +250,7 @@ def _pieces(
 
 
 def _spelled(name: str, vocabulary: Mapping[str, int], byte_level: bool) -> Iterator[int]:
-    """Yield the ids of a name's characters, or of their bytes; what has no token of its own is left out."""
+    """Yield the ids of a name's characters, or of their bytes; those without a token are skipped."""
     characters = _byte_characters()
     for character in name:
         data = character.encode("utf-8", "replace")

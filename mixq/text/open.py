@@ -39,7 +39,7 @@ def open_tokenizer(folder: Path | str, config: TokenizerConfig | None = None) ->
 
 
 def tokenizer_of(files: Mapping[str, bytes]) -> Tokenizer | None:
-    """Return the tokenizer that is among files, by name; None where there is none.
+    """Return the tokenizer among files, by name; None if there is none.
 
     Raises:
         ModelFileError: as for `open_tokenizer`.

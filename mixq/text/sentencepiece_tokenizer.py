@@ -1,7 +1,7 @@
-"""A sentencepiece model (tokenizer.model), with the tokens that a fine-tune has added beside it.
+"""A sentencepiece model (tokenizer.model), with the tokens that a fine-tune has added in other files.
 
-Contract: ids and decoding are sentencepiece's own; ids beyond its vocabulary are those of added tokens. An added token
-with an id of the vocabulary replaces that piece, which is then encoded in bytes.
+Contract: ids and decoding equal sentencepiece's; ids beyond its vocabulary are those of added tokens. An added token
+with an id of the vocabulary replaces that piece, whose text is then encoded as bytes.
 
 Source of the format: sentencepiece's model proto; Mixtral's file is Mistral's `tokenizer.model.v1`.
 """
@@ -29,10 +29,10 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
         path: a sentencepiece model, usually the folder's `tokenizer.model`.
         content: its content; None reads the file.
-        config: the files beside it.
+        config: the files next to it.
 
     Raises:
-        ModelFileError: the file is not a sentencepiece model, or has no begin and end tokens.
+        ModelFileError: the file is not a sentencepiece model, or has no BOS and EOS tokens.
         StorageError: the file cannot be read.
     """
 
@@ -40,14 +40,14 @@ class SentencePieceTokenizer(Tokenizer):
         path, config = Path(path), config or TokenizerConfig()
         self._content = read_bounded(path, MAX_FILE_BYTES) if content is None else content
         self._processor = processor = _parse(self._content, path)
-        # sentencepiece gives -1 where the piece is missing, or is not a control piece: text could then spell it.
+        # -1: the piece is missing, or is not a control piece, so that text could spell it.
         if processor.bos_id() < 0 or processor.eos_id() < 0:
-            raise ModelFileError(f"{printable(path)} has no control tokens for begin and end of text.")
+            raise ModelFileError(f"{printable(path)} has no BOS and EOS control tokens.")
         self.unk_id = processor.unk_id()
         self.bytes_are = "sentencepiece"
         self._legacy = config.legacy
         names: list[str] = processor.id_to_piece(list(range(processor.vocab_size())))
-        # Llama's and Mistral's models put a space in front of a text and take it off again; some others do not.
+        # Llama's and Mistral's models add a space before a text and remove it when decoding; some others do not.
         self.adds_leading_space = names[processor.encode("a")[0]].startswith(SPACE)
         super().__init__(path, *_with_added(_pieces(processor, names), names, config))
         self.bos_id = self._named(config.bos_token, processor.bos_id())
@@ -83,11 +83,11 @@ def _pieces(processor: sentencepiece.SentencePieceProcessor, names: list[str]) -
 
 
 def _with_added(pieces: Pieces, names: list[str], config: TokenizerConfig) -> tuple[Pieces, dict[str, int]]:
-    """Return the vocabulary with the added tokens in it, and those of them that are ordinary words, by text."""
+    """Return the vocabulary including added tokens, and, by text, the added tokens that are ordinary words."""
     gap = max(config.added, default=-1) + 1 - len(names)
     pieces.content += [b""] * gap
     pieces.is_byte += [False] * gap
-    pieces.is_control += [True] * gap  # unused ids between
+    pieces.is_control += [True] * gap  # unused ids in between
     byte_ids = {pieces.content[i]: i for i, is_byte in enumerate(pieces.is_byte) if is_byte}
     words: dict[str, int] = {}
     for token_id, token in config.added.items():

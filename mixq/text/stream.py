@@ -1,7 +1,7 @@
-"""Where stop strings end a text that is being generated.
+"""Ends a generated text at the first stop string.
 
-Contract: `StopMatcher` gives the text in front of the first stop string, never a part of one, however the text is cut
-into pushes.
+Contract: `StopMatcher` returns the text before the first stop string, never a part of a stop string, however the text
+is split into pushes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mixq.errors import UsageError
 class StopMatcher:
     """Cuts a stream of text at the first stop string.
 
-    The first is the one that is complete first; of those complete at the same place, the longest. So the result
-    does not depend on how the text is cut into pushes.
+    The first is the one that is complete first; of several complete at the same place, the longest. So the result does
+    not depend on how the text is split into pushes.
 
     Args:
-        stops: the strings; none means that nothing stops and nothing is held back.
+        stops: the strings; without any, nothing stops and nothing is held back.
 
     Raises:
-        UsageError: an empty stop string, which would stop everything.
+        UsageError: an empty stop string.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -32,9 +32,9 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take more text; return what may be shown, and whether a stop string was met.
+        """Add text; return the text that can be shown, and whether a stop string was found.
 
-        After a stop string has been met, further text is dropped.
+        After a stop string was found, further text is dropped.
         """
         if self.matched is not None:
             return "", True
@@ -49,7 +49,7 @@ class StopMatcher:
         return seen[: len(seen) - kept], False
 
     def flush(self) -> str:
-        """Return the text held back, when no more will come."""
+        """Return the held-back text at the end."""
         held, self._held = self._held, ""
         return held
 
@@ -61,7 +61,7 @@ class StopMatcher:
         return end - len(stop), stop
 
     def _longest_possible_start(self, text: str) -> int:
-        """Return the length of the longest end of `text` that a stop string begins with."""
+        """Return the length of the longest end of `text` that is the start of a stop string."""
         longest = 0
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(text)), longest, -1):

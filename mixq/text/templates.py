@@ -1,9 +1,9 @@
-"""The chat formats that mixq writes: Mistral's two, chatml, Alpaca, Vicuna, Llama 2; and "none" for a base model.
+"""The chat templates that mixq writes: Mistral's two, chatml, Alpaca, Vicuna, Llama 2; and "none" for a base model.
 
-Contract: `get_template` returns a format by name. In mistral-v3, and in chatml if the model has its tokens, turns are
-marked by control tokens, which no message can contain. In the other formats the marks are ordinary text ("[INST]",
-"USER:"), as in training: a message that contains a mark looks like a turn to the model, but it cannot contain the end
-token.
+Contract: `get_template` returns a template by name. In mistral-v3, and in chatml if the model has its tokens, turns are
+marked by control tokens, which no message can contain. In the other templates the markers are ordinary text ("[INST]",
+"USER:"), as in training: a message that contains a marker looks like a turn to the model, but it cannot contain the
+end token.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MistralV1(ChatTemplate):
 
         [bos] + encode("[INST] user [/INST]") + encode(assistant) + [eos] + encode("[INST] ...") ...
 
-    with the system text, and an empty line, in front of the first user message. Each `encode` is a call of its own:
+    with the system prompt, and an empty line, before the first user message. Each `encode` is a separate call:
     rendering the conversation as one string and tokenizing that gives other ids from the second turn on.
     """
 
@@ -57,7 +57,7 @@ class MistralV3(ChatTemplate):
 
         [bos] [INST] encode(user) [/INST] encode(assistant) [eos] [INST] encode(user) [/INST]
 
-    [INST] and [/INST] are control tokens. The system text and an empty line precede the last user message. Spaces at
+    [INST] and [/INST] are control tokens. The system prompt and an empty line precede the last user message. Spaces at
     the end of a reply are removed.
     """
 
@@ -68,7 +68,7 @@ class MistralV3(ChatTemplate):
         if opens is None or closes is None:
             raise PromptError(
                 "The template mistral-v3 needs the control tokens [INST] and [/INST]; this tokenizer has none.",
-                hint="Use --template mistral-v1, in which they are text.",
+                hint="Use --template mistral-v1, where they are text.",
             )
         ids = [tokenizer.bos_id]
         for position, message in enumerate(turns):
@@ -86,11 +86,11 @@ class ChatML(ChatTemplate):
 
         [bos] <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n
 
-    The marks are control tokens if the model has them, else text. The begin token comes first unless
-    tokenizer_config.json has add_bos_token false: training used it, even where the Jinja template omits it.
+    The markers are control tokens if the model has them, else text. The BOS token comes first unless
+    tokenizer_config.json has add_bos_token false: training used it, even if the Jinja template omits it.
 
     Attributes:
-        system: the system text of a conversation without one; None for no system turn.
+        system: the system prompt of a conversation without one; None for no system turn.
     """
 
     name: ClassVar[str] = "chatml"
@@ -120,17 +120,17 @@ class ChatML(ChatTemplate):
 
 @dataclass(frozen=True)
 class _TextMarks(ChatTemplate):
-    """A format with text marks: the system text, then turns; a reply ends with the end token.
+    """A template with text markers: the system prompt, then turns; a reply ends with the end token.
 
     Attributes:
-        system: the system text of a conversation without one.
+        system: the system prompt of a conversation without one.
     """
 
     system: str | None = None
 
     @abstractmethod
     def _pieces(self) -> tuple[str, str, str, str, str]:
-        """Return what follows the system text, and what is before and after a user's text and a reply."""
+        """Return the text after the system prompt, and the texts before and after a user's message and a reply."""
 
     def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         after_system, before_user, after_user, before_reply, after_reply = self._pieces()
@@ -150,7 +150,7 @@ class _TextMarks(ChatTemplate):
 
 @dataclass(frozen=True)
 class Alpaca(_TextMarks):
-    """Stanford Alpaca's format, with replies that end in the end token for several turns.
+    """Stanford Alpaca's format; for several turns, each reply ends with the end token.
 
     [bos] system\\n\\n### Instruction:\\nuser\\n\\n### Response:\\nassistant [eos] \\n\\n### Instruction:\\n...
     """
@@ -166,12 +166,12 @@ class Alpaca(_TextMarks):
 
 @dataclass(frozen=True)
 class Vicuna(_TextMarks):
-    """Vicuna 1.1 and later, as FastChat writes it; or with line ends between the turns, as some templates do.
+    """Vicuna 1.1 and later, as FastChat writes it; or with line breaks between the turns, as in some templates.
 
         [bos] system USER: user ASSISTANT: assistant [eos] USER: user ASSISTANT:
 
     Attributes:
-        lines: turns end with a line end instead of a space.
+        lines: turns end with a line break instead of a space.
     """
 
     name: ClassVar[str] = "vicuna"
@@ -187,7 +187,7 @@ class Vicuna(_TextMarks):
 
 @dataclass(frozen=True)
 class Llama2(ChatTemplate):
-    """Llama 2 Chat, as Meta's reference code writes it: each pair of turns is a text of its own.
+    """Llama 2 Chat, as Meta's reference code writes it: each pair of turns is a separate text.
 
     [bos] [INST] <<SYS>>\\nsystem\\n<</SYS>>\\n\\nuser [/INST] assistant [eos] [bos] [INST] user [/INST]
     """
@@ -209,21 +209,21 @@ class Llama2(ChatTemplate):
 
 @dataclass(frozen=True)
 class BaseModel(ChatTemplate):
-    """No chat format: the model completes texts."""
+    """No chat template: the model continues texts."""
 
     name: ClassVar[str] = "none"
     is_chat: ClassVar[bool] = False
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
-        """Raise PromptError: a base model has no chat format."""
+        """Raise PromptError: a base model has no chat template."""
         raise PromptError(
-            f"This is a base model, which completes texts and does not chat: {self.why}.",
+            f"This is a base model, which continues texts and cannot chat: {self.why}.",
             hint="Use `mixq run -p TEXT` or generate() to continue a text. If the model was trained for chat, "
-            f"name its format: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
+            f"set its template: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
         )
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return none: only the model's own end tokens end a text."""
+        """Return no tokens: only the model's end tokens end a text."""
         return ()
 
     def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
@@ -237,14 +237,14 @@ assert tuple(_KINDS) == TEMPLATES
 
 
 def get_template(name: str) -> ChatTemplate:
-    """Return the format of that name.
+    """Return the template with this name.
 
     Raises:
-        UsageError: there is none; it suggests the nearest.
+        UsageError: unknown name; the message suggests the nearest.
     """
     if name not in _KINDS:
         raise UsageError(
-            f"unknown template {printable(repr(name))}; there are {', '.join(TEMPLATES)}."
+            f"unknown template {printable(repr(name))}; choose from {', '.join(TEMPLATES)}."
             + did_you_mean(str(name), TEMPLATES)
         )
     return _KINDS[name]()

@@ -1,10 +1,9 @@
-"""The base of tokenizers: text to ids of a model's vocabulary and back.
+"""The base class of tokenizers: text to ids of a model's vocabulary, and back.
 
-Contract: `encode` turns text into ids of ordinary tokens only. Begin, end and other control tokens are put in by
-`mixq.text.templates`; they come out of text only where `parse_special` asks for it. `piece_bytes` says which bytes an
-id stands for, and `decode` is those bytes in a row, equal to the decoding of the library behind the tokenizer;
-`StreamDecoder` decodes while ids are generated. `sentencepiece_tokenizer` and `json_tokenizer` read the files. This
-module knows no chat format and no model.
+Contract: `encode` turns text into ids of ordinary tokens only. BOS, EOS and other control tokens are inserted
+by `mixq.text.templates`; text becomes control tokens only with `parse_special`. `piece_bytes` returns the bytes of an
+id; `decode` joins them, and equals the decoding of the library behind the tokenizer; `StreamDecoder` decodes while ids
+are generated. `sentencepiece_tokenizer` and `json_tokenizer` read the files.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ U+FFFD stands for as much as could have begun a character."""
 
 @dataclass(slots=True)
 class Pieces:
-    """A vocabulary: what each id stands for, by id.
+    """A vocabulary: the text of each id, by id.
 
     Attributes:
-        content: the bytes that an id adds to a text; for a control token its name, which it does not add.
-        is_byte: a byte of a character, perhaps of several.
-        is_control: tokens that no text can spell and that add nothing to one.
-        spelling: {id: other ids} for control tokens that a library could find in a text; these ids spell the same.
+        content: the bytes of an id in a text; for a control token its name, which is not part of the text.
+        is_byte: the token is a single byte, which may be part of a character.
+        is_control: tokens that no text is encoded to and that add no text.
+        spelling: {id: other ids} for control tokens that a library could find in a text; the other ids have the same
+        text.
     """
 
     content: list[bytes]
@@ -51,12 +51,12 @@ class Tokenizer(ABC):
 
     Attributes:
         path: the file.
-        vocab_size: ids go up to this; some below may stand for nothing.
-        bos_id, eos_id: begin and end of a text.
-        unk_id: stands for what has no token; -1 where there is no such token.
-        begin_ids: what a text begins with: the begin token, or nothing for models that were trained without.
-        adds_leading_space: whether `encode` puts a space in front of a text, which `decode` takes off.
-        bytes_are: how the library behind the tokenizer reads bytes that are not a character.
+        vocab_size: ids are below this; some may be unused.
+        bos_id, eos_id: the tokens for begin and end of a text.
+        unk_id: the unknown token; -1 if there is none.
+        begin_ids: the first tokens of a text: the BOS token, or none for models that were trained without.
+        adds_leading_space: whether `encode` adds a space before a text, which `decode` removes.
+        bytes_are: how the library behind the tokenizer decodes invalid bytes.
     """
 
     path: Path
@@ -79,19 +79,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_piecewise(self, text: str, *, continues: bool) -> list[int]:
-        """Return the ids of a text in which no added token is looked for."""
+        """Return the ids of a text, without looking for added tokens."""
 
     def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
-        """Return the ids of `text`, without begin and end tokens.
+        """Return the ids of `text`, without BOS and EOS tokens.
 
-        Whatever the text spells ("</s>", "<|im_end|>", "<0x0A>"), no control id comes out. Lone surrogates, which are
-        not text, become U+FFFD.
+        The result has no control ids, even if the text contains their names ("</s>", "<|im_end|>", "<0x0A>"). Lone
+        surrogates become U+FFFD.
 
         Args:
             text: any text.
-            parse_special: let "</s>" be the end token, and so on. Never for untrusted text.
-            continues: the text follows a control token; where this model's own tokenizer puts no space in front of
-                such a text, none is put there.
+            parse_special: encode "</s>" as the end token, and so on. Not for untrusted text.
+            continues: the text follows a control token; no space is added before it if the model's tokenizer adds none
+                there.
         """
         ids: list[int] = []
         for part, token_id in self._split(without_lone_surrogates(text), parse_special):
@@ -103,7 +103,7 @@ class Tokenizer(ABC):
         return ids
 
     def _split(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None]]:
-        """Yield text, and the tokens that fine-tunes have added for whole words, in turn."""
+        """Yield text, and the tokens that fine-tunes have added for whole words, in order."""
         pattern = self._special_pattern if parse_special else self._word_pattern
         if pattern is None:
             yield text, None
@@ -117,18 +117,18 @@ class Tokenizer(ABC):
         yield text[end:], None
 
     def _without_control(self, ids: list[int]) -> list[int]:
-        """Return ids of the same text, without the control tokens that the library has found in it."""
+        """Replace the control tokens that the library has found in a text by ids of the same text."""
         spelling = self._pieces.spelling
         if not spelling or spelling.keys().isdisjoint(ids):
             return ids
         return [spelled for i in ids for spelled in spelling.get(i, (i,))]
 
     def decode(self, ids: Iterable[int], *, strip_leading_space: bool = True) -> str:
-        """Return the text of `ids`; control ids are nothing, invalid UTF-8 becomes U+FFFD.
+        """Return the text of `ids`; control ids have no text, invalid UTF-8 becomes U+FFFD.
 
         Args:
             ids: token ids.
-            strip_leading_space: take off the space that `encode` put in front; False for the middle of a text.
+            strip_leading_space: remove the space that `encode` added; False for the middle of a text.
 
         Raises:
             UsageError: an id outside of the vocabulary.
@@ -137,7 +137,7 @@ class Tokenizer(ABC):
         return "".join(decoder.push(i) for i in ids) + decoder.flush()
 
     def piece_bytes(self, token_id: int) -> bytes:
-        """Return the bytes that an id adds to a text; none for a control id.
+        """Return the bytes of an id; none for a control id.
 
         Raises:
             UsageError: the id is outside of the vocabulary.
@@ -146,21 +146,21 @@ class Tokenizer(ABC):
         return b"" if self._pieces.is_control[token_id] else self._pieces.content[token_id]
 
     def is_byte(self, token_id: int) -> bool:
-        """Return whether an id stands for bytes that need not be whole characters."""
+        """Return whether an id is a byte token, which need not be a whole character."""
         self._check(token_id)
         return self._pieces.is_byte[token_id]
 
     def is_control(self, token_id: int) -> bool:
-        """Return whether an id is a control token (begin, end, a turn's marker), which no text can spell."""
+        """Return whether an id is a control token (BOS, EOS, the marker of a turn)."""
         self._check(token_id)
         return self._pieces.is_control[token_id]
 
     def special_id(self, name: str) -> int | None:
-        """Return the control token of that name, such as "<|im_end|>"; None where there is none."""
+        """Return the control token with this name, such as "<|im_end|>"; None if there is none."""
         return self._special.get(name)
 
     def token_text(self, token_id: int) -> str:
-        """Return an id's text for show: control tokens by name, and bytes that are not a character as <0xE2>."""
+        """Return an id's text for display: control tokens by name, invalid bytes as <0xE2>."""
         self._check(token_id)
         content = self._pieces.content[token_id]
         if not content and self._pieces.is_control[token_id]:
@@ -171,7 +171,7 @@ class Tokenizer(ABC):
             return "".join(f"<0x{byte:02X}>" for byte in content)
 
     def token_bytes(self) -> list[bytes]:
-        """Return what every id stands for: bytes of text, or a control token's name (see `is_control`)."""
+        """Return the content of every id: bytes of text, or a control token's name (see `is_control`)."""
         return list(self._pieces.content)
 
     def _check(self, token_id: int) -> None:
@@ -180,16 +180,16 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Decodes ids one by one, and gives out characters as soon as they are certain.
+    """Decodes ids one by one, and returns characters as soon as they are certain.
 
-    All pushes and the flush together are exactly the text of the tokenizer's library decoding all ids at once; no push
-    gives half a character. (Where byte tokens make no valid UTF-8, the tokenizers library loses the valid characters
-    beside them too; here they stay, and only what is invalid becomes U+FFFD.)
+    All pushes and the flush together are exactly the text that the tokenizer's library decodes from all ids at once; no
+    push returns part of a character. (If byte tokens are invalid UTF-8, the tokenizers library also loses valid
+    characters next to them; here only invalid bytes become U+FFFD.)
 
     Args:
         tokenizer: whose ids they are.
-        strip_leading_space: take one space off the front of the text: the one that the tokenizer puts in front
-            when it encodes. True for a reply, False for text that goes on from a prompt.
+        strip_leading_space: remove one space at the start of the text, which the tokenizer adds when it encodes.
+            True for a reply, False for text that continues a prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, strip_leading_space: bool = True) -> None:
@@ -198,7 +198,7 @@ class StreamDecoder:
         self._pending = bytearray()  # bytes that may still become a character: at most 3
 
     def push(self, token_id: int) -> str:
-        """Take the next id and return the text that is now certain, perhaps none.
+        """Add an id and return the text that is now certain, perhaps none.
 
         Raises:
             UsageError: the id is outside of the vocabulary.
@@ -218,12 +218,12 @@ class StreamDecoder:
         piece_text = piece.decode("utf-8")
         if self._strip and piece_text:
             self._strip = False
-            if token_id != self._tokenizer.unk_id:  # sentencepiece shows the unknown piece as it is, " ⁇ "
+            if token_id != self._tokenizer.unk_id:  # sentencepiece decodes the unknown piece as " ⁇ "
                 piece_text = piece_text.removeprefix(" ")
         return text + piece_text
 
     def flush(self) -> str:
-        """Return what is still held back: bytes that make no character, as U+FFFD."""
+        """Return the rest: held-back bytes that are not a character, as U+FFFD."""
         if self._tokenizer.bytes_are == "text":
             text = _REPLACEMENT if self._pending else ""
         else:
@@ -232,7 +232,7 @@ class StreamDecoder:
         return text
 
     def _complete_characters(self) -> str:
-        """Take whole characters off the pending bytes; what cannot begin one becomes U+FFFD."""
+        """Remove whole characters from the pending bytes; bytes that cannot start one become U+FFFD."""
         text = ""
         while self._pending:
             try:
@@ -250,20 +250,20 @@ class StreamDecoder:
 
 
 def check_size(content: bytes, path: Path, kind: str, limit: int = MAX_FILE_BYTES) -> None:
-    """Refuse a file that cannot be a tokenizer."""
+    """Refuse an empty or too large tokenizer file."""
     if not content or len(content) > limit:
         size = "empty" if not content else f"larger than {limit} bytes"
         raise ModelFileError(f"{printable(path)} is not a {kind}: it is {size}.")
 
 
 def without_lone_surrogates(text: str) -> str:
-    """Return `text` with U+FFFD for each surrogate that is half of a character."""
+    """Return `text` with each lone surrogate replaced by U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
-    """Return a pattern of the words, the longest first; None for none."""
+    """Return a pattern of the words, the longest first; None without words."""
     ordered = sorted(words, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None

@@ -1,8 +1,8 @@
-"""The files beside a tokenizer: added tokens, the names of begin and end, the chat template's text.
+"""The files next to a tokenizer: added tokens, the names of BOS and EOS, the chat template's text.
 
 Contract: `TokenizerConfig.read` reads tokenizer_config.json, added_tokens.json, special_tokens_map.json and
 chat_template.jinja as transformers saves them, any of which may be missing. Sizes, ids and types are checked. The Jinja
-text is kept for `mixq.text.choice`, which matches it; it is never run.
+text is only searched, by `mixq.text.choice`; it is never run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 JINJA = "chat_template.jinja"
 
 MAX_CONTENT = 1000
-"""Characters of an added token; published ones have at most some thirty."""
+"""Most characters of an added token; published ones have up to about 30."""
 
 MAX_JINJA = 1 << 20
 
 _TURN_MARKER = re.compile(r"<\|.*\|>|</?s>")
-"""Tokens that open or close a turn are control tokens, also in files that do not say that they are special."""
+"""Tokens that start or end a turn are control tokens, even if the file does not mark them as special."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class AddedToken:
     """A token that was added to the vocabulary.
 
     Attributes:
-        content: its text, or its name where it is a control token.
-        is_control: it is a mark, not text.
+        content: its text, or the name of a control token.
+        is_control: it is a control token, not text.
     """
 
     content: str
@@ -46,15 +46,15 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """What the files beside a tokenizer say.
+    """The contents of the files next to a tokenizer.
 
     Attributes:
         added: tokens by id; those of the vocabulary itself may be among them.
-        bos_token, eos_token: names; None where the files do not say.
-        legacy: a text that follows a control token gets a space in front, as the first one does. So it was when most
-            fine-tunes were trained, and so transformers does where the file does not say otherwise.
-        add_bos: a text begins with the begin token.
-        template: the chat template's Jinja text; None where there is none.
+        bos_token, eos_token: names; None if the files do not have them.
+        legacy: a text after a control token gets a leading space, as the first text does. This is how most fine-tunes
+            were trained, and transformers' default.
+        add_bos: a text starts with the BOS token.
+        template: the chat template's Jinja text; None if there is none.
         template_file: the file that has it.
     """
 
@@ -68,11 +68,11 @@ class TokenizerConfig:
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerConfig:
-        """Read what a model folder says of its tokenizer.
+        """Read these files in a model folder.
 
         Raises:
-            ModelFileError: a file that is not a JSON object, or a value of the wrong kind.
-            StorageError: a file that cannot be read.
+            ModelFileError: a file is not a JSON object, or a value has the wrong type.
+            StorageError: a file cannot be read.
         """
         limits = {CONFIG: MAX_BYTES, SPECIAL_TOKENS: MAX_BYTES, ADDED_TOKENS: MAX_BYTES, JINJA: MAX_JINJA}
         there = [name for name in limits if (folder / name).exists() or (folder / name).is_symlink()]
@@ -80,10 +80,10 @@ class TokenizerConfig:
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> TokenizerConfig:
-        """Return what files say of their tokenizer, by name; others may be among them.
+        """Return the contents of these files, given the files of a folder by name.
 
         Raises:
-            ModelFileError: a file that is not a JSON object, or a value of the wrong kind.
+            ModelFileError: a file is not a JSON object, or a value has the wrong type.
         """
         settings, special = _parsed(files, CONFIG), _parsed(files, SPECIAL_TOKENS)
         named = {key: _name(value) for key, value in {**special, **settings}.items() if key.endswith("_token")}
@@ -100,7 +100,7 @@ class TokenizerConfig:
 
 
 def is_turn_marker(content: str) -> bool:
-    """Return whether a token's text marks turns, whatever its file says of it."""
+    """Return whether a token's text marks turns, whatever the file says."""
     return _TURN_MARKER.fullmatch(content) is not None
 
 
@@ -109,7 +109,7 @@ def _parsed(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _template(value: object) -> str | None:
-    """Return the default one where several are named: [{"name": "default", "template": "..."}, ...] or {name: text}."""
+    """Return the default template of several: [{"name": "default", "template": "..."}, ...] or {name: text}."""
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
         value = {str(entry.get("name")): entry.get("template") for entry in entries}
@@ -119,7 +119,7 @@ def _template(value: object) -> str | None:
 
 
 def _name(value: object) -> str | None:
-    """Return a token's name, a text or the content of an object."""
+    """Return a token's name, which is a string or the content of an object."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
@@ -135,7 +135,7 @@ def _special_names(*files: Mapping[str, Any]) -> set[str]:
 
 
 def _added_tokens(older: Mapping[str, Any], settings: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:
-    """Return the added tokens; what tokenizer_config.json says of an id counts more than added_tokens.json."""
+    """Return the added tokens; tokenizer_config.json takes precedence over added_tokens.json."""
     added: dict[int, AddedToken] = {}
     for content, token_id in older.items():
         added[_checked_id(token_id, ADDED_TOKENS)] = _token(content, ADDED_TOKENS, content in special)

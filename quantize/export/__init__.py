@@ -1,1 +1,1 @@
-"""A checkpoint or model folder in the forms of other programs."""
+"""Exports a checkpoint or model folder to the formats of other programs."""

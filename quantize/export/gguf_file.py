@@ -1,10 +1,10 @@
-"""A GGUF file of a checkpoint or model folder, for llama.cpp and what is built on it.
+"""Exports a checkpoint or model folder to a GGUF file, for llama.cpp and programs based on it.
 
-Contract: `GgufExport(source, target, type)` reads headers and decides everything; `run` writes the file beside its name
-(`NAME.partial`) one matrix at a time and renames it when it is whole; on any failure or interruption nothing is left.
-Linears that the source has as w4 or w8 keep their codes (see `gguf_format`). GGUF version 3, as specified in ggml's
-docs/gguf.md; the header is written by the package `gguf`.
-"""
+Contract: `GgufExport(source, target, type)` reads headers and decides everything; `run` writes the file under a
+temporary name (`NAME.partial`), one matrix at a time, and renames it when it is complete; after a failure or
+interruption nothing is left. Linear layers that the source has as w4 or w8 keep their codes (see `gguf_format`). GGUF
+version 3, as specified in
+ggml's docs/gguf.md; the package `gguf` writes the header."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mixq.quantize.sources.source import Source
 from mixq.system.paths import check_free_space
 
 ALIGNMENT = 32
-"""Of each tensor's data: GGUF's default."""
+"""Alignment of each tensor's data: GGUF's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class GgufExport:
 
     Args:
         source: the checkpoint or folder.
-        target: the file to make; it must not exist.
-        type: auto keeps each Linear's own precision; bf16, f16, q8_0 and q4_0 make all alike.
+        target: the file to write; it must not exist.
+        type: auto keeps each linear layer's precision; bf16, f16, q8_0 and q4_0 apply to all.
 
     Raises:
-        UsageError: no such type, or a target that exists.
+        UsageError: an unknown type, or the target exists.
         MixqError: the package gguf is missing.
     """
 
@@ -78,11 +78,11 @@ class GgufExport:
             self.main_type = type.upper()
 
     def run(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> GgufResult:
-        """Write the file; `on_progress` is called with weights done and weights in all.
+        """Write the file; `on_progress` is called with the numbers of weights done and in total.
 
         Raises:
-            StorageError: not enough disk (exact bytes, before any weight is written), or a write that failed.
-            ModelFileError: a weight that the file cannot hold, by the tensor's name, or a damaged tokenizer.
+            StorageError: not enough disk (exact bytes, before any weight is written), or a failed write.
+            ModelFileError: the file cannot hold a weight of the named tensor, or the tokenizer is damaged.
         """
         partial = partial_path(self.target)
         try:

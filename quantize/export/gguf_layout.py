@@ -1,7 +1,7 @@
 """The tensors of a GGUF file before it exists: names, order and types for a Mixtral, Mistral or Llama.
 
 Contract: `plan` returns for every tensor of the file the model's parameters in it (a layer's experts are merged into
-one tensor for each matrix), its type, and what has to be requantized for that. Only the source's headers are read.
+one tensor for each matrix), its type, and what must be requantized for it. Only the source's headers are read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FileTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape as numpy has it, the inputs last."""
+        """The shape in numpy's order, the inputs last."""
         own = self.parameters[0].shape
         return (len(self.parameters), *own) if self.parameters[0].expert is not None else own
 
@@ -60,16 +60,18 @@ def row_bytes(type: str, K: int) -> int:
 
 
 def plan(source: Source, type: str) -> tuple[list[FileTensor], tuple[str, ...]]:
-    """Return the tensors of the file in its order, and what the user may not expect, a sentence each.
+    """Return the tensors in the order of the file, and notices for the user, one sentence each.
 
     Args:
-        type: of `TYPES`; auto keeps the precision that each Linear has.
+        type: of `TYPES`; auto keeps each linear layer's precision.
 
     Raises:
-        UsageError: no such type.
+        UsageError: an unknown type.
     """
     if type not in TYPES:
-        raise UsageError(f"unknown type {printable(type)!r}; there are {', '.join(TYPES)}." + did_you_mean(type, TYPES))
+        raise UsageError(
+            f"unknown type {printable(type)!r}; choose from {', '.join(TYPES)}." + did_you_mean(type, TYPES)
+        )
     sixteen = "F16" if type == "f16" or (type == "auto" and source.config.dtype == "float16") else "BF16"
     made: dict[str, list[Parameter]] = {}
     for parameter in parameters(source.config):
@@ -90,7 +92,7 @@ def plan(source: Source, type: str) -> tuple[list[FileTensor], tuple[str, ...]]:
                 if requantizes(scheme, finest):
                     requantized.setdefault(f"{scheme} to {finest}", set()).add(kind_of(parts[0]))
     notes = [
-        f"{', '.join(sorted(kinds))}: requantized from {what}, which has other code values; the errors add up."
+        f"{', '.join(sorted(kinds))}: requantized from {what}, which has other code values; this adds to the error."
         for what, kinds in requantized.items()
     ]
     if unaligned:
@@ -99,14 +101,14 @@ def plan(source: Source, type: str) -> tuple[list[FileTensor], tuple[str, ...]]:
 
 
 def scheme_in(source: Source, parameter: Parameter) -> Scheme | None:
-    """Return the scheme in which the source holds a Linear: w4 or w8 that can be kept, or its folder's."""
+    """Return a linear layer's scheme in the source: w4 or w8 if it can be kept, or the folder's."""
     if not parameter.quantizable:
         return None
     return source.scheme_of(parameter) if isinstance(source, HuggingFaceSource) else source.kept(parameter)
 
 
 def requantizes(scheme: Scheme | None, type: str) -> bool:
-    """Return whether a Linear in this scheme must be searched for this type: all but w4 and w8 with codes that fit."""
+    """Return whether this type needs a new scale search: for all schemes but w4 and w8 with fitting codes."""
     return not (scheme is not None and (scheme.name == "w4" or (scheme.name == "w8" and type == "Q8_0")))
 
 

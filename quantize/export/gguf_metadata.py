@@ -1,9 +1,8 @@
 """The metadata of a GGUF file: shape, tokenizer and chat template, as llama.cpp's converter writes them for a Llama.
 
 Contract: `add_metadata` fills a `gguf.GGUFWriter` from a source's config and side files. Keys as in llama.cpp's
-convert_hf_to_gguf (LlamaModel). The tokenizer is sentencepiece's tokenizer.model; where there is none the file holds no
-vocabulary, and programs can use it with token ids only.
-"""
+convert_hf_to_gguf (LlamaModel). The tokenizer is sentencepiece's tokenizer.model; without one the file has no
+vocabulary, and programs can use it only with token ids."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
     from mixq.quantize.sources.source import Source
 
 ADDED_SCORE = -1000.0
-"""The score of tokens that tokenizer.model lacks, as in the converter."""
+"""The score of tokens that are not in tokenizer.model, as in the converter."""
 
 
 def add_metadata(writer: gguf.GGUFWriter, source: Source, file_type: int) -> tuple[str, ...]:
-    """Add everything but the tensors, and return notices for the user, a sentence each.
+    """Add everything but the tensors, and return notices for the user, one sentence each.
 
     Raises:
-        ModelFileError: a tokenizer that is damaged, or has more tokens than the model.
+        ModelFileError: the tokenizer is damaged, or has more tokens than the model.
     """
     import gguf
 
@@ -42,7 +41,7 @@ def add_metadata(writer: gguf.GGUFWriter, source: Source, file_type: int) -> tup
         notes.append(f"llama.cpp ignores sliding_window ({source.config.sliding_window}) and attends to all positions.")
     if "tokenizer.model" not in files:
         writer.add_tokenizer_model("no_vocab")
-        return (*notes, "the source has no tokenizer.model: the file has no vocabulary and runs on token ids only.")
+        return (*notes, "the source has no tokenizer.model, so the file has no vocabulary and accepts only token ids.")
     _add_tokenizer(writer, source.config, files)
     return tuple(notes)
 
@@ -66,7 +65,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, config: ModelConfig, files: Mapping[str, bytes]) -> None:
-    """Add the tokens of tokenizer.model, with those added in JSON files, filled up to the model's vocabulary.
+    """Add the tokens of tokenizer.model and those of JSON files, padded to the model's vocabulary.
 
     Raises:
         ModelFileError: tokenizer.model is damaged, or has more tokens than the model.

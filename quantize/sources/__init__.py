@@ -1,1 +1,1 @@
-"""Where weights come from: one module per format on disk, all behind `source.Source`."""
+"""Sources of weights: one module per checkpoint format, with the interface `source.Source`."""

@@ -1,8 +1,8 @@
-"""A PEFT adapter's folder, checked: which of its tensors changes which parameter, and how.
+"""A checked PEFT adapter: which of its tensors change which parameters, and how.
 
-Contract: `Adapter` reads adapter_config.json and the header of adapter_model.safetensors and trusts neither: every
-tensor belongs to a parameter of the model and has the right shape, every LoRA is a pair, and anything that cannot be
-merged as W + scale * B @ A is refused by name. No weight is read.
+Contract: `Adapter` reads and checks adapter_config.json and the header of adapter_model.safetensors: every tensor must
+belong to a parameter of the model and have the right shape, every LoRA must be a pair, and anything that cannot be
+merged as W + scale * B @ A is refused by name. Weights are not read.
 
 Names as PEFT writes them (its checkpoint format: https://huggingface.co/docs/peft/developer_guides/checkpoint):
 `base_model.model.MODULE.lora_A.weight`, with the adapter's name in between in older and in unstripped files,
@@ -34,9 +34,9 @@ MAX_RANK = 1 << 16
 HAS_LORA = (*LINEAR_ROLES, "router", "embedding")
 
 CHANGES_THE_FORMULA = {
-    "use_dora": "DoRA, which scales every row again",
+    "use_dora": "DoRA, which rescales every row",
     "use_qalora": "QA-LoRA, which pools the inputs",
-    "lora_bias": "a bias beside B, which these models do not have",
+    "lora_bias": "a bias for B, which these models do not have",
     "alora_invocation_tokens": "an activated LoRA, which starts at a certain token",
     "layer_replication": "layers that are repeated",
     "trainable_token_indices": "single tokens of the embedding (trainable_token_indices)",
@@ -45,7 +45,7 @@ CHANGES_THE_FORMULA = {
     "kasa_config": "KaSA, which scales the ranks",
     "monteclora_config": "MonteCLoRA",
 }
-"""Fields of LoraConfig that, where they are set, change W + scale * B @ A to something else."""
+"""Fields of LoraConfig that change W + scale * B @ A if they are set."""
 
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Values of init_lora_weights for which training starts from other base weights than the checkpoint's."""
@@ -67,8 +67,8 @@ class LowRank:
     Attributes:
         a, b: the tensors' names.
         transposed: B @ A is transposed, as for an embedding.
-        expert: number of the expert, and how many share the tensors; None where nothing is shared.
-        rows: of B that belong to the parameter; None where all do.
+        expert: number of the expert, and how many share the tensors; None if nothing is shared.
+        rows: of B that belong to the parameter; None if all do.
     """
 
     a: str
@@ -106,7 +106,7 @@ class Adapter:
 
     Args:
         path: its folder.
-        config: that of the model that it is merged into.
+        config: of the model into which it is merged.
 
     Attributes:
         low_rank: the additions, by parameter name.
@@ -123,7 +123,7 @@ class Adapter:
         self.replaced: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         if not path.is_dir():
-            raise ModelFileError(f"the adapter {printable(path)} is not a folder.", hint=f"Give one with {CONFIG}.")
+            raise ModelFileError(f"the adapter {printable(path)} is not a folder.", hint=f"Use a folder with {CONFIG}.")
         raw = self._raw = read_json_object(path / CONFIG)
         self._refuse_other_kinds(raw)
         self.rank, self.alpha = self._rank(raw.get("r"), "r"), self._alpha(raw.get("lora_alpha"), "lora_alpha")
@@ -140,7 +140,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The folder's name, safe to show."""
+        """The folder's name, escaped."""
         return printable(self.path.resolve().name)
 
     @property
@@ -285,7 +285,7 @@ class Adapter:
             found = stored[side == "B"] / experts if len(stored) == 2 else rank
             raise self._error(
                 f"tensor {pair.sides[side]!r} has shape {list(stored)} instead of {list(shape)}: "
-                + (f"rank {found:g}, and {CONFIG} says {rank}." if found != rank else "it is of another model.")
+                + (f"rank {found:g}, and {CONFIG} says {rank}." if found != rank else "it belongs to another model.")
             )
         return alpha / math.sqrt(rank) if self._raw.get("use_rslora") else alpha / rank
 
@@ -295,16 +295,16 @@ class Adapter:
     def _foreign(self, name: str) -> ModelFileError:
         module = re.split(r"\.(?:lora_|weight$)", name.removeprefix("base_model.model."))[0]
         return self._error(
-            f"tensor {name!r} matches no Linear of the model." + did_you_mean(module, self._known),
-            "It was trained for another model, or in a way that mixq cannot merge.",
+            f"tensor {name!r} matches no linear layer of the model." + did_you_mean(module, self._known),
+            "It was trained for another model, or with a method that mixq cannot merge.",
         )
 
 
-_MERGE_WITH_PEFT = "Merge it with peft (merge_and_unload), save the model and quantize that."
+_MERGE_WITH_PEFT = "Merge it with peft (merge_and_unload), save the model and quantize the result."
 
 
 def _spellings(module: str) -> Iterator[str]:
-    """Yield the possible names in a checkpoint of a module that an adapter names."""
+    """Yield the possible checkpoint names of a module in an adapter."""
     bare = module.removeprefix("base_model.model.")
     for name in (bare, f"model.{bare}"):  # the latter from a model without a head
         yield name

@@ -1,10 +1,9 @@
-"""AWQ's checkpoints in version "gemm": packed along the outputs, eight 4-bit codes a word in an interleaved order.
+"""AWQ checkpoints, version "gemm": packed along the outputs, eight 4-bit codes per word, interleaved.
 
-Contract: tensors of a Linear [N out, K in] with G groups: `qweight` int32 [K, N/8], `qzeros` int32 [G, N/8], `scales`
-[G, N]; the code at bits 4*i of word c belongs to output 8*c + ORDER[i]. As AutoAWQ 0.2 has it (awq/modules/linear/
-gemm.py, WQLinear_GEMM.from_linear; paper: arXiv 2306.00978). The versions for other kernels (gemv, gemv_fast, marlin,
-llm-awq ...) have other layouts and are refused.
-"""
+Contract: tensors of a linear layer [N out, K in] with G groups: `qweight` int32 [K, N/8], `qzeros` int32 [G, N/8],
+`scales` [G, N]; the code at bits 4*i of word c belongs to output 8*c + ORDER[i]. As in AutoAWQ 0.2
+(awq/modules/linear/ gemm.py, WQLinear_GEMM.from_linear; paper: arXiv 2306.00978). The versions for other kernels (gemv,
+gemv_fast, marlin, llm-awq ...) have other layouts and are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ SCALE_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class AwqSource(ColumnPackedSource):
-    """A checkpoint that AWQ has packed; see `ColumnPackedSource`."""
+    """A checkpoint packed by AWQ; see `ColumnPackedSource`."""
 
     method = "awq"
 

@@ -1,7 +1,6 @@
-"""Weights in groups with zero points, their codes packed into int32 words: the arithmetic, in torch.
+"""Arithmetic in torch for groups with zero points, whose codes are packed into int32 words.
 
 Contract: W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g] with g the group of column k; codes and zeros are unsigned.
-Knows no file, and no tensor by name.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ BLOCK_WEIGHTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Bits of a code, and how many columns share a scale; `group_size` -1 is all of a row."""
+    """Bits of a code, and columns per scale; `group_size` -1 is a whole row."""
 
     bits: int
     group_size: int
@@ -50,9 +49,9 @@ class Grouping:
 
 
 def words_for(count: int, bits: int, what: str) -> int:
-    """Return how many words hold `count` codes; raises ModelFileError for a remainder."""
+    """Return the number of words for `count` codes; ModelFileError if there is a remainder."""
     if count * bits % WORD:
-        raise ModelFileError(f"{what} {count} codes of {bits} bits, which fill no whole words of {WORD} bits.")
+        raise ModelFileError(f"{what} {count} codes of {bits} bits, which do not fill whole words of {WORD} bits.")
     return count * bits // WORD
 
 
@@ -71,7 +70,7 @@ def unpack_words(words: Tensor, bits: int, order: Sequence[int]) -> Tensor:
 def dequantize(codes: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> Tensor:
     """Return float32 [N, K] from codes [N, K], zeros [N, G], scales [N, G] and the group of each column, int64 [K].
 
-    Exact: a code less a zero has 9 bits, a scale at most 11.
+    Exact: code - zero has 9 bits, a scale at most 11.
     """
     N, K = codes.shape
     weight = torch.empty((N, K), dtype=torch.float32)

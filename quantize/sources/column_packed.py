@@ -1,10 +1,9 @@
-"""What GPTQ and AWQ checkpoints have in common: groups with zero points, packed into int32 words, stored [in, out].
+"""The common part of GPTQ and AWQ checkpoints: groups with zero points, packed into int32 words, stored [in, out].
 
 Contract: W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g] with g the group of column k; codes and zeros are unsigned.
-A Linear is packed where there is `.qweight` instead of `.weight`, the router too. Opening a source proves that every
-tensor of the architecture exists in the right dtype and shape and that no other does; values are read one Linear at a
-time, and a damaged one is a ModelFileError. `gptq` and `awq` know where each code is in its word.
-"""
+A linear layer, or the router, is packed if it has `.qweight` instead of `.weight`. Opening a source checks that exactly
+the tensors of the architecture exist, with the right dtypes and shapes; values are read one linear layer at a time, and
+a damaged one is a ModelFileError. `gptq` and `awq` define the order of codes in words."""
 
 from __future__ import annotations
 
@@ -28,18 +27,18 @@ from mixq.quantize.sources.place import Place
 from mixq.quantize.sources.source import CONFIG, StoredSource, already_quantized
 
 Specs = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
-"""{suffix: (dtypes allowed, shape)} of a packed Linear."""
+"""{suffix: (dtypes allowed, shape)} of a packed layer."""
 
 
 class ColumnPackedSource(StoredSource):
-    """A checkpoint of GPTQ's or AWQ's form; `files` hold the tensors.
+    """A checkpoint in GPTQ's or AWQ's format; `files` hold the tensors.
 
     Raises:
-        ModelFileError: damaged, incomplete, or packed in a way that mixq does not read.
+        ModelFileError: damaged, incomplete, or in an unsupported layout.
     """
 
     method: str
-    """What the form is called, in reports."""
+    """The format's name in reports."""
 
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
         raw = parse_json_object(place.read(CONFIG), CONFIG)
@@ -61,11 +60,11 @@ class ColumnPackedSource(StoredSource):
 
     @abstractmethod
     def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
-        """Return the tensors of a packed Linear [N, K], `scales` among them."""
+        """Return the tensors of a packed linear layer [N, K], `scales` among them."""
 
     @abstractmethod
     def _codes(self, module: str) -> Tensor:
-        """Return a Linear's codes: uint8 [N, K]."""
+        """Return a linear layer's codes: uint8 [N, K]."""
 
     @abstractmethod
     def _zeros(self, module: str) -> Tensor:
@@ -76,7 +75,7 @@ class ColumnPackedSource(StoredSource):
         return self._stored.tensor(f"{module}.scales").T
 
     def _groups(self, module: str) -> Tensor:
-        """Return the group of each column: int64 [K], each in 0..G-1; raises ModelFileError."""
+        """Return the group of each column: int64 [K], each in 0..G-1; ModelFileError for others."""
         return self._grouping.trivial(self._linears[module][1])
 
     def tensor(self, name: str) -> Tensor:
@@ -108,7 +107,8 @@ class ColumnPackedSource(StoredSource):
         return PackedLinear(scheme, (N, K), int_groups.pack(q, scales, scheme.bits))
 
     def _kept_scheme(self, module: str) -> Scheme | None:
-        """Decide from shapes, groups and zero points, which are small compared with the codes; once for each Linear."""
+        """Decide from shapes, groups and zero points, which are small compared with the codes; called once per
+        layer."""
         if module not in self._kept:
             scheme = self._grouping.kept_scheme(self._linears[module][1])
             keeps = scheme is not None and self._one_scale_dtype(module) and self._is_symmetric(module)
@@ -137,13 +137,14 @@ class ColumnPackedSource(StoredSource):
                 used.add(name)
         self._refuse_others(used)
         if not self._linears:
-            raise ModelFileError(f"config.json says {self.method}, but no Linear is packed: there is no qweight.")
-        if self.path is not None:  # on a hub each would be a request: they are read when their Linear is
+            raise ModelFileError(f"config.json says {self.method}, but no linear layer is packed: there is no qweight.")
+        if self.path is not None:  # on a hub each would be a request: they are read with their layer
             for module in self._biases:
                 self._refuse_bias(module)
 
     def _specs_of(self, parameter: Parameter) -> Specs:
-        """Return what is stored for a parameter, by whole name, and note which Linears are packed or have a bias."""
+        """Return the stored tensors of a parameter by name, and remember which linear layers are packed or have a
+        bias."""
         module = parameter.module
         if not (parameter.quantizable or parameter.role == "router"):
             return {parameter.name: (FLOAT_DTYPES, parameter.shape)}
@@ -158,9 +159,9 @@ class ColumnPackedSource(StoredSource):
         return {f"{module}.{suffix}": spec for suffix, spec in specs.items()}
 
     def _refuse_bias(self, module: str) -> None:
-        """Refuse a bias that is not zero, which the network lacks; some exporters write zeros to every Linear."""
+        """Refuse a bias that is not zero: the network has none; some exporters write zeros for every layer."""
         if module in self._biases and bool(self._stored.tensor(f"{module}.bias").any()):
-            raise ModelFileError(f"{module}.bias is not zero; the Linears of this architecture have no bias.")
+            raise ModelFileError(f"{module}.bias is not zero; the linear layers of this architecture have no bias.")
 
 
 def bad_field(field: str, value: object, allowed: str) -> ModelFileError:

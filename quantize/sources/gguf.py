@@ -1,11 +1,10 @@
 """A GGUF file, of one or several parts, as a source.
 
-Contract: models of llama.cpp's architecture "llama" (Mixtral, Mistral, Llama), their experts merged as since April 2024
-or one tensor each as before, which llama.cpp itself no longer opens. F32, F16 and BF16 are returned as they are, any
-other type dequantized to float32 by the package gguf, one matrix at a time: of merged experts only the rows of one.
-Q4_0 and Q8_0 can be kept: their blocks are w4 and w8 with groups of 32 and float16 scales, code for code. The rows of q
-and k are put into Hugging Face's order, packed ones too, since blocks run along the columns.
-"""
+Contract: models of llama.cpp's architecture "llama" (Mixtral, Mistral, Llama), with experts merged, or, in files
+from before April 2024, which llama.cpp no longer opens, one tensor per expert. F32, F16 and BF16 are returned
+unchanged; the package gguf dequantizes all other types to float32, one matrix at a time: of merged experts only the
+rows of one. Q4_0 and Q8_0 can be kept: their blocks are w4 and w8 with groups of 32 and float16 scales, code for code.
+The rows of q and k are permuted to Hugging Face's order, also packed rows, since blocks run along the columns."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ from mixq.quantize.sources.source import Source, already_quantized
 
 PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})", re.DOTALL)
 COMPUTED = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?", re.ASCII)
-"""Tensors that old files store and that are computed today."""
+"""Tensors of old files that newer programs compute instead."""
 ROPE_FACTORS = "rope_freqs.weight"
 """Factors by which Llama 3.1 and others divide the frequencies of the rotary embedding."""
 
@@ -71,8 +70,8 @@ class GgufSource(Source):
         path: the file; of one in parts, any of them.
 
     Raises:
-        ModelFileError: damaged, incomplete, of another architecture, or with a tensor of a type or shape that is not
-            read, by the file's name.
+        ModelFileError: damaged, incomplete, of another architecture, or with an unsupported type or shape of a
+            tensor; the message names the file.
         StorageError: it cannot be read.
         MixqError: the package gguf is missing.
     """
@@ -89,7 +88,7 @@ class GgufSource(Source):
         if first.metadata.get("split.count", len(self._files)) != len(self._files):
             raise ModelFileError(
                 f"{first.name} is one of {printable(first.metadata['split.count'])} parts.",
-                hint="Put all parts beside it, under the names that they were made with: NAME-00001-of-0000N.gguf.",
+                hint="Put all parts into the same folder, with their original names: NAME-00001-of-0000N.gguf.",
             )
         _, embedding = self._entry("token_embd.weight")
         dtype = str(PLAIN.get(embedding.type, torch.bfloat16)).removeprefix("torch.")
@@ -138,7 +137,7 @@ class GgufSource(Source):
         return dict(self._side_files)
 
     def _rows(self, part: _Stored) -> Tensor:
-        """Return a parameter's bytes, uint8 [N, bytes of a row], in Hugging Face's order; a view where it can be."""
+        """Return a parameter's bytes, uint8 [N, bytes of a row], in Hugging Face's order; as a view if possible."""
         stored = part.file.bytes_of(part.start, part.nbytes)
         if part.type in PLAIN and part.start % PLAIN[part.type].itemsize:
             stored = stored.clone()  # torch requires numbers at multiples of their size
@@ -146,7 +145,7 @@ class GgufSource(Source):
         return pairs_to_halves(rows, part.heads) if part.heads else rows
 
     def _find(self, parameter: Parameter) -> _Stored:
-        """Return where a parameter is stored, its shape and type checked."""
+        """Return the place of a parameter, after checking its shape and type."""
         name, shape = tensor_name(parameter), parameter.shape
         if parameter.expert is not None:
             if name in self._owner:
@@ -179,7 +178,7 @@ class GgufSource(Source):
         return file, file.entries[name]
 
     def _check(self) -> None:
-        """Refuse tensors that no parameter is made of, and scaled rotary embeddings."""
+        """Refuse tensors that do not belong to a parameter, and scaled rotary embeddings."""
         used = {part.name for part in self._parts.values()}
         for name, file in self._owner.items():
             if name in used or COMPUTED.fullmatch(name):
@@ -198,7 +197,7 @@ class GgufSource(Source):
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return the files of a model, all parts in order; raises ModelFileError where one is missing."""
+    """Return the files of a model, all parts in order; ModelFileError if one is missing."""
     split = PART.fullmatch(path.stem)
     if split is None:
         return [path]
@@ -210,6 +209,7 @@ def parts_of(path: Path) -> list[Path]:
         found.append(part)
     if not found:
         raise ModelFileError(
-            f"{printable(path.name)} is named as one of 0 parts.", hint="Its name is wrong: rename it."
+            f"{printable(path.name)} has an impossible number of parts in its name.",
+            hint="Rename it: parts are named NAME-00001-of-0000N.gguf.",
         )
     return found

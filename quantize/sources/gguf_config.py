@@ -1,8 +1,8 @@
-"""A GGUF file's metadata as a config.json: llama.cpp's keys in Hugging Face's.
+"""Converts a GGUF file's metadata to a config.json.
 
-Contract: reads the architecture "llama", which Mixtral, Mistral and Llama share; a key that changes the network in a
-way that mixq does not compute is refused by name. Numbers that llama.cpp stores as float32 become the shortest decimal
-of the same float32, as in the original config.json. No tensor is read here.
+Contract: reads the architecture "llama", which Mixtral, Mistral and Llama share; keys that would change the
+network and are not supported are refused by name. Numbers that llama.cpp stores as float32 become the shortest decimal
+of the same float32, as in the original config.json.
 
 Source: llama.cpp's gguf-py/gguf/constants.py for the keys, LLM_ARCH_LLAMA in src/llama-model.cpp for their defaults.
 """
@@ -39,7 +39,7 @@ def config_of(metadata: Mapping[str, Any], vocab_size: int, tied: bool, dtype: s
     if found != ARCHITECTURE:
         raise ModelFileError(
             f"the architecture is {printable(repr(found))}; mixq reads {ARCHITECTURE!r}.",
-            hint="GGUF files of Mixtral, Mistral and Llama have it.",
+            hint="GGUF files of Mixtral, Mistral and Llama have this architecture.",
         )
     experts = fields.whole("expert_count", 0)
     architecture = "MixtralForCausalLM" if experts else "LlamaForCausalLM"

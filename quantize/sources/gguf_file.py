@@ -2,8 +2,8 @@
 
 Contract: the header is not trusted. Every length is checked against the file's size before anything is allocated, the
 counts are bounded, the header may have 64 MiB, and every tensor's bytes are within the file; anything else is a
-`ModelFileError` with the file's name. (The reader of the package gguf has no such bounds: an array declared with 2**60
-elements keeps it busy for ever.) Which tensors a model needs is not known here.
+`ModelFileError` with the file's name. (The reader of the package gguf has no such limits: an array that declares 2**60
+elements makes it run forever.)
 
 Source: the GGUF specification, docs/gguf.md of ggml; versions 2 and 3, little-endian. Block sizes and types are those
 of the package gguf.
@@ -29,18 +29,18 @@ from mixq.quantize.gguf_format import gguf_package
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_COUNT = 1 << 16
-"""The most tensors, and the most metadata: Mixtral 8x7B has 995 tensors in the oldest form, and some 30 metadata."""
+"""Most tensors, and most metadata: Mixtral 8x7B has 995 tensors in the oldest format, and about 30 metadata."""
 MAX_HEADER = 64 << 20
 """Bytes of metadata and of the list of tensors: a vocabulary of 256k tokens with its merges takes some 16 MB."""
 MAX_DIMENSIONS = 4
 DAMAGED = "The file is damaged or incomplete: download it again."
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""struct's letter of each type of metadata; numpy has the same."""
+"""struct's letter for each type of metadata; numpy's are the same."""
 _STRING, _ARRAY = 8, 9
 
 Value = Any
-"""Of metadata: int, float, bool, str, a list of bytes (an array of strings) or a numpy array (of numbers)."""
+"""A metadata value: int, float, bool, str, a list of bytes (array of strings) or a numpy array (of numbers)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class TensorEntry:
 
     Attributes:
         type: of gguf.GGMLQuantizationType, by name.
-        shape: as numpy has it, the inputs last.
+        shape: in numpy's order, the inputs last.
         start: of its bytes in the file.
         nbytes: of the whole tensor.
     """
@@ -64,7 +64,7 @@ class GgufFile:
     """A mapped GGUF file.
 
     Raises:
-        ModelFileError: not a GGUF file, of a version or byte order that is not read, damaged, or cut short.
+        ModelFileError: not a GGUF file, an unsupported version or byte order, damaged, or truncated.
         StorageError: it cannot be read.
         MixqError: the package gguf is missing.
     """
@@ -90,7 +90,7 @@ class GgufFile:
 
     @property
     def name(self) -> str:
-        """The file's name, safe to show."""
+        """The file's name, escaped."""
         return printable(self.path.name)
 
     def damaged(self, what: str) -> ModelFileError:
@@ -102,7 +102,7 @@ class GgufFile:
         return torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=start)
 
     def peek(self, start: int, nbytes: int) -> bytes:
-        """Return a copy of a few bytes, which must lie within the file."""
+        """Return a copy of a few bytes, which must be within the file."""
         return self._map[start : start + nbytes]
 
     def _alignment(self) -> int:
@@ -126,7 +126,7 @@ class _Cursor:
         version = self.number("I")
         if version not in VERSIONS:
             what = "is big-endian" if version & 0xFFFF == 0 else f"has version {version} of GGUF"
-            raise ModelFileError(f"{self.file.name} {what}; versions 2 and 3, little-endian, are read.")
+            raise ModelFileError(f"{self.file.name} {what}; mixq reads versions 2 and 3, little-endian.")
         tensors, pairs = self.number("Q"), self.number("Q")
         if tensors > MAX_COUNT or pairs > MAX_COUNT:
             raise self.file.damaged(f"declares {tensors:,} tensors and {pairs:,} metadata")
@@ -186,7 +186,7 @@ class _Cursor:
         if number not in set(gguf.GGMLQuantizationType):
             raise ModelFileError(
                 f"{self.file.name}: tensor {printable(name)!r} has type {number}, unknown to the package gguf.",
-                hint="A newer one may: pip install --upgrade gguf. Some types of 2023 and 2024 were removed.",
+                hint="Try a newer one: pip install --upgrade gguf. Some types from 2023 and 2024 were removed.",
             )
         type = gguf.GGMLQuantizationType(number)
         width, block_bytes = gguf.GGML_QUANT_SIZES[type]
@@ -210,7 +210,7 @@ class _Cursor:
         return self.file.peek(self.at - nbytes, nbytes)
 
     def need(self, nbytes: int) -> None:
-        """Raise ModelFileError where fewer bytes are left."""
+        """Raise ModelFileError if fewer bytes are left."""
         if self.at + nbytes > MAX_HEADER:
             raise self.file.damaged(f"has a header of more than {MAX_HEADER >> 20} MiB")
         if self.at + nbytes > self.file.size:

@@ -1,9 +1,9 @@
 """The tokenizer in a GGUF file's metadata, as the files of a Hugging Face checkpoint.
 
-Contract: `tokenizer_files` returns a sentencepiece tokenizer.model which gives the same ids as the one that the file
-was made from, with tokenizer_config.json and generation_config.json. Byte-pair merges by score, bytes for text without
+Contract: `tokenizer_files` returns a sentencepiece tokenizer.model that gives the same ids as the original, with
+tokenizer_config.json and generation_config.json. Byte-pair merges by score, bytes for text without
 a piece, no normalizing: as llama.cpp does for the tokenizer "llama", and as the models of Llama and Mistral declare.
-Any other kind is left out, with a notice.
+Other tokenizers are omitted, with a notice.
 
 Source: sentencepiece's src/sentencepiece_model.proto for the fields' numbers (its Python module for them needs
 protobuf, which sentencepiece does not install); GGUF's token types have the same numbers as the proto's.
@@ -28,20 +28,20 @@ _BPE = 2
 
 
 def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
-    """Return the files by name, and what the user should know where there is no tokenizer.model among them.
+    """Return the files by name, and notices if there is no tokenizer.model among them.
 
     Args:
         metadata: of the file.
-        config: the config.json made of it.
+        config: the config.json made from the metadata.
 
     Raises:
-        ModelFileError: a vocabulary that contradicts itself or the model.
+        ModelFileError: the vocabulary contradicts itself or the model.
     """
     bos, eos = config["bos_token_id"], config["eos_token_id"]
     files = {"generation_config.json": _json({"bos_token_id": bos, "eos_token_id": eos})}
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "llama":
-        what = "no tokenizer" if kind in (None, "no_vocab") else f"a tokenizer of the kind {printable(repr(kind))}"
+        what = "no tokenizer" if kind in (None, "no_vocab") else f"a tokenizer of type {printable(repr(kind))}"
         return files, f"the GGUF file has {what}; mixq reads sentencepiece's ('llama') only."
     tokens, scores, types = _vocabulary(metadata, config["vocab_size"])
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
@@ -57,7 +57,7 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> t
     try:
         sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        return files, f"sentencepiece does not take the GGUF file's tokenizer: {printable(error)}"
+        return files, f"sentencepiece cannot load the GGUF file's tokenizer: {printable(error)}"
     files["tokenizer.model"] = model
     settings: dict[str, Any] = {
         "tokenizer_class": "LlamaTokenizer",

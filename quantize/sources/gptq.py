@@ -1,12 +1,11 @@
-"""GPTQ's checkpoints: packed along the inputs, perhaps with columns in groups of any order (act-order).
+"""GPTQ checkpoints: packed along the inputs; with act-order, columns belong to groups in any order.
 
-Contract: tensors of a Linear [N out, K in], with b bits and G groups: `qweight` int32 [K*b/32, N], word r of a column
-holding inputs r*32/b and on, lowest bits first; `qzeros` int32 [G, N*b/32], likewise along the outputs; `scales`
-[G, N]; `g_idx` int32 [K], the group of each input, k // group_size where it is absent. In checkpoint_format "gptq",
-also meant where none is given, qzeros hold zero - 1, in "gptq_v2" zero. As AutoGPTQ 0.7 has it
-(auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, `pack` and `forward`; paper: arXiv 2210.17323) and GPTQModel after
-it, which made "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are refused.
-"""
+Contract: tensors of a linear layer [N out, K in], with b bits and G groups: `qweight` int32 [K*b/32, N], word r of a
+column holding inputs r*32/b and on, lowest bits first; `qzeros` int32 [G, N*b/32], likewise along the outputs; `scales`
+[G, N]; `g_idx` int32 [K], the group of each input, k // group_size if it is absent. In checkpoint_format "gptq",
+the default, qzeros hold zero - 1, in "gptq_v2" zero. As in AutoGPTQ 0.7
+(auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, `pack` and `forward`; paper: arXiv 2210.17323) and GPTQModel,
+which introduced "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 class GptqSource(ColumnPackedSource):
-    """A checkpoint that GPTQ has packed; see `ColumnPackedSource`."""
+    """A checkpoint packed by GPTQ; see `ColumnPackedSource`."""
 
     method = "gptq"
     _zero_offset = 1
@@ -62,7 +61,7 @@ class GptqSource(ColumnPackedSource):
     def _zeros(self, module: str) -> Tensor:
         bits = self._grouping.bits
         stored = unpack_words(self._stored.tensor(f"{module}.qzeros"), bits, range(WORD // bits))
-        # A zero point of 0 was stored as all ones: AutoGPTQ cuts the sum to its bits again.
+        # A zero point of 0 was stored as all ones; as in AutoGPTQ, the sum wraps around.
         return ((stored + self._zero_offset) & ((1 << bits) - 1)).T
 
     def _groups(self, module: str) -> Tensor:

@@ -1,8 +1,8 @@
-"""A repository of the Hugging Face hub, or of a mirror, as a place: read in ranges, stored nowhere.
+"""A repository on the Hugging Face Hub or a mirror: read in ranges, without storing files.
 
-Contract: opening requests the commit of the revision, and sizes and sums of its files; from then on that commit is
-read, even if the branch moves. A tensor is fetched into memory when it is read: the disk holds only the output. Token,
-endpoint and offline mode are huggingface_hub's own (HF_TOKEN or `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE). Since a
+Contract: opening requests the commit of the revision, and sizes and sums of its files; only that commit is read, even
+if the branch moves. A tensor is fetched into memory when it is read; nothing is written to disk. Token, endpoint and
+offline mode are those of huggingface_hub (HF_TOKEN or `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE). Since a
 file is never read from end to end in order, its sha256 cannot be compared; every reply's length, range and version are,
 and every safetensors header is checked.
 """
@@ -25,31 +25,31 @@ from mixq.quantize.sources.place import SMALL_FILE, Place
 from mixq.quantize.sources.ranges import RangeReader, RemoteFile, transport_errors
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-"""The name of a repository: owner/name."""
+"""The pattern of a repository's name: owner/name."""
 
 FIRST_READ = 64 << 10
 """Bytes of a safetensors file to read first; most headers are shorter."""
 
 
 def is_repository(text: str) -> bool:
-    """Return whether a text has the form owner/name."""
+    """Return whether a text looks like owner/name."""
     return REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
 class Hub(Place):
-    """One commit of a repository as a place.
+    """A commit of a repository, as a place.
 
     Raises:
         UsageError: it is not the name of a repository.
         StorageError: the hub cannot be reached, or refuses to read the repository.
-        ModelFileError: there is no such repository or revision.
+        ModelFileError: the repository or revision does not exist.
     """
 
     def __init__(self, repository: str, revision: str | None = None, *, reader: RangeReader | None = None) -> None:
         import huggingface_hub.errors
         import huggingface_hub.utils
 
-        hub: Any = huggingface_hub  # its types do not name all that it exports
+        hub: Any = huggingface_hub  # its type information is incomplete
         if not is_repository(repository):
             raise UsageError(f"{printable(repository)!r} is not the name of a repository (owner/name).")
         endpoint = os.environ.get("HF_ENDPOINT") or None
@@ -78,7 +78,7 @@ class Hub(Place):
         if file is None:
             raise ModelFileError(f"{printable(self.name)} has no {printable(name)}.")
         if file.size > limit:
-            raise ModelFileError(f"{printable(name)} has {file.size:,} bytes, too many for its kind.")
+            raise ModelFileError(f"{printable(name)} has {file.size:,} bytes, more than such a file can have.")
         content = bytearray(file.size)
         self.reader.read(file, 0, file.size, memoryview(content))
         return bytes(content)
@@ -86,11 +86,11 @@ class Hub(Place):
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
         missing = [name for name in names if name not in self._remote]
         if missing:
-            raise ModelFileError(f"{printable(self.name)} has no {printable(missing[0])}, which its index names.")
+            raise ModelFileError(f"{printable(self.name)} has no {printable(missing[0])}, which is in its index.")
         return HubTensors(self.reader, [self._remote[name] for name in names], weight_map)
 
     def fingerprint(self, names: Sequence[str]) -> str:
-        """Hash the names, sizes and sums that the hub has of these files."""
+        """Hash the names, sizes and sums of these files on the hub."""
         digest = hashlib.sha256()
         for name in names:
             digest.update(f"{name}\0{self.files[name]}\0{self._sums[name]}\0".encode())
@@ -101,10 +101,10 @@ class Hub(Place):
 
 
 class HubTensors:
-    """The tensors of safetensors files of a hub; headers are read at once, tensors on demand.
+    """The tensors of safetensors files on a hub; headers are read at once, tensors on demand.
 
     Raises:
-        ModelFileError: a damaged header, a tensor in two files, or not where the index has it.
+        ModelFileError: a damaged header, a tensor in two files, or one that is not in the file of the index.
     """
 
     def __init__(
@@ -120,9 +120,7 @@ class HubTensors:
                 self._entries[name], self._files[name] = entry, file
         for tensor, name in (weight_map or {}).items():
             if tensor not in self._files or self._files[tensor].name != name:
-                raise ModelFileError(
-                    f"tensor {printable(tensor)!r} is not in {printable(name)}, where the index has it."
-                )
+                raise ModelFileError(f"tensor {printable(tensor)!r} is not in {printable(name)}, as the index says.")
 
     def _header(self, file: RemoteFile) -> ShardHeader:
         head = self._bytes(file, 0, min(FIRST_READ, file.size))
@@ -178,8 +176,8 @@ def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None)
         return hub.HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True, timeout=30.0)
     except errors.GatedRepoError:
         raise StorageError(
-            f"{shown} is gated: this account may not read it.",
-            hint="Accept its terms on its page, then log in with `hf auth login` or set HF_TOKEN.",
+            f"{shown} is gated, and this account has no access.",
+            hint="Accept the terms on its page, then run `hf auth login` or set HF_TOKEN.",
         ) from None
     except errors.RevisionNotFoundError:
         raise ModelFileError(f"{printable(repository)} has no revision {printable(revision)!r}.") from None
@@ -189,16 +187,16 @@ def _info(hub: Any, repository: str, revision: str | None, endpoint: str | None)
             hint="Check the name; for a private one log in with `hf auth login` or set HF_TOKEN.",
         ) from None
     except errors.OfflineModeIsEnabled:
-        raise StorageError("the hub is switched off: HF_HUB_OFFLINE is set.", hint="Unset it.") from None
+        raise StorageError("the hub cannot be used, because HF_HUB_OFFLINE is set.", hint="Unset it.") from None
     except errors.HFValidationError as error:
         raise UsageError(f"{printable(error, 200)}") from None
     except (ValueError, TypeError, LookupError, AttributeError):
         raise StorageError(
             f"{shown}: {place} sent a reply that does not describe a repository.",
-            hint="Is there a login page between you and the hub? HF_ENDPOINT names another mirror.",
+            hint="A network login page may be in the way. Set HF_ENDPOINT to use a mirror.",
         ) from None
     except unreachable as error:
         raise StorageError(
             f"{shown}: {place} cannot be reached: {printable(error, 200) or type(error).__name__}.",
-            hint="Check the connection; HF_ENDPOINT names another mirror.",
+            hint="Check the connection, or set HF_ENDPOINT to use a mirror.",
         ) from None

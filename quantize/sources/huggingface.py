@@ -1,10 +1,9 @@
-"""A checkpoint in Hugging Face's names as a source: safetensors or, where that was allowed, pickled files.
+"""A checkpoint with Hugging Face's names, as a source: safetensors or, if allowed, pickled files.
 
 Contract: any sharding, bf16, fp16 or fp32, transformers' per-expert and fused expert names: all that a `Layout` reads.
-Folders that bitsandbytes (nf4) or compressed-tensors (int4 and int8 groups) have packed are dequantized, with a notice;
-a Linear packed as w4 or w8 can be kept as it is. The caller decides whether a folder of this project may be a source:
-quantizing what was quantized would hide its errors in the new one's.
-"""
+Folders packed by bitsandbytes (nf4) or compressed-tensors (int4 and int8 groups) are dequantized, with a notice; linear
+layers packed as w4 or w8 can be kept. The caller decides whether a folder written by mixq is allowed, because
+quantizing twice would hide the errors of the first time."""
 
 from __future__ import annotations
 
@@ -24,11 +23,10 @@ from mixq.quantize.sources.source import CONFIG, StoredSource, already_quantized
 
 
 class HuggingFaceSource(StoredSource):
-    """A checkpoint in Hugging Face's names; `files` hold the tensors.
+    """A checkpoint with Hugging Face's names; `files` hold the tensors.
 
     Raises:
-        ModelFileError: damaged, incomplete, of an architecture that mixq does not know, or packed in a way that it does
-            not read.
+        ModelFileError: damaged, incomplete, or with an unsupported architecture or packing.
     """
 
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
@@ -51,7 +49,7 @@ class HuggingFaceSource(StoredSource):
         return scheme if scheme is not None and scheme.name in ("w4", "w8") else None
 
     def scheme_of(self, parameter: Parameter) -> Scheme | None:
-        """Return the scheme in which the folder has a Linear; None for a plain tensor."""
+        """Return a linear layer's scheme in the folder; None if it is unquantized."""
         packed = self._layout.packed.get(parameter.module)
         return None if packed is None else packed.scheme
 

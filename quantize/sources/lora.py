@@ -1,13 +1,12 @@
 """A checkpoint with a LoRA adapter merged into it, as a source: W + (alpha / r) * B @ A, tensor by tensor.
 
 Contract: a tensor is merged when it is read and not stored: an adapter takes no disk and little memory. A tensor that
-the adapter changes is float32, whatever the checkpoint's dtype; the others are the checkpoint's own. The bits do not
+the adapter changes is float32, whatever the checkpoint's dtype; the others are unchanged. Results do not
 depend on the number of threads. LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised (alpha / sqrt(r)):
 https://arxiv.org/abs/2312.03732.
 
-fan_in_fan_out, which transposes for GPT-2's Conv1D, is ignored, as PEFT ignores it for a Linear; the models that mixq
-reads have only those.
-"""
+fan_in_fan_out, which transposes for GPT-2's Conv1D, is ignored, as in PEFT, because these
+models have only linear layers."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ class LoraSource(Source):
         super().__init__(name, dict(base.raw_config), base.nbytes, path=base.path, revision=base.revision)
         self.itemsize = 4
         merged, replaced = len(adapter.low_rank), len(adapter.replaced)
-        text = f"the adapter {adapter.name} is merged into {merged} {'Linear' if merged == 1 else 'Linears'}"
+        text = f"the adapter {adapter.name} is merged into {merged} linear {'layer' if merged == 1 else 'layers'}"
         if replaced:
             text += f" and replaces {replaced} {'tensor' if replaced == 1 else 'tensors'} in full"
         self.notices = (*base.notices, f"{text}.")
@@ -81,8 +80,8 @@ class LoraSource(Source):
 def merged(weight: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
     """Return weight + scale * B @ A as float32; weight: [N, K], B: [N, r], A: [r, K].
 
-    The sum is made in float64 and rounded once, so that neither the order in which a library adds nor the size of the
-    blocks changes the result.
+    The sum is computed in float64 and rounded once, so that neither a library's order of additions nor the block size
+    changes the result.
     """
     N, K = weight.shape
     result = torch.empty(N, K)

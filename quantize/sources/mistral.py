@@ -1,13 +1,12 @@
-"""Mistral AI's own releases as a source: params.json with consolidated weights.
+"""Releases in Mistral AI's format, as a source: params.json with consolidated weights.
 
-Contract: two forms are read. The one of mistral-inference and of the torrents (consolidated.00.pth or
+Contract: reads two layouts. The one of mistral-inference and of the torrents (consolidated.00.pth or
 consolidated.safetensors) names each expert, `layers.L.feed_forward.experts.E.w1.weight`. The eight-part
-consolidated.{00..07}.pt of the hub's first upload stacks them: `layers.L.block_sparse_moe.w1` is [E * F, D], and so is
-w2, each expert's part transposed. In both the rows of q and k are in pairs, as Mistral's rotary embedding rotates them;
-Hugging Face's rotates the first half of a head against the second, so the rows are permuted (transformers,
-convert_mistral_weights_to_hf.py and convert_mixtral_weights_to_hf.py). Where params.json names no rope_theta, a model
-with experts has 1e6 and a dense one 1e4, as the released models were trained.
-"""
+consolidated.{00..07}.pt of the first upload to the hub stack them: `layers.L.block_sparse_moe.w1` is [E * F, D], and so
+is w2, each expert's part transposed. In both the rows of q and k are in pairs, as Mistral's rotary embedding rotates
+them; Hugging Face's rotates the first half of a head against the second, so the rows are permuted (transformers,
+convert_mistral_weights_to_hf.py and convert_mixtral_weights_to_hf.py). If params.json has no rope_theta, it is 1e6
+for a model with experts and 1e4 for a dense one, as in the released models."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ NAMED_TOKENIZERS = ("tokenizer.model.v1", "tokenizer.model.v2", "tokenizer.model
 """Names of the sentencepiece model in newer releases."""
 
 COMPUTED = ("rope.freqs", "freqs_cis")
-"""Tensors that old files store and that are computed today."""
+"""Tensors of old files that newer programs compute instead."""
 
 _ATTENTION = {"q": "wq", "k": "wk", "v": "wv", "o": "wo"}
 _DENSE = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -53,10 +52,10 @@ class _Stored:
 
 
 class MistralSource(StoredSource):
-    """A release in Mistral's own names; `files` hold the tensors.
+    """A release with Mistral's names; `files` hold the tensors.
 
     Raises:
-        ModelFileError: a tensor or a field is missing, has another shape or dtype, or belongs to no parameter.
+        ModelFileError: a tensor or a field is missing, has another shape or dtype, or does not belong to the model.
     """
 
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
@@ -115,7 +114,7 @@ def config_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json for a params.json; both of its spellings are read.
 
     Raises:
-        ModelFileError: a field that is missing.
+        ModelFileError: a field is missing.
     """
 
     def field(*names: str, default: Any = ...) -> Any:
@@ -123,7 +122,9 @@ def config_of(params: Mapping[str, Any]) -> dict[str, Any]:
             if params.get(name) is not None:
                 return params[name]
         if default is ...:
-            raise ModelFileError(f"{PARAMS} has no {names[0]}.", hint="It belongs to the weights: download it again.")
+            raise ModelFileError(
+                f"{PARAMS} has no {names[0]}.", hint="Download the file again, from the repository of the weights."
+            )
         return default
 
     moe = field("moe", default={})

@@ -1,8 +1,8 @@
-"""Opens a checkpoint with the source that reads its kind.
+"""Opens a checkpoint with the source for its format.
 
-Contract: the kind is decided by the names of files and by config.json's quantization_config, never by trying; it is the
-first of these that is found: Hugging Face's safetensors, Mistral's own release, Hugging Face's pickled .bin, GGUF.
-Pickled files are refused unless they were allowed.
+Contract: the format is recognized by file names and config.json's quantization_config. The first of these is used:
+Hugging Face's safetensors, Mistral's release, Hugging Face's pickled .bin, GGUF. Pickled files are refused unless
+allowed.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ def open_source(path: Path | str, *, allow_pickle: bool = False, mixq_folders: b
 
     Args:
         path: the folder or file.
-        allow_pickle: read .bin, .pt and .pth files, through torch's restricted unpickler only.
-        mixq_folders: take folders that mixq quantize made too (`mixq export` does).
+        allow_pickle: read .bin, .pt and .pth files, with torch's restricted unpickler.
+        mixq_folders: also accept folders written by mixq (for `mixq export`).
 
     Raises:
-        ModelFileError: nothing that mixq reads, or damaged.
-        UsageError: there are only pickled weights, and they were not allowed.
+        ModelFileError: damaged, or not a format that mixq reads.
+        UsageError: there are only pickled weights, which were not allowed.
     """
     path = Path(path)
     if path.suffix == ".gguf":
         return _gguf(path)
     if path.is_file():
-        raise UsageError(f"{printable(path)} is one file of a checkpoint.", hint="Give its folder, or a GGUF file.")
+        raise UsageError(f"{printable(path)} is one file of a checkpoint.", hint="Use its folder, or a GGUF file.")
     return open_place(Folder(path), allow_pickle=allow_pickle, mixq_folders=mixq_folders)
 
 
 def find_source(text: str, *, allow_pickle: bool = False, revision: str | None = None) -> Source:
-    """Open what a user named: a folder or GGUF file, a name in the model store, or a repository of a hub.
+    """Open a folder or GGUF file, a name in the model store, or a repository on a hub.
 
     Args:
-        text: it is taken for the first of these that exists.
+        text: the first of these that exists is used.
         allow_pickle: see `open_source`.
         revision: branch, tag or commit of a repository.
 
     Raises:
-        ModelFileError: nothing by that name; see `open_source` too.
-        UsageError: a revision of something that is not a repository.
+        ModelFileError: the name is unknown; see also `open_source`.
+        UsageError: a revision, but not of a repository.
         StorageError: the hub cannot be reached.
     """
     as_path, in_store = paths.expand(text), paths.store() / text
@@ -67,8 +67,8 @@ def find_source(text: str, *, allow_pickle: bool = False, revision: str | None =
     if local is not None:
         if revision is not None:
             raise UsageError(
-                f"--revision is for repositories, and {printable(text)} is on this machine.",
-                hint="Leave it out, or run from a folder without anything of that name.",
+                f"--revision is for repositories, and {printable(text)} is on this computer.",
+                hint="Omit --revision, or run the command in a folder that does not contain this name.",
             )
         return open_source(local, allow_pickle=allow_pickle)
     if is_repository(text):
@@ -112,7 +112,7 @@ def _safetensors(place: Place, *, mixq_folders: bool) -> Source:
     if method == "mixq" and not mixq_folders:
         raise ModelFileError(
             f"{printable(place.name)} is quantized already, by mixq.",
-            hint="Quantize the original checkpoint, or turn this folder into another form with mixq export.",
+            hint="Quantize the original checkpoint, or convert this folder with mixq export.",
         )
     kind = {"gptq": GptqSource, "awq": AwqSource}.get(str(method), HuggingFaceSource)
     return kind(place, place.safetensors(names, weight_map), names)
@@ -123,8 +123,9 @@ def _pickled(place: Place, names: list[str], allow_pickle: bool) -> StoredTensor
 
     if place.path is None:
         raise UsageError(
-            f"{printable(place.name)} has pickled weights only ({printable(names[0])}), which cannot be read in parts.",
-            hint="Download the repository, and give its folder with --allow-pickle.",
+            f"{printable(place.name)} has only pickled weights ({printable(names[0])}), which cannot be read tensor "
+            "by tensor from the hub.",
+            hint="Download the repository, and quantize its folder with --allow-pickle.",
         )
     if not allow_pickle:
         raise UsageError(
@@ -142,11 +143,11 @@ def _gguf(path: Path) -> Source:
 
 
 def _only_gguf(folder: Path, names: list[str]) -> Path:
-    """Return the one model of a folder: a file, or the first of its parts."""
+    """Return the model file of a folder, or its first part."""
     firsts = [name for name in names if not re.search(r"-\d{5}-of-\d{5}\.gguf$", name) or "-00001-of-" in name]
     if len(firsts) != 1:
         raise UsageError(
-            f"{printable(folder)} holds {len(firsts)} GGUF models.", hint="Give the file of one: FOLDER/NAME.gguf."
+            f"{printable(folder)} holds {len(firsts)} GGUF models.", hint="Name one of the files: FOLDER/NAME.gguf."
         )
     return folder / firsts[0]
 
@@ -156,7 +157,7 @@ def _nothing_there(place: Place, mixq_folders: bool) -> ModelFileError:
     shown = printable(place.path or place.name)
     if "job.json" in files:
         return ModelFileError(
-            f"{shown} is not finished: a quantize job was interrupted there.",
+            f"{shown} is not finished: a quantize job was interrupted.",
             hint="Run the same mixq quantize command again to resume it.",
         )
     if CONFIG not in files:
@@ -166,5 +167,5 @@ def _nothing_there(place: Place, mixq_folders: bool) -> ModelFileError:
         what = f"{shown} has no weights: neither {INDEX} nor {SINGLE}"
     return ModelFileError(
         f"{what}.",
-        hint="Give a folder of Hugging Face's or Mistral's form, a GGUF file, or a repository's name (owner/name).",
+        hint="Use a folder in Hugging Face's or Mistral's format, a GGUF file, or a repository's name (owner/name).",
     )

@@ -1,4 +1,4 @@
-"""The tensors of torch's own files (.bin, .pt, .pth), which are pickles.
+"""The tensors of torch's pickled files (.bin, .pt, .pth).
 
 Contract: read only by `torch.load(weights_only=True, mmap=True)`, whose unpickler builds tensors and plain containers
 and runs no code; anything else in a file is refused. Tensors are views of the mapped files. torch before 2.10 is
@@ -23,15 +23,15 @@ from mixq.formats.header import NAME, TensorEntry
 SAFE_TORCH = (2, 10)
 
 _DAMAGED = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
-"""What torch's unpickler raises for a damaged pickle, besides struct's and zipfile's errors."""
+"""The exceptions of torch's unpickler for a damaged pickle, besides those of struct and zipfile."""
 
 
 class PickledTensors:
-    """The tensors of one or more pickled files of a folder.
+    """The tensors of one or more pickled files in a folder.
 
     Raises:
         UsageError: this torch is too old to read pickles safely.
-        ModelFileError: a file that is missing, damaged, or holds more than tensors by name.
+        ModelFileError: a file is missing, damaged, or contains other things than named tensors.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -83,27 +83,25 @@ def _load(path: Path) -> dict[str, Tensor]:
         if not zipfile.is_zipfile(path):  # torch before 1.6; it cannot be mapped
             raise ModelFileError(
                 f"{shown} is truncated, or not a file of torch.",
-                hint="Finish the download; a file that torch before 1.6 wrote must be loaded and saved again.",
+                hint="Finish the download. A file written by torch before 1.6 must be loaded and saved again.",
             )
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ModelFileError(
-                    f"{shown} was compressed afterwards.", hint="Unpack it to the file that torch wrote."
-                )
+                raise ModelFileError(f"{shown} was compressed after torch had written it.", hint="Unpack it first.")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise StorageError(f"{shown} cannot be read: {printable(error)}.") from error
     except pickle.UnpicklingError:
         raise ModelFileError(
-            f"{shown} holds more than tensors, and was not loaded: it could be a program.",
-            hint="Do not load it any other way, unless you know its content.",
+            f"{shown} contains objects other than tensors and was not loaded: it could run a program.",
+            hint="Do not load it with another program, unless you know its content.",
         ) from None
     except (*_DAMAGED, struct.error, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{shown} is damaged: {printable(error, 200)}.") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise ModelFileError(f"{shown} holds a {type(content).__name__}, not tensors by name.")
+        raise ModelFileError(f"{shown} contains a {type(content).__name__}, not named tensors.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ModelFileError(f"{shown}: {printable(repr(name))} is not a tensor name.")

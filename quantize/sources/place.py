@@ -1,7 +1,7 @@
-"""Where a checkpoint's files are: a folder, or (see `hub`) a repository of a hub.
+"""The place of a checkpoint's files: a folder, or a repository on a hub (`hub`).
 
-Contract: a `Place` knows files by name and nothing of what they mean. `safetensors` returns the tensors of some of
-them without reading them; `read` is for small files and bounded.
+Contract: a `Place` provides files by name. `safetensors` returns the tensors of some files without reading them; `read`
+is for small files, with a size limit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Place(ABC):
     """Files by name.
 
     Attributes:
-        name: what to call it; never a path of the user's machine.
-        files: bytes by file name; files in folders of the place are left out.
-        path: the folder, where it is on this machine.
-        revision: the commit, where it is a repository.
+        name: for reports; not a local path.
+        files: bytes by file name, without files in subfolders.
+        path: the folder, if it is on this computer.
+        revision: the commit, if it is a repository.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Place(ABC):
 
     @abstractmethod
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
-        """Return the tensors of safetensors files, which must be where `weight_map`, {tensor: file}, has them."""
+        """Return the tensors of safetensors files, which must be in the files of `weight_map`, {tensor: file}."""
 
     @abstractmethod
     def fingerprint(self, names: Sequence[str]) -> str:
-        """Return a hash that changes when one of these files does, without reading them whole."""
+        """Return a hash that changes when one of these files changes, without reading them whole."""
 
     def cancel(self) -> None:  # noqa: B027  (reading a folder never waits)
-        """Make reads under way end soon, with an error, and later ones at once."""
+        """End current reads soon, and later ones at once, with an error."""
 
 
 class Folder(Place):
@@ -83,7 +83,7 @@ class Folder(Place):
         with reading(path), path.open("rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
-            raise ModelFileError(f"{printable(path)} has more than {limit:,} bytes, too many for its kind.")
+            raise ModelFileError(f"{printable(path)} has more than {limit:,} bytes, more than such a file can have.")
         return content
 
     def safetensors(self, names: Sequence[str], weight_map: Mapping[str, str] | None) -> StoredTensors:
@@ -92,8 +92,8 @@ class Folder(Place):
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash each file's name, size, first and last MiB and 64 samples of 4 KiB.
 
-        A download repeated or moved keeps its fingerprint, another training of the same model changes it; reading all
-        of Mixtral's 93 GB at every start would take minutes.
+        A repeated or moved download has the same fingerprint; another training of the same model has another. Reading
+        all of Mixtral's 93 GB at every start would take minutes.
         """
         return sampled(*(self._folder / name for name in names))
 

@@ -1,9 +1,10 @@
 """Reads ranges of bytes of files over HTTP, several parts at a time, and retries failed requests.
 
 Contract: `RangeReader.read` fills a buffer with exactly the requested bytes, or raises. A reply is accepted only if its
-headers name the requested range, of a file of the known length and the same version as before. A connection that is
-cut or stalls is resumed where it broke; after replies of a busy server (408, 425, 429, 5xx) the reader waits. Nothing
-is stored on the disk. Threads of the reader are daemons: a read that hangs does not keep a process from ending.
+headers name the requested range, of a file of the known length and the same version as before. After a lost
+or stalled connection, reading resumes at the same byte; if the server is busy (408, 425, 429, 5xx), the reader waits
+first. Nothing is written to disk. The reader's threads are daemons: a read that hangs does not keep a process from
+ending.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ CONNECTIONS = 4
 PART = 8 << 20
 CHUNK = 256 << 10
 TIMEOUT = 30.0
-"""Seconds for which a connection may send nothing."""
+"""Seconds after which a connection without data has failed."""
 
 ATTEMPTS = 8
-"""Failures in a row, without a byte in between, after which a part fails: about two minutes of waiting."""
+"""Failures in a row, without a byte in between, after which a part fails: about two minutes."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -38,7 +39,7 @@ class RemoteFile:
 
     Attributes:
         name: for messages.
-        url: where it is; redirects are followed, and the token stays with the first host.
+        url: its address; redirects are followed, and only the first host gets the token.
         size: bytes.
         version: the known version of its content: an ETag or sha256, or None.
     """
@@ -55,7 +56,7 @@ class Stopped(StorageError):
 
 @dataclass(slots=True, eq=False)
 class _Read:
-    """A range under way: parts still to come, and the first failure."""
+    """A range being read: its remaining parts, and the first failure."""
 
     file: RemoteFile
     buffer: memoryview
@@ -73,7 +74,7 @@ class RangeReader:
     """Reads ranges through an HTTP client.
 
     Args:
-        session: a client with the interface of httpx.Client; its package's exceptions are understood.
+        session: a client with the interface and exceptions of httpx.Client.
         headers: sent with every request; the token, for instance.
         first_wait: seconds before the second attempt; doubled each time.
     """
@@ -170,13 +171,13 @@ class RangeReader:
                     what = printable(error, 200) or type(error).__name__
                     raise StorageError(
                         f"{printable(read.file.name)} could not be read: {what} (after {failures} attempts).",
-                        hint="Run the same command again when the network is back; it continues where it stopped.",
+                        hint="Run the same command again when the network is back, to resume.",
                     ) from None
                 read.done.wait(max(wait, error.wait if isinstance(error, _Cut) else 0.0))
                 wait = min(2 * wait, LONGEST_WAIT)
 
     def _reply(self, file: RemoteFile, start: int, end: int) -> Any:
-        """Request bytes start to end and yield them in chunks, once the reply has been checked."""
+        """Request bytes start to end, check the reply, and yield it in chunks."""
         headers = {**self._headers, "Range": f"bytes={start}-{end - 1}"}
         with self._session.stream("GET", file.url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as reply:
             self._check(file, start, end, reply)
@@ -190,8 +191,8 @@ class RangeReader:
             raise _changed(shown, f"it ends before byte {end:,}")
         if status == 200 and (start, end) != (0, file.size):
             raise StorageError(
-                f"{shown} cannot be read in parts: the server sends whole files only.",
-                hint="Use another mirror (HF_ENDPOINT), or download the repository and give its folder.",
+                f"{shown} cannot be read in parts, because the server does not support range requests.",
+                hint="Use another mirror (HF_ENDPOINT), or download the repository and quantize its folder.",
             )
         if status not in (200, 206):
             raise StorageError(f"{shown} cannot be read: the server answered {status}.", hint=_access_hint(status))
@@ -220,7 +221,7 @@ class RangeReader:
 
 
 class _Cut(Exception):
-    """A failure that a retry may solve; `wait` is the time that the server requested, in seconds."""
+    """A failure that may not happen again; `wait` is the delay requested by the server, in seconds."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         super().__init__(text)
@@ -228,7 +229,7 @@ class _Cut(Exception):
 
 
 def transport_errors(session: Any) -> tuple[type[Exception], ...]:
-    """Return what the client, httpx by any package name, raises for a failed connection or a bad reply."""
+    """Return the exceptions of the client (httpx, under any package name) for failed connections and bad replies."""
     package = sys.modules[type(session).__module__.partition(".")[0]]
     return package.RequestError, package.StreamError, package.InvalidURL
 
@@ -246,11 +247,11 @@ def _bare(version: str) -> str:
 def _changed(shown: str, how: str) -> ModelFileError:
     return ModelFileError(
         f"{shown} has changed on the hub: {how}.",
-        hint="Run the command again with an empty target folder; --revision COMMIT names a fixed version.",
+        hint="Run the command again with an empty target folder; use --revision COMMIT for a fixed version.",
     )
 
 
 def _access_hint(status: int) -> str | None:
     if status in (401, 403):
-        return "Log in with `hf auth login`, or set HF_TOKEN; a gated model's terms must be accepted on its page first."
+        return "Run `hf auth login`, or set HF_TOKEN. For a gated model, accept the terms on its page first."
     return None

@@ -1,8 +1,7 @@
-"""What a job needs of a checkpoint, whatever its format on disk.
+"""The interface of a checkpoint of any format, as a job uses it.
 
-Contract: names and shapes are those of `mixq.formats.architecture` for the source's config, and opening a source has
-proved that every one of them exists; a tensor is returned as a view or read on demand, one at a time, from any thread.
-A source knows nothing of mixes or of the target.
+Contract: names and shapes are those of `mixq.formats.architecture` for the source's config, and opening a source
+checks that all of them exist; a tensor is returned as a view or read on demand, one at a time, from any thread.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ SIDE_FILES = (
     "LICENSE.txt",
     "NOTICE",
 )
-"""Files that are copied as they are, where they exist."""
+"""Files that are copied unchanged, if they exist."""
 
 
 class Source(ABC):
     """A checkpoint to quantize.
 
     Attributes:
-        name: what reports and mixq.json call it; never a path of the user's machine.
-        raw_config: its config.json in Hugging Face's keys, whatever the source itself has; no quantization_config.
+        name: for reports and mixq.json; not a local path.
+        raw_config: its config.json with Hugging Face's keys, for all formats; without quantization_config.
         config: its shape.
         nbytes: bytes of its tensors.
-        path: the folder or file on this machine; None where it is not on this machine.
-        revision: the commit of a hub's repository; None for what is on this machine.
-        itemsize: bytes of a weight as `tensor` returns it: 4 where it is dequantized.
-        notices: what the user should know before the job begins, such as an earlier quantization; a sentence each.
+        path: the local folder or file; None if it is not local.
+        revision: the commit of a repository on a hub; None for local sources.
+        itemsize: bytes of a weight as `tensor` returns it: 4 if it is dequantized.
+        notices: for the user before the job starts, such as an earlier quantization; one sentence each.
     """
 
     def __init__(
@@ -73,48 +72,48 @@ class Source(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its per-expert name, as `Parameter.name` has it; bfloat16, float16 or float32.
+        """Return a tensor by its per-expert name (`Parameter.name`); bfloat16, float16 or float32.
 
-        Quantized ones are dequantized. A view may be returned; the caller writes into none.
+        Quantized tensors are dequantized. The result may be a view, which must not be changed.
 
         Raises:
             StorageError: it cannot be read.
-            ModelFileError: what was read is damaged.
+            ModelFileError: the data is damaged.
         """
 
     def kept(self, parameter: Parameter) -> Scheme | None:
-        """Return the scheme, w4 or w8, in which `packed` returns this Linear without any loss, or None."""
+        """Return the scheme, w4 or w8, in which `packed` returns this linear layer without loss; None if it cannot."""
         return None
 
     def packed(self, module: str) -> PackedLinear:
-        """Return a Linear, by its name without ".weight", exactly as the source has it, for which `kept` has a scheme.
+        """Return a linear layer for which `kept` has a scheme, unchanged, by its name without ".weight".
 
-        The scales are float16 or bfloat16, the same for all of a source.
+        The scales are float16 or bfloat16, the same in all of a source.
         """
         raise KeyError(module)
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash that changes when the weights do, cheap enough to compute at every start."""
+        """Return a hash that changes when the weights change, fast enough to compute at every start."""
 
     @abstractmethod
     def side_files(self) -> Mapping[str, bytes]:
         """Return the files, by name, that are copied unchanged: tokenizer, generation_config.json, licence."""
 
     def cancel(self) -> None:  # noqa: B027  (most sources never wait)
-        """Make reads that wait, for a network perhaps, end soon with an error; called from another thread.
+        """End waiting reads, for example from a network, with an error; called from another thread.
 
-        It cannot be undone: the source is not read again.
+        The source cannot be read afterwards.
         """
 
 
 class StoredSource(Source):
-    """A source whose tensors are in files of a place.
+    """A source whose tensors are in files at a place.
 
     Args:
         place: where config and tokenizer are.
         stored: its tensors.
-        files: the files that decide the weights, for the fingerprint.
+        files: the files with the weights, for the fingerprint.
         raw_config: see `Source`.
     """
 
@@ -134,7 +133,7 @@ class StoredSource(Source):
         self._place.cancel()
 
     def _expect(self, name: str, dtypes: Sequence[torch.dtype], shape: tuple[int, ...]) -> None:
-        """Refuse a tensor that is missing, or of another shape or dtype."""
+        """Refuse a tensor that is missing, or has another shape or dtype."""
         entry, config = self._stored.entry(name), self._files[0]
         if entry is None:
             raise ModelFileError(f"tensor {name!r} is missing.", hint="Finish the download, or download it again.")
@@ -146,7 +145,7 @@ class StoredSource(Source):
             raise ModelFileError(f"{where} is {found}; it must be {', '.join(allowed)}.")
 
     def _refuse_others(self, used: Container[str]) -> None:
-        """Refuse tensors that no parameter is made of."""
+        """Refuse tensors that do not belong to a parameter."""
         for name in self._stored.names:
             if name not in used:
                 raise ModelFileError(
@@ -156,7 +155,7 @@ class StoredSource(Source):
 
 
 def already_quantized(method: str) -> str:
-    """Return what to say of a source that has been quantized before."""
+    """Return the notice for a source that is already quantized."""
     return (
         f"the source is quantized already ({method}): its weights are dequantized first. Precision already lost cannot "
         "be recovered; errors are relative to the quantized source."

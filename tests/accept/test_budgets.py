@@ -84,7 +84,7 @@ def test_planned_budgets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(
         "budgets",
         "Memory budgets: planned and used",
-        f"{SETTINGS} random settings (seed {SEED}) of a made-up Mixtral whose experts fit in part, with the context "
+        f"{SETTINGS} random settings (seed {SEED}) of a synthetic Mixtral whose experts fit in part, with the context "
         "filled and every sequence kept: peak memory as a share of --ram and --vram. The "
         "simulated GPU's memory counts as GPU memory. Made by `make accept`.",
         markdown(["", "device", "context, KV", "--ram", "peak", "--vram", "peak"], rows),

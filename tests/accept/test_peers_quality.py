@@ -86,7 +86,7 @@ def centred(logprobs: Tensor) -> Tensor:
 
 
 def gguf_bits(path: Path) -> float:
-    """Return the bits a weight of the Linears takes, which are all matrices but embedding and routers."""
+    """Return the bits a weight of the linear layers takes, which are all matrices but embedding and routers."""
     linears = [t for t in gguf.GGUFReader(path).tensors if len(t.shape) > 1 and "ffn_gate_inp" not in t.name]
     linears = [tensor for tensor in linears if tensor.name != "token_embd.weight"]
     return 8 * sum(int(t.n_bytes) for t in linears) / sum(int(t.n_elements) for t in linears)
@@ -131,7 +131,8 @@ def mixq_weights(path: Path) -> dict[str, Tensor]:
 
 
 def squared_error(weights: dict[str, Tensor]) -> float:
-    """Return the squared error of the Linears' weights, relative to each Linear's own, in the mean over weights."""
+    """Return the squared error of the Linears' weights, relative to each linear layer's own, in the mean over
+    weights."""
     source = open_source(paths.demo_source())
     linears = [parameter for parameter in parameters(source.config) if parameter.quantizable]
     errors = 0.0
@@ -205,7 +206,8 @@ def test_peers_quality(sequences: Sequences, tmp_path: Path) -> None:
     difference = {pair: figure(of_weights[pair[0]] - of_weights[pair[1]]) for pair in BETTER}
     pairs = [[*pair, _shown(found)] for pair, found in difference.items()]
     how = (
-        "The demo model, every Linear in one format (embedding, routers and norms are not quantized). Squared error of "
+        "The demo model, every linear layer in one format (embedding, routers and norms are not quantized). "
+        "Squared error of "
         "the weights, relative, in 1000ths. Mean KL to bf16 in 1000ths of a nat a token, ± its standard error, over "
         f"{COUNT} held-out questions with right answers: the {int(answers.sum()):,} tokens of the answers, and all "
         f"{len(answers):,} positions. First as each program computes (llama.cpp rounds activations to 8 bits), against "

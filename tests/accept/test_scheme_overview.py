@@ -39,7 +39,7 @@ ROWS: list[tuple[str, dict[str, object], str | None]] = [
 
 
 def share_of_bandwidth(mix: str | None) -> float | None:
-    """Return the share of the read bandwidth that decoding reaches with made-up weights of Mixtral's sizes."""
+    """Return the share of the read bandwidth that decoding reaches with synthetic weights of Mixtral's sizes."""
     if mix is None:
         return None
     bench = Bench(synthetic_model("mixtral-8x7b", layers=LAYERS, mix=mix, seed=0), [Workload(0, 48, 0)], repeats=7)
@@ -81,7 +81,7 @@ def test_schemes_at_a_glance(tmp_path: Path) -> None:
         )
     how = (
         "Bits a weight, size and bytes a token of Mixtral 8x7B, everything counted; the share of the read bandwidth "
-        f"that decoding reached on {LAYERS} layers and the head, with made-up weights, and the tokens/s that follow "
+        f"that decoding reached on {LAYERS} layers and the head, with synthetic weights, and the tokens/s that follow "
         f"of {BANDWIDTH / 1e9:.0f} GB/s, a DDR5 laptop's. Of the demo model: bits a weight, and mean KL divergence to "
         f"its bf16 in nats a token, times 1000, over the right answers of {COUNT} unseen questions; then the same with "
         "`--calibrate` on other questions. Made by `make accept`."

@@ -163,7 +163,8 @@ def _say(text: str) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpu.py",
-        description="mixq on a GPU: correctness, speed of the kernels, and a full-size made-up Mixtral 8x7B (25 GB of "
+        description="mixq on a GPU: correctness, speed of the kernels, and a full-size synthetic Mixtral 8x7B (25 "
+        "GB of "
         "RAM) with 8 to 24 GB of GPU memory. Writes gpu.json and gpu.md.",
     )
     parser.add_argument(

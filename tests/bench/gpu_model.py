@@ -1,4 +1,5 @@
-"""A made-up Mixtral 8x7B of full size with 8 to 24 GB of GPU memory: tokens a second, hits, and how far from the limit.
+"""A synthetic Mixtral 8x7B of full size with 8 to 24 GB of GPU memory: tokens a second, hits, and how far from the
+limit.
 
 Contract: the weights are made once (25 GB in RAM, registered for copies once) and used for every budget. The limit of a
 decode step is max(hit bytes / GPU bandwidth, bytes computed on the CPU / RAM bandwidth, fetched bytes / link) plus what

@@ -2,7 +2,7 @@
 
     python -m tests.bench.made_up_checkpoint mixtral-8x7b [--layers N]
 
-prints the hub's address and serves made-up/NAME until it is killed. Weights are normal numbers of bfloat16, the same
+prints the hub's address and serves synthetic/NAME until it is killed. Weights are normal numbers of bfloat16, the same
 every time; no two tensors have the same.
 """
 
@@ -24,7 +24,7 @@ from mixq.formats.architecture import Parameter, parameters
 from mixq.models.presets import PRESETS
 from tests.fake_hub import SEND, FakeHub, Stored
 
-OWNER = "made-up"
+OWNER = "synthetic"
 BLOCK = (64 << 20) + 4098
 """Bytes of the pattern that is repeated: an odd number of weights, so that tensors begin at other places of it."""
 

@@ -1,4 +1,4 @@
-"""mixq's side: a made-up model of Mixtral's layers in memory. Run as a worker (see `worker`)."""
+"""mixq's side: a synthetic model of Mixtral's layers in memory. Run as a worker (see `worker`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """mixq beside llama.cpp and torch's int4 operator, in one run: decode and prefill on Mixtral 8x7B's layers.
 
-Contract: every side is a process of its own with made-up weights of the same shape (see `worker`). They take turns, one
-at a time, A B C A B C, each when the machine is quiet (see `quiet`); a figure is the median of the rounds.
-Weights lie in huge pages, for every side, where the system gives them.
+Contract: every side is a process of its own with synthetic weights of the same shape (see `worker`). They take turns,
+one at a time, A B C A B C, each when the machine is quiet (see `quiet`); a figure is the median of the rounds. Weights
+lie in huge pages, for every side, where the system gives them.
 
     python tests/bench/peers.py --llama-python VENV/bin/python
 """

@@ -84,7 +84,7 @@ class MadeUpRouting:
 
 
 class PredictingTier:
-    """A layer's RAM tier with a made-up prediction of the next layer's experts, which is read ahead as well.
+    """A layer's RAM tier with a synthetic prediction of the next layer's experts, which is read ahead as well.
 
     The engine makes no such predictions from the disk: this measures what they would gain.
     """
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--warm", type=int, default=6, help="tokens before the measured ones")
     parser.add_argument(
-        "--recall", type=float, nargs="+", default=[0.0, 0.8], help="of the made-up predictor; 0 predicts nothing"
+        "--recall", type=float, nargs="+", default=[0.0, 0.8], help="of the synthetic predictor; 0 predicts nothing"
     )
     parser.add_argument("--routing", default="sticky:0.39", help="as of mixq bench")
     parser.add_argument("--seed", type=int, default=0)

@@ -43,13 +43,13 @@ def test_regen_asks_again_with_the_next_seed() -> None:
     over = talk("/regen", "one", "/regen", "/regen", "two", seed=7)
     assert over.said == [["one"], ["one"], ["one"], ["one", "[one]", "two"]]
     assert [options["seed"] for _, options in over.model.asked] == [7, 8, 9, 7]
-    assert "no reply to replace" in over.terminal.talk
+    assert "No reply to replace" in over.terminal.talk
     assert talk("a", "/regen", seed=2**63 - 1).model.asked[-1][1]["seed"] == 0
 
 
 def test_regen_at_temperature_0_says_that_nothing_will_change() -> None:
-    assert "stays the same" in talk("one", "/regen", temperature=0).terminal.talk
-    assert "stays the same" not in talk("one", "/regen", temperature=0.5).terminal.talk
+    assert "is always the same" in talk("one", "/regen", temperature=0).terminal.talk
+    assert "is always the same" not in talk("one", "/regen", temperature=0.5).terminal.talk
 
 
 def test_edit_changes_the_last_message_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,8 @@ def test_edit_changes_the_last_message_in_place(monkeypatch: pytest.MonkeyPatch)
     for nothing in ("", Interrupted, EOFError):
         over = talk("one", "/edit", nothing, "two")
         assert over.said[-1] == ["one", "[one]", "two"]
-        assert "Nothing is changed" in over.terminal.talk
-    assert "no message to change" in talk("/edit").terminal.talk
+        assert "Nothing was changed" in over.terminal.talk
+    assert "No message to change" in talk("/edit").terminal.talk
 
 
 def test_edit_that_cannot_be_answered_leaves_the_conversation_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_set_shows_changes_and_goes_back() -> None:
 
 def test_experts_draws_the_last_reply() -> None:
     over = talk("/experts", "one", "/experts")
-    assert "There is no reply yet" in over.terminal.talk
+    assert "No reply yet" in over.terminal.talk
     assert "2 tokens · 2 layers × 4 experts" in over.terminal.talk
     assert "busiest: expert 0 of layer 0, for 100% of the tokens" in over.terminal.talk
     assert over.model.asked[0][1]["experts"] is True
@@ -148,10 +148,10 @@ def test_experts_draws_the_last_reply() -> None:
 
 def test_base_model_goes_on_from_the_text() -> None:
     over = talk("Once upon", "a time", "/system x", "/regen", model=EchoModel(is_chat=False), system="")
-    assert "does not chat" in over.terminal.talk
+    assert "instead of answering" in over.terminal.talk
     assert over.said == [["Once upon"], ["Once upon[Once upon]\na time"], ["Once upon[Once upon]\na time"]]
     assert all(options["continues_text"] for _, options in over.model.asked)
-    assert "no system text" in over.terminal.talk
+    assert "no system prompt" in over.terminal.talk
 
 
 def test_save_and_load_keep_everything() -> None:
@@ -180,7 +180,7 @@ def test_save_does_not_replace_another_conversation_unasked() -> None:
     assert "Error" not in over.terminal.talk
     saved = saved_session.load(saved_session.session_path("mine")).messages
     assert [m.content for m in saved] == ["two", "[two]", "three", "[three]"]
-    assert "nothing to save" in talk("/save mine").terminal.talk
+    assert "Nothing to save" in talk("/save mine").terminal.talk
 
 
 def test_save_without_a_name_finds_one(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_failed_write_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"format": "other"}, "not a session"),
+    ({"format": "other"}, "not a mixq session"),
     ({"version": 2}, "newer mixq"),
     ({"version": 10**4000}, "newer mixq"),
     ({"version": 0}, "version is 0; it must be 1"),
@@ -76,7 +76,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"version": "1"}, "version is '1'; it must be 1"),
     ({"model": 5}, "model is 5; it must be a text"),
     ({"system": None}, "system is None; it must be a text"),
-    ({"system": "\ud800"}, "half a character"),
+    ({"system": "\ud800"}, "not valid Unicode"),
     ({"sampling": []}, "sampling is []; it must be an object"),
     ({"sampling": {"temperature": 1e9}}, "temperature is"),
     ({"sampling": {"temperature": "hot"}}, "temperature is"),
@@ -92,7 +92,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "system", "content": "a"}]}, "take turns"),
     ({"messages": [{"role": "user", "content": " "}]}, "empty"),
     ({"messages": [{"role": "user", "content": ["a"]}]}, "must be text"),
-    ({"messages": [{"role": "user", "content": "a\udfff"}]}, "half a character"),
+    ({"messages": [{"role": "user", "content": "a\udfff"}]}, "not valid Unicode"),
     ({"messages": [{"role": "user", "content": "a", "tool": 1}]}, "unknown key"),
     ({"extra\x1b": 1}, "x1b"),
 ]

@@ -52,7 +52,7 @@ def test_context_that_fills_up_is_said_in_time(used: int, words: str | None) -> 
     assert (advice is None) if words is None else (advice is not None and words in advice)
     if advice is not None:
         assert "--context 16384" in advice
-        assert "holds no more" in str(status.context_advice(done(used).stats, 8192))
+        assert "cannot be larger" in str(status.context_advice(done(used).stats, 8192))
 
 
 def test_stats_name_what_was_cached() -> None:

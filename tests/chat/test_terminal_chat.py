@@ -177,7 +177,7 @@ def test_sessions_come_back(chat: Open, tmp_path: Path) -> None:
     window.say(f"/load {tmp_path}/sums.json")
     assert f"> {EXPRESSION}\n{WORKED}\nLoaded: 1 turn, " in window.wait_for("Loaded: ")
     window.say("/system")
-    window.wait_for("system text: Be brief.")
+    window.wait_for("system prompt: Be brief.")
     window.say("Thanks")
     window.wait_for("tokens in")
     window.say("/stats")
@@ -269,7 +269,7 @@ def test_termination_leaves_the_terminal_as_it_was(chat: Open) -> None:
 def test_base_model_completes(chat: Open) -> None:
     window = chat("--template", "none", "--temperature", "0", "--max-tokens", "8")
     screen = window.screen()
-    assert "A base model: it does not chat" in screen
+    assert "A base model: it continues your text" in screen
     window.say("What is 3 + 4")
     window.wait_for("8 out|tokens in")
 

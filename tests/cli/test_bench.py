@@ -1,4 +1,4 @@
-"""`mixq bench`: formats, a run that is broken off, and what is refused before anything is made."""
+"""`mixq bench`: formats, a run that is interrupted, and what is refused before anything is made."""
 
 from __future__ import annotations
 

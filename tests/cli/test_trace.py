@@ -133,7 +133,7 @@ def test_a_base_model_completes(cli: RunCli, quantized: Path, prompts: Path, tmp
     talk.write_text('{"messages": [{"role": "user", "content": "a"}]}')
     outcome = cli(*command, "--prompts", talk)
     assert outcome.code == 2
-    assert "no chat format" in outcome.err
+    assert "no chat template" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -298,8 +298,8 @@ def test_closing_fails_what_is_left(folder: Path) -> None:
     batcher.submit([greedy(ids, 1900) for ids in prompts(6)], listener)
     wait_until(lambda: batcher.state().running == 4)
     assert batcher.close("the server is stopping", timeout=SECONDS)
-    assert listener.wait_for_failure() == ["The answer was broken off: the server is stopping."] * 6
-    with pytest.raises(MixqError, match="No requests are taken: the server is stopping"):
+    assert listener.wait_for_failure() == ["The answer was interrupted: the server is stopping."] * 6
+    with pytest.raises(MixqError, match="No new requests are accepted: the server is stopping"):
         batcher.submit([greedy([5])], Listener())
 
 
@@ -373,8 +373,8 @@ def test_a_bug_ends_everything_with_a_word(folder: Path, monkeypatch: pytest.Mon
     batcher = Batcher(model)
     listener = Listener(6)
     batcher.submit([greedy(ids) for ids in prompts(6)], listener)
-    assert listener.wait_for_failure() == ["The answer was broken off: the engine has failed (IndexError)."] * 6
-    with pytest.raises(MixqError, match="No requests are taken: the engine has failed"):
+    assert listener.wait_for_failure() == ["The answer was interrupted: the engine has failed (IndexError)."] * 6
+    with pytest.raises(MixqError, match="No new requests are accepted: the engine has failed"):
         batcher.submit([greedy([5])], Listener())
     assert batcher.close(timeout=SECONDS)
     assert "IndexError" in str(batcher.state().broken)

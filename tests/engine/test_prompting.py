@@ -1,4 +1,5 @@
-"""Chat formats in a loaded model: chosen or asked for, said when in doubt; what ends a reply; base models complete."""
+"""Chat templates in a loaded model: chosen or asked for, said when in doubt; what ends a reply; base models
+complete."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def chatml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("models") / "tuned", CHATML)
 
 
-def likeliest(folder: Path, token_id: int) -> None:
+def always(folder: Path, token_id: int) -> None:
     """Let the model say one token for ever: its row of the head is the largest along what the model says anyway."""
     weights = load_file(folder / "model.safetensors")
     head = weights["lm_head.weight"]
@@ -80,7 +81,7 @@ def test_odd_vocabularies_quantized(vocab: int, tmp_path: Path) -> None:
 def test_a_reply_ends_at_every_end_token(end: int, tmp_path: Path) -> None:
     """config.json names only 2, as many fine-tunes leave it."""
     folder = write(tmp_path / "tuned", CHATML)
-    likeliest(folder, end)
+    always(folder, end)
     model = mixq.load(folder, exact=True)
     for done in (
         model.chat(ASK, temperature=0, max_tokens=5, stream=False),

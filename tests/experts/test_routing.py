@@ -1,4 +1,4 @@
-"""Made-up routing has the hit rates that it is made for; a trace is played again and again."""
+"""Synthetic routing has the hit rates that it is made for; a trace is played again and again."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def write_folder(
     powers_of_two: bool = False,
     shards: int = 1,
 ) -> dict[str, PackedLinear]:
-    """Write a model folder; return what was packed, by Linear name."""
+    """Write a model folder; return what was packed, by layer name."""
     path.mkdir(parents=True, exist_ok=True)
     quantizable = {p.module for p in parameters(ModelConfig.from_dict(config)) if p.quantizable}
     packed: dict[str, PackedLinear] = {}

@@ -46,6 +46,6 @@ def test_objects_alone(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"x\.json must be a JSON object"):
         read_json_object(path)
     path.write_text('{"a": "' + "x" * 100 + '"}')
-    with pytest.raises(ModelFileError, match="bytes; a file of its kind has at most 100"):
+    with pytest.raises(ModelFileError, match="bytes; such a file has at most 100"):
         read_json_object(path, 100)
     assert read_json_object(path)["a"] == "x" * 100

@@ -1,4 +1,4 @@
-"""Which scheme each Linear gets, and what config.json says of it."""
+"""Which scheme each linear layer gets, and what config.json says of it."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_experts_of_a_layer_in_different_schemes_are_noted() -> None:
     ("recipe", "message"),
     [
         ({r"model\.layers\.0\.selfattn\.q_proj": "w8"}, r"matches no Linear.*Did you mean 'model.layers.0.self_attn"),
-        ({"q_proj": "w8"}, "matches no Linear of this model"),
+        ({"q_proj": "w8"}, "matches no linear layer of this model"),
         ({r".*\.gate": "w8"}, "gate, which is never quantized: a wrong expert"),
         ({r"model\.layers\.1\..*": "nl4"}, "model.layers.1.input_layernorm, which is never quantized"),
         ({r".*embed_tokens": "bf16"}, "it is looked up"),

@@ -99,7 +99,7 @@ def test_a_shard_that_is_cut_off(model: Path) -> None:
     size = shard.stat().st_size
     for left in (size - 1, 100, 4, 0):
         os.truncate(shard, left)
-        assert store.find("tiny-nl4").problem == f"{shard.name} is cut off or damaged"
+        assert store.find("tiny-nl4").problem == f"{shard.name} is truncated or damaged"
 
 
 def test_a_manifest_or_journal_that_is_damaged(model: Path, unfinished: Path) -> None:

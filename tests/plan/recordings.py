@@ -1,4 +1,4 @@
-"""Recordings of made-up routing."""
+"""Recordings of synthetic routing."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def made_up(prompt_tokens: int = 5, tokens: int = 7, seed: int = 0) -> Recording
     weights = draw.random((T, L, A))
     return Recording(
         Facts(
-            "made-up",
+            "synthetic",
             L,
             E,
             A,

@@ -34,7 +34,7 @@ def recorded(tokens: int = 200, prompt_tokens: int = 10, layers: int = 4, lookah
     shape = {"layers": layers, "experts": 8, "active": 2}
     T = tokens + prompt_tokens
     chosen = np.array(draw_trace(parse_routing("mixtral", **shape, seed=4), T, **shape).tokens, dtype=np.uint8)
-    facts = Facts("made-up", layers, 8, 2, lookahead, prompts=(PromptFacts("p", prompt_tokens, tokens),))
+    facts = Facts("synthetic", layers, 8, 2, lookahead, prompts=(PromptFacts("p", prompt_tokens, tokens),))
     return Recording(
         facts,
         chosen,

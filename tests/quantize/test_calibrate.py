@@ -57,7 +57,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def seen_by_the_model(path: Path, windows: list[Tensor]) -> dict[str, Tensor]:
-    """Mean square of what each Linear is given, by running the whole model, with torch's kernels."""
+    """Mean square of what each linear layer is given, by running the whole model, with torch's kernels."""
     model = mixq.load(path)
     squares: dict[int, Tensor] = {}
     rows: dict[int, int] = {}

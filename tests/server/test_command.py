@@ -107,7 +107,7 @@ def test_sigterm_ends_streams_with_an_error_and_does_not_wait_for_slow_clients(p
         assert next(told).startswith("data: {")
         process.process.send_signal(signal.SIGTERM)
         last = [line for line in told if line][-1]
-        assert last.startswith('data: {"error":{"message":"The answer was broken off: the server is stopping.')
+        assert last.startswith('data: {"error":{"message":"The answer was interrupted: the server is stopping.')
         assert process.end() == 0
     assert "Traceback" not in process.said
 
@@ -125,17 +125,17 @@ def test_a_second_signal_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--host", "0.0.0.0"], "needs a key"),
-        (["--host", "::"], "needs a key"),
-        (["--host", "192.0.2.1"], "needs a key"),
-        (["--cors-origin", "*"], "needs a key"),
+        (["--host", "0.0.0.0"], "needs an API key"),
+        (["--host", "::"], "needs an API key"),
+        (["--host", "192.0.2.1"], "needs an API key"),
+        (["--cors-origin", "*"], "needs an API key"),
         (["--cors-origin", "example.org"], "is not an origin"),
         (["--cors-origin", "https://example.org/path"], "is not an origin"),
         (["--port", "70000"], "--port is 70000"),
         (["--queue", "-1"], "--queue is -1"),
         (["--sequences", "9"], "sequences is 9"),
-        (["--api-key", "two words"], "The key must be"),
-        (["--api-key", ""], "The key must be"),
+        (["--api-key", "two words"], "The API key must be"),
+        (["--api-key", ""], "The API key must be"),
         (["--host", "192.0.2.1", "--api-key", KEY], "cannot be used"),
     ],
 )

@@ -85,7 +85,7 @@ def test_more_prompts_than_are_ever_taken_are_refused_for_good(small: tuple[Runn
     server, _ = small
     reply = server.post(PATH, {**document(), "prompt": [[5]] * 6})
     assert reply.status_code == 400
-    assert "takes 5 at once" in reply.json()["error"]["message"]
+    assert "accepts 5 at once" in reply.json()["error"]["message"]
     assert server.post(PATH, {**document(), "prompt": [[5]] * 5}).status_code == 200
 
 
@@ -172,7 +172,7 @@ def test_a_model_is_loaded_anew_while_the_server_says_so(tiny: Path) -> None:
         assert reply.status_code == 202
         assert reply.json()["loading"] is True
         with client:
-            assert b'data: {"error":{"message":"The answer was broken off: the model is being reloaded' in rest(client)
+            assert b'data: {"error":{"message":"The answer was interrupted: the model is being reloaded' in rest(client)
         wait_until(lambda: len(loader.asked) == 2)
         health = server.get("/health")
         assert (health.status_code, health.json()) == (503, {"status": "loading"})
@@ -298,7 +298,7 @@ def test_streams_end_with_an_error_when_the_server_stops(small: tuple[Running, G
         _stop(server)
         last = rest(events_client)
     gate.open()
-    assert b'data: {"error":{"message":"The answer was broken off: the server is stopping' in last
+    assert b'data: {"error":{"message":"The answer was interrupted: the server is stopping' in last
 
 
 def _stop(server: Running) -> None:

@@ -53,7 +53,7 @@ class Trunk:
         return self._tensors[name]
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a Linear of the trunk on the accelerator; of a tied embedding, the copy that is the head."""
+        """Return a linear layer of the trunk on the accelerator; of a tied embedding, the copy that is the head."""
         if module not in self._linears:
             weight = self._folder.linear(module)
             if isinstance(weight, PackedLinear):

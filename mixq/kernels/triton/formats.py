@@ -1,4 +1,4 @@
-"""A packed Linear's layout as one whole number, which kernels take as a compile-time constant.
+"""A packed linear layer's layout as one whole number, which kernels take as a compile-time constant.
 
 Contract: `Format` on the host; on the device the number is taken apart by remainders. Pure.
 """

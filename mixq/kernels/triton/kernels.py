@@ -86,7 +86,7 @@ class TritonKernels:
         return router.route(x.contiguous(), weight.contiguous(), 0)[0]
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
-        """Return weights and ids [T, A] of the A likeliest experts; the weights sum to one. One launch."""
+        """Return weights and ids [T, A] of the A most likely experts; the weights sum to one. One launch."""
         _, weights, ids = router.route(x.contiguous(), weight.contiguous(), A)
         return weights, ids
 

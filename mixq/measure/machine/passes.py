@@ -1,4 +1,4 @@
-"""Timed passes of made-up models: decode steps and prompts of Mixtral's and of the demo model's sizes.
+"""Timed passes of synthetic models: decode steps and prompts of Mixtral's and of the demo model's sizes.
 
 Contract: medians of several runs, so that a figure is what a model gets on the whole, on a shared machine too.
 """
@@ -57,7 +57,7 @@ def typical(run: Callable[[int], object], times: int) -> float:
 
 
 class Passes:
-    """A made-up model whose passes are timed; on an accelerator, half of its experts have a slot."""
+    """A synthetic model whose passes are timed; on an accelerator, half of its experts have a slot."""
 
     def __init__(self, shape: Mapping[str, Any], mix: str, device: str) -> None:
         options: dict[str, Any] = {} if device == "cpu" else {"vram": _for_half_of_the_experts(shape, device, mix)}

@@ -40,7 +40,7 @@ def probe(*, refresh: bool = False) -> Computer:
     """Return this computer's figures, measured now if there are none or `refresh` is set.
 
     Raises:
-        DoesNotFitError: not enough memory for half a gigabyte of made-up weights.
+        DoesNotFitError: not enough memory for half a gigabyte of synthetic weights.
     """
     known = None if refresh else cached()
     if known is not None:

@@ -1,6 +1,6 @@
 """What mixq's kernels get out of this processor and its RAM, in a second or two.
 
-Contract: made-up weights of Mixtral's shapes give the figures of large models, the demo model's shapes those of small
+Contract: synthetic weights of Mixtral's shapes give the figures of large models, the demo model's shapes those of small
 ones.
 
 Axes: T tokens, D hidden, A active experts.

@@ -1,4 +1,4 @@
-"""Figures of a quantized folder: its settings, what each Linear lost, and the bytes of each part.
+"""Figures of a quantized folder: its settings, what each linear layer lost, and the bytes of each part.
 
 Contract: errors are mixq.json's relative squared errors of weights, shown times 1000; names are those of the folder's
 own architecture, and others that a mixq.json may hold are ignored. Headers are read, no weights.
@@ -124,7 +124,7 @@ def size_figure(sizes: SizeTable) -> Bars:
 
 
 def worst_figures(worst: Sequence[ErrorRow]) -> list[Figure]:
-    """Return a table of the Linears that lost most, none where nothing was quantized."""
+    """Return a table of the linear layers that lost most, none where nothing was quantized."""
     rows = tuple(
         (
             printable(row.linear.removeprefix("model."), 200),

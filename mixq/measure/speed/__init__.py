@@ -1,1 +1,1 @@
-"""Measuring speed: made-up models of true sizes, prompt and decode speed beside the bandwidth of the same run."""
+"""Measuring speed: synthetic models of true sizes, prompt and decode speed beside the bandwidth of the same run."""

@@ -1,8 +1,8 @@
-"""Made-up values for every kind of tensor in a model folder, fast to make.
+"""Synthetic values for every kind of tensor in a model folder, fast to make.
 
-Contract: codes are uniform; group scales have both signs and keep the variance of a Linear's input. Drawing random
-numbers takes longer than filling memory, so one block of them is repeated. Its length is a prime, so no two rows of a
-matrix and no two experts are equal. The values depend on the seed and on the order in which parameters are filled.
+Contract: codes are uniform; group scales have both signs and keep the variance of a linear layer's input. Drawing
+random numbers takes longer than filling memory, so one block of them is repeated. Its length is a prime, so no two rows
+of a matrix and no two experts are equal. The values depend on the seed and on the order in which parameters are filled.
 """
 
 from __future__ import annotations

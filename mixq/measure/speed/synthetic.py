@@ -1,10 +1,9 @@
-"""Models of real sizes with made-up weights, made in seconds: for speed measurements without a checkpoint.
+"""Models of real sizes with synthetic weights, made in seconds: for speed measurements without a checkpoint.
 
 Contract: every tensor has the dtype, shape and layout of a model folder, and memory of its own, so that reads come from
-RAM. Codes are uniform and scales such that a Linear keeps its input's variance, so activations stay finite through any
-number of layers. The answers mean nothing. `SyntheticWeights` holds a whole model in memory, `parts` makes one part
-after the other in the same memory.
-"""
+RAM. Codes are uniform and scales such that a linear layer keeps its input's variance, so activations stay finite
+through any number of layers. The answers mean nothing. `SyntheticWeights` holds a whole model in memory, `parts` makes
+one part after the other in the same memory."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def synthetic_model(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """Return a model with made-up weights that runs at the speed of a real one.
+    """Return a model with synthetic weights that runs at the speed of a real one.
 
     Args:
         model: name of a preset (`mixq.models.presets`), or the content of a config.json.
@@ -68,7 +67,7 @@ class Part:
 
     Attributes:
         specs: {stored name: (dtype, shape)}.
-        packed: scheme and shape of the quantized Linears.
+        packed: scheme and shape of the quantized linear layers.
     """
 
     layer: int | None
@@ -89,7 +88,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The shapes and schemes of a made-up model, without values.
+    """The shapes and schemes of a synthetic model, without values.
 
     Attributes:
         name: the preset's, or the type of the model.
@@ -134,7 +133,7 @@ def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticWeights:
-    """Made-up weights, with the interface of a model folder (`mixq.formats.weights.Weights`).
+    """Synthetic weights, with the interface of a model folder (`mixq.formats.weights.Weights`).
 
     Attributes:
         path: a name, such as `synthetic-mixtral-8x7b`; it does not exist.
@@ -180,7 +179,7 @@ class SyntheticWeights:
         return self.stored[name]
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a Linear's weight [N, K] by the Linear's name: a tensor, or its packed tensors."""
+        """Return a linear layer's weight [N, K] by the linear layer's name: a tensor, or its packed tensors."""
         if module not in self._packed:
             return self.stored[f"{module}.weight"]
         scheme, shape = self._packed[module]
@@ -193,7 +192,7 @@ def _named(model: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         return str(model.get("model_type", "model")), model
     if model not in PRESETS:
         raise UsageError(
-            f"unknown preset {printable(repr(model))}; there are {', '.join(PRESETS)}."
+            f"unknown preset {printable(repr(model))}; choose from {', '.join(PRESETS)}."
             + did_you_mean(model.lower(), PRESETS)
         )
     return model, PRESETS[model]

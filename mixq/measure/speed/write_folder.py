@@ -1,4 +1,4 @@
-"""Writes a made-up model: a folder like one of `mixq quantize`, of real sizes, without a tokenizer.
+"""Writes a synthetic model: a folder like one of `mixq quantize`, of real sizes, without a tokenizer.
 
 Contract: `FolderJob` decides sizes and refuses before anything is written; `run` makes one shard after the other in the
 memory of one, config.json last. Stopped by an error or by Ctrl-C it removes the folder. The weights are those of

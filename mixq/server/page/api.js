@@ -1,7 +1,7 @@
-// The server's interface: JSON requests and server-sent events.
+// Calls the server: JSON requests and server-sent events.
 //
-// Contract: a failure is an `ApiError` whose `status` is HTTP's, or 0 where the server did not answer or the connection
-// broke. The key is kept for this tab only and is sent only to the server of this page.
+// Contract: a failure is an `ApiError` whose `status` is HTTP's, or 0 if the server did not answer or the connection
+// was lost. The API key is kept for this tab only and sent only to the server of this page.
 
 const KEY = "mixq.key";
 
@@ -39,7 +39,7 @@ async function send(path, { body, signal } = {}) {
   return response;
 }
 
-const gone = () => new ApiError(0, { message: "The server does not answer.", code: "server_gone" });
+const gone = () => new ApiError(0, { message: "The server does not respond.", code: "server_gone" });
 
 async function refusal(response) {
   const text = await response.text().catch(() => "");
@@ -47,9 +47,9 @@ async function refusal(response) {
   try {
     error = JSON.parse(text).error ?? {};
   } catch {
-    error = {}; // a proxy's page, not an error of our server
+    error = {}; // an error page of a proxy, not of our server
   }
-  const message = typeof error.message === "string" ? error.message : `The server answered ${response.status}.`;
+  const message = typeof error.message === "string" ? error.message : `The server responded with status ${response.status}.`;
   const wait = Number(response.headers.get("Retry-After"));
   return new ApiError(response.status, { message, code: error.code ?? null }, wait > 0 ? wait : null);
 }
@@ -57,7 +57,7 @@ async function refusal(response) {
 export const getStatus = async (signal) => (await send("/mixq/status", { signal })).json();
 export const reload = (vram) => send("/mixq/reload", { body: { vram } });
 
-/** Yield the documents of a stream as they come; throws ApiError for an error event, or where the end is missing. */
+/** Yield the documents of a stream; throws ApiError for an error event, or if the end is missing. */
 export async function* stream(path, body, signal) {
   const response = await send(path, { body, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -80,7 +80,7 @@ export async function* stream(path, body, signal) {
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof ApiError) throw error;
-    if (error instanceof TypeError) throw gone(); // the connection broke
+    if (error instanceof TypeError) throw gone(); // the connection was lost
     throw error;
   } finally {
     reader.cancel().catch(() => {}); // the connection is closed already

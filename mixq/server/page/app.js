@@ -1,4 +1,4 @@
-// Puts the page together, and asks the server for its status from time to time.
+// Puts the page together, and polls the server's status.
 
 import { ApiError, getStatus, setKey } from "./api.js";
 import { Chat } from "./chat.js";
@@ -55,7 +55,7 @@ async function updateStatus() {
   try {
     const found = await getStatus(signal);
     const before = status;
-    status = found.path === null ? { ...before, ...stated(found) } : found; // while a model loads, show the former one's facts
+    status = found.path === null ? { ...before, ...stated(found) } : found; // while a model loads, show the previous one's facts
     trouble = null;
     if (before?.is_chat !== status.is_chat && conversations.current && !chat.running) chat.draw();
     if (status.layers) {
@@ -76,7 +76,7 @@ async function updateStatus() {
 
 const stated = (found) => Object.fromEntries(Object.entries(found).filter(([, value]) => value !== null));
 
-/** Ask for the status now; `loading`: the server has just been told to load. */
+/** Request the status now; `loading`: the server has just been asked to load a model. */
 function refresh({ loading = false } = {}) {
   if (loading && status) {
     status = { ...status, loading: true };
@@ -101,7 +101,7 @@ function showState() {
   prompt.placeholder = status?.is_chat === false ? "Write a text to continue" : "Write a message";
   byId("send").textContent = status?.is_chat === false ? "Complete" : "Send";
   if (trouble?.status === 401) askKey();
-  else if (trouble?.status === 0) showBanner("gone", "The server does not answer. Trying again…");
+  else if (trouble?.status === 0) showBanner("gone", "The server does not respond. Trying again…");
   else if (trouble) showBanner("gone", trouble.message);
   else if (status?.loading) showBanner("loading", "Loading the model…");
   else if (status && !status.ready) showBanner("gone", status.notes.at(-1) ?? "The model could not be loaded.");
@@ -139,7 +139,7 @@ function askKey() {
   field.focus();
 }
 
-// Where the window is narrow, the tools are drawers: popovers
+// In a narrow window, the side panels are popovers
 
 const closeDrawers = () => document.querySelector(":popover-open")?.hidePopover();
 
@@ -180,5 +180,5 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) upda
 
 await updateStatus();
 await conversations.load();
-if (!store.kept) tell("This window cannot save conversations: export what you need.");
+if (!store.kept) tell("This window cannot save conversations; export those you need.");
 document.documentElement.dataset.ready = "true";

@@ -1,7 +1,7 @@
-// The open conversation: sends messages, shows replies as they come, stops and regenerates them.
+// The open conversation: sends messages, shows replies while they arrive, stops and regenerates them.
 //
-// Contract: one reply runs at a time, and continues when another conversation is opened. What came before a failure is
-// kept; a reply without text leaves no message, so that the last message can be sent again.
+// Contract: one reply runs at a time, also while another conversation is open. Text that arrived before a failure is
+// kept; a reply without text adds no message, so that the last message can be sent again.
 
 import { ApiError, stream } from "./api.js";
 import { byId, element } from "./elements.js";
@@ -10,10 +10,10 @@ import { problemBox } from "./problems.js";
 import { SettingsError } from "./settings.js";
 
 const NEAR_END = 90; // pixels from the end: nearer, the page scrolls with the text
-const SAVE_EVERY = 1000; // ms, while a reply comes
+const SAVE_EVERY = 1000; // ms, while a reply arrives
 
 export class Chat {
-  /** `status()` is the server's last; `save(conversation)` keeps; `changed()` is called when a reply begins or ends. */
+  /** `status()` returns the server's last status; `save(conversation)` stores it; `changed()` is called when a reply starts or ends. */
   constructor({ status, settings, figures, heatMap, save, changed, startNew }) {
     Object.assign(this, { status, settings, figures, heatMap, save, changed, startNew });
     this.root = byId("messages");
@@ -60,12 +60,12 @@ export class Chat {
       element("p", { textContent: [shape, here].filter(Boolean).join(" ") }));
   }
 
-  /** Send a message; returns whether it was taken. */
+  /** Send a message; returns whether it was accepted. */
   send(text) {
     const { messages } = this.conversation;
     const last = messages.at(-1);
     if (this.running || (!text.trim() && !(this.base && last))) return false;
-    if (last?.role === "user" && !this.base) last.content += `\n\n${text}`; // the last one has no reply: send both as one
+    if (last?.role === "user" && !this.base) last.content += `\n\n${text}`; // the last one has no reply: send both as one message
     else if (text) messages.push({ role: "user", content: text });
     this.answer();
     return true;

@@ -16,7 +16,7 @@ export class Conversations {
     this.system = system;
     this.list = [];
     this.current = null;
-    this.deleted = new Set(); // a running reply must not save one again
+    this.deleted = new Set(); // a running reply must not save a deleted one again
     byId("new").addEventListener("click", () => this.start());
     byId("export").addEventListener("click", () => this.exportAll());
     byId("import").addEventListener("click", () => byId("import-file").click());
@@ -31,7 +31,7 @@ export class Conversations {
     else this.start();
   }
 
-  /** Show an empty conversation; it is kept from its first message on. */
+  /** Show an empty conversation; it is saved from its first message on. */
   start() {
     this.open(newConversation(this.system()));
   }
@@ -59,7 +59,7 @@ export class Conversations {
       await this.store.save(conversation);
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
-      this.tell("The browser's storage is full: export your conversations and delete some.");
+      this.tell("The browser's storage is full. Export your conversations and delete some.");
     }
   }
 

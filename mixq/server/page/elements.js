@@ -1,5 +1,4 @@
-// Elements without markup: every text on the page goes through textContent, so that text of a model, a file or a server
-// is never read as HTML.
+// Creates elements. All text is set with textContent, so that text of a model, a file or a server is never read as HTML.
 
 /** Return a new element; `properties` are set as properties, those with a dash or "role" as attributes. */
 export function element(tag, properties = {}, ...children) {
@@ -19,7 +18,7 @@ export function button(label, act, properties = {}) {
   return made;
 }
 
-/** Return a small line drawing; the button around it has the label. */
+/** Return an icon; the button around it has the label. */
 export function icon(path) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   for (const [name, value] of Object.entries({ viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" })) made.setAttribute(name, value);
@@ -46,13 +45,13 @@ async function copied(text, from) {
       await navigator.clipboard.writeText(text);
       return true;
     } catch (error) {
-      if (!(error instanceof DOMException)) throw error; // refused: try the old way
+      if (!(error instanceof DOMException)) throw error; // refused: try the older method
     }
   }
   const field = element("textarea", { value: text, className: "unseen", "aria-hidden": "true" });
   document.body.append(field);
   field.select();
-  const done = document.execCommand("copy"); // browsers give the clipboard to https and localhost alone
+  const done = document.execCommand("copy"); // browsers allow the clipboard only for https and localhost
   field.remove();
   from.focus();
   return done;

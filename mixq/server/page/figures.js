@@ -1,5 +1,5 @@
-// The figures beside a reply: tokens/s, time to the first token, hit rate, context, prompt progress. They are measured
-// here while the reply comes; at its end the engine's figures replace them.
+// The statistics of a reply: tokens/s, time to the first token, hit rate, context, prompt progress. They are measured
+// here while the reply arrives; at its end the engine's statistics replace them.
 
 import { byId } from "./elements.js";
 import { seconds } from "./message.js";
@@ -26,7 +26,7 @@ export class Figures {
     byId("prefill-text").textContent = `${count(done)} of ${count(total)}`;
   }
 
-  /** Count tokens that have come. */
+  /** Count tokens that have arrived. */
   add(n) {
     this.first ??= this.now();
     this.tokens += n;
@@ -36,7 +36,7 @@ export class Figures {
     if (this.tokens > 1 && elapsed > 0.05) byId("speed").textContent = ((this.tokens - 1) / elapsed).toFixed(1);
   }
 
-  /** Show the engine's figures. */
+  /** Show the engine's statistics. */
   end(stats) {
     this.final = {
       tokens: stats.decode_tokens,
@@ -54,7 +54,7 @@ export class Figures {
     byId("prefill").hidden = true;
   }
 
-  /** Show the figures of an earlier reply. */
+  /** Show the statistics of an earlier reply. */
   show(figures) {
     byId("speed").textContent = figures?.speed ? figures.speed.toFixed(1) : "–";
     byId("first").textContent = figures?.first === undefined ? "–" : seconds(figures.first);
@@ -67,6 +67,6 @@ export class Figures {
 
   context(used, size) {
     byId("used").textContent = used ? `${count(used)} / ${count(size)}` : "–";
-    byId("context").textContent = used ? `${Math.round((100 * used) / size)} % of the context used` : "";
+    byId("context").textContent = used ? `${Math.round((100 * used) / size)} % of the context is used` : "";
   }
 }

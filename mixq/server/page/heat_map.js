@@ -1,12 +1,12 @@
-// The experts that each layer uses: a grid that lights up as tokens come, and the same as words and as a table.
+// The experts that each layer uses: a heat map, and the same in words and as a table.
 //
-// Contract: a cell shows the expert's share of the reply's tokens, and flares when the last token used it; where the
-// user asks for reduced motion, cells show shares alone. Nothing is drawn while nothing changes.
+// Contract: a cell shows the expert's share of the reply's tokens, and flashes when the last token used it, unless the
+// user prefers reduced motion. Nothing is drawn while nothing changes.
 
 import { byId, element } from "./elements.js";
 
-const HALF_LIFE = 320; // ms, of a flare
-const DARK = 0.02; // a dimmer flare is not drawn
+const HALF_LIFE = 320; // ms, of a flash
+const DARK = 0.02; // a dimmer flash is not drawn
 const STOPS = ["--heat-0", "--heat-1", "--heat-2", "--heat-3"];
 
 const percent = (share) => `${Math.round(share * 100)} %`;
@@ -24,7 +24,7 @@ export class HeatMap {
     new ResizeObserver(() => this.fit()).observe(this.canvas.parentElement);
   }
 
-  /** Give the map its layers and experts; a dense model has none. */
+  /** Set the numbers of layers and experts; a dense model has none. */
   resize(layers, experts) {
     if (this.shape[0] === layers && this.shape[1] === experts) return;
     this.shape = [layers, experts];
@@ -43,7 +43,7 @@ export class HeatMap {
     this.draw();
   }
 
-  /** Count tokens: for each its layers' experts. */
+  /** Count the experts of tokens: a list per token, with a list per layer. */
   add(tokens) {
     const [layers, experts] = this.shape;
     for (const token of tokens) {
@@ -70,10 +70,10 @@ export class HeatMap {
 
   description() {
     const [layers, experts] = this.shape;
-    if (!this.tokens) return `Heat map of ${layers} layers and ${experts} experts: no token yet`;
+    if (!this.tokens) return `Heat map of ${layers} layers and ${experts} experts: no tokens yet`;
     let [most, at] = [0, [0, 0]];
     this.counts.forEach((row, layer) => row.forEach((n, expert) => { if (n > most) [most, at] = [n, [layer, expert]]; }));
-    return `Heat map of ${layers} layers and ${experts} experts over ${this.tokens} tokens; busiest is expert ${at[1]} of layer ${at[0]}, with ${percent(most / this.tokens)} of the tokens`;
+    return `Heat map of ${layers} layers and ${experts} experts over ${this.tokens} tokens; most used is expert ${at[1]} of layer ${at[0]}, with ${percent(most / this.tokens)} of the tokens`;
   }
 
   fillTable() {
@@ -95,7 +95,7 @@ export class HeatMap {
     const box = this.canvas.getBoundingClientRect();
     const layer = Math.min(layers - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * layers)));
     const expert = Math.min(experts - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * experts)));
-    const share = this.tokens ? percent(this.counts[layer][expert] / this.tokens) : "no token yet";
+    const share = this.tokens ? percent(this.counts[layer][expert] / this.tokens) : "no tokens yet";
     this.say(`Layer ${layer}, expert ${expert}: ${share}`);
   }
 
@@ -156,7 +156,7 @@ export class HeatMap {
     const { width, height } = this.canvas;
     const gap = Math.max(1, Math.round(window.devicePixelRatio || 1));
     const most = Math.max(1, ...this.counts.map((row) => Math.max(...row)));
-    const ceiling = this.calm.matches ? 1 : 0.62; // flares shine above shares
+    const ceiling = this.calm.matches ? 1 : 0.62; // flashes are drawn over shares
     pen.clearRect(0, 0, width, height);
     for (let layer = 0; layer < layers; layer += 1) {
       const [top, bottom] = [Math.round((layer * height) / layers), Math.round(((layer + 1) * height) / layers)];

@@ -1,5 +1,5 @@
-// Colours in code: comments, strings, numbers and the keywords that most languages share. It need not be right about
-// every language, so that these lines do instead of a library that is larger than the rest of the page.
+// Colours in code: comments, strings, numbers and the keywords that most languages share. It need not be exact for
+// every language; a library would be larger than the rest of the page.
 
 import { element } from "./elements.js";
 

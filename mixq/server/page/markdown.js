@@ -1,17 +1,17 @@
-// Markdown to elements. markdown-it (vendor/) parses it; the elements are made here from its tokens, so that nothing a
-// model writes is ever read as HTML: HTML, entities and link references stay text.
+// Markdown to elements. markdown-it (vendor/) parses it; the elements are created here from its tokens, so that nothing a
+// model writes is read as HTML: HTML, entities and link references stay text.
 //
-// Contract: `MarkdownView.update` takes the whole text each time, which has only grown. Blocks that can no longer change
-// are made once; the last one is made anew. However the text comes in pieces, the result is that of the whole. Links go
-// to http, https and mailto only and open in a new tab; images become links, they are never loaded.
+// Contract: `MarkdownView.update` receives the whole text, which has only grown. Elements of blocks that can no longer
+// change are created once; those of the last block each time. The result does not depend on how the text arrived. Links
+// go to http, https and mailto only and open in a new tab; images become links and are never loaded.
 
 import { button, copyText, element } from "./elements.js";
 import { highlighted } from "./highlight.js";
 import MarkdownIt from "./vendor/markdown-it.esm.min.mjs";
 
-const DEEPEST = 16; // blocks inside each other, and marks inside each other: thousands would bring the browser down
+const DEEPEST = 16; // most levels of nested blocks and of nested marks: thousands would crash the browser
 const LONGEST_URL = 2048;
-const LINK = /^(https?:\/\/|mailto:)/i; // no relative addresses: they would lead to this server
+const LINK = /^(https?:\/\/|mailto:)/i; // no relative addresses: they would point to this server
 const ITEM = /^( *)((?:[-*+]|\d{1,9}[.)]) {1,4}(?=\S))?/;
 const FENCE = /^ *(```|~~~)/;
 
@@ -26,13 +26,13 @@ parser.block.ruler.before("table", "too_deep", tooDeep);
 export class MarkdownView {
   constructor(root) {
     this.root = root;
-    this.settled = 0; // characters whose elements are made for good
+    this.settled = 0; // characters whose elements are final
     this.open = []; // nodes of the rest
   }
 
   update(text) {
     let rest = text.replace(/\r\n?/g, "\n").slice(this.settled);
-    const last = lastBlock(rest.slice(0, rest.lastIndexOf("\n") + 1)); // the last line may still change what it is
+    const last = lastBlock(rest.slice(0, rest.lastIndexOf("\n") + 1)); // the last line may still become another kind of block
     for (const node of this.open) node.remove();
     if (last > 0) this.root.append(...blocks(rest.slice(0, last)));
     this.settled += last;
@@ -95,7 +95,7 @@ function addInline(root, tokens) {
     const parent = open.at(-1);
     if (token.nesting < 0) {
       open.pop();
-      if (parent === open.at(-1)) parent.append(token.markup); // it was too deep
+      if (parent === open.at(-1)) parent.append(token.markup); // nested too deep
       else if (token.tag === "a" && !parent.hasChildNodes()) parent.append(parent.title);
     } else if (token.nesting > 0 && token.tag !== "a" && open.length > DEEPEST) {
       parent.append(token.markup);
@@ -128,7 +128,7 @@ function link(address, ...children) {
   return element("a", { href: url, target: "_blank", rel: "noopener noreferrer", referrerPolicy: "no-referrer", title: url }, ...children);
 }
 
-/** Return the address if a click may go there, else null. */
+/** Return the address if links may point there, else null. */
 function safeUrl(text) {
   if (text.length > LONGEST_URL || !LINK.test(text)) return null;
   try {
@@ -138,7 +138,7 @@ function safeUrl(text) {
   }
 }
 
-/** A rule of the parser: what is nested too deep is shown as it is written. */
+/** A rule of the parser: what is nested too deep is shown as plain text. */
 function tooDeep(state, start, end) {
   if (state.level < DEEPEST) return false;
   const token = state.push("too_deep", "p", 0);
@@ -148,9 +148,9 @@ function tooDeep(state, start, end) {
   return true;
 }
 
-/** Return the text with lists inside a list indented as CommonMark asks: by the width of the mark. Models indent by two. */
+/** Return the text with nested lists indented by the width of the mark, as CommonMark requires; models indent by two. */
 function nestedByTwo(text) {
-  const items = []; // the items that a line may belong to: their indent, what is added to it, where their text begins
+  const items = []; // the items that a line may belong to: their indent, what is added to it, where their text starts
   let fenced = false;
   const indented = (line) => {
     if (!line.trim()) return line;

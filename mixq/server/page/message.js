@@ -1,4 +1,4 @@
-// One message on the page: its text, its buttons, and the figures of a reply.
+// One message on the page: its text, its buttons, and the statistics of a reply.
 
 import { button, copyText, element } from "./elements.js";
 import { MarkdownView } from "./markdown.js";
@@ -21,7 +21,7 @@ export class MessageView {
     this.draw();
   }
 
-  /** Show the text as far as it has come. */
+  /** Show the text that has arrived. */
   text() {
     if (this.markdown) this.markdown.update(this.message.content);
     else this.body.textContent = this.message.content;
@@ -50,7 +50,7 @@ export class MessageView {
     };
     const form = element("form", { className: "editor" }, field,
       element("button", { type: "submit", textContent: "Send again" }), button("Cancel", () => done(false), { className: "quiet" }));
-    if (this.acts.following) form.append(element("p", { textContent: "The messages after it are replaced." }));
+    if (this.acts.following) form.append(element("p", { textContent: "The messages after it will be deleted." }));
     form.addEventListener("submit", (event) => { event.preventDefault(); done(true); });
     field.addEventListener("keydown", (event) => {
       if (event.isComposing) return;
@@ -67,7 +67,7 @@ function figuresLine({ figures, end }) {
   const parts = [];
   if (figures?.tokens) parts.push(`${figures.tokens} tokens`);
   if (figures?.speed) parts.push(`${figures.speed.toFixed(1)} tokens/s`);
-  if (figures?.first !== undefined) parts.push(`first after ${seconds(figures.first)}`);
+  if (figures?.first !== undefined) parts.push(`first token after ${seconds(figures.first)}`);
   if (figures?.hits !== undefined) parts.push(`${Math.round(figures.hits * 100)} % hits`);
   if (ENDS[end]) parts.push(ENDS[end]);
   return parts.join(" · ");

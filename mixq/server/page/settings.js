@@ -1,6 +1,6 @@
-// Sampling settings, and how much GPU memory the model takes.
+// Sampling settings, and the GPU memory of the model.
 //
-// Contract: an empty field is left out of a request, so that the model's default holds. `fields` throws a SettingsError
+// Contract: an empty field is not sent, so that the model's default applies. `fields` throws a SettingsError
 // for a value that the server would refuse, and marks the field.
 
 import { ApiError, reload } from "./api.js";
@@ -14,14 +14,14 @@ const FIELDS = {
   seed: { label: "Seed", low: 0, high: Number.MAX_SAFE_INTEGER, whole: true, empty: "random" },
 };
 const STEP = 1e8;
-const BASE_TOKENS = 256; // a base model seldom stops by itself
+const BASE_TOKENS = 256; // a base model rarely stops by itself
 
 export class SettingsError extends Error {}
 
 const gigabytes = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 export class Settings {
-  /** `systemChanged` gets the system prompt of the open conversation; `refresh` asks for the status again. */
+  /** `systemChanged` is called with the system prompt of the open conversation; `refresh` requests the status. */
   constructor({ systemChanged, refresh }) {
     this.refresh = refresh;
     this.moved = false;
@@ -53,7 +53,7 @@ export class Settings {
     localStorage.setItem(KEPT, JSON.stringify({ ...values, system: this.system }));
   }
 
-  /** Return what is wrong, or "". */
+  /** Return what is wrong with a value, or "". */
   check() {
     let first = "";
     for (const [name, rule] of Object.entries(FIELDS)) {
@@ -114,7 +114,7 @@ export class Settings {
     byId("vram-value").textContent = `${chosen} of ${gigabytes(this.total)}`;
     slider.setAttribute("aria-valuetext", chosen);
     byId("reload").disabled = !this.moved || slider.disabled;
-    byId("vram-note").textContent = this.moved ? "Reloading stops running replies." : this.said ?? "More GPU memory holds more experts; fewer run on the CPU.";
+    byId("vram-note").textContent = this.moved ? "Reloading stops running replies." : this.said ?? "With more GPU memory, fewer experts run on the CPU.";
   }
 
   async reload() {
@@ -165,7 +165,7 @@ export function showFacts(status) {
   const facts = [
     ["Name", status.model],
     ["Device", status.device],
-    ["Format", status.is_chat ? status.template : "base model, completes text"],
+    ["Format", status.is_chat ? status.template : "base model, continues text"],
     ["Shape", status.experts ? `${status.layers} layers, ${status.experts_per_token} of ${status.experts} experts` : `${status.layers} layers, dense`],
     ["Context", `${status.context.toLocaleString("en")} tokens`],
     ["Memory", memory(status)],

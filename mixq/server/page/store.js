@@ -1,7 +1,7 @@
-// Where conversations are kept: this browser's IndexedDB, or memory where it has none (some private windows).
+// Stores conversations: in this browser's IndexedDB, or in memory if it has none (some private windows).
 //
-// Contract: a conversation is {id, title, system, created, updated, messages: [{role, content, end?, figures?}]}. What
-// comes from a file is checked and copied field by field; other fields are dropped.
+// Contract: a conversation is {id, title, system, created, updated, messages: [{role, content, end?, figures?}]}. The
+// fields of an imported file are checked and copied one by one; other fields are dropped.
 
 const ROLES = new Set(["user", "assistant"]);
 const FORMAT = "mixq-conversations";
@@ -78,8 +78,8 @@ export async function imported(file) {
   } catch {
     throw new ImportError("The file is not JSON.");
   }
-  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new ImportError(`The file has no conversations of this page (format "${FORMAT}").`);
-  if (data.version !== 1) throw new ImportError("The file's version is not 1: a newer mixq wrote it.");
+  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new ImportError(`The file does not have conversations of this page (format "${FORMAT}").`);
+  if (data.version !== 1) throw new ImportError("The file was written by a newer mixq (its version is not 1).");
   if (data.conversations.length > MOST.conversations) throw new ImportError(`The file has more than ${MOST.conversations} conversations.`);
   return data.conversations.map((each, i) => rebuilt(each, `Conversation ${i + 1}`));
 }
@@ -98,6 +98,6 @@ function rebuilt(data, where) {
 }
 
 function text(value, where) {
-  if (typeof value !== "string") throw new ImportError(`${where} is not a text.`);
+  if (typeof value !== "string") throw new ImportError(`${where} is not a string.`);
   return value;
 }

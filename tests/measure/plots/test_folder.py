@@ -64,7 +64,7 @@ def errors_of(layers: int, experts: int) -> dict[str, float]:
 
 
 def report_of(layers: int = 3, experts: int = 4, **changes: Any) -> list[Figure]:
-    """The figures of a made-up folder."""
+    """The figures of a synthetic folder."""
     given: dict[str, Any] = {
         "facts": (("source", "model, bfloat16"), ("time", "3 s, 20 M weights/s")),
         "errors": errors_of(layers, experts),

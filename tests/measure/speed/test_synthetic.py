@@ -1,4 +1,4 @@
-"""Made-up models: of the true sizes, finite, of their own memory, and refused where they cannot be had."""
+"""Synthetic models: of the true sizes, finite, of their own memory, and refused where they cannot be had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up model folders: they open, run and verify, equal the model made in memory, and leave nothing half."""
+"""Synthetic model folders: they open, run and verify, equal the model made in memory, and leave nothing half."""
 
 from __future__ import annotations
 

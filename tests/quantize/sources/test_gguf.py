@@ -169,7 +169,7 @@ def test_what_is_kept_is_the_same_to_the_last_bit(
         assert torch.equal(linear.dequantize(), expected[name]), name
     head = folder.linear("lm_head")
     assert isinstance(head, PackedLinear)
-    assert str(head.scheme) == "w8:128"  # no Linear of a type that is kept: as the mix has it
+    assert str(head.scheme) == "w8:128"  # no linear layer of a type that is kept: as the mix has it
 
 
 def test_kept_extremes(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_outputs_that_fill_no_words_are_refused(tmp_path: Path) -> None:
 
 def test_a_config_without_any_packed_linear_is_refused(tmp_path: Path) -> None:
     write_gptq(tmp_path / "gptq", packs=lambda module: False)
-    with pytest.raises(ModelFileError, match="no Linear is packed"):
+    with pytest.raises(ModelFileError, match="no linear layer is packed"):
         open_source(tmp_path / "gptq")
 
 

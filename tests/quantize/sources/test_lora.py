@@ -143,7 +143,7 @@ def test_embedding_head_and_what_was_trained_in_full(base: Path, tmp_path: Path)
         f"{PREFIX}model.norm.weight": norm.half(),
     }
     source = LoraSource(open_source(base), write_adapter(tmp_path / "adapter", tensors))
-    assert source.notices == ("the adapter adapter is merged into 2 Linears and replaces 3 tensors in full.",)
+    assert source.notices == ("the adapter adapter is merged into 2 linear layers and replaces 3 tensors in full.",)
     assert source.tensor("model.norm.weight").dtype == torch.float32
     changed = {
         f"{EMBEDDING}.weight": lambda W: embedding.double() + 1.5 * (B.double() @ A.double()).T,
@@ -198,7 +198,8 @@ def test_dense_models(write: Callable[..., Tensors], tmp_path: Path) -> None:
     write(tmp_path / "base")
     modules = {"model.layers.1.mlp.down_proj": (128, 256), "model.layers.0.mlp.gate_proj": (256, 128)}
     tensors = {name: tensor for module, shape in modules.items() for name, tensor in pair(module, shape).items()}
-    adapter = write_adapter(tmp_path / "adapter", tensors, fan_in_fan_out=True)  # PEFT ignores it for a Linear too
+    # PEFT ignores it for a linear layer too
+    adapter = write_adapter(tmp_path / "adapter", tensors, fan_in_fan_out=True)
     assert_same_bytes(tmp_path / "base", adapter, merges(tensors, 1.5, *modules))
 
 
@@ -215,7 +216,7 @@ def test_what_is_not_touched_stays_the_sources_own(base: Path, tmp_path: Path) -
     assert (source.path, source.config, source.nbytes) == (packed.path, packed.config, packed.nbytes)
     assert (source.raw_config, source.side_files()) == (packed.raw_config, packed.side_files())
     assert source.notices[:-1] == packed.notices
-    assert source.notices[-1] == "the adapter adapter is merged into 1 Linear."
+    assert source.notices[-1] == "the adapter adapter is merged into 1 linear layer."
 
 
 def test_the_fingerprint_follows_base_and_adapter(base: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_what_a_screen_reader_finds(page: Page, fake: FakeServer) -> None:
   - form "New message":
     - textbox "Message"
     - button "Send"
-- complementary "Figures and settings":
+- complementary "Statistics and settings":
   - region "This reply"
   - region "Experts":
     - figure:
@@ -201,7 +201,7 @@ def test_a_phone_scrolls_in_one_direction(phone: Page, fake: FakeServer) -> None
 
 
 def test_a_phone_has_everything_in_drawers(phone: Page, fake: FakeServer) -> None:
-    opener = phone.get_by_role("button", name="Figures and settings")
+    opener = phone.get_by_role("button", name="Statistics and settings")
     expect(phone.get_by_label("Temperature")).to_be_hidden()
     opener.click()
     expect(opener).to_have_attribute("aria-expanded", "true")

@@ -32,9 +32,9 @@ def test_figures_are_the_engines_own_at_the_end(page: Page, fake: FakeServer) ->
     for name, value in (("speed", "20.0"), ("first", "250 ms"), ("hits", "75 %"), ("used", "512 / 2,048")):
         expect(page.locator(f"#{name}")).to_have_text(value)
     expect(page.locator(".assistant .figures")).to_have_text(
-        "40 tokens · 20.0 tokens/s · first after 250 ms · 75 % hits"
+        "40 tokens · 20.0 tokens/s · first token after 250 ms · 75 % hits"
     )
-    expect(page.locator("#context")).to_have_text("25 % of the context used")
+    expect(page.locator("#context")).to_have_text("25 % of the context is used")
 
 
 def test_live_figures_come_while_tokens_come(page: Page, fake: FakeServer) -> None:
@@ -49,7 +49,7 @@ def test_live_figures_come_while_tokens_come(page: Page, fake: FakeServer) -> No
 def test_prompt_progress_is_shown_before_the_first_token(page: Page, fake: FakeServer) -> None:
     fake.say(hold=True, progress=(256, 1024))
     send(page, "A long one")
-    bar = page.get_by_role("progressbar", name="Reading the prompt")
+    bar = page.get_by_role("progressbar", name="Processing the prompt")
     expect(bar).to_have_attribute("value", "256")
     expect(page.locator("#prefill-text")).to_have_text("256 of 1,024")
     page.keyboard.press("Escape")
@@ -99,7 +99,7 @@ def test_editing_an_earlier_message_replaces_what_follows(page: Page, fake: Fake
     page.get_by_role("button", name="Edit message").first.click()
     field = page.locator(".editor textarea")
     expect(field).to_be_focused()
-    expect(page.get_by_text("The messages after it are replaced.")).to_be_visible()
+    expect(page.get_by_text("The messages after it will be deleted.")).to_be_visible()
     field.fill("three")
     field.press("Enter")
     ended(page)
@@ -148,7 +148,7 @@ def test_messages_and_code_are_copied(page: Page, fake: FakeServer) -> None:
 def test_the_heat_map_lights_up_and_says_what_it_shows(page: Page, fake: FakeServer) -> None:
     canvas = page.locator("#heat")
     dark = canvas.evaluate("c => c.toDataURL()")
-    expect(canvas).to_have_attribute("aria-label", f"Heat map of {LAYERS} layers and 8 experts: no token yet")
+    expect(canvas).to_have_attribute("aria-label", f"Heat map of {LAYERS} layers and 8 experts: no tokens yet")
     fake.say("a", "b", "c", hold=True)
     send(page, "Hi")
     expect(page.locator("#heat-tokens")).to_have_text("3 tokens")
@@ -158,7 +158,7 @@ def test_the_heat_map_lights_up_and_says_what_it_shows(page: Page, fake: FakeSer
     ended(page)
     expect(canvas).to_have_attribute(
         "aria-label",
-        "Heat map of 4 layers and 8 experts over 3 tokens; busiest is expert 1 of layer 0, with 67 % of the tokens",
+        "Heat map of 4 layers and 8 experts over 3 tokens; most used is expert 1 of layer 0, with 67 % of the tokens",
     )
     page.get_by_text("As a table").click()
     table = page.get_by_role("table", name="Share of 3 tokens")
@@ -235,7 +235,7 @@ def test_a_conversation_beyond_the_context_can_go_on_elsewhere(page: Page, fake:
     send(page, "two")
     expect(page.get_by_role("alert").filter(has_text="longer")).to_contain_text("9000 tokens")
     fake.say("B.")
-    page.get_by_role("button", name="Ask in a new conversation").click()
+    page.get_by_role("button", name="Send in a new conversation").click()
     ended(page)
     assert fake.asked[-1]["messages"] == [{"role": "user", "content": "two"}]
     expect(page.get_by_role("list").first.get_by_role("listitem")).to_have_count(2)
@@ -267,8 +267,8 @@ def test_a_server_that_is_gone_is_looked_for(page: Page, fake: FakeServer) -> No
     page.route("**/mixq/status", lambda route: route.abort())
     page.route("**/v1/**", lambda route: route.abort())
     send(page, "Hi")
-    expect(page.locator(".problem")).to_contain_text("The server does not answer.")
-    expect(page.locator("#banner")).to_have_text("The server does not answer. Trying again…")
+    expect(page.locator(".problem")).to_contain_text("The server does not respond.")
+    expect(page.locator("#banner")).to_have_text("The server does not respond. Trying again…")
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     page.unroute_all()
     expect(page.locator("#banner")).to_be_empty()

@@ -132,7 +132,7 @@ def test_as_words_of_the_server(page: Page, fake: FakeServer) -> None:
     ("text", "why"),
     [
         ("<script>", "not JSON"),
-        ("[]", "no conversations of this page"),
+        ("[]", "does not have conversations of this page"),
         ('{"format": "mixq-conversations", "version": 2, "conversations": []}', "version is not 1"),
         ('{"format": "mixq-conversations", "version": 1, "conversations": [null]}', "Conversation 1"),
         (

@@ -43,7 +43,7 @@ def test_an_answer_its_figures_and_its_experts(at_demo: Page, demo: Running) -> 
 def test_a_conversation_beyond_the_context(at_demo: Page) -> None:
     send(at_demo, "far " * 3000)
     expect(at_demo.locator(".problem")).to_contain_text("longer than the model’s context")
-    expect(at_demo.get_by_role("button", name="Ask in a new conversation")).to_be_visible()
+    expect(at_demo.get_by_role("button", name="Send in a new conversation")).to_be_visible()
 
 
 def test_stop_frees_the_engine(browser: Browser) -> None:
