@@ -169,7 +169,7 @@ class RuntimeOptions:
 
     Attributes:
         device: one of `DEVICES`; auto takes the first CUDA GPU, or the CPU without one.
-        vram, ram: byte budgets; None means what is free.
+        vram, ram: byte budgets; None means all free memory.
         context: positions to reserve KV cache for; capped by the model's maximum.
         sequences: KV caches to reserve: the conversations that a server answers at the same time or keeps.
         threads: CPU threads; None means physical cores, or one if the matrices are too small to share.

@@ -32,7 +32,7 @@ class MixqError(Exception):
 
 
 class UsageError(MixqError):
-    """A flag, argument or Python parameter that is not allowed."""
+    """A flag, argument or Python parameter with an invalid value."""
 
     exit_code = 2
 
@@ -92,7 +92,7 @@ class StorageError(MixqError):
 
 def printable(name: object, limit: int = 200) -> str:
     """Return `name` safe to print: control characters from hostile files are escaped."""
-    text = str(name)[: limit + 1]  # a hostile file may hold megabytes here
+    text = str(name)[: limit + 1]  # a hostile file may have megabytes here
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 

@@ -1,7 +1,7 @@
 """The tensors of a model: names, shapes and roles, from its config.
 
 Contract: `parameters(config)` lists every tensor of a checkpoint in Hugging Face's (transformers 4) naming, layer by
-layer. Readers check files against it, the quantizer chooses schemes by role, the network asks for its weights by
+layer. Readers check files against it, the quantizer chooses schemes by role, the network requests its weights by
 these names. Names as in the public Mixtral, Mistral and Llama 2 checkpoints; an expert's w1 is gate, w2 down, w3 up.
 """
 

@@ -37,7 +37,7 @@ def storage_error(path: Path, error: OSError, wanted: int | None = None) -> Stor
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
-            f"{shown} cannot be written: {printable(error.strerror)}.", hint="Choose a folder that you may write to."
+            f"{shown} cannot be written: {printable(error.strerror)}.", hint="Choose a folder that you can write to."
         )
     return StorageError(f"{shown} cannot be written: {printable(error.strerror or error)}.")
 

@@ -1,7 +1,7 @@
 """An open model folder: checked against its config, its tensors mapped.
 
 Contract: `ModelFolder.open` reads config.json and the shards' headers, and checks (`layout`) that every tensor of
-the architecture is there with its dtype and shape, packed as `quantization_config` says, and nothing else. Tensors
+the architecture is present with its dtype and shape, packed as `quantization_config` says, and nothing else. Tensors
 are
 returned as views. Names can be transformers' per-expert names, its fused expert tensors, or those of packed linear
 layers. Nothing is dequantized here, except a router that another tool has packed."""

@@ -1,7 +1,7 @@
 """Bounded reader of a safetensors header.
 
 Contract: the header is untrusted. Its length is bounded before it is read; names, dtypes, shapes and
-offsets are checked so that the tensors tile the file's data exactly: no duplicate, hole, overlap or trailing byte.
+offsets are checked so that the tensors tile the file's data exactly: no duplicate, gap, overlap or trailing byte.
 Format: https://github.com/huggingface/safetensors#format. Values are not read.
 """
 
@@ -105,7 +105,7 @@ def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
     """Check a header that was read from a safetensors file; `what` names the file in messages.
 
     Raises:
-        ModelFileError: it violates the format, or the file does not have the length that it describes.
+        ModelFileError: it violates the format, or the file does not have the length that the header implies.
     """
     shown, data_start = printable(what), 8 + len(text)
     raw = parse_json_object(text, what)
@@ -116,7 +116,7 @@ def check_header(text: bytes, what: str, file_size: int) -> ShardHeader:
     position = data_start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
-            problem = "overlaps another tensor" if entry.start < position else "leaves a hole before it"
+            problem = "overlaps another tensor" if entry.start < position else "leaves a gap before it"
             raise ModelFileError(
                 f"{shown}: tensor {name!r} {problem}; the file is damaged, or was not written by a safetensors library."
             )

@@ -175,7 +175,7 @@ class Layout:
             stored = self.shards.tensor(f"{module}.weight_shape").tolist()
             if stored != list(shape):
                 raise ModelFileError(
-                    f"{module}.weight_shape says {printable(stored)}; by config.json it must be {list(shape)}."
+                    f"{module}.weight_shape is {printable(stored)}; by config.json it must be {list(shape)}."
                 )
         self.packed[module] = Packed(scheme, shape, tuple(specs))
 

@@ -51,7 +51,7 @@ class MappedShard:
         self.header: ShardHeader = read_header(path)
         try:
             with path.open("rb") as file:
-                # Copy-on-write rather than read-only: torch.frombuffer wants a writable buffer, and no page is
+                # Copy-on-write rather than read-only: torch.frombuffer needs a writable buffer, and no page is
                 # ever copied without a write.
                 self._map = mmap.mmap(file.fileno(), self.header.file_size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:

@@ -183,7 +183,7 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
         if not equals:
             raise UsageError(
                 f"{printable(item)!r} in --mix is not NAME=SCHEME." + did_you_mean(item, [ALL_NL4]),
-                hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,{'lm_head=bf16'}.",
+                hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,lm_head=bf16.",
             )
         if name in ("router", "gate", "norm"):
             raise UsageError(f"{name} is never quantized: it has few bytes, and errors in it select wrong experts.")

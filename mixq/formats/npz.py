@@ -30,7 +30,7 @@ Kinds = Mapping[str, tuple[str, int]]
 """The type of each array in numpy's notation (`|u1`, `<f4`) and its number of axes."""
 
 MOST_TEXT = 8 << 20
-"""Most bytes of an array named `header`: parsed as JSON it takes many times as much memory."""
+"""Most bytes of an array named `header`; parsed as JSON it takes many times as much memory."""
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(

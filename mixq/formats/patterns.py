@@ -13,7 +13,7 @@ from mixq.errors import ModelFileError, printable
 
 MAX_LENGTH = 200
 MAX_COST = 2**18
-"""Steps that matching may take on a name of 64 characters: three `.*` and nothing else, or two and six choices."""
+"""Most steps to match a name of 64 characters: three `.*` and nothing else, or two and six choices."""
 
 
 def cost(pattern: str) -> int | None:

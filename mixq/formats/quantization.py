@@ -203,7 +203,7 @@ def _parse_mixq(fields: Fields) -> QuantizationConfig:
 def _texts(fields: Fields, name: str) -> list[str]:
     value = fields.values.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise fields.wrong(name, "a list of texts")
+        raise fields.wrong(name, "a list of strings")
     return value
 
 

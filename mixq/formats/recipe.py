@@ -122,7 +122,7 @@ def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter
         raise UsageError(
             f"the recipe's {_shown(pattern)} matches no linear layer of this model."
             + did_you_mean(pattern.replace("\\", ""), names),
-            hint=f"A pattern must match the whole name. Names are such as {names[0]} or {names[-2]}.",
+            hint=f"A pattern must match the whole name. Examples of names: {names[0]}, {names[-2]}.",
         )
     return linears
 

@@ -20,7 +20,7 @@ class Tensors(Protocol):
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """The model's configuration."""
 
     def tensor(self, name: str) -> Tensor:
         """Return an unquantized tensor by its name, such as `model.norm.weight`; KeyError if there is none."""
@@ -50,4 +50,4 @@ class Weights(Tensors, Protocol):
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
+        """Tokens that end a reply."""

@@ -46,7 +46,7 @@ def swapped_memory() -> int:
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that the processes of this control group may take together."""
+    """Return the bytes that the processes of this control group may use together."""
     return smallest(_number(group / "memory.max") for group in control_groups())
 
 

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation as the token ids of a prompt.
+"""Chat templates: turn a conversation into the token ids of a prompt.
 
 Contract: a `ChatTemplate` builds the ids message by message. Control tokens are inserted as ids, never as text, so in
 templates with control tokens no message can start or end a turn. `stops` and `end_ids` end a reply. The templates are
@@ -33,7 +33,7 @@ class Message:
             )
         if not isinstance(self.content, str):
             raise PromptError(
-                f"the content of a {self.role} message is {type(self.content).__name__}; it must be text."
+                f"the content of a {self.role} message is {type(self.content).__name__}; it must be a string."
             )
 
     @classmethod
@@ -60,7 +60,7 @@ class ChatTemplate(ABC):
     Attributes:
         name: for users to choose it.
         is_chat: False for a base model, which continues texts.
-        stops: texts that end a reply; they are not part of it.
+        stops: stop strings; they end a reply and are not part of it.
         why: the reason for the choice, in a sentence.
         note: a warning for the user; None for none.
     """
@@ -80,8 +80,8 @@ class ChatTemplate(ABC):
             messages: any number of system messages, then user and assistant in turn, a user message last.
 
         Raises:
-            PromptError: no messages, another order of roles, an empty message; or a base model, which has no chat
-                format.
+            PromptError: no messages, roles in the wrong order, an empty message; or a base model, which has no chat
+                template.
         """
         return self._encode(tokenizer, *_checked(messages))
 

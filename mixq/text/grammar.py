@@ -76,7 +76,7 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """Follows one answer."""
+    """Tracks one answer."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher

@@ -75,8 +75,8 @@ class JsonTokenizer(Tokenizer):
             control |= {vocabulary[n] for n in ("<s>", "</s>") if n in vocabulary}
         byte_fallback = any(kind.get("type") == "ByteFallback" for kind in decoders)
         super().__init__(path, _pieces(vocabulary, control, self.bytes_are == "text", byte_fallback, self.unk_id), {})
-        self.bos_id = self._named(config.bos_token, BEGIN_NAMES, "begin")
-        self.eos_id = self._named(config.eos_token, END_NAMES, "end")
+        self.bos_id = self._named(config.bos_token, BEGIN_NAMES, "BOS")
+        self.eos_id = self._named(config.eos_token, END_NAMES, "EOS")
         self.begin_ids = (self.bos_id,) if config.add_bos else ()
 
     def _named(self, name: str | None, defaults: Iterable[str], what: str) -> int:
@@ -85,7 +85,7 @@ class JsonTokenizer(Tokenizer):
             if found is not None:
                 return found
         raise ModelFileError(
-            f"{printable(self.path)} has no control token for the {what} of a text.",
+            f"{printable(self.path)} has no {what} token.",
             hint="Set bos_token and eos_token in the tokenizer_config.json next to it.",
         )
 
@@ -103,7 +103,7 @@ class JsonTokenizer(Tokenizer):
 
 
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the parsed file; its vocabulary has a plausible size and unique ids."""
+    """Return the parsed file, after checking the size of its vocabulary and that its ids are unique."""
     check_size(content, path, "tokenizer.json", MAX_JSON_BYTES)
     data = parse_json_object(content, path.name)
     model = data.get("model")
@@ -265,7 +265,7 @@ def _spelled(name: str, vocabulary: Mapping[str, int], byte_level: bool) -> Iter
 
 @functools.cache
 def _byte_characters() -> dict[int, str]:
-    """Return the characters that byte-level BPE writes bytes with, as in GPT-2: printable ones are themselves."""
+    """Return byte-level BPE's character for each byte, as in GPT-2: printable ones are themselves."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in own]
     return {byte: chr(byte) for byte in own} | {byte: chr(256 + place) for place, byte in enumerate(others)}

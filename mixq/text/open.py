@@ -1,6 +1,6 @@
-"""Opens the tokenizer of a model folder, whichever kind it has.
+"""Opens the tokenizer of a model folder, of either kind.
 
-Contract: tokenizer.model (sentencepiece) is taken where there is one, else tokenizer.json. Of the other files only
+Contract: tokenizer.model (sentencepiece) is used if there is one, else tokenizer.json. Of the other files only
 those of `mixq.text.tokenizer_config` are read.
 """
 
@@ -20,8 +20,8 @@ def open_tokenizer(folder: Path | str, config: TokenizerConfig | None = None) ->
     """Return the tokenizer of a model folder.
 
     Args:
-        folder: where tokenizer.model or tokenizer.json lies.
-        config: the files beside it; None reads them.
+        folder: a folder with tokenizer.model or tokenizer.json.
+        config: the files next to it; None reads them.
 
     Raises:
         ModelFileError: the folder has no tokenizer, or one that is damaged or of a kind that mixq does not read; or

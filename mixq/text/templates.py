@@ -218,7 +218,7 @@ class BaseModel(ChatTemplate):
         """Raise PromptError: a base model has no chat template."""
         raise PromptError(
             f"This is a base model, which continues texts and cannot chat: {self.why}.",
-            hint="Use `mixq run -p TEXT` or generate() to continue a text. If the model was trained for chat, "
+            hint="Use `mixq run -p TEXT` or generate() to complete a text. If the model was trained for chat, "
             f"set its template: --template {'|'.join(name for name in TEMPLATES if name != self.name)}.",
         )
 

@@ -25,7 +25,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BytesAre = Literal["sentencepiece", "tokens", "text"]
 """How a library reads bytes: "sentencepiece": byte tokens end at a control token, and each invalid byte is one
 U+FFFD; "tokens": the same, but control tokens are taken out first; "text": all tokens are bytes of one text, in which
-U+FFFD stands for as much as could have begun a character."""
+one U+FFFD replaces the longest possible start of a character."""
 
 
 @dataclass(slots=True)

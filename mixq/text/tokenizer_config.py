@@ -152,7 +152,10 @@ def _added_tokens(older: Mapping[str, Any], settings: Mapping[str, Any], special
 
 def _token(content: object, where: str, special: bool) -> AddedToken:
     if not isinstance(content, str) or not 1 <= len(content) <= MAX_CONTENT:
-        raise ModelFileError(f"{where}: an added token is {printable(repr(content), 60)}; it must be a short text.")
+        raise ModelFileError(
+            f"{where}: an added token is {printable(repr(content), 60)}; "
+            f"it must be a string of 1 to {MAX_CONTENT} characters."
+        )
     return AddedToken(content, special or is_turn_marker(content))
 
 

@@ -91,7 +91,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "root\x1b", "content": "a"}]}, "role is"),
     ({"messages": [{"role": "system", "content": "a"}]}, "take turns"),
     ({"messages": [{"role": "user", "content": " "}]}, "empty"),
-    ({"messages": [{"role": "user", "content": ["a"]}]}, "must be text"),
+    ({"messages": [{"role": "user", "content": ["a"]}]}, "must be a string"),
     ({"messages": [{"role": "user", "content": "a\udfff"}]}, "not valid Unicode"),
     ({"messages": [{"role": "user", "content": "a", "tool": 1}]}, "unknown key"),
     ({"extra\x1b": 1}, "x1b"),

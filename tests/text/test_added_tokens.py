@@ -152,7 +152,7 @@ BAD: dict[str, dict[str, Any]] = {
     "added_tokens.json: an added token has the id -1": {"added_tokens": {"x": -1}},
     "added_tokens.json: an added token has the id True": {"added_tokens": {"x": True}},
     "ids are whole numbers below 1,048,576": {"added_tokens": {"x": 2**40}},
-    "must be a short text": {"added_tokens": {"x" * 2000: 32000}},
+    "must be a string of 1 to": {"added_tokens": {"x" * 2000: 32000}},
     "an added token is ''": {"tokenizer_config": {"added_tokens_decoder": {"32000": {"content": ""}}}},
     "added_tokens_decoder is not an object": {"tokenizer_config": {"added_tokens_decoder": [1]}},
     "is not an id with its token": {"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "a"}}}},

@@ -114,7 +114,7 @@ def test_conversation_that_is_refused(tokenizer: Tokenizer, messages: list[Messa
     ("value", "words"),
     [
         ({"role": "usr", "content": "a"}, "Did you mean 'user'"),
-        ({"role": "user", "content": None}, "must be text"),
+        ({"role": "user", "content": None}, "must be a string"),
         ({"role": "user", "contents": "a"}, "Did you mean 'content'"),
         ({"role": "user"}, "lacks the key 'content'"),
         ("hello", "must be a Message or a dict"),

@@ -231,7 +231,7 @@ BAD: dict[str, tuple[bytes | dict[str, Any], str]] = {
     "no decoder": ({"decoder": None}, "decoder None"),
     "another decoder": ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "decoder WordPiece"),
     "a normalizer of its own": ({"normalizer": {"type": "Evil"}}, "damaged"),
-    "no end": ({"added_tokens": [added(0, "<s>")]}, "end of a text"),
+    "no end": ({"added_tokens": [added(0, "<s>")]}, "no EOS token"),
 }
 
 
