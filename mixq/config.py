@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mixq.errors import REQUIRED, Fields, ModelFileError, UsageError, did_you_mean, is_integer, printable
+from mixq.errors import REQUIRED, Fields, ModelFileError, UsageError, did_you_mean, printable
 
 ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM", "LlamaForCausalLM")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -124,11 +124,7 @@ class _ConfigFields(Fields):
         return str(name)
 
     def token_ids(self, name: str, *, default: int) -> tuple[int, ...]:
-        value = self.values.get(name)
-        listed = [default] if value is None else value if isinstance(value, list) else [value]
-        if not listed or not all(is_integer(token_id, 0, 2**31 - 1) for token_id in listed):
-            raise self.wrong(name, "a token id or a list of token ids")
-        return tuple(listed)
+        return self.integers(name, 0, 2**31 - 1, default=(default,), allowed="a token id or a list of token ids")
 
     def dtype(self) -> str:
         name = "dtype" if "dtype" in self.values else "torch_dtype"
@@ -265,11 +261,13 @@ def parse_size(text: str) -> int:
 
 def format_size(count: float) -> str:
     """Return bytes in decimal units, as 25.3 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError("unreachable: TB ends the loop")
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
 
 
 def format_duration(seconds: float) -> str:

@@ -159,6 +159,14 @@ class Fields:
             raise self.wrong(name, allowed or f"a whole number{_range(low, high)}")
         return value
 
+    def integers(self, name: str, low: int, high: int, *, default: tuple[int, ...], allowed: str) -> tuple[int, ...]:
+        """Return one whole number, or those of a list that is not empty."""
+        value = self._get(name, default)
+        listed = value if isinstance(value, list | tuple) else [value]
+        if not listed or not all(is_integer(each, low, high) for each in listed):
+            raise self.wrong(name, allowed)
+        return tuple(listed)
+
     def number(
         self, name: str, low: float | None = None, high: float | None = None, *, default: float = REQUIRED
     ) -> float:
@@ -179,7 +187,7 @@ class Fields:
         """Return a string; with `longest`, one of 1 to that many characters."""
         value = self._get(name, default)
         if not isinstance(value, str) or (longest is not None and not 0 < len(value) <= longest):
-            raise self.wrong(name, "a text" if longest is None else f"a string of 1 to {longest} characters")
+            raise self.wrong(name, "a string" if longest is None else f"a string of 1 to {longest} characters")
         return value
 
     def one_of(self, name: str, allowed: Sequence[Value], *, default: Value = REQUIRED) -> Value:

@@ -63,7 +63,7 @@ class Job(JobPlan):
             check_free_space(self.target, self.disk_needed(None))
             self.check_memory()
             folder.make()
-        with lock.TargetLock(self.target):
+        with lock.target_lock(self.target):
             journal = self.unfinished()
             if folder.is_finished():
                 yield from self._finished_before()

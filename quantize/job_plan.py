@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ class JobPlan:
         """Return the target's config.json, with the code values of nl4."""
         quantization = self.mix.quantization
         if quantization is not None and quantization.method == "mixq":
-            quantization = quantization.with_table(table)
+            quantization = replace(quantization, table=tuple(table))
         return target_config(self.source.raw_config, self.source.config, quantization, self.dtype)
 
     def dry_run(self) -> DryRun:

@@ -49,7 +49,7 @@ def test_a_value_of_the_kind_is_returned(kind: str, value: Any) -> None:
             for value in (False, "0.5", float("nan"), float("inf"), 10**400, 100.5, None, {})
         ),
         *(("boolean", value, "true or false") for value in (0, 1, "true", None, 1.0)),
-        *(("text", value, "a text of 1 to 4 characters") for value in (1, True, "", "fiver", None, b"text")),
+        *(("text", value, "a string of 1 to 4 characters") for value in (1, True, "", "fiver", None, b"text")),
         *(("one_of", value, "one of on, off, 1") for value in (True, 1.0, "On", None, ["on"])),
         *(("object", value, "an object") for value in ([], "x", 1, None)),
     ],

@@ -53,7 +53,7 @@ def describe(folder: ModelFolder) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "max_context": config.max_position_embeddings,
         "quantization": None if folder.quantization is None else folder.quantization.method,
-        "shards": len(folder.shards),
+        "shards": len(folder.mapped),
         "tokenizer": None if folder.tokenizer_path is None else folder.tokenizer_path.name,
         "source": None if manifest is None else dict(manifest.source),
         "settings": None if manifest is None else dict(manifest.settings),

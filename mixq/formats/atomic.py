@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,23 @@ def sync_folder(folder: Path) -> None:
 
 def atomic_write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file atomically; a private one can be read only by its owner."""
-    partial = partial_path(path)
+    unfinished = partial_path(path)
     try:
         if _is_stream(path):
             with open(path, "wb") as file:
                 file.write(content)
             return
         if private:
-            partial.unlink(missing_ok=True)  # an existing file may be readable by others
-        with open(partial, "wb", opener=_open_private if private else None) as file:
+            unfinished.unlink(missing_ok=True)  # an existing file may be readable by others
+        with open(unfinished, "wb", opener=partial(os.open, mode=0o600) if private else None) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        unfinished.replace(path)
         sync_folder(path.parent)
     except BaseException as error:  # also after Ctrl-C, no partial file remains
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise storage_error(path, error, len(content)) from error
         raise
@@ -84,10 +85,6 @@ def _is_stream(path: Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def atomic_write_json(path: Path, content: Mapping[str, Any], *, private: bool = False) -> None:

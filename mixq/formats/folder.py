@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from mixq.config import ModelConfig
-from mixq.errors import ModelFileError, is_integer, printable
+from mixq.errors import Fields, ModelFileError, printable
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import Layout
 from mixq.formats.mapped import MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import QuantizationConfig
-from mixq.formats.shards import ShardSet
+from mixq.formats.shards import ShardSet, no_model_hint
 
 CONFIG_LIMIT = 1 << 20
 SENTENCEPIECE = "tokenizer.model"
@@ -62,12 +62,7 @@ class ModelFolder:
         if not path.is_dir():
             raise ModelFileError(f"{printable(path)} is not a folder.")
         if not (path / "config.json").exists():
-            raise ModelFileError(
-                f"{printable(path)} has no config.json.",
-                hint="A quantize job did not finish here; run the same mixq quantize command again to resume it."
-                if (path / "job.json").exists()
-                else "Use the folder of a Hugging Face checkpoint, or one that mixq quantize wrote.",
-            )
+            raise ModelFileError(f"{printable(path)} has no config.json.", hint=no_model_hint(path))
         raw = read_json_object(path / "config.json", CONFIG_LIMIT)
         config = ModelConfig.from_dict(raw)
         quantization = QuantizationConfig.parse(raw.get("quantization_config"))
@@ -82,15 +77,16 @@ class ModelFolder:
             quantization=quantization,
             tokenizer_path=tokenizer_file(path),
             generation_config=generation_config,
-            eos_token_ids=_eos_token_ids(generation_config.get("eos_token_id"), config),
+            eos_token_ids=Fields(generation_config, "generation_config.json: ").integers(
+                "eos_token_id",
+                0,
+                config.vocab_size - 1,
+                default=config.eos_token_ids,
+                allowed=f"token ids below {config.vocab_size}",
+            ),
             _shards=shards,
             _layout=layout,
         )
-
-    @property
-    def shards(self) -> list[Path]:
-        """The safetensors files, in the order of their names."""
-        return [shard.path for shard in self._shards.shards]
 
     @property
     def mapped(self) -> tuple[MappedShard, ...]:
@@ -128,16 +124,3 @@ def tokenizer_file(folder: Path) -> Path | None:
     """Return a folder's tokenizer file: tokenizer.model, else tokenizer.json, else None."""
     found = (folder / name for name in TOKENIZERS if (folder / name).is_file())
     return next(found, None)
-
-
-def _eos_token_ids(named: object, config: ModelConfig) -> tuple[int, ...]:
-    """Return generation_config.json's end tokens, or config.json's if it has none."""
-    if named is None:
-        return config.eos_token_ids
-    listed = named if isinstance(named, list) else [named]
-    if not listed or not all(is_integer(token_id, 0, config.vocab_size - 1) for token_id in listed):
-        raise ModelFileError(
-            f"generation_config.json: eos_token_id is {printable(repr(named))}; "
-            f"it must be token ids below {config.vocab_size}."
-        )
-    return tuple(listed)

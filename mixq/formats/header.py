@@ -8,7 +8,6 @@ Format: https://github.com/huggingface/safetensors#format. Values are not read.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -84,7 +83,7 @@ def read_header(path: Path) -> ShardHeader:
         )
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER_BYTES:
                 raise ModelFileError(
                     f"{shown}: its header has {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}. "
@@ -96,7 +95,7 @@ def read_header(path: Path) -> ShardHeader:
                     hint="Download or quantize this file again.",
                 )
             text = file.read(length)
-    except (OSError, struct.error) as error:
+    except OSError as error:
         raise StorageError(f"{shown} cannot be read: {printable(error)}.") from error
     return check_header(text, str(path), size)
 

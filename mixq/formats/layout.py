@@ -20,7 +20,7 @@ from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.packed import PackedLinear, tensor_specs
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.scheme import Scheme
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HARMLESS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
@@ -180,12 +180,9 @@ class Layout:
         self.packed[module] = Packed(scheme, shape, tuple(specs))
 
     def _check_nf4(self, module: str, shape: tuple[int, int], scheme: Scheme) -> None:
-        suffixes = [nf4.STATE, "weight", "weight.absmax", "weight.quant_map"]
-        suffixes += [s for s in nf4.NESTED if self.shards.entry(f"{module}.{s}") is not None]
-        for suffix in suffixes:
-            if self.shards.entry(f"{module}.{suffix}") is None:
-                raise ModelFileError(f"tensor {module}.{suffix!r} is missing.")
-            self._used.add(f"{module}.{suffix}")
+        known = (nf4.STATE, "weight", "weight.absmax", "weight.quant_map", *nf4.NESTED)
+        suffixes = [suffix for suffix in known if self.shards.entry(f"{module}.{suffix}") is not None]
+        self._used.update(f"{module}.{suffix}" for suffix in suffixes)
         try:
             state = nf4.read_state({suffix: self.shards.tensor(f"{module}.{suffix}") for suffix in suffixes})
         except ModelFileError as error:

@@ -1,6 +1,6 @@
 """One job per folder: a lock that the operating system releases when its process dies.
 
-Contract: `TargetLock` locks `job.lock` in the folder while its block runs, and removes the file afterwards; a second
+Contract: `target_lock` locks `job.lock` in the folder while its block runs, and removes the file afterwards; a second
 lock is refused. A file left by a killed process does not lock the folder.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mixq.errors import MixqError, printable
@@ -33,55 +34,49 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-class TargetLock:
-    """The lock of a target folder, as a context manager.
+@contextlib.contextmanager
+def target_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a target folder while a block runs.
 
     Raises:
         MixqError: another process holds it.
         StorageError: the folder cannot be written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE_NAME
-        self._handle = -1
-
-    def __enter__(self) -> TargetLock:
-        while True:
-            try:
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise storage_error(self.path, error) from error
-            try:
-                locked = _try_lock(handle)
-            except OSError as error:  # the file system has no locks
-                os.close(handle)
-                raise storage_error(self.path, error) from error
-            if not locked:
-                os.close(handle)
-                raise MixqError(
-                    f"another quantize job is working on {printable(self.path.parent)}.",
-                    hint="Wait for it to end, or choose another folder.",
-                )
-            if self._is_current(handle):
-                self._handle = handle
-                return self
-            os.close(handle)  # its owner removed the file between our open and our lock
-
-    def _is_current(self, handle: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(handle), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def __exit__(self, *error: object) -> None:
-        # Windows does not remove open files; one that another job has opened meanwhile stays
-        if sys.platform == "win32":
-            os.close(self._handle)
+    path = folder / FILE_NAME
+    handle = _open_locked(path)
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # Windows cannot remove an open file; one that another job has opened since stays
+            os.close(handle)
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                path.unlink()
         else:
-            self.path.unlink(missing_ok=True)
-            os.close(self._handle)
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        try:
+            locked = _try_lock(handle)
+        except OSError as error:  # a file system without locks
+            os.close(handle)
+            raise storage_error(path, error) from error
+        if not locked:
+            os.close(handle)
+            raise MixqError(
+                f"another quantize job is working on {printable(path.parent)}.",
+                hint="Wait for it to end, or choose another folder.",
+            )
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # its owner removed the file between our open and our lock
 
 
 def is_locked(folder: Path) -> bool:

@@ -11,6 +11,7 @@ declares before it reads, and evaluates the header as a Python literal; a hostil
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import zipfile
@@ -30,7 +31,7 @@ Kinds = Mapping[str, tuple[str, int]]
 """The type of each array in numpy's notation (`|u1`, `<f4`) and its number of axes."""
 
 MOST_TEXT = 8 << 20
-"""Most bytes of an array named `header`; parsed as JSON it takes many times as much memory."""
+"""Most bytes of an array named `header`: parsed as JSON it takes many times as much memory."""
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -40,8 +41,7 @@ _LONGEST_HEADER = 512
 _DIRECTORY = 4096  # bytes
 _SHRINKS = 1040
 """Largest compression ratio of deflate: 1032 by its format (RFC 1951: 258 bytes from two bits), with some margin for
-the
-ends."""
+the ends."""
 
 
 def is_zip(beginning: bytes) -> bool:
@@ -73,6 +73,8 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:  # what zipfile raises
         raise ModelFileError(f"{printable(path)} is damaged: {printable(error)}.") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # zipfile seeks to where a damaged directory points
+            raise ModelFileError(f"{printable(path)} is damaged: {error.strerror}.") from error
         raise StorageError(f"{printable(path)} cannot be read: {error.strerror}.") from error
 
 

@@ -33,14 +33,9 @@ def tensor_specs(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtyp
     return int_groups.specs(shape, scheme.group_size, scheme.bits, scale_dtype)
 
 
-def packed_bytes(scheme: Scheme, shape: tuple[int, int], scale_dtype: torch.dtype = torch.bfloat16) -> int:
+def packed_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Return the exact bytes of a linear layer [N, K] in this scheme."""
-    return sum(dtype.itemsize * prod(size) for dtype, size in tensor_specs(scheme, shape, scale_dtype).values())
-
-
-def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
-    """Return the bits per weight in this scheme, scales included."""
-    return packed_bytes(scheme, shape) * 8 / prod(shape)
+    return sum(dtype.itemsize * prod(size) for dtype, size in tensor_specs(scheme, shape).values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixq.errors import Fields, ModelFileError, UsageError, printable
@@ -81,10 +81,6 @@ class QuantizationConfig:
             if scheme.name not in ("w4", "w8"):
                 raise UsageError(f"compressed-tensors cannot hold {scheme}; it can hold w4 and w8.")
         return cls("compressed-tensors", dict(schemes), ignore=tuple(ignore))
-
-    def with_table(self, table: Sequence[int]) -> QuantizationConfig:
-        """Return a copy with another nl4 table."""
-        return replace(self, table=tuple(table))
 
     def scheme_for(self, linear_name: str) -> Scheme | None:
         """Return the scheme of a linear layer; None if it is not quantized."""

@@ -1,7 +1,6 @@
 r"""A recipe: schemes of single linear layers, by patterns of their whole names; it takes precedence over the mix.
 
-Contract: `resolve_recipe` finds, from the model's config, the scheme of each layer; the first pattern that matches
-a
+Contract: `resolve_recipe` finds, from the model's config, the scheme of each layer; the first pattern that matches a
 layer applies, as in config.json. A pattern is refused if it matches no layer, or one that is never quantized, so that
 mistakes in a recipe are noticed.
 """

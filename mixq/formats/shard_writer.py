@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -51,7 +50,7 @@ def shard_layout(specs: ShardSpecs) -> tuple[bytes, dict[str, TensorEntry]]:
         raise ValueError(f"{len(specs)} tensors need a header above {MAX_HEADER_BYTES} bytes; use more shards")
     start = 8 + len(text)
     entries = {name: TensorEntry(*specs[name], start + a, start + b) for name, (a, b) in spans.items()}
-    return struct.pack("<Q", len(text)) + text, entries
+    return len(text).to_bytes(8, "little") + text, entries
 
 
 def shard_size(specs: ShardSpecs) -> int:

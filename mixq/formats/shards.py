@@ -102,7 +102,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if (folder / SINGLE).exists():
         return None
     if not (folder / INDEX).exists():
-        raise ModelFileError(f"{printable(folder)} has neither {INDEX} nor {SINGLE}.", hint=_other_weights(folder))
+        raise ModelFileError(f"{printable(folder)} has neither {INDEX} nor {SINGLE}.", hint=no_model_hint(folder))
     return parse_index(read_json_object(folder / INDEX))
 
 
@@ -122,8 +122,8 @@ def parse_index(index: Mapping[str, object], pattern: re.Pattern[str] = SHARD_NA
     return weight_map
 
 
-def _other_weights(folder: Path) -> str:
-    """Return the hint for a folder without safetensors files."""
+def no_model_hint(folder: Path) -> str:
+    """Return what to do about a folder without config.json or safetensors files."""
     if (folder / "job.json").exists():
         return "A quantize job did not finish here; run the same mixq quantize command again to resume it."
     others = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for p in sorted(folder.glob(pattern))]

@@ -1,18 +1,47 @@
-"""The interface of a model's weights, as the network uses them.
+"""The interfaces of weights: tensors by their names in a file, and a model's weights as the network uses them.
 
-Contract: `ModelFolder` implements it with mapped files, `mixq.measure.speed.synthetic` with random weights in memory.
-Names are those of `architecture`.
+Contract: `ModelFolder` implements `Weights` with mapped files, `mixq.measure.speed.synthetic` with random weights in
+memory. Names in `Tensors` and `Weights` are those of `architecture`; `layout` finds them among `StoredTensors`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from mixq.config import ModelConfig
+from mixq.formats.header import TensorEntry
 from mixq.formats.packed import PackedLinear
+
+
+class StoredTensors(Protocol):
+    """Tensors by their names in a file: the safetensors files of a folder, or another container.
+
+    `entry` reads nothing of a tensor; `tensor` and `rows` are views where the file is mapped.
+    """
+
+    @property
+    def names(self) -> Collection[str]:
+        """All names."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+
+    def entry(self, name: str) -> TensorEntry | None:
+        """Return dtype, shape and place of a tensor; None if there is no such tensor."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor; KeyError if there is none."""
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows first to last of a tensor, taken as a matrix of its last axis: [last - first, K]."""
+
+    def file_of(self, name: str) -> str:
+        """Return the name of a tensor's file, for messages."""
 
 
 class Tensors(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mixq.errors import PromptError, UsageError, did_you_mean, printable
+from mixq.errors import Fields, PromptError, UsageError
 from mixq.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -26,15 +26,9 @@ class Message:
     content: str
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise PromptError(
-                f"message role is {printable(repr(self.role))}; it must be one of {', '.join(ROLES)}."
-                + did_you_mean(str(self.role), ROLES)
-            )
-        if not isinstance(self.content, str):
-            raise PromptError(
-                f"the content of a {self.role} message is {type(self.content).__name__}; it must be a string."
-            )
+        fields = Fields({"role": self.role, "content": self.content}, "message ", PromptError)
+        fields.one_of("role", ROLES)
+        fields.text("content")
 
     @classmethod
     def of(cls, value: Message | Mapping[str, Any]) -> Message:
@@ -43,14 +37,9 @@ class Message:
             return value
         if not isinstance(value, Mapping):
             raise UsageError(f"a message is {type(value).__name__}; it must be a Message or a dict.")
-        known = ("role", "content")
-        for key in value:
-            if key not in known:
-                raise UsageError(f"unknown key {printable(repr(key))} in a message." + did_you_mean(str(key), known))
-        for key in known:
-            if key not in value:
-                raise UsageError(f"a message lacks the key {key!r}.")
-        return cls(value["role"], value["content"])
+        fields = Fields(value, "message ", PromptError)
+        fields.only(("role", "content"))
+        return cls(fields.one_of("role", ROLES), fields.text("content"))
 
 
 @dataclass(frozen=True)

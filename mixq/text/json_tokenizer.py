@@ -227,7 +227,7 @@ def _pieces(
     vocabulary: Mapping[str, int], control: set[int], byte_level: bool, byte_fallback: bool, unk: int
 ) -> Pieces:
     size = max(vocabulary.values()) + 1
-    pieces = Pieces([b""] * size, [byte_level] * size, [True] * size)
+    pieces = Pieces([b""] * size, [False] * size, [True] * size)
     byte_of = {character: byte for byte, character in _byte_characters().items()}
     for name, i in vocabulary.items():
         pieces.is_control[i] = i in control
@@ -237,12 +237,11 @@ def _pieces(
         elif byte_level:
             known = all(character in byte_of for character in name)
             pieces.content[i] = bytes(byte_of[c] for c in name) if known else name.encode("utf-8", "replace")
+            pieces.is_byte[i] = True
         elif byte is not None:
             pieces.content[i], pieces.is_byte[i] = bytes([int(byte[1], 16)]), True
         else:
             pieces.content[i] = name.replace(_SPACE, " ").encode("utf-8", "replace")
-    for i in range(size):
-        pieces.is_byte[i] = pieces.is_byte[i] and not pieces.is_control[i]
     names = {i: name for name, i in vocabulary.items()}
     for i in control - {unk}:
         pieces.spelling[i] = list(_spelled(names[i], vocabulary, byte_level))

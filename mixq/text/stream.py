@@ -62,10 +62,5 @@ class StopMatcher:
 
     def _longest_possible_start(self, text: str) -> int:
         """Return the length of the longest end of `text` that is the start of a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        starts = (stop[:length] for stop in self._stops for length in range(1, min(len(stop), len(text) + 1)))
+        return max((len(start) for start in starts if text.endswith(start)), default=0)

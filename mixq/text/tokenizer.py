@@ -207,14 +207,12 @@ class StreamDecoder:
         if self._tokenizer.is_byte(token_id):
             self._pending += piece
             text = self._complete_characters()
-            if text:
-                self._strip = False
+            self._strip = self._strip and not text
             return text
         if self._tokenizer.bytes_are != "sentencepiece" and self._tokenizer.is_control(token_id):
             return ""
         text = self.flush()
-        if text:
-            self._strip = False
+        self._strip = self._strip and not text
         piece_text = piece.decode("utf-8")
         if self._strip and piece_text:
             self._strip = False

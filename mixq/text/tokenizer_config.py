@@ -126,12 +126,11 @@ def _name(value: object) -> str | None:
 
 
 def _special_names(*files: Mapping[str, Any]) -> set[str]:
-    names = set()
+    values = [value for settings in files for key, value in settings.items() if key.endswith("_token")]
     for settings in files:
         listed = settings.get("additional_special_tokens")
-        values = [value for key, value in settings.items() if key.endswith("_token")]
-        names |= {_name(value) for value in (*values, *(listed if isinstance(listed, list) else ()))}
-    return {name for name in names if name is not None}
+        values += listed if isinstance(listed, list) else []
+    return {name for name in map(_name, values) if name is not None}
 
 
 def _added_tokens(older: Mapping[str, Any], settings: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]:

@@ -27,7 +27,7 @@ from mixq.formats.architecture import LINEAR_ROLES, Parameter, parameters
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import FLOAT_DTYPES
 from mixq.formats.shards import ShardSet
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 1 << 16

@@ -21,7 +21,7 @@ from mixq.formats.json_file import parse_json_object
 from mixq.formats.layout import FLOAT_DTYPES, HARMLESS
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.sources.column_groups import Grouping, dequantize
 from mixq.quantize.sources.place import Place
 from mixq.quantize.sources.source import CONFIG, StoredSource, already_quantized

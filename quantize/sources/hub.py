@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mixq.errors import ModelFileError, StorageError, UsageError, printable
 from mixq.formats.header import MAX_HEADER_BYTES, ShardHeader, TensorEntry, check_header
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.sources.place import SMALL_FILE, Place
 from mixq.quantize.sources.ranges import RangeReader, RemoteFile, transport_errors
 

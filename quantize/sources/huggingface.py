@@ -17,7 +17,7 @@ from mixq.formats.layout import Layout
 from mixq.formats.packed import PackedLinear
 from mixq.formats.quantization import QuantizationConfig
 from mixq.formats.scheme import Scheme
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.sources.place import Place
 from mixq.quantize.sources.source import CONFIG, StoredSource, already_quantized
 

@@ -20,7 +20,7 @@ from mixq.errors import ModelFileError, printable
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.layout import FLOAT_DTYPES
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.gguf_format import pairs_to_halves, rotated_heads
 from mixq.quantize.sources.place import Place
 from mixq.quantize.sources.source import StoredSource

@@ -13,7 +13,7 @@ from pathlib import Path
 from mixq.errors import ModelFileError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
 from mixq.formats.shards import INDEX, SINGLE, parse_index
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.sources.awq import AwqSource
 from mixq.quantize.sources.gptq import GptqSource
 from mixq.quantize.sources.hub import Hub, is_repository

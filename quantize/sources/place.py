@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mixq.errors import ModelFileError, StorageError, printable
 from mixq.formats.shards import ShardSet
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 
 SMALL_FILE = 32 << 20
 """The largest file that is read as a whole: tokenizer.json is the largest of its kind, some 10 MB."""

@@ -19,7 +19,7 @@ from mixq.errors import ModelFileError, printable
 from mixq.formats.architecture import Parameter
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
-from mixq.formats.stored import StoredTensors
+from mixq.formats.weights import StoredTensors
 from mixq.quantize.sources.place import Place
 
 CONFIG = "config.json"

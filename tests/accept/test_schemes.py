@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 import torch
 from torch import Tensor
 
-from mixq.formats.packed import bits_per_weight
+from mixq.formats.packed import packed_bytes
 from mixq.formats.scheme import Scheme
 from mixq.quantize.scale_search import search
 from tests.accept.tables import markdown, write
@@ -17,6 +18,11 @@ pytestmark = pytest.mark.accept
 SEED, N, K = 1, 256, 4096
 SCHEMES = ["nl4:16", "nl4:32", "nl4:64", "w4:32", "w4:64", "w4:128", "w8:32", "w8:64", "w8:128", "nf4:64"]
 LIMITS = {"nl4:32": 0.0054, "nl4:16": 0.0041, "w4:32": 0.0067}
+
+
+def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
+    """Return the bits per weight of a scheme, scales included."""
+    return packed_bytes(scheme, shape) * 8 / math.prod(shape)
 
 
 def relative_squared_error(weight: Tensor, restored: Tensor) -> float:

@@ -115,7 +115,7 @@ def test_what_makes_no_sense(cli: RunCli, arguments: list[str], code: int, words
         ("[" * 100_000, "is not JSON"),
         ("[]", "must be a JSON object"),
         ('{"format": "mixq-hardware", "version": 2}', "version is 2; it must be 1"),
-        ('{"format": "mixq-hardware", "version": 1}', "name is missing; it must be a text"),
+        ('{"format": "mixq-hardware", "version": 1}', "name is missing; it must be a string"),
         (None, "a file of its kind has at most"),
         ({"ram": 0}, "ram is 0; it must be a whole number above 0"),
         ({"ram": True}, "ram is True"),
@@ -123,8 +123,8 @@ def test_what_makes_no_sense(cli: RunCli, arguments: list[str], code: int, words
         ({"ram": 1e9}, "ram is 1000000000.0; it must be a whole number"),
         ({"disk_bandwidth": -1}, "disk_bandwidth is -1"),
         ({"disk_bandwidth": float("inf")}, "is not JSON: Infinity"),
-        ({"name": ""}, "name is ''; it must be a text"),
-        ({"versions": {"mixq": 1}}, "versions.mixq is 1; it must be a text"),
+        ({"name": ""}, "name is ''; it must be a string"),
+        ({"versions": {"mixq": 1}}, "versions.mixq is 1; it must be a string"),
         ({"rams": 1}, "rams is an unknown key. Did you mean 'ram'?"),
         ({"cpu": 3}, "cpu is 3; it must be an object"),
         ({"cpu.flops": "fast"}, "flops is 'fast'"),
@@ -132,7 +132,7 @@ def test_what_makes_no_sense(cli: RunCli, arguments: list[str], code: int, words
         ({"gpu.memory": None}, "memory is None"),
         ({"gpu.bandwidth": ...}, "gpu.bandwidth is missing; it must be a number"),
         ({"cpu": ...}, "cpu is missing; it must be an object"),
-        ({"name": ...}, "name is missing; it must be a text"),
+        ({"name": ...}, "name is missing; it must be a string"),
     ],
 )
 def test_hardware_files_that_make_no_sense(

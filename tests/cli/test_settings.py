@@ -44,7 +44,7 @@ def test_model_can_be_a_setting(cli: RunCli, quantized: Path, mixq_home: Path) -
         ("devise = 'cpu'", "Did you mean 'device'"),
         ("context = '8k'", "context is '8k'; it must be a whole number"),
         ("temperature = true", "it must be a number"),
-        ("kv = 8", "it must be a text"),
+        ("kv = 8", "it must be a string"),
         ("[runtime]\ndevice = 'cpu'", "runtime is an unknown key"),
         ("device = ", "is not TOML"),
         ("device = 'cpu\x1b'", "is not TOML"),

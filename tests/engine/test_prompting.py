@@ -121,7 +121,7 @@ def test_another_format_is_asked_for(chatml: Path) -> None:
 def test_an_unknown_format_is_said_once_before_the_reply(tmp_path: Path) -> None:
     model = mixq.load(write(tmp_path / "zephyr", {"chat_template": jinja_texts.ZEPHYR}, 1536), exact=True)
     said = [[e for e in model.chat(ASK, max_tokens=1, ignore_eos=True) if isinstance(e, Notice)] for _ in range(2)]
-    assert ["is of an unknown kind" in notice.text for notice in said[0]] == [True]
+    assert ["is unknown to mixq" in notice.text for notice in said[0]] == [True]
     assert said[1] == []
 
 

@@ -72,7 +72,7 @@ GOOD = {"format": "mixq-quota", "version": 1, "layers": 2, "experts": 4, "quotas
         ({"quotas": [1, -1]}, "0 to 4"),
         ({"quotas": [1, 1.0]}, "0 to 4"),
         ({"quotas": None}, "2 whole numbers"),
-        ({"from": 5}, "from is 5; it must be a text"),
+        ({"from": 5}, "from is 5; it must be a string"),
         ({"popular": [[0, 1, 2, 3]]}, "popular must be 2 lists"),
         ({"popular": [[0, 1, 2, 3], [0, 1, 2, 2]]}, "popular must be 2 lists"),
         ({"popular": [[0, 1, 2, 3], ["a", "b", "c", "d"]]}, "popular must be 2 lists"),

@@ -57,7 +57,7 @@ def test_an_unquantized_folder(dtype: torch.dtype, shards: int, tmp_path: Path, 
     folders.write_folder(tmp_path, config, state, shards=shards)
     folder = ModelFolder.open(tmp_path)
     assert folder.quantization is None
-    assert len(folder.shards) == shards
+    assert len(folder.mapped) == shards
     assert folder.nbytes == sum(tensor.nbytes for tensor in state.values())
     for name, tensor in state.items():
         assert folder.tensor(name).equal(tensor)
@@ -98,7 +98,7 @@ def test_what_transformers_saves_is_opened(kind: str, tmp_path: Path, folders: S
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     folder = ModelFolder.open(tmp_path)
     assert folder.config.rope_theta == 1e6
-    assert len(folder.shards) > 1
+    assert len(folder.mapped) > 1
     assert folder.nbytes == sum(p.nbytes for p in model.parameters())
     if kind == "Mixtral":
         experts = model.model.layers[1].mlp.experts

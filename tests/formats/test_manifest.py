@@ -47,7 +47,7 @@ def test_a_change_of_the_file_itself_shows(tmp_path: Path) -> None:
             Manifest.read(tmp_path)
     name = next(iter(GOOD.errors))
     (tmp_path / FILE_NAME).write_bytes(written.replace(name.encode(), name[:-1].encode() + b"9", 1))
-    with pytest.raises(ModelFileError, match="does not have the sha256 that it names"):
+    with pytest.raises(ModelFileError, match="its sha256 does not match"):
         Manifest.read(tmp_path)
 
 

@@ -99,8 +99,8 @@ def test_a_w4_folder_is_compressed_tensors_with_targets_that_every_engine_matche
     ("options", "message"),
     [
         ({"format": "nl5"}, "unknown format 'nl5'.*Did you mean 'nl4'"),
-        ({"group": 48}, "group size 48 does not exist for nl4; allowed: 16, 32, 64"),
-        ({"format": "w4", "group": 16}, "allowed: 32, 64, 128"),
+        ({"group": 48}, "group size 48 does not exist for nl4; choose from 16, 32, 64"),
+        ({"format": "w4", "group": 16}, "choose from 32, 64, 128"),
         ({"mix": "expert=nl4"}, "unknown name 'expert'.*Did you mean 'experts'"),
         ({"mix": "experts=nl5"}, "unknown scheme 'nl5'"),
         ({"mix": "experts"}, "'experts' in --mix is not NAME=SCHEME"),
@@ -109,10 +109,10 @@ def test_a_w4_folder_is_compressed_tensors_with_targets_that_every_engine_matche
         ({"mix": "router=w8"}, "router is never quantized"),
         ({"mix": "embedding=w8"}, "embedding is looked up"),
         ({"format": "w4", "mix": "all-nl4"}, "needs --format nl4"),
-        ({"format": "w4", "mix": "experts=nl4"}, "holds w4 and w8 only"),
-        ({"format": "w4", "mix": "lm_head=w8"}, "lm_head stays in bf16 in a w4 folder"),
-        ({"format": "w8", "mix": "k=w4:32"}, "q, k and v must have one scheme"),
-        ({"mix": "attention=bf16,experts=bf16,lm_head=bf16"}, "nothing of this model would be quantized"),
+        ({"format": "w4", "mix": "experts=nl4"}, "has only w4 and w8"),
+        ({"format": "w4", "mix": "lm_head=w8"}, "lm_head must stay bf16 in a w4 folder"),
+        ({"format": "w8", "mix": "k=w4:32"}, "q, k and v must have the same scheme"),
+        ({"mix": "attention=bf16,experts=bf16,lm_head=bf16"}, "would quantize nothing of this model"),
     ],
 )
 def test_mixes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -171,7 +171,9 @@ def test_a_recipe_is_among_the_settings_with_its_order() -> None:
     assert mix_of(recipe=forwards).as_dict()["recipe"] == rf"{OUTER} = nl4:16; .*\.w2 = bf16"
     found = mix_of(recipe=backwards)
     assert found.as_dict() != mix_of(recipe=forwards).as_dict()
-    assert found.notes == (f"recipe: the patterns before '{OUTER}' match all that it matches; it does nothing.",)
+    assert found.notes == (
+        f"recipe: '{OUTER}' has no effect, because earlier patterns match everything that it matches.",
+    )
     assert mix_of(recipe={}).as_dict() == mix_of().as_dict()
 
 
@@ -188,29 +190,32 @@ def test_a_group_of_a_recipe_that_does_not_fit() -> None:
     found = mix_of(odd, recipe={r".*\.q_proj": Scheme("nl4", 64), r".*\.w2": Scheme("w4", 128)})
     assert [str(scheme) for scheme in found.recipe.patterns.values()] == ["nl4:16", "None"]
     assert r"recipe: '.*\.q_proj': 4112 inputs do not divide into groups of 64; nl4:16 is used." in found.notes
-    assert r"recipe: '.*\.w2': 14340 inputs do not divide into any group of w4; left in bf16." in found.notes
+    assert r"recipe: '.*\.w2': 14340 inputs do not divide into any group of w4; it stays bf16." in found.notes
 
 
 def test_experts_of_a_layer_in_different_schemes_are_noted() -> None:
     assert mix_of(recipe={OUTER: Scheme("nl4", 16)}).notes == ()
     notes = mix_of(recipe={r".*\.(3|5)\.block_sparse_moe\.experts\.7\.w2": Scheme("nl4", 16)}).notes
     assert len(notes) == 1
-    assert notes[0].startswith("recipe: the experts of layers 3, 5 have different schemes; an accelerator's")
+    assert notes[0].startswith("recipe: the experts of layers 3, 5 have different schemes; an expert cache")
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({r"model\.layers\.0\.selfattn\.q_proj": "w8"}, r"matches no Linear.*Did you mean 'model.layers.0.self_attn"),
+        (
+            {r"model\.layers\.0\.selfattn\.q_proj": "w8"},
+            r"matches no linear layer.*Did you mean 'model.layers.0.self_attn",
+        ),
         ({"q_proj": "w8"}, "matches no linear layer of this model"),
-        ({r".*\.gate": "w8"}, "gate, which is never quantized: a wrong expert"),
+        ({r".*\.gate": "w8"}, "gate, which is never quantized: it has few bytes"),
         ({r"model\.layers\.1\..*": "nl4"}, "model.layers.1.input_layernorm, which is never quantized"),
         ({r".*embed_tokens": "bf16"}, "it is looked up"),
         ({r".*embed_tokens|lm_head": "w8"}, "it is looked up"),
-        ({r"(.*\.w1)+": "w8"}, "too complex a pattern"),
+        ({r"(.*\.w1)+": "w8"}, "is too complex"),
         ({r"model\.(": "w8"}, "is not a pattern"),
-        ({rf"model\.layers\.{i}\.self_attn\..*": "w8" for i in range(29)}, "has 29 patterns; config.json has room for"),
-        ({".*_proj|.*w[123]|lm_head": "bf16"}, "nothing of this model would be quantized"),
+        ({rf"model\.layers\.{i}\.self_attn\..*": "w8" for i in range(29)}, "has 29 patterns; besides those of the mix"),
+        ({".*_proj|.*w[123]|lm_head": "bf16"}, "would quantize nothing of this model"),
     ],
 )
 def test_recipes_that_make_no_sense(recipe: dict[str, str], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from mixq.errors import ModelFileError
 from mixq.formats import nf4
-from mixq.formats.packed import PackedLinear, bits_per_weight, tensor_specs
+from mixq.formats.packed import PackedLinear, packed_bytes, tensor_specs
 from mixq.formats.scheme import Scheme
 
 functional = pytest.importorskip("bitsandbytes.functional")
+
+
+def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
+    """Return the bits per weight of a scheme, scales included."""
+    return packed_bytes(scheme, shape) * 8 / math.prod(shape)
 
 
 def theirs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,13 @@ from torch import Tensor
 
 from mixq.formats import nl4
 from mixq.formats.nl4 import pack_nibbles, unpack_nibbles
-from mixq.formats.packed import PackedLinear, bits_per_weight, packed_bytes, tensor_specs
+from mixq.formats.packed import PackedLinear, packed_bytes, tensor_specs
 from mixq.formats.scheme import Scheme
+
+
+def bits_per_weight(scheme: Scheme, shape: tuple[int, int]) -> float:
+    """Return the bits per weight of a scheme, scales included."""
+    return packed_bytes(scheme, shape) * 8 / math.prod(shape)
 
 
 def random_parts(N: int, K: int, group_size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,5 +102,5 @@ def test_wrong_parts_are_refused() -> None:
             nl4.pack(*bad)
     with pytest.raises(ValueError, match="table"):
         PackedLinear(Scheme("nl4", 16), (2, 32), nl4.pack(codes, scale, row_scale))
-    with pytest.raises(ValueError, match="asks for"):
+    with pytest.raises(ValueError, match="requires"):
         PackedLinear(Scheme("nl4", 32), (2, 32), nl4.pack(codes, scale, row_scale), nl4.table_tensor())

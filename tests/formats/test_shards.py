@@ -145,7 +145,7 @@ def test_other_weights_are_named_and_never_opened(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode())
     with pytest.raises(ModelFileError, match="has neither") as caught:
         ShardSet.open(tmp_path)
-    assert "pytorch_model.bin is not read" in str(caught.value.hint)
+    assert "pytorch_model.bin cannot be loaded" in str(caught.value.hint)
     assert not canary.exists()
 
 

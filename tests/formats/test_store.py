@@ -11,7 +11,7 @@ import pytest
 
 from mixq.errors import MixqError, ModelFileError, UsageError
 from mixq.formats import store
-from mixq.formats.lock import TargetLock
+from mixq.formats.lock import target_lock
 from mixq.quantize import quantize
 from mixq.quantize.events import ShardDone
 from mixq.quantize.job import Job
@@ -71,7 +71,7 @@ def test_an_interrupted_job(unfinished: Path) -> None:
 
 
 def test_a_job_at_work(unfinished: Path) -> None:
-    with TargetLock(unfinished):
+    with target_lock(unfinished):
         entry = store.find("half")
         assert entry.state == "running"
         with pytest.raises(MixqError, match="is working on half"):
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_somebody_put_there(tiny: Path) -> None:
     path = shutil.copytree(tiny, paths.store() / "mine")
     entry = store.find("mine")
     assert (entry.state, entry.scheme, entry.made_by_mixq) == ("ready", "bfloat16", False)
-    with pytest.raises(UsageError, match="not made by mixq"):
+    with pytest.raises(UsageError, match="not written by mixq"):
         store.remove(entry)
     assert path.is_dir()
     (path / "model.safetensors").unlink()

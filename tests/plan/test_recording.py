@@ -117,7 +117,7 @@ def test_the_first_version_is_refused(tmp_path: Path) -> None:
     """It was JSON lines."""
     path = tmp_path / "old.jsonl"
     path.write_text('{"format":"mixq-trace","version":1,"layers":1,"experts":2,"active":1}\n[[0]]\n')
-    with pytest.raises(ModelFileError, match="not a file of mixq's arrays"):
+    with pytest.raises(ModelFileError, match="not an array file of mixq"):
         Recording.read(path)
 
 
@@ -263,12 +263,12 @@ def patched(data: bytes, mark: bytes, offset: int, value: bytes) -> bytes:
     [
         (b"PK\x01\x02", 24, struct.pack("<I", 0xFFFFFF00), "declares 4,294,967,040 bytes"),
         (b"PK\x01\x02", 8, b"\x01\x00", "encrypted"),
-        (b"PK\x01\x02", 10, b"\x0c\x00", "compressed in a way"),
+        (b"PK\x01\x02", 10, b"\x0c\x00", "a compression that numpy does not write"),
         (b"PK\x01\x02", 16, b"\0\0\0\0", "damaged"),  # the checksum
         (b"PK\x05\x06", 10, b"\xff\xff", "65535 members"),
         (b"PK\x05\x06", 12, b"\xff\xff\xff\xff", "directory of 4,294,967,295 bytes"),
         (b"PK\x05\x06", 20, b"\x05\x00", "its end"),
-        (b"PK\x03\x04", 0, b"PK\x05\x06", "begin"),
+        (b"PK\x03\x04", 0, b"PK\x05\x06", "does not start like a zip"),
     ],
 )
 def test_zips_that_lie(path: Path, mark: bytes, offset: int, value: bytes, said: str) -> None:

@@ -340,7 +340,7 @@ def test_on_windows_the_lock_file_is_removed_once_it_is_closed(tmp_path: Path, m
             raise PermissionError(errno.EACCES, "the file is open")
         unlink(path, missing_ok)
 
-    with lock.TargetLock(tmp_path):
+    with lock.target_lock(tmp_path):
         monkeypatch.setattr(os, "close", noted_close)
         monkeypatch.setattr(Path, "unlink", unlink_as_windows)
         monkeypatch.setattr(sys, "platform", "win32")
@@ -355,11 +355,11 @@ def test_on_windows_a_lock_file_that_another_job_has_opened_stays(
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(errno.EACCES, "the file is open")
 
-    with lock.TargetLock(tmp_path):
+    with lock.target_lock(tmp_path):
         monkeypatch.setattr(Path, "unlink", refuse)
         monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.undo()
-    with lock.TargetLock(tmp_path):  # and locks nothing
+    with lock.target_lock(tmp_path):  # and locks nothing
         pass
 
 

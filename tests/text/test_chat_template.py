@@ -99,7 +99,7 @@ def test_messages_may_be_dicts(tokenizer: Tokenizer) -> None:
         ([Message("system", "Be brief.")], "no user message"),
         ([Message("assistant", "Hi")], "user first"),
         ([Message("user", "a"), Message("user", "b")], "take turns"),
-        ([Message("user", "a"), Message("assistant", "b")], "needs a user message"),
+        ([Message("user", "a"), Message("assistant", "b")], "must be from the user"),
         ([Message("user", "a"), Message("system", "b"), Message("user", "c")], "must come first"),
         ([Message("user", "")], "empty"),
         ([Message("user", "a"), Message("assistant", ""), Message("user", "c")], r"message 2 \(assistant\) is empty"),
@@ -116,7 +116,7 @@ def test_conversation_that_is_refused(tokenizer: Tokenizer, messages: list[Messa
         ({"role": "usr", "content": "a"}, "Did you mean 'user'"),
         ({"role": "user", "content": None}, "must be a string"),
         ({"role": "user", "contents": "a"}, "Did you mean 'content'"),
-        ({"role": "user"}, "lacks the key 'content'"),
+        ({"role": "user"}, "content is missing"),
         ("hello", "must be a Message or a dict"),
     ],
 )

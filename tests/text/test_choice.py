@@ -193,7 +193,7 @@ def test_an_unknown_template_is_said(
     found = choose(raw=raw, tokenizer_config=with_template(text), **folder)
     assert (found.name, found.is_chat) == (used, True)
     assert found.note is not None
-    assert all(part in found.note for part in ("is of an unknown kind", used, "--template", "tokenizer_config.json"))
+    assert all(part in found.note for part in ("is unknown to mixq", used, "--template", "tokenizer_config.json"))
 
 
 def test_tokenizer_json_alone(choose: Make) -> None:

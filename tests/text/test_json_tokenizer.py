@@ -260,7 +260,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 
 def test_a_unigram_without_unknown_token_is_refused(files: dict[str, Json]) -> None:
     data = files["unigram"]
-    with pytest.raises(ModelFileError, match="neither an unknown token nor bytes"):
+    with pytest.raises(ModelFileError, match="neither an unknown token nor byte fallback"):
         opened(changed(data, model={**data["model"], "unk_id": None}))
 
 

@@ -214,7 +214,7 @@ def test_a_base_model_does_not_pretend(v1: Tokenizer) -> None:
     template = get_template("none")
     assert not template.is_chat
     assert all(get_template(name).is_chat for name in TEMPLATES if name != "none")
-    with pytest.raises(PromptError, match="completes texts") as caught:
+    with pytest.raises(PromptError, match="continues texts") as caught:
         template.encode(v1, conversation("Hello"))
     assert "mixq run" in str(caught.value.hint)
     assert "--template mistral-v1|" in str(caught.value.hint)
