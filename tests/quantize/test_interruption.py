@@ -476,7 +476,7 @@ def test_read_only_target(place: str, source: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(StorageError, match="cannot be written: Permission denied") as error:
         quantize(source, tmp_path / "out")
     assert error.value.exit_code == 5
-    assert "may write" in str(error.value.hint)
+    assert "can write" in str(error.value.hint)
 
 
 @pytest.mark.skipif(not Path("/sys").is_dir(), reason="needs a place where not even root may write")
