@@ -13,17 +13,20 @@ the tokenizer and other side files that changed in the source, and reports them.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixq.errors import ModelFileError, printable
 from mixq.formats import lock
 from mixq.formats.packed import PackedLinear
+from mixq.formats.scheme import Scheme
 from mixq.formats.shard_writer import ShardWriter
 from mixq.quantize.calibrate import Importance
 from mixq.quantize.calibration_run import CalibrationRun
@@ -32,7 +35,7 @@ from mixq.quantize.finishing import finish, finished_before
 from mixq.quantize.job_plan import JobPlan
 from mixq.quantize.journal import FinishedShard, Journal, LinearError
 from mixq.quantize.keep import check_scales
-from mixq.quantize.layout import Item, Shard
+from mixq.quantize.layout import Item, Shard, all_items
 from mixq.quantize.nonfinite import count_nonfinite, zero_nonfinite
 from mixq.quantize.quantized import Quantized
 from mixq.quantize.report import ErrorReport
@@ -43,6 +46,9 @@ from mixq.quantize.threads import one_ahead
 from mixq.system.paths import check_free_space
 
 Weight = Tensor | PackedLinear
+
+SAMPLE = (256, 4096)
+"""Shape of the weights on which `Job.search_seconds` times the scale search."""
 
 
 class Job(JobPlan):
@@ -79,6 +85,30 @@ class Job(JobPlan):
                 notices += self._restore(self.calibration, journal)
             journal.write(self.target)
             yield from self._work(journal, notices)
+
+    def left(self) -> list[Shard]:
+        """Return the unfinished shards."""
+        journal = self.unfinished()
+        return [shard for shard in self.shards if journal is None or shard.file not in journal.shards]
+
+    def search_seconds(self) -> float:
+        """Return the approximate seconds of the scale search for the unfinished shards, on this computer.
+
+        A lower bound of the job's time: reading, writing and hashing are not included. The source is not read.
+        """
+        left: Counter[Scheme] = Counter()
+        for item in all_items(self.left()):
+            if item.scheme is not None and not item.kept:
+                left[item.scheme] += item.parameter.numel
+        sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
+        seconds = 0.0
+        for scheme, weights in left.items():
+            # The first search loads libraries and starts threads.
+            search(sample[:16], scheme, table=self.table, scale_dtype=self.dtype)
+            began = time.perf_counter()
+            search(sample, scheme, table=self.table, scale_dtype=self.dtype)
+            seconds += weights * (time.perf_counter() - began) / sample.numel()
+        return seconds
 
     def _work(self, journal: Journal, notices: list[str]) -> Iterator[Event]:
         shards, began = self.shards, time.monotonic()

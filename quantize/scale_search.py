@@ -31,6 +31,7 @@ from mixq.errors import UsageError
 from mixq.formats import int_groups, nf4, nl4
 from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
+from mixq.kernels import native_library
 from mixq.quantize import native_search
 from mixq.quantize.quantized import Loss, Quantized, summed_up
 from mixq.quantize.threads import map_in_threads, serial_operations
@@ -129,8 +130,8 @@ def search(
     if K % scheme.group_size:
         raise UsageError(f"rows of {K} weights do not divide into groups of {scheme.group_size}.")
     h = None if importance is None or scheme.name == "nf4" else normalised_importance(importance, K)
-    native = native_search.NativeSearch.find() if scheme.name in native_search.SCHEMES else None
-    find = reference_search if native is None else native.search
+    native = scheme.name in native_search.SCHEMES and native_library.library() is not None
+    find = native_search.search if native else reference_search
     return find(weight, scheme, table, scale_dtype, max(1, block_weights // K), h)
 
 

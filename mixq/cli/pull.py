@@ -155,10 +155,8 @@ def _announce(job: Job, errand: Errand, *, yes: bool) -> None:
 
 
 def _show_plan(job: Job, errand: Errand, *, json: bool = False, on_the_side: bool = False) -> None:
-    from mixq.quantize.estimate import search_seconds, weights_left
-
-    plan, seconds = job.dry_run(), search_seconds(job)
-    left = weights_left(job)
+    plan, seconds = job.dry_run(), job.search_seconds()
+    left = sum(shard.weights for shard in job.left())
     fetched = round((plan.sizes.source_bytes or 0) * left / plan.sizes.weights) if job.source.path is None else 0
     if json:
         further = {"name": errand.path.name, "search_seconds": seconds, "bytes_to_fetch": fetched}

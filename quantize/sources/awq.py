@@ -7,14 +7,12 @@ gemv_fast, marlin, llm-awq ...) have other layouts and are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from mixq.errors import Fields
 from mixq.quantize.sources.column_groups import Grouping, unpack_words, words_for
-from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, checked_fields, read_group_size
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, read_group_size
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -26,14 +24,15 @@ class AwqSource(ColumnPackedSource):
 
     method = "awq"
 
-    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
-        version = raw.get("version") or raw.get("checkpoint_format") or raw.get("format") or "gemm"
-        if not isinstance(version, str) or version.lower() != "gemm":
-            raise bad_field("version", version, "'gemm'")
+    def _read_grouping(self, fields: Fields) -> Grouping:
+        raw = fields.values
+        version = next((name for name in ("version", "checkpoint_format", "format") if raw.get(name)), None)
+        if version is not None and str(raw[version]).lower() != "gemm":
+            raise fields.wrong(version, "'gemm'")
         if raw.get("backend") == "llm-awq":  # transformers takes this for a version too
-            raise bad_field("backend", raw["backend"], "that of AutoAWQ")
-        bits = checked_fields(raw).one_of("bits" if "bits" in raw else "w_bit", (BITS,))
-        return Grouping(bits, read_group_size("group_size", raw.get("group_size", raw.get("q_group_size"))))
+            raise fields.wrong("backend", "that of AutoAWQ")
+        bits = fields.one_of("bits" if "bits" in raw else "w_bit", (BITS,))
+        return Grouping(bits, read_group_size(fields, "group_size" if "group_size" in raw else "q_group_size"))
 
     def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
         N, K = shape

@@ -8,13 +8,12 @@ a damaged one is a ModelFileError. `gptq` and `awq` define the order of codes in
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mixq.errors import Fields, ModelFileError, is_integer, printable
+from mixq.errors import Fields, ModelFileError
 from mixq.formats import int_groups
 from mixq.formats.architecture import Parameter, parameters
 from mixq.formats.json_file import parse_json_object
@@ -42,10 +41,9 @@ class ColumnPackedSource(StoredSource):
 
     def __init__(self, place: Place, stored: StoredTensors, files: Sequence[str]) -> None:
         raw = parse_json_object(place.read(CONFIG), CONFIG)
-        quantization = raw.pop("quantization_config", None)
+        quantization = Fields(raw, "config.json: ").object("quantization_config")
+        del raw["quantization_config"]
         super().__init__(place, stored, (CONFIG, *files), raw)
-        if not isinstance(quantization, Mapping):
-            raise bad_field("", quantization, "an object")
         self.itemsize = 4
         self.notices = (already_quantized(self.method),)
         self._grouping = self._read_grouping(quantization)
@@ -55,7 +53,7 @@ class ColumnPackedSource(StoredSource):
         self._check()
 
     @abstractmethod
-    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
+    def _read_grouping(self, fields: Fields) -> Grouping:
         """Check quantization_config; raises ModelFileError."""
 
     @abstractmethod
@@ -164,19 +162,8 @@ class ColumnPackedSource(StoredSource):
             raise ModelFileError(f"{module}.bias is not zero; the linear layers of this architecture have no bias.")
 
 
-def bad_field(field: str, value: object, allowed: str) -> ModelFileError:
-    """Return the error for a field of quantization_config ("" for all of it)."""
-    where = f"quantization_config.{field}" if field else "quantization_config"
-    return ModelFileError(f"config.json: {where} is {printable(repr(value))}; it must be {allowed}.")
-
-
-def checked_fields(raw: Mapping[str, Any]) -> Fields:
-    """Return the reader of quantization_config."""
-    return Fields(raw, "config.json: quantization_config.")
-
-
-def read_group_size(field: str, value: object) -> int:
+def read_group_size(fields: Fields, name: str) -> int:
     """Return a group size, -1 for one group a row; raises ModelFileError."""
-    if value == -1 or is_integer(value, 1, 2**31 - 1):
-        return int(value)
-    raise bad_field(field, value, "a positive size, or -1 for one group a row")
+    if fields.values.get(name) == -1:
+        return -1
+    return fields.integer(name, 1, 2**31 - 1, allowed="a positive size, or -1 for one group a row")

@@ -9,15 +9,12 @@ which introduced "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mixq.errors import ModelFileError
+from mixq.errors import Fields, ModelFileError
 from mixq.quantize.sources.column_groups import WORD, Grouping, unpack_words, words_for
-from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, bad_field, checked_fields, read_group_size
+from mixq.quantize.sources.column_packed import ColumnPackedSource, Specs, read_group_size
 
 BITS = (2, 4, 8)
 SCALE_DTYPES = (torch.float16, torch.bfloat16)
@@ -30,17 +27,18 @@ class GptqSource(ColumnPackedSource):
     method = "gptq"
     _zero_offset = 1
 
-    def _read_grouping(self, raw: Mapping[str, Any]) -> Grouping:
-        format = raw.get("checkpoint_format") or raw.get("format") or "gptq"
+    def _read_grouping(self, fields: Fields) -> Grouping:
+        raw = fields.values
+        named = "checkpoint_format" if raw.get("checkpoint_format") else "format"
+        format = raw.get(named) or "gptq"
         if format not in ("gptq", "gptq_v2"):
-            raise bad_field("checkpoint_format", format, "'gptq' or 'gptq_v2'")
+            raise fields.wrong(named, "'gptq' or 'gptq_v2'")
         if raw.get("is_marlin_format"):
-            raise bad_field("is_marlin_format", raw["is_marlin_format"], "false")
+            raise fields.wrong("is_marlin_format", "false")
         if raw.get("pack_dtype", "int32") not in ("int32", None):
-            raise bad_field("pack_dtype", raw["pack_dtype"], "'int32'")
-        bits = checked_fields(raw).one_of("bits", BITS)
+            raise fields.wrong("pack_dtype", "'int32'")
         self._zero_offset = 1 if format == "gptq" else 0
-        return Grouping(bits, read_group_size("group_size", raw.get("group_size")))
+        return Grouping(fields.one_of("bits", BITS), read_group_size(fields, "group_size"))
 
     def _specs(self, module: str, shape: tuple[int, int]) -> Specs:
         (N, K), bits = shape, self._grouping.bits

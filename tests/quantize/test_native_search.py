@@ -14,8 +14,8 @@ from torch import Tensor
 from mixq.formats import nl4
 from mixq.formats.scheme import GROUP_SIZES, Scheme
 from mixq.kernels import native_library
+from mixq.quantize import native_search as in_cpp
 from mixq.quantize import scale_search
-from mixq.quantize.native_search import NativeSearch
 from mixq.quantize.quantized import Quantized
 from mixq.quantize.scale_search import reference_search
 
@@ -37,12 +37,10 @@ BF16_MAX = torch.finfo(torch.bfloat16).max
 
 
 def native_search(weight: Tensor, scheme: Scheme, isa: str, block_rows: int = 7, **settings: object) -> Quantized:
-    assert LIBRARY is not None
     table = settings.get("table", nl4.DEFAULT_TABLE)
     scale_dtype = settings.get("scale_dtype", torch.bfloat16)
-    found = NativeSearch(LIBRARY, native_library.ISA_NAMES[isa])
-    importance = settings.get("importance")
-    return found.search(weight, scheme, table, scale_dtype, block_rows, importance)  # type: ignore[arg-type]
+    importance, number = settings.get("importance"), native_library.ISA_NAMES[isa]
+    return in_cpp.search(weight, scheme, table, scale_dtype, block_rows, importance, number)  # type: ignore[arg-type]
 
 
 def assert_equal(found: Quantized, wanted: Quantized) -> None:
@@ -258,7 +256,7 @@ def test_search_uses_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_environment_switches_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
-    assert NativeSearch.find() is None
+    assert native_library.library() is None
     weight = random(2, 128)
     assert_equal(scale_search.search(weight, Scheme("nl4", 32)), reference_search(weight, Scheme("nl4", 32)))
 
@@ -283,10 +281,9 @@ def test_scales_of_another_dtype_are_refused() -> None:
 def test_arguments_that_the_library_refuses() -> None:
     """Python never passes such; the library looks again, since an unknown CPU instruction ends the process."""
     code = (
-        "import torch; from mixq.kernels import native_library; from mixq.quantize.native_search import NativeSearch\n"
+        "import torch; from mixq.quantize.native_search import search\n"
         "from mixq.formats.scheme import Scheme; from mixq.formats.nl4 import DEFAULT_TABLE\n"
-        "NativeSearch(native_library.library(), 99).search(torch.ones(2, 64), Scheme('nl4', 32), DEFAULT_TABLE,"
-        " torch.bfloat16, 1)"
+        "search(torch.ones(2, 64), Scheme('nl4', 32), DEFAULT_TABLE, torch.bfloat16, 1, isa=99)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
