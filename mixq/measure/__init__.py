@@ -1,1 +1,1 @@
-"""Runs a model to learn something about it or about this computer."""
+"""Measurements of a model, and of this computer."""

@@ -1,9 +1,9 @@
-"""Experiments with a loaded model: which experts its routers choose, and what it does when they choose others.
+"""Experiments with a loaded model: the experts that its routers choose, and the effect of other choices.
 
     with force(model, drop={3}):
         print(route(model, "Bonjour !"), logits(model, "Bonjour !"))
 
-Contract: everything goes through the hooks of `mixq.model.hooks`, on any device, and leaves the model as it was.
+Contract: uses the hooks of `mixq.model.hooks`, on any device; afterwards the model is unchanged.
 Perplexity is measured by `mixq.measure.perplexity`.
 
 Axes: T tokens, L layers, E experts, A active experts.
@@ -29,10 +29,10 @@ from mixq.kernels import reference
 from mixq.model.attention import Chunk
 
 Drop = Collection[int | tuple[int, int]]
-"""Experts that may not be used: a number is that expert of every layer, a pair (layer, expert) this one."""
+"""Disabled experts: a number is an expert of every layer, a pair (layer, expert) of one layer."""
 
 Choice = tuple[Tensor, int]
-"""What a layer's router may choose from, bool [E], and the number of experts that it takes."""
+"""The experts that a layer's router may choose, bool [E], and how many it chooses."""
 
 _forced: WeakSet[Model] = WeakSet()
 
@@ -44,10 +44,10 @@ def route(model: Model, text: TextOrIds, *, weights: Literal[True]) -> tuple[NDA
 def route(
     model: Model, text: TextOrIds, *, weights: bool = False
 ) -> NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return which experts the routers choose for each token of a text.
+    """Return the experts that the routers choose for each token of a text.
 
     Args:
-        text: text (the BOS token is put in front: `model.encode` gives the tokens of the rows) or the exact ids.
+        text: text (`model.encode` returns its tokens, with the BOS token) or token ids.
         weights: return the routers' weights too.
 
     Returns:
@@ -61,7 +61,7 @@ def route(
     """
     ids = model.encode(text)
     check_prompt(ids, model.context, model.config.vocab_size)
-    chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by layer; a pass that is run again overwrites its entries
+    chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by layer; a repeated forward pass overwrites its entries
 
     def note(layer: int, residual: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
         chosen[layer] = topk_ids.cpu(), topk_weights.cpu()
@@ -75,7 +75,8 @@ def route(
     counts = {topk_ids.shape[1] for topk_ids, _ in passes[0]}
     if len(counts) > 1:
         raise UsageError(
-            f"The layers use {' or '.join(map(str, sorted(counts)))} experts a token; an array [T, L, A] has one A.",
+            f"The layers use {' or '.join(map(str, sorted(counts)))} experts per token; the result needs the same "
+            "number in all layers.",
             hint="Force the same number of experts in each layer.",
         )
     experts, shares = (
@@ -101,17 +102,16 @@ def force(
 ) -> AbstractContextManager[None]:
     """Restrict the routers' choices inside a `with` block, as in `with force(model, top_k=1): ...`.
 
-    Weights are the routers' own over the experts that are left, scaled to sum to one. An iterator of events runs the
-    model as it is read: read it inside the block.
+    The routers' weights of the remaining experts are scaled to sum to one. An iterator of events runs the model while
+    it is read, so read it inside the block.
 
     Args:
         top_k: experts that each token uses.
-        drop: experts that may not be used: {3} in any layer, [(0, 3), (4, 1)] in layers 0 and 4.
+        drop: experts to disable: {3} in all layers, [(0, 3), (4, 1)] in layers 0 and 4.
         experts: the experts that a layer uses for every token, such as {2: (1, 5)}.
 
     Raises:
-        UsageError: a dense model; an unknown layer or expert; a layer without an expert left; a model that is forced
-            already.
+        UsageError: a dense model; an unknown layer or expert; a layer without remaining experts; a nested `force`.
     """
     return _force(model, _choices(model, top_k, drop, experts or {}))
 
@@ -128,7 +128,7 @@ def _force(model: Model, choices: Mapping[int, Choice]) -> Iterator[None]:
 
     if model in _forced:
         raise UsageError(
-            "The model's experts are forced already.", hint="Use one call: force(model, top_k=1, drop={3})."
+            "The model's experts are already forced.", hint="Use one call: force(model, top_k=1, drop={3})."
         )
     _forced.add(model)
     try:
@@ -142,9 +142,9 @@ def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, 
     """Return what each restricted layer may choose from."""
     L, E, A = model.config.num_hidden_layers, model.config.num_local_experts, model.config.num_experts_per_tok
     if not E:
-        raise UsageError("This model is dense: it has no experts to force.")
+        raise UsageError("This model is dense, so it has no experts to force.")
     if top_k is None and not drop and not experts:
-        raise UsageError("Nothing is forced.", hint="Give top_k, drop or experts, such as force(model, top_k=1).")
+        raise UsageError("force has no restriction.", hint="Use top_k, drop or experts, such as force(model, top_k=1).")
     if top_k is not None:
         top_k = _number(top_k, 1, E, "top_k")
     if not isinstance(experts, Mapping):
@@ -166,7 +166,7 @@ def _choices(model: Model, top_k: int | None, drop: Drop, experts: Mapping[int, 
     left = allowed.sum(-1).tolist()
     for layer in counts:
         if not left[layer]:
-            raise UsageError(f"Layer {layer} has no expert left to use.")
+            raise UsageError(f"Layer {layer} has no expert left.")
     device = model.network.kernels.device
     return {layer: (allowed[layer].to(device), min(count, left[layer])) for layer, count in counts.items()}
 
@@ -176,7 +176,7 @@ def _dropped(item: object, L: int, E: int) -> tuple[range, int]:
     if not isinstance(item, tuple):
         return range(L), _number(item, 0, E - 1, "expert to drop")
     if len(item) != 2:
-        raise UsageError(f"{printable(repr(item))} is not an expert to drop; give its number, or (layer, expert).")
+        raise UsageError(f"{printable(repr(item))} is not an expert to drop; use its number, or (layer, expert).")
     layer = _number(item[0], 0, L - 1, "layer")
     return range(layer, layer + 1), _number(item[1], 0, E - 1, "expert to drop")
 

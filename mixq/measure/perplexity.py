@@ -1,13 +1,13 @@
-"""Perplexity of a model on a text, and its distance from a reference model.
+"""Perplexity of a model on a text, and its divergence from a reference model.
 
-Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache with the BOS token
-in front; every token of a window is predicted from those before it. Where windows overlap (a stride), each token counts
+Contract: the text is cut into windows of a fixed number of tokens, each run from an empty KV cache, starting with the
+BOS token; every token of a window is predicted from those before it. If windows overlap (a stride), each token counts
 in the first window that predicts it. Perplexity is exp of the mean negative log likelihood. With a reference, at each
-position: KL(reference || model) in nats, and whether both have the same most likely token. Logits are held for `ROWS`
-positions at a time, whatever the window.
+position: KL(reference || model) in nats, and whether both have the same most likely token. Logits are kept for `ROWS`
+positions at a time.
 
-Windows without overlap give a higher perplexity than a sliding window, the more so the shorter they are: compare
-only figures with the same window and stride, and only models with the same tokenizer.
+Windows without overlap give a higher perplexity than a sliding window, especially short ones: compare only results with
+the same window and stride, and only models with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from mixq.engine.model import Model
 from mixq.errors import ModelFileError, PromptError, UsageError
 
 ROWS = 128
-"""Positions whose logits are held at once: 16 MB a model at a vocabulary of 32,000."""
+"""Positions whose logits are kept at a time: 16 MB per model with a vocabulary of 32,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A model against its reference, over the same positions.
+    """Comparison of a model with its reference, at the same positions.
 
     Attributes:
         reference_perplexity: of the reference.
@@ -50,10 +50,10 @@ class PerplexityReport:
 
     Attributes:
         tokens: tokens of the text that were predicted.
-        windows, window_tokens: how the text was cut; the last window may be shorter.
+        windows, window_tokens: how the text was split; the last window may be shorter.
         perplexity: exp of the mean negative log likelihood.
         standard_error: of `perplexity`, from the spread over tokens; a lower bound, since neighbours are correlated.
-        comparison: with the reference, where one was given.
+        comparison: with the reference, if there is one.
     """
 
     tokens: int
@@ -81,13 +81,13 @@ def perplexity(
 
     Args:
         model: the model to measure.
-        text: what to predict.
+        text: the text to predict.
         reference: usually the unquantized model; it must have the same tokenizer.
-        window: tokens of a window, the BOS token included; None takes the context (the smaller of the two).
-        stride: tokens from the start of a window to the next; None: no overlap. Half a window takes twice as long, and
-            predicts each token from at least half a window.
+        window: tokens per window, BOS token included; None: the context (the smaller one of the two models).
+        stride: tokens from the start of a window to the next; None: no overlap. Half a window takes twice as
+            long, and predicts each token from at least half a window.
         max_tokens: measure only this many tokens from the start; None measures all.
-        progress: called with tokens done and tokens in all.
+        progress: called with the numbers of tokens done and in total.
 
     Raises:
         PromptError: the text is empty, or a model has no tokenizer.
@@ -102,14 +102,14 @@ def perplexity(
     if not 1 <= stride < window:
         raise UsageError(f"stride is {stride} tokens; it must be from 1 to {window - 1}.")
     if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"The number of tokens to measure is {max_tokens}; give 1 or more.")
+        raise UsageError(f"The number of tokens to measure is {max_tokens}; it must be 1 or more.")
     ids = model.tokenizer.encode(text)
     if not ids:
-        raise PromptError("The text is empty.", hint="Give a file with some text.")
+        raise PromptError("The text is empty.", hint="Use a file with some text.")
     if reference is not None and (
         reference.config.vocab_size != model.config.vocab_size or reference.tokenizer.encode(text) != ids
     ):
-        raise UsageError("The model and its reference have different tokenizers; their figures cannot be compared.")
+        raise UsageError("The model and its reference have different tokenizers, so they cannot be compared.")
     if max(ids) >= model.config.vocab_size:
         raise ModelFileError(
             f"The tokenizer gives token {max(ids)}; the model has a vocabulary of {model.config.vocab_size}.",
@@ -117,7 +117,8 @@ def perplexity(
         )
     ids = ids[:max_tokens]
     sums = _Sums(compared=reference is not None)
-    windows = range(0, max(len(ids) - (window - 1) + stride, 1), stride)  # the last is the first to reach the end
+    # the first window that reaches the end is the last
+    windows = range(0, max(len(ids) - (window - 1) + stride, 1), stride)
     for start in windows:
         _measure_window(model, reference, ids[start : start + window - 1], sums.tokens - start, sums)
         if progress is not None:
@@ -126,7 +127,7 @@ def perplexity(
 
 
 def _measure_window(model: Model, reference: Model | None, targets: Sequence[int], known: int, sums: _Sums) -> None:
-    """Add a window's tokens to the sums, without the first `known`, which have been counted."""
+    """Add a window's tokens to the sums, without the first `known`, which are already counted."""
     inputs = [model.tokenizer.bos_id, *targets[:-1]]
     cache = model.new_kv_cache()
     reference_cache = None if reference is None else reference.new_kv_cache()
@@ -141,7 +142,7 @@ def _measure_window(model: Model, reference: Model | None, targets: Sequence[int
 
 
 class _Sums:
-    """Sums over positions, in float64: a text has too many for float32."""
+    """Sums over positions, in float64, since a text has too many positions for float32."""
 
     def __init__(self, *, compared: bool) -> None:
         self.compared = compared
@@ -173,7 +174,7 @@ class _Sums:
 
 
 def _nll(logprobs: Tensor, wanted: Tensor, whose: str) -> Tensor:
-    """Return -log p of the wanted tokens [T], given log p of all [T, V], in float64."""
+    """Return -log p of the right tokens [T], given log p of all [T, V], in float64."""
     nll = -logprobs.gather(-1, wanted[:, None])[:, 0].double()
     if not bool(torch.isfinite(nll).all()):
         raise ModelFileError(f"The {whose}'s logits are not finite.", hint="Check its folder with `mixq verify`.")
@@ -181,5 +182,5 @@ def _nll(logprobs: Tensor, wanted: Tensor, whose: str) -> Tensor:
 
 
 def _exp(mean_nll: float) -> float:
-    """Return exp, at most 1e300: a broken model's perplexity must still be a number."""
+    """Return exp, at most 1e300, so that a broken model's perplexity is still a number."""
     return math.exp(mean_nll) if mean_nll < math.log(1e300) else 1e300

@@ -1,9 +1,7 @@
 """Prompts from a file, and a small built-in set.
 
-Contract: a file has one prompt a line, or JSON lines: {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}
-as in OpenAI's API, each with an optional "name". Blank lines are skipped; an error names its line. No model is known
-here.
-"""
+Contract: a file has one prompt per line, or JSON lines: {"prompt": TEXT} or {"messages": [{"role": ..., "content":
+...}]} as in OpenAI's API, each with an optional "name". Blank lines are skipped; an error names its line."""
 
 from __future__ import annotations
 
@@ -33,11 +31,11 @@ def parse_prompts(text: str, where: str) -> list[NamedPrompt]:
         where: the file's name, for messages.
 
     Raises:
-        PromptError: the file has no prompt, or a line that is not one.
+        PromptError: the file has no prompt, or an invalid line.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
-        raise PromptError(f"{printable(where)} has no prompt.", hint="Give one prompt a line.")
+        raise PromptError(f"{printable(where)} has no prompt.", hint="Write one prompt per line.")
     if len(lines) > MOST:
         raise PromptError(f"{printable(where)} has {len(lines):,} prompts; at most {MOST:,} are run.")
     if lines[0][1].startswith("{"):
@@ -49,7 +47,7 @@ def _parsed(line: str, number: int, where: str) -> NamedPrompt:
     try:
         entry = parse_json_object(line.encode(), where)
     except ModelFileError as error:
-        raise PromptError(error.message, hint="Make every line a JSON object, or none.") from error
+        raise PromptError(error.message, hint="Write all lines as JSON objects, or none.") from error
     fields = Fields(entry, f"{printable(where)}: ", PromptError)
     fields.only(("prompt", "messages", "name"))
     name = fields.text("name", default="")
@@ -58,7 +56,7 @@ def _parsed(line: str, number: int, where: str) -> NamedPrompt:
     if "prompt" in entry:
         text = fields.text("prompt")
         if not text.strip():
-            raise fields.wrong("prompt", "a text that is not blank")
+            raise fields.wrong("prompt", "a string that is not blank")
         return NamedPrompt(_short(name or text), text)
     messages = entry["messages"]
     if not isinstance(messages, list) or not messages:

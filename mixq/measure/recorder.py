@@ -1,8 +1,8 @@
 """Runs prompts and records the routers: choices, weights, predictions of the next layers' choices, and times.
 
 Contract: recording does not change a reply, on any device. The predictions are made here: the routers of the next
-layers are applied to the hidden state of this one. In a pass of few tokens that is done after it; in a pass of many,
-whose hidden states would take too much memory, at once, and its time is subtracted from the pass. A GPU's captured
+layers are applied to the hidden state of this one. In a forward pass of few tokens this is done after it; in a
+pass of many, whose hidden states would need too much memory, at once, and its time is subtracted. A GPU's captured
 steps are not used while recording, so a recorded token may take longer than others.
 
 Axes: T tokens of a pass, L layers, A active experts, H layers looked ahead.
@@ -41,18 +41,18 @@ class Recorder:
     """Records a model.
 
     Args:
-        model: whose experts.
-        name: what to call it; None takes its folder's name.
+        model: the model to record.
+        name: of the model in the recording; None: its folder's name.
 
     Raises:
-        UsageError: a dense model, or one with more experts than a recording has numbers for.
+        UsageError: a dense model, or one with more experts than a recording can have.
     """
 
     def __init__(self, model: Model, name: str | None = None) -> None:
         config = model.config
         if not config.is_moe:
             raise UsageError(
-                f"{printable(model.folder.path.name)} is dense: it has no experts to record.",
+                f"{printable(model.folder.path.name)} is dense, so it has no experts to record.",
                 hint="Name a model with experts, such as a Mixtral.",
             )
         if config.num_local_experts > NOTHING:
@@ -67,7 +67,7 @@ class Recorder:
         self._begun = datetime.now(UTC)
 
     def tasks(self, prompts: Sequence[NamedPrompt], **sampling: Any) -> list[Task]:
-        """Return the tasks of some prompts, all checked before the first runs.
+        """Return the tasks of prompts; all are checked before the first runs.
 
         Args:
             sampling: fields of `SamplingParams`.
@@ -87,7 +87,7 @@ class Recorder:
             raise PromptError(
                 f"{printable(prompt.name)} is a conversation, and this model has no chat template: "
                 f"{model.template.why}.",
-                hint="Give texts, or --template.",
+                hint="Use texts instead, or set --template.",
             )
         return model.prompting.task(Request(model.encode(prompt.text), params, continues_text=True))
 
@@ -99,11 +99,11 @@ class Recorder:
         cancel: threading.Event | None = None,
         on_token: Callable[[int], None] = lambda tokens: None,
     ) -> Done:
-        """Answer a prompt and record it; an answer that is interrupted is recorded as far as it went.
+        """Answer a prompt and record it; of an interrupted answer, the tokens so far are recorded.
 
         Args:
             cancel: ends the reply when set.
-            on_token: called after each pass with the number of its tokens.
+            on_token: called after each forward pass with the number of its tokens.
         """
         model = self.model
         sequence = KeptSequence(model.new_kv_cache())
@@ -163,9 +163,9 @@ class Recorder:
     # One pass
 
     def _look(self, layer: int, residual: Tensor, ids: Tensor, weights: Tensor) -> None:
-        """Take a layer's routing: a router hook of `mixq.model.hooks`."""
+        """Record a layer's routing: a router hook of `mixq.model.hooks`."""
         begun = time.perf_counter()
-        if layer == 0:  # also of a pass that is run again because memory had run out
+        if layer == 0:  # also of a forward pass that is repeated because memory had run out
             self._layers = _Layers()
         layers = self._layers
         layers.ids.append(ids)
@@ -181,7 +181,7 @@ class Recorder:
 
     @torch.inference_mode()
     def _finished(self, run: Pass, *, in_prompt: bool) -> dict[str, NDArray[Any]]:
-        """Return a pass as the arrays of a recording, whose first axis is T."""
+        """Return a forward pass as arrays of a recording, whose first axis is T."""
         layers, self._layers = self._layers, _Layers()
         for layer, residual in enumerate(layers.residuals):
             layers.predictions.append(self._predict(layer, residual))
@@ -204,7 +204,7 @@ class Recorder:
 
 @dataclass(slots=True)
 class _Layers:
-    """What the layers of a pass have shown so far; `seconds` that recording them has taken."""
+    """The routing of a forward pass so far; `seconds` spent on recording it."""
 
     ids: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)

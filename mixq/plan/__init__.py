@@ -1,1 +1,1 @@
-"""What a model would do on a computer that is described by figures."""
+"""Predicts memory use and speed of a model on a described computer."""

@@ -1,9 +1,9 @@
-"""A computer described by figures: measured here, taken from a file, or a preset.
+"""Speeds and sizes of a computer: measured here, read from a file, or a preset.
 
 Contract: plain data, no torch. Bytes, bytes per second, floating-point operations per second, seconds. A hardware file
 is JSON, `{"format": "mixq-hardware", "version": 1, "name": ..., "ram": ..., "cpu": {...}, "gpu": {...} or null, ...}`
-with the fields below. Every figure is checked, also for its unit (51 where 51e9 is meant), and an unknown key is an
-error with a suggestion.
+with the fields below. Every figure is checked, also for its unit (51 instead of 51e9), and an unknown key is an error
+with a suggestion.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LARGEST_FILE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CpuFigures:
-    """What mixq's kernels get out of a processor and its RAM.
+    """Figures of mixq's kernels on a processor and its RAM.
 
     Attributes:
-        cores: physical ones that a model may use.
+        cores: physical cores that a model may use.
         read_bandwidth: of plain reads of RAM, by all threads.
         kernel_bandwidth: of the decode kernels reading experts of Mixtral's size (nl4 g32) from RAM.
         cache_bytes: of the last level cache.
@@ -37,7 +37,7 @@ class CpuFigures:
         flops: of a prompt's experts of Mixtral's size with 128 rows each.
         small_flops, small_flops_plain: of a prompt at the demo model's sizes, one thread, quantized and in bfloat16.
         layer_seconds: of a layer, without reading its weights.
-        pass_seconds: of a pass, without layers and head.
+        pass_seconds: of a forward pass, without layers and head.
     """
 
     cores: int
@@ -55,7 +55,7 @@ class CpuFigures:
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
-    """What mixq's kernels get out of a GPU and its link.
+    """Figures of mixq's kernels on a GPU, and of its link.
 
     Attributes:
         memory, free: bytes; free is None if unknown.
@@ -63,9 +63,9 @@ class GpuFigures:
         copy_bandwidth, copy_back: from host memory to the GPU, and back.
         copy_under_load: to the GPU while the CPU's kernels read RAM.
         copy_latency: seconds that each copy takes in addition.
-        handover_seconds: to copy a row and the router's choice to the host and the result back.
+        handover_seconds: to copy a row and the router's choice to the host, and the result back.
         launch_seconds: from a kernel's launch to its start.
-        layer_seconds: of a layer in addition to all that.
+        layer_seconds: of a layer, in addition to all these.
         pinned_limit: bytes that can be locked for copies; None if no limit was met.
     """
 
@@ -90,11 +90,11 @@ class Computer:
 
     Attributes:
         ram, ram_free: bytes; free is None if unknown.
-        disk_bandwidth: of reads past the page cache; None if unknown.
+        disk_bandwidth: of reads without the page cache; None if unknown.
         gpu: None without a usable one.
         measured: ISO time; None for a preset.
         versions: of the software that measured it.
-        load: share of the processor that other programs took during the measurement; None if unknown.
+        load: share of the processor that other programs used during the measurement; None if unknown.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Computer:
     load: float | None = None
 
     def hardware(self) -> Hardware:
-        """Return the figures that scheduler and replay compute with.
+        """Return the figures for scheduler and replay.
 
         Raises:
             UsageError: there is no GPU.
@@ -154,11 +154,11 @@ class Computer:
 
     @classmethod
     def from_dict(cls, content: object, where: str) -> Computer:
-        """Return the computer of a hardware file's content; errors as in `read`."""
+        """Return the computer in a hardware file's content; errors as in `read`."""
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ModelFileError(
                 f"{printable(where)} is not a hardware file: its format is not {FORMAT!r}.",
-                hint="Make one with: mixq doctor --save FILE",
+                hint="Write one with: mixq doctor --save FILE",
             )
         where = f"{printable(where)}: "
         Fields(content, where).one_of("version", [VERSION])
@@ -216,7 +216,7 @@ def _read(kind: type[Read], given: Fields) -> Read:
 
 
 def _checked(given: Fields, key: str) -> Any:
-    """Return the value of a key, a figure only within its unit's bounds."""
+    """Return the value of a key; a figure must be within its unit's bounds."""
     value: Any = given.values.get(key)
     if value is None and key in given.values and key in _MAY_BE_NONE:
         return None

@@ -1,8 +1,8 @@
-"""Estimates the speed of a recording: simulates an excerpt and scales the result to the whole.
+"""Estimates the speed of a recording: simulates an excerpt and scales the result.
 
-Contract: the excerpt is windows of `WINDOW` tokens spread evenly over the replies, timed by `mixq.plan.replay`. The
-seconds beyond those of a model whose experts are all in GPU memory grow with the misses, so they are scaled by the
-share of misses in the whole recording over that in the excerpt. No torch.
+Contract: the excerpt consists of windows of `WINDOW` tokens spread evenly over the replies, simulated by
+`mixq.plan.replay`. The time in addition to that of a model with all experts in GPU memory grows with the misses, so it
+is scaled by the ratio of misses in the whole recording and in the excerpt. No torch.
 
 Axes: T tokens, H layers ahead, L layers, A active experts, E experts.
 """
@@ -25,22 +25,22 @@ from mixq.plan.replay import ReplayResult, Trace, belady, replay, replay_hits
 
 WINDOW = 64
 LEAD = 32
-"""Tokens before each window that are played and not counted: the scheduler learns from them what admissions gain."""
+"""Tokens before each window that are simulated but not counted: from them the scheduler learns what admissions gain."""
 
 BEFORE = 128
-"""Tokens before those; the slots begin with the experts used most among them, about as in a long run."""
+"""Tokens before those; the slots start with the experts that they use most, about as in a long run."""
 
 MOST_TOKENS = 400_000
-"""Tokens of a recording that are played at most; more take more memory and hardly change a figure."""
+"""Most tokens of a recording that are simulated; more need more memory and hardly change the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a recording is replayed on.
+    """The computer and model for a replay.
 
     Attributes:
-        pass_seconds, layer_seconds: what a pass and each of its layers take besides what `hardware` says.
-        driver: bytes that the GPU's driver takes.
+        pass_seconds, layer_seconds: of a forward pass and of each layer, in addition to those in `hardware`.
+        driver: bytes that the GPU's driver uses.
     """
 
     hardware: Hardware
@@ -56,7 +56,7 @@ class Played:
     Attributes:
         choices: [T, L, A].
         predicted: [T, H, L, A].
-        positions: of the context that a token sees, on average.
+        positions: mean number of positions that a token attends to.
         recorded: tokens of replies in the recording.
         popular: see `most_used`.
     """
@@ -69,7 +69,7 @@ class Played:
 
     @classmethod
     def of(cls, recording: Recording, name: str, cost: ModelCost, notes: list[str]) -> Played:
-        """Return the replies of a recording, with its layers spread over those of the model; notes say what was cut.
+        """Return the replies of a recording, its layers mapped to those of the model; notes tell what was omitted.
 
         Raises:
             UsageError: the model has other experts than the recording.
@@ -83,7 +83,7 @@ class Played:
         rows = np.flatnonzero(~recording.is_prompt)
         if not len(rows):
             rows = np.arange(len(recording))
-            notes.append("The recording has no replies: its prompts are replayed token by token.")
+            notes.append("The recording has no replies, so its prompts are replayed token by token.")
         recorded = len(rows)
         if recorded > MOST_TOKENS:
             rows = rows[:MOST_TOKENS]
@@ -102,11 +102,10 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A piece of the excerpt: `lead` tokens that only warm up cache and scheduler, then those counted.
+    """A window of the excerpt: `lead` tokens that only warm up cache and scheduler, then counted tokens.
 
     Attributes:
-        popular: experts by how often they were used shortly before, which the slots begin with; None at the recording's
-            beginning.
+        popular: the experts used most just before, with which the slots start; None at the start of the recording.
     """
 
     trace: Trace
@@ -128,7 +127,7 @@ class _Window:
 
 
 class Timed(NamedTuple):
-    """Figures of one setting, see `mixq.plan.sweep.Combination`."""
+    """Results of one setting; see `mixq.plan.sweep.Combination`."""
 
     tokens_per_second: float
     share_of_limit: float
@@ -136,10 +135,10 @@ class Timed(NamedTuple):
 
 
 class Excerpt:
-    """Replays an excerpt on a virtual clock, each setting once.
+    """Replays an excerpt on a virtual clock, once per setting.
 
     Attributes:
-        tokens: that are counted.
+        tokens: the number of counted tokens.
     """
 
     def __init__(
@@ -163,9 +162,9 @@ class Excerpt:
         self._all_there = full.seconds / full.tokens
 
     def time(self, policy: str, quotas: tuple[int, ...], miss: str) -> Timed:
-        """Return the figures of the whole recording."""
+        """Return the results for the whole recording."""
         if len({*quotas, 0}) == 1 or len({*quotas, self._cost.experts}) == 1:
-            policy = "lru"  # with no slots, or one for each expert, all policies are the same
+            policy = "lru"  # without slots, or with one for each expert, all policies are equal
         key = (policy, quotas, miss)
         if key not in self._known:
             results = [self._replay(window, policy, quotas, miss) for window in self._windows]
@@ -207,6 +206,6 @@ class Excerpt:
         )
 
     def _setting(self, policy: str, window: _Window) -> tuple[str | PolicyOfLayer, list[list[int]] | None]:
-        """Return the policy, and the experts that the slots begin with."""
+        """Return the policy, and the experts with which the slots start."""
         popular = self._played.popular if policy == "static" else window.popular
         return belady(window.trace) if policy == "belady" else policy, popular

@@ -1,13 +1,13 @@
 """Cache hits of a whole recording, for every layer and every number of slots at once, in numpy.
 
 Contract: `hit_curves` gives exactly the hits of `ExpertCache` with the policies of `mixq.experts.policies` if its slots
-begin with the first experts and every miss is loaded before the layer's next pass (`replay_hits` with `miss="fetch"`);
+start with the first experts and every miss is loaded before the layer's next use (`replay_hits` with `miss="fetch"`);
 tests compare the two. A layer's hits depend on its own choices and slots alone, so layers and numbers of slots are
 simulated side by side, and one simulation serves every budget.
 
-A recording is cut into parts that are simulated side by side too. Each begins some passes early with a guess of the
-cache's content; a part whose guess differs from the end of the part before is simulated again from there. So the cut
-changes only the time: 100,000 tokens of 32 layers take about a second per policy.
+A recording is split into parts that are simulated side by side too. Each starts some passes early with a guess of the
+cache's content; a part whose guess differs from the end of the previous part is simulated again from there. So the
+split changes only the time: 100,000 tokens of 32 layers take about a second per policy.
 
 Axes: T tokens, L layers, A active experts, E experts, K numbers of slots, G parts of layers.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 POLICIES = ("lru", "lfu", "static", "belady")
 
 EARLY = 128
-"""Passes that a part begins early, so that its guess can converge."""
+"""Passes by which a part starts early, so that its guess can converge."""
 
 _LANES = 8192
-"""About how many (slots, part, layer) are simulated side by side, so that numpy's calls pay off."""
+"""Approximate number of (slots, part, layer) that are simulated side by side, for efficient numpy calls."""
 
 _ABSENT = np.int64(1) << 62
 
@@ -39,7 +39,7 @@ def hit_curves(choices: Choices, experts: int, policy: str, *, parts: int | None
     Args:
         choices: of the routers, [T, L, A], in the order of use.
         policy: one of `POLICIES`; `static` keeps the experts that the recording uses most (`most_used`).
-        parts, early: how the recording is cut; None chooses.
+        parts, early: how the recording is split; None: chosen by size.
     """
     T, L, A = choices.shape
     curves = np.zeros((L, experts + 1), dtype=np.int64)
@@ -118,7 +118,8 @@ class _Player:
         return summed
 
     def _guess(self, moments: Ints) -> Ints:
-        """Return states of all parts' layers: the experts of highest priority, as if their last use was a hit.
+        """Return the guessed states of all parts' layers: the experts of highest priority, as if their last use was a
+        hit.
 
         Args:
             moments: the pass of each part's guess, [parts]; at 0 it is the slots' initial content.
@@ -135,13 +136,13 @@ class _Player:
         return np.where(there, priority[..., None], _ABSENT).reshape(self._E, len(moments) * L, len(self._slots))
 
     def _advance(self, state: Ints, layers: Ints, begins: Ints, passes: int) -> tuple[Ints, Ints]:
-        """Return the state of each group `passes` passes after its begin, and the hits [G, K]."""
+        """Return the state of each group `passes` passes after its start, and the hits [G, K]."""
         E, G, K = state.shape
         A = self._choices.shape[2]
         groups, lanes = np.arange(G), np.arange(G * K).reshape(G, K)
         priority = np.array(state, order="C")
         flat = priority.reshape(-1)  # a view
-        few = np.arange(K) < A - 1  # fewer slots than a pass needs: no room for the last misses
+        few = np.arange(K) < A - 1  # fewer slots than a token needs: no room for the last misses
         hits = np.zeros((G, K), dtype=np.int64)
         for step in range(passes):
             moments = begins + step

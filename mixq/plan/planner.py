@@ -1,7 +1,7 @@
-"""Predicts how fast a model will be on a computer and what memory it takes, before anything is loaded or downloaded.
+"""Predicts a model's speed and memory use on a computer, before anything is loaded or downloaded.
 
-Contract: arithmetic over sizes (`mixq.plan.sizes`) and a computer's figures (`mixq.plan.computer`). Memory is shared
-out by `mixq.plan.shares`; cache hits come from the cache's own policies on synthetic routing (`mixq.plan.replay`).
+Contract: computed from sizes (`mixq.plan.sizes`) and a computer's figures (`mixq.plan.computer`). `mixq.plan.shares`
+divides the memory; cache hits come from simulating the cache's policies on synthetic routing (`mixq.plan.replay`).
 Nothing is measured here, and no weight is read.
 
 The expected speed is that of routing as reported for Mixtral, with the context half full. The range goes from uniform
@@ -27,7 +27,7 @@ from mixq.plan.sizes import ModelSizes, prompt_operations
 
 SLACK = 0.1
 OVERHEAD = "work around the kernels"
-"""How `bottleneck` and `seconds` of --json call the time that Python takes."""
+"""The name of Python's time in `bottleneck` and `seconds` of --json."""
 
 FROM_DISK = "reading experts from the disk"
 TO_GPU = "copies to the GPU"
@@ -41,7 +41,7 @@ class Speed:
     """Tokens per second.
 
     Attributes:
-        low, expected, high: the most likely speed and its range.
+        low, expected, high: the expected speed and its range.
         bottleneck: the part that takes most of the time.
         parts: seconds of a token by cause; parts of a GPU's step overlap.
     """
@@ -54,7 +54,7 @@ class Speed:
 
     @property
     def limit(self) -> str:
-        """The bottleneck, for people."""
+        """The bottleneck, as text."""
         return "Python overhead" if self.bottleneck == OVERHEAD else self.bottleneck
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,11 +124,11 @@ def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, rout
     Args:
         sizes: of the model in its format.
         computer: for `--device sim`, its `gpu` has the figures of the simulated accelerator.
-        options: context, budgets and so on; a context beyond the model's is cut, as in the engine.
+        options: context, budgets and so on; a context beyond the model's is reduced, as in the engine.
         routing: how experts are assumed to be chosen, see `mixq.experts.routing`.
 
     Raises:
-        UsageError: a device that the computer does not have.
+        UsageError: the computer does not have the device.
         DoesNotFitError: the weights that every token uses do not fit.
     """
     options = replace(options, context=min(options.context, sizes.config.max_position_embeddings))
@@ -156,7 +156,7 @@ def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, rout
 
 @dataclass(slots=True)
 class _Estimate:
-    """Seconds of a pass: expected, at worst, and of its parts."""
+    """Seconds of a forward pass: expected, at worst, and of its parts."""
 
     seconds: float
     slowest: float
@@ -168,13 +168,13 @@ class _Estimate:
         return cls(sum(parts.values()), sum(parts.values()), dict(parts))
 
     def add(self, what: str, seconds: float) -> None:
-        """Add a part that overlaps nothing."""
+        """Add a part that does not overlap with others."""
         self.seconds += seconds
         self.slowest += seconds
         self.parts[what] = seconds
 
     def speed(self, tokens: int) -> Speed:
-        """Return the tokens per second of a pass of so many."""
+        """Return the tokens per second of a forward pass of `tokens`."""
         return Speed(
             tokens / self.slowest * (1 - SLACK),
             tokens / self.seconds,
@@ -200,12 +200,12 @@ class _Estimates:
             return self._on_gpu(memory)
         parts = self._on_cpu()
         gpu = self.computer.gpu
-        if self.device == "sim" and gpu is not None:  # the same cores compute, and hand rows over
+        if self.device == "sim" and gpu is not None:  # the same cores compute and copy rows
             parts[OVERHEAD] += self._layers * gpu.layer_seconds
         return _Estimate.of(parts)
 
     def prefill(self) -> _Estimate:
-        """Return a prompt in one pass."""
+        """Return a prompt in one forward pass."""
         cpu, rows = self.computer.cpu, rows_of(self.options)
         gpu, memory = self.computer.gpu, self.shares.memory
         if self.device != "cuda" or gpu is None or memory is None:
@@ -217,7 +217,7 @@ class _Estimates:
         copied = (self.sizes.expert_count - memory.slots) * self._used_by(rows)
         copies = copied * self.sizes.expert / self.computer.hardware().copy_alone
         around = cpu.pass_seconds + self._layers * gpu.layer_seconds
-        seconds = max(arithmetic, copies) + around  # experts stream to the GPU while it computes others
+        seconds = max(arithmetic, copies) + around  # experts are copied to the GPU while it computes others
         return _Estimate(seconds, seconds, {"arithmetic": arithmetic, TO_GPU: copies, OVERHEAD: around})
 
     def hit_rate(self) -> float | None:
@@ -231,7 +231,7 @@ class _Estimates:
         return sum(layer.hits for layer in layers) / max(1, sum(layer.hits + layer.misses for layer in layers))
 
     def add_disk(self, decode: _Estimate, prefill: _Estimate) -> None:
-        """Add the time in which experts are read from the disk; a token that needs one waits for it."""
+        """Add the time of reading experts from the disk; a token that needs one waits for it."""
         config, fitting = self.sizes.config, self.shares.experts_in_ram
         if fitting >= self.sizes.expert_count:
             return
@@ -256,7 +256,7 @@ class _Estimates:
         return self.sizes.config.num_hidden_layers
 
     def _used_by(self, tokens: int) -> float:
-        """Return the share of the experts that so many tokens use with uniform routing."""
+        """Return the share of the experts that `tokens` tokens use with uniform routing."""
         config = self.sizes.config
         if not self.sizes.expert_count:
             return 0.0
@@ -264,7 +264,7 @@ class _Estimates:
 
     @property
     def _seen(self) -> int:
-        """Return the positions that a token attends to when half of the context is taken."""
+        """Return the positions that a token attends to when the context is half full."""
         half, window = self.options.context // 2, self.sizes.config.sliding_window
         return half if window is None else min(half, window)
 
@@ -317,18 +317,18 @@ class _Estimates:
 
 
 def _read_from_disk(trace: Trace, slots: Sequence[int], in_ram: Sequence[int]) -> float:
-    """Return how many experts a token reads from the disk, being neither in slots nor in RAM.
+    """Return how many experts a token reads from the disk, because they are neither in slots nor in RAM.
 
-    Both keep the experts used last. A hit in a slot does not count as a use in RAM, and an expert evicted from a slot
-    is not put back there (`mixq.experts.ram_tier`).
+    Both keep the experts used last. A hit in a slot is not a use in RAM, and an expert evicted from a slot does not
+    return to RAM (`mixq.experts.ram_tier`).
 
     Args:
-        slots, in_ram: experts of each layer that there is room for.
+        slots, in_ram: experts per layer that fit.
     """
     held = [(OrderedDict[int, None](), OrderedDict[int, None]()) for _ in slots]
     read, counted = 0, 0
     for number, token in enumerate(trace):
-        counts = number >= len(trace) // 4  # by then both are full
+        counts = number >= len(trace) // 4  # both are full by then
         counted += counts
         for (on_gpu, waiting), few, more, needed in zip(held, slots, in_ram, token, strict=True):
             for expert in needed:

@@ -18,9 +18,9 @@ The header is an object: `format` "mixq-trace", `version` 2, `model` (a name), `
 `lookahead` (H), `device` (cpu, sim or cuda), `mixq` (the program's version), `created` (ISO 8601), `prompts` (a list of
 `name`, `prompt_tokens`, `tokens`: recorded ones of the prompt and of the reply), the model's sizes as in
 `mixq.experts.cost.ModelCost` (`expert_bytes`, `trunk_bytes`, `head_bytes`, `kv_bytes`, `expert_flops`; null where they
-are not known) and `settings`, how it was run. Other keys are left alone; other versions are refused.
+are not known) and `settings`, how it was run. Other keys are ignored; other versions are refused.
 
-Reading trusts nothing: `mixq.formats.npz` bounds the zip, and every number is checked here. No torch.
+Files are untrusted: `mixq.formats.npz` limits the zip, and every number is checked here. No torch.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ NOTHING = 255
 """In `predicted`: no prediction. So a layer has at most 255 experts."""
 
 MOST_BYTES = 1 << 30
-"""Of a file, and of its arrays: three million tokens of Mixtral. Larger files are refused."""
+"""Most bytes of a file, and of its arrays: three million tokens of Mixtral."""
 
 MOST_LAYERS = 1024
 LARGEST = 2**45
-"""Bytes or operations of a part of a model: no model has more, and a replay of more would take hours."""
+"""Most bytes or operations of a part of a model: no model has more, and a replay of more would take hours."""
 
 SIZES = ("expert_bytes", "trunk_bytes", "head_bytes", "kv_bytes", "expert_flops")
 KINDS = {
@@ -78,18 +78,18 @@ class PromptFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a recording says about itself.
+    """The facts of a recording.
 
     Attributes:
         model: a name.
         layers, experts, active: of the model.
-        lookahead: how many layers ahead routers were asked for predictions.
+        lookahead: number of layers ahead for which there are predictions.
         device: cpu, sim or cuda.
         mixq: version of the program.
         created: ISO 8601.
         prompts: in the order of `Recording.prompt`.
         expert_bytes, trunk_bytes, head_bytes, kv_bytes, expert_flops: see `ModelCost`; None where they are not known.
-        settings: how it was run (threads, kernels, slots, policy and so on), for people.
+        settings: of the run (threads, kernels, slots, policy and so on), for information.
     """
 
     model: str
@@ -110,7 +110,7 @@ class Facts:
 
     @property
     def cost(self) -> ModelCost | None:
-        """The model's sizes; None where the recording does not have them all."""
+        """The model's sizes; None if the recording does not have them all."""
         sizes = {name: getattr(self, name) for name in SIZES}
         if None in sizes.values():
             return None
@@ -147,14 +147,14 @@ class Recording:
             recording = cls(_facts(Fields(header, f"{printable(path)}, its header: ")), **arrays)
             _check(recording)
         except _Bad as error:
-            raise ModelFileError(f"{printable(path)} is not a usable recording: {error}.") from error
+            raise ModelFileError(f"{printable(path)} cannot be used as a recording: {error}.") from error
         return recording
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, atomically.
 
         Raises:
-            UsageError: the numbers could not be read again.
+            UsageError: `read` would refuse the numbers.
             StorageError: it cannot be written.
         """
         try:
@@ -181,7 +181,7 @@ def read_routing(path: Path) -> Trace:
 def count_prompts(
     names: Sequence[str], prompt: NDArray[np.int32], is_prompt: NDArray[np.bool_]
 ) -> tuple[PromptFacts, ...]:
-    """Return the names with how many tokens of each prompt and reply the arrays have."""
+    """Return the prompts, with the numbers of tokens in the arrays."""
     of_prompts = np.bincount(prompt[is_prompt], minlength=len(names)).tolist()
     of_replies = np.bincount(prompt[~is_prompt], minlength=len(names)).tolist()
     return tuple(PromptFacts(*row) for row in zip(names, of_prompts, of_replies, strict=True))

@@ -1,11 +1,11 @@
-"""Runs recorded or synthetic routing through cache and scheduler on a virtual clock.
+"""Simulates cache and scheduler on recorded or synthetic routing, with a virtual clock.
 
-Contract: `replay_hits` runs the cache alone, every copy complete before the layer's next pass. `replay` adds time: the
-scheduler's own plans, one copy engine that serves demand first, CPU and accelerator side by side, and host RAM that
-they share. Figures come from `mixq.experts.cost`; no weights are read, torch is not imported, and a thousand tokens of
-32 layers take a second.
+Contract: `replay_hits` simulates only the cache; every copy is complete before the layer's next use. `replay` adds
+time: the scheduler's plans, a copy engine that serves demanded copies first, CPU and accelerator in parallel, and the
+RAM that they share. Costs come from `mixq.experts.cost`; no weights are read, torch is not imported, and a thousand
+tokens of 32 layers take a second.
 
-A trace is, token by token and layer by layer, the experts that the router chose: trace[token][layer] = (5, 2).
+A trace has the experts that the router chose, by token and layer: trace[token][layer] = (5, 2).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from mixq.experts.scheduler import BACKGROUND, CHUNK, Scheduler
 Trace = Sequence[Sequence[Sequence[int]]]
 
 _INSTANT = 1e-12
-"""Seconds that are rounding."""
+"""Shorter times are rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a trace would cost on a computer.
+    """The cost of a trace on a computer.
 
     Attributes:
         tokens, seconds: of the trace.
         requests, hits, waits, fetches, on_cpu: experts, by where they were computed.
-        copied_bytes: over the link, background included.
+        copied_bytes: over the link, including background copies.
         cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
         overlap_seconds: when at least two of the three were busy.
-        limit_seconds: what the experts take with all three memories read at once, and the trunk.
+        limit_seconds: time for experts and trunk if all three memories were read at once.
     """
 
     tokens: int
@@ -67,7 +67,7 @@ class ReplayResult:
 
 
 class _AllDone:
-    """`Copies` that are complete as soon as they begin."""
+    """`Copies` that are complete as soon as they start."""
 
     def demand_seconds(self) -> float:
         return 0.0
@@ -80,7 +80,7 @@ class _AllDone:
 
 
 def belady(trace: Trace) -> PolicyOfLayer:
-    """Return the policy that knows the trace, which no other can beat."""
+    """Return the optimal policy, which knows the whole trace."""
     return lambda layer, quota: Belady([token[layer] for token in trace])
 
 
@@ -95,11 +95,11 @@ def replay_hits(
     popular: Sequence[Sequence[int]] | None = None,
     scheduler: Scheduler | None = None,
 ) -> list[CacheCounters]:
-    """Return the counts of each layer, with every copy complete before the layer's next pass.
+    """Return the counts of each layer; every copy is complete before the layer's next use.
 
     Args:
         quotas: slots of each layer.
-        policy, seed, popular: see `ExpertCache`. If `popular` is None, slots begin with the first experts.
+        policy, seed, popular: see `ExpertCache`. If `popular` is None, the slots start with the first experts.
         miss: cpu or fetch; auto needs a scheduler.
         scheduler: replaces one for `miss`.
     """
@@ -132,14 +132,14 @@ def replay(
     predicted: Sequence[Trace] = (),
     lead: int = 0,
 ) -> ReplayResult:
-    """Return what a trace would cost on a computer, token after token.
+    """Return the cost of a trace on a computer, token after token.
 
     Args:
-        quotas: slots of each layer; they begin filled, as in the engine.
+        quotas: slots of each layer; they are filled at the start, as in the engine.
         context: positions that attention reads.
-        predicted: what the layer before predicts for each layer, as a trace; then what the layer before that predicts,
+        predicted: the predictions of the previous layer for each layer, as a trace; then those of the layer before it,
             and so on.
-        lead: tokens at the beginning that are played and not counted, fewer than the trace has.
+        lead: tokens at the start that are simulated but not counted, fewer than the trace has.
     """
     cache = ExpertCache(quotas, model.experts, policy, seed=seed, popular=popular)
     _warm_up(cache)
@@ -179,7 +179,7 @@ class _Copy:
 
 
 class _Machine:
-    """CPU, accelerator and copy engine on a virtual clock; `step` lets time pass until one of them is done."""
+    """CPU, accelerator and copy engine on a virtual clock; `step` advances it until one of them is done."""
 
     def __init__(self, cost: CostModel) -> None:
         self.now = 0.0
@@ -188,7 +188,7 @@ class _Machine:
         self.demand: deque[_Copy] = deque()
         self.background: deque[_Copy] = deque()
         self.cpu_busy = self.gpu_busy = self.copy_busy = self.overlap = 0.0
-        # Latency is in the queue as the bytes that the link could have copied meanwhile.
+        # Latency is counted as the bytes that the link could have copied in that time.
         self._copy_bytes = cost.copy_seconds() * cost.hardware.copy_alone
         self._hardware = cost.hardware
         self._copy_alone = cost.hardware.copy_alone
@@ -199,7 +199,7 @@ class _Machine:
         return copy
 
     def promote(self, layer: int, expert: int) -> _Copy:
-        """Put a copy that is under way before those in the background, and return it."""
+        """Move a running background copy to the demanded ones, and return it."""
         under_way = (*self.demand, *self.background)
         copy = next(copy for copy in under_way if (copy.layer, copy.expert) == (layer, expert))
         if copy in self.background:
@@ -208,7 +208,7 @@ class _Machine:
         return copy
 
     def _share(self, computing: bool, copying: bool, on_gpu: bool) -> float:
-        """Return the share that each reader of RAM gets of its rate alone."""
+        """Return the share of its own rate that each reader of RAM gets."""
         hardware = self._hardware
         wanted = computing * hardware.cpu_bandwidth + copying * self._copy_alone
         if hardware.gpu_in_ram:
@@ -216,11 +216,11 @@ class _Machine:
         return min(1.0, hardware.ram / wanted) if wanted else 1.0
 
     def step(self, limit: float = float("inf")) -> list[_Copy]:
-        """Let time pass until something is done, at most until `limit`; return the copies that have arrived."""
+        """Advance the clock until something is done, at most until `limit`; return the finished copies."""
         queue = self.demand or self.background
         nbytes = queue[0].left if queue else 0.0
         if self.demand and self.background and (rest := self.background[0].left % CHUNK) >= 1:
-            queue, nbytes = self.background, rest  # a chunk that has begun ends first
+            queue, nbytes = self.background, rest  # a started chunk is finished first
         computing, copying, busy_gpu = self.cpu_left > 0, bool(queue), self.gpu_left > 0
         share = self._share(computing, copying, busy_gpu)
         cpu_rate, copy_rate = share * self._hardware.cpu_bandwidth, share * self._copy_alone
@@ -268,12 +268,12 @@ class _Machine:
 
 
 def _less(nbytes: float, done: float) -> float:
-    """Return what is left; a fraction of a byte is rounding."""
+    """Return the rest; a fraction of a byte is a rounding error."""
     return nbytes - done if nbytes - done >= 1 else 0.0
 
 
 class _Run:
-    """One replay: the machine, what is cached, and what has been counted."""
+    """A replay: the computer, the cache, and the counts."""
 
     def __init__(self, cost: CostModel, cache: ExpertCache, miss: str) -> None:
         self.cost = cost
@@ -284,7 +284,7 @@ class _Run:
         self._begun_at: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
 
     def begin_to_count(self) -> None:
-        """Leave what has been counted so far out of the result."""
+        """Remove the counts so far from the result."""
         self.hits = self.waits = self.fetches = self.on_cpu = self.copied = 0
         self._begun_at = self._times()
 
@@ -295,7 +295,7 @@ class _Run:
     def trunk(self, layer: int, context: int) -> None:
         self.machine.gpu_left += self.cost.trunk_seconds(context)
         self._finish_on_gpu()
-        if self.cache.quotas[layer] < self.cache.experts:  # else nothing is decided, and the host does not wait
+        if self.cache.quotas[layer] < self.cache.experts:  # else there is nothing to decide, and the host does not wait
             self._pass_until(self.machine.now + self.cost.hardware.handover_seconds)
 
     def head(self) -> None:

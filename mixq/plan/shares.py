@@ -1,8 +1,8 @@
-"""The memory placement: what goes to GPU memory, RAM and disk, computed before anything is loaded.
+"""The memory placement: which parts use GPU memory, RAM and disk, computed before anything is loaded.
 
-Contract: arithmetic over sizes and budgets. The GPU's part is the engine's own function (`mixq.experts.memory_plan`).
-The engine compares these figures with what it measures after loading, so they count everything that a process takes:
-weights as they are used, the KV cache filled, activations of the largest prompt, Python and its libraries.
+Contract: computed from sizes and budgets. The GPU's part is computed by the engine's function
+(`mixq.experts.memory_plan`). The engine compares the plan with the memory used after loading, so the plan includes
+all memory of the process: weights, a full KV cache, activations of the largest prompt, Python and its libraries.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from mixq.experts.memory_plan import (
 from mixq.plan.sizes import ModelSizes
 
 PROMPT = 512
-"""Tokens of the largest pass: a prompt goes through in chunks of so many."""
+"""Tokens of the largest forward pass: prompts run in chunks of this size."""
 
 GPU, RAM, DISK = "GPU memory", "RAM", "disk"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of the model and the memory it takes.
+    """A part of the model and its memory.
 
     Attributes:
         where: GPU memory, RAM or disk.
-        what: the part, for people.
+        what: the part, as text.
         nbytes: its size there.
     """
 
@@ -51,7 +51,7 @@ class Shares:
     Attributes:
         places: all parts, by place.
         memory: the accelerator's memory; None on the CPU alone.
-        experts_in_ram: how many of all experts the RAM has room for; 0 for a dense model.
+        experts_in_ram: how many experts fit into RAM; 0 for a dense model.
         notes: sentences for the user.
     """
 
@@ -61,12 +61,12 @@ class Shares:
     notes: tuple[str, ...]
 
     def total(self, where: str) -> int:
-        """Return the bytes taken of GPU memory, RAM or disk."""
+        """Return the bytes used in GPU memory, RAM or disk."""
         return sum(place.nbytes for place in self.places if place.where == where)
 
 
 def rows_of(options: RuntimeOptions) -> int:
-    """Return the tokens of the largest pass."""
+    """Return the tokens of the largest forward pass."""
     return min(PROMPT, options.context)
 
 
@@ -78,8 +78,8 @@ def share_out(
     Args:
         options: context, sequences and KV type; `options.ram` and `options.vram` are budgets within `ram` and `vram`.
         device: cpu, cuda or sim.
-        ram: free bytes of RAM, of which a margin stays free unless `options.ram` is set; None for as much as needed
-            (the system reports no figure).
+        ram: free bytes of RAM, of which a margin stays free unless `options.ram` is set; None: no limit, because the
+            system does not report it.
         vram: free bytes of the accelerator's memory.
 
     Raises:
@@ -147,10 +147,11 @@ def _gpu_places(sizes: ModelSizes, memory: MemoryPlan) -> list[Place]:
 
 
 def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passing: int) -> int:
-    """Return how many experts fit beside `fixed` bytes; if not all do, `passing` of them only pass on to the GPU.
+    """Return how many experts fit in addition to `fixed` bytes; if not all fit, `passing` of them are only copied to
+    the GPU.
 
     Raises:
-        DoesNotFitError: fewer than a token needs.
+        DoesNotFitError: fewer than a token uses.
     """
     experts = sizes.expert_count
     if budget is None:
@@ -160,7 +161,7 @@ def _experts_in_ram(sizes: ModelSizes, fixed: int, budget: int | None, *, passin
         raise DoesNotFitError(
             f"{sizes.name} in {sizes.format} needs at least {format_size(least)} of RAM; "
             f"{format_size(budget)} are available.",
-            hint="Take a smaller --context, or --kv int8"
+            hint="Use a smaller --context, or --kv int8"
             + ("." if "nl4" in sizes.format else ", or a smaller format (nl4)."),
         )
     fitting = (budget - fixed) // sizes.expert if experts else 0

@@ -1,7 +1,7 @@
-"""How many bytes and operations a model takes: of an open folder, or of a format that it could be quantized to.
+"""Bytes and operations of a model: of an open folder, or for a format to which it could be quantized.
 
-Contract: arithmetic over shapes, or over the headers of an open folder; no weight is read. Kernels use the bytes as
-stored, so a size on disk is a size in memory.
+Contract: computed from shapes, or from the headers of an open folder; no weight is read. Kernels use the bytes as
+stored, so sizes on disk and in memory are the same.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class ModelSizes:
         name: for tables.
         format: nl4, w4, w8, nf4, bf16 or the name of a folder's mix.
         config: its shape.
-        experts: of all experts; the feed-forward blocks of a dense model count as trunk.
-        trunk: of all layers besides their experts: attention, norms, routers.
-        head, embedding: of each; a tied embedding is the head.
+        experts: of all experts; in a dense model, the feed-forward blocks belong to the trunk.
+        trunk: of all layers without experts: attention, norms, routers.
+        head, embedding: of each; tied embeddings are counted as head.
         token: weights that a decode step reads.
     """
 
@@ -47,7 +47,7 @@ class ModelSizes:
 
     @classmethod
     def of_format(cls, name: str, format: str, config: ModelConfig) -> ModelSizes:
-        """Return the sizes of a model in a format or mix, see `resolve_mix`."""
+        """Return the sizes of a model in a format or mix; see `resolve_mix`."""
         mix = resolve_mix(config, format)
 
         def stored(parameter: Parameter) -> int:
@@ -95,11 +95,11 @@ class ModelSizes:
         return self.experts // self.expert_count if self.expert_count else 0
 
     def kv_position(self, kv: str) -> int:
-        """Return the bytes that one position takes in the KV cache of all layers."""
+        """Return the bytes of one position in the KV cache of all layers."""
         return KVCache.bytes_per_position(self.config, KV_DTYPES[kv])
 
     def cost(self, kv: str = "bf16") -> ModelCost:
-        """Return the bytes that scheduler and replay compute with; a dense model counts as one expert per layer."""
+        """Return the bytes for scheduler and replay; a dense model has one expert per layer."""
         config, layers = self.config, self.config.num_hidden_layers
         return ModelCost(
             layers=layers,
@@ -114,7 +114,7 @@ class ModelSizes:
 
 
 def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
-    """Return the mix that a text names; None for unquantized weights.
+    """Return the mix for a text; None for unquantized weights.
 
     Args:
         text: `default`, a format (`nl4`, `w4`, `w8`, `nf4`) for its default mix, `bf16` for no quantization, `all-nl4`,
@@ -131,7 +131,8 @@ def resolve_mix(config: ModelConfig, text: str) -> Mix | None:
 
 
 def positions_seen(config: ModelConfig, tokens: int, depth: int = 0) -> int:
-    """Return the positions that `tokens` tokens after `depth` others attend to, themselves included, in all."""
+    """Return the total number of positions that `tokens` tokens after `depth` others attend to, including
+    themselves."""
     window = config.sliding_window or depth + tokens
     return sum(min(position, window) for position in range(depth + 1, depth + tokens + 1))
 

@@ -1,7 +1,7 @@
 """Hits and speed of a recording for every combination of budget, policy and slot quota.
 
 Contract: hits are those of the expert cache over the whole recording, every miss loaded (`mixq.plan.hit_curves`), so
-they depend on the slots and the policy alone. Speed is simulated on an excerpt (`mixq.plan.excerpt`). Only tokens of
+they depend only on slots and policy. Speed is simulated on an excerpt (`mixq.plan.excerpt`). Only tokens of
 replies count: prompts run many tokens at a time, and no single expert delays them. No torch.
 
 Axes: T tokens, L layers, A active experts, E experts.
@@ -29,10 +29,10 @@ BEST = "belady"
 QUOTAS = ("even", "fitted")
 
 _SIMULATED = 6000
-"""Tokens that the event simulation counts in all, about: some seconds."""
+"""Approximate number of tokens in all simulations: some seconds."""
 
 _EXCERPT = (128, 256)
-"""Tokens of an excerpt, at least and at most."""
+"""Least and most tokens of an excerpt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ReplayModel:
     """A model's sizes.
 
     Attributes:
-        name: for people.
+        name: as text.
         cost: bytes by place.
         workspace: bytes on the accelerator for activations.
     """
@@ -50,29 +50,30 @@ class ReplayModel:
     workspace: int = 0
 
     def fixed(self, context: int, driver: int) -> int:
-        """Return the bytes of GPU memory that are taken before the first slot."""
+        """Return the bytes of GPU memory used without any slot."""
         cost = self.cost
         trunk = cost.layers * cost.trunk_bytes + cost.head_bytes
         kv_cache = context * cost.kv_bytes * cost.layers
         return driver + kv_cache + trunk + self.workspace + STAGING_SLOTS * cost.expert_bytes
 
     def slots(self, vram: int, context: int, driver: int) -> int:
-        """Return the slots that a budget has room for; negative if it is too small even without slots."""
+        """Return the slots that fit into a budget; negative if it is too small even without slots."""
         cost = self.cost
         return min((vram - self.fixed(context, driver)) // cost.expert_bytes, cost.layers * cost.experts)
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One budget, policy, way to share the slots, and miss mode.
+    """A budget, policy, slot quota and miss mode.
 
     Attributes:
         vram: bytes of GPU memory.
         slots: of all layers.
         quotas: even or fitted; `slots_by_layer` is the result.
         hit_rate: share of expert lookups that hit a slot, every miss being loaded.
-        to_best: how much higher it could be with the same slots: with Belady's policy, which knows the future, or with
-            the most used experts kept; the better of the two.
+        to_best: how much higher it could be with the same slots: with Belady's policy, which knows all later requests,
+        or
+            with the most used experts kept; the better of the two.
         hits_by_layer: shares.
         tokens_per_second, share_of_limit: see `mixq.plan.replay`.
         on_gpu: share of expert lookups that hit a slot in the miss mode; `auto` and `cpu` do not load every miss.
@@ -94,13 +95,13 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """All combinations, and what they were made from.
+    """All combinations, and the inputs.
 
     Attributes:
-        tokens: of replies that were replayed; `recorded` is how many there were.
+        tokens: replayed tokens of replies; `recorded`: all of them.
         excerpt: tokens of the simulation.
-        curves: of each policy the share of hits by layer with 0, 1, ... E slots.
-        notes: what the user should know.
+        curves: for each policy, the share of hits by layer with 0, 1, ... E slots.
+        notes: for the user.
     """
 
     model: str
@@ -120,7 +121,7 @@ class Sweep:
 
     @property
     def best(self) -> Combination:
-        """The fastest that a model can be run with, so without Belady's policy if there is another."""
+        """The fastest combination that a model can run with: not with Belady's policy, if there is another."""
         real = [c for c in self.combinations if c.policy != BEST] or list(self.combinations)
         return max(real, key=lambda c: (c.tokens_per_second, c.hit_rate, -c.vram))
 
@@ -145,7 +146,7 @@ class Sweep:
 
 
 def default_budgets(model: ReplayModel, context: int, driver: int, points: int) -> list[int]:
-    """Return budgets from no slot at all to one for every expert."""
+    """Return budgets from no slot to one per expert."""
     cost = model.cost
     fixed, slots = model.fixed(context, driver), cost.layers * cost.experts
     return [fixed + round(slots * i / (points - 1)) * cost.expert_bytes for i in range(points)]
@@ -167,15 +168,15 @@ def sweep(
     """Return every combination.
 
     Args:
-        model: its sizes; where it has another number of layers, the recorded ones stand for them.
+        model: its sizes; if it has another number of layers, the recorded ones are mapped to them.
         budgets: bytes of GPU memory.
         context: positions of the KV cache.
         excerpt: tokens of the simulation; None chooses.
-        progress: called with how many of how many simulations are done.
+        progress: called with the numbers of simulations done and in total.
 
     Raises:
-        UsageError: a model with other experts than the recording's.
-        DoesNotFitError: no budget has room for the weights that every token uses.
+        UsageError: the model has other experts than the recording.
+        DoesNotFitError: every budget is too small for the weights that every token uses.
     """
     notes: list[str] = []
     cost = model.cost
@@ -246,7 +247,7 @@ def sweep(
 
 
 def _slots(model: ReplayModel, budgets: Sequence[int], context: int, driver: int, notes: list[str]) -> dict[int, int]:
-    """Return the slots of each budget that has room for the weights that every token uses."""
+    """Return the slots of each budget that is large enough for the weights that every token uses."""
     slots = {vram: model.slots(vram, context, driver) for vram in sorted(set(budgets))}
     fitting = {vram: count for vram, count in slots.items() if count >= 0}
     least = model.fixed(context, driver)
@@ -254,8 +255,10 @@ def _slots(model: ReplayModel, budgets: Sequence[int], context: int, driver: int
         raise DoesNotFitError(
             f"{model.name} needs {format_size(least)} of GPU memory before the first expert, with a context of "
             f"{context}; the largest budget is {format_size(max(slots))}.",
-            hint="Give a larger --vram, or a smaller --context.",
+            hint="Use a larger --vram, or a smaller --context.",
         )
     for vram in slots.keys() - fitting.keys():
-        notes.append(f"{format_size(vram)} are left out: the weights that every token uses take {format_size(least)}.")
+        notes.append(
+            f"{format_size(vram)} are omitted, because the weights that every token uses need {format_size(least)}."
+        )
     return fitting

@@ -144,7 +144,7 @@ def test_a_base_model_completes(cli: RunCli, quantized: Path, prompts: Path, tmp
         (b"\xff", "not UTF-8"),
         (b'{"prompt": "a"}\nplain', "line 2 is not JSON"),
         (b'{"prompt": 5}', "line 1: prompt is 5; it must be a string"),
-        (b'{"prompt": " "}', "line 1: prompt is ' '; it must be a text that is not blank"),
+        (b'{"prompt": " "}', "line 1: prompt is ' '; it must be a string that is not blank"),
         (b'{"name": "x"}', "either prompt or messages"),
         (b'{"prompt": "a", "messages": []}', "either prompt or messages"),
         (b'{"promt": "a"}', "Did you mean 'prompt'"),

@@ -1,4 +1,4 @@
-"""The machine and the kernels in use: the facts of `mixq doctor`, as plain data.
+"""The computer and the kernels in use: the facts of `mixq doctor`, as plain data.
 
 Contract: `diagnose` reads the system, loads no model and changes nothing. It tests the chosen kernels on one small
 product against the reference. Features have the operating system's names; unknown facts are None or empty.
@@ -40,13 +40,13 @@ class Diagnosis:
 
     Attributes:
         cores: physical cores that this process may use: the default number of threads.
-        isa: the instruction set in use, "reference" for torch's kernels.
+        isa: the instruction set in use; "reference" for torch's kernels.
         isa_forced: MIXQ_CPU_ISA chose it.
         isas: the instruction sets that CPU and library support.
         native_library: its path; None without one, `native_reason` says why.
         build_log: the compiler's output of a failed build.
         kernels_right: the chosen kernels agree with the reference on a small product.
-        gpu: the first GPU's name, None if torch sees none; `gpu_use` says why it is not used, None if it is.
+        gpu: the first GPU's name; None if torch finds none. `gpu_use`: why it is not used; None if it is.
         bitsandbytes: its version, None if it is not installed; needed for nf4 on a GPU.
         models: names in the model store.
     """
@@ -133,7 +133,7 @@ def isa_in_use() -> str:
 
 
 def gpu_name() -> str | None:
-    """Return the name of the first GPU that torch sees."""
+    """Return the name of the first GPU that torch finds."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
@@ -166,9 +166,9 @@ def _installed(package: str) -> str | None:
 
 
 def _kernels_right() -> bool:
-    """Whether the kernels that a model would get multiply like the reference."""
+    """Whether the kernels of a model multiply like the reference."""
     if native_library.library() is None:
-        return True  # a model would get the reference
+        return True  # a model would use the reference
     generator = torch.Generator().manual_seed(0)
     N, K = 48, 256
     codes = torch.randint(16, (N, K), generator=generator, dtype=torch.uint8)

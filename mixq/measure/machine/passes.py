@@ -1,6 +1,6 @@
-"""Timed passes of synthetic models: decode steps and prompts of Mixtral's and of the demo model's sizes.
+"""Times decode steps and prompts of synthetic models, with Mixtral's and the demo model's sizes.
 
-Contract: medians of several runs, so that a figure is what a model gets on the whole, on a shared machine too.
+Contract: medians of several runs, for stable results on a shared machine too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def typical(run: Callable[[int], object], times: int) -> float:
 
 
 class Passes:
-    """A synthetic model whose passes are timed; on an accelerator, half of its experts have a slot."""
+    """A synthetic model whose forward passes are timed; on an accelerator, half of its experts have a slot."""
 
     def __init__(self, shape: Mapping[str, Any], mix: str, device: str) -> None:
         options: dict[str, Any] = {} if device == "cpu" else {"vram": _for_half_of_the_experts(shape, device, mix)}
@@ -74,7 +74,7 @@ class Passes:
         self.model.close()
 
     def prompt_seconds(self, times: int) -> float:
-        """Return the seconds of a prompt of `PROMPT` tokens; the KV cache holds it afterwards."""
+        """Return the seconds of a prompt of `PROMPT` tokens, which is in the KV cache afterwards."""
 
         def prompt(_: int) -> None:
             self._cache.truncate(0)
@@ -83,7 +83,7 @@ class Passes:
         return typical(prompt, times)
 
     def step_seconds(self, times: int) -> tuple[float, float]:
-        """Return the seconds of a decode step, and those that its kernels take."""
+        """Return the seconds of a decode step, and those of its kernels."""
         busy = []
 
         def step(number: int) -> None:
@@ -97,11 +97,11 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class SmallSteps:
-    """What the passes of models of the demo model's shape cost.
+    """The cost of forward passes with the demo model's sizes.
 
     Attributes:
-        layer_seconds, pass_seconds: of a decode step outside the kernels, for each layer and besides.
-        wall_seconds: of a layer of a decode step in all.
+        layer_seconds, pass_seconds: of a decode step outside the kernels, per layer and for the rest.
+        wall_seconds: of a layer in a decode step, in total.
         bandwidth: bytes per second of a step's weights while the kernels run.
         flops, prompt_flops: of a prompt, without and with the seconds outside the kernels.
     """
@@ -115,7 +115,7 @@ class SmallSteps:
 
     @classmethod
     def measure(cls, device: str, mix: str) -> SmallSteps:
-        """Run models of two depths on a device: the difference is what a layer costs."""
+        """Run models with two numbers of layers on a device: the difference is the cost of a layer."""
         walls, outsides = [], []
         for layers in _DEPTHS:
             with closing(Passes({**SMALL, "num_hidden_layers": layers}, mix, device)) as passes:

@@ -1,4 +1,4 @@
-"""This computer's figures, measured once in a few seconds and cached.
+"""This computer's speeds and sizes, measured once in a few seconds and cached.
 
 Contract: `probe` measures or reads an earlier measurement; `cached` only reads. The file (`hardware.json` in the cache)
 is valid while mixq, torch, the processor, its instruction set, the number of cores and the GPU stay the same;
@@ -37,7 +37,7 @@ _STAT = Path("/proc/stat")
 
 
 def probe(*, refresh: bool = False) -> Computer:
-    """Return this computer's figures, measured now if there are none or `refresh` is set.
+    """Return this computer's figures; measure them if there are none or `refresh` is set.
 
     Raises:
         DoesNotFitError: not enough memory for half a gigabyte of synthetic weights.
@@ -51,7 +51,7 @@ def probe(*, refresh: bool = False) -> Computer:
     if triton.unavailable_reason() is None:
         try:
             gpu = measure_gpu()
-        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # other programs may have taken its memory
+        except (DoesNotFitError, torch.OutOfMemoryError) as error:  # other programs may have used its memory
             versions[NOT_MEASURED] = printable(error)
     load = _Work.now().of_others(before)
     found = Computer(
@@ -64,7 +64,7 @@ def probe(*, refresh: bool = False) -> Computer:
         versions=versions,
         load=load,
     )
-    with contextlib.suppress(MixqError, OSError):  # without a writable cache, each run measures
+    with contextlib.suppress(MixqError, OSError):  # without a writable cache, every run measures
         paths.cache().mkdir(parents=True, exist_ok=True)
         found.write(_file())
     return _now(found)
@@ -92,7 +92,7 @@ class _Work:
         return cls(time.perf_counter(), _busy(), time.process_time())
 
     def of_others(self, earlier: _Work) -> float | None:
-        """Return the share of the processors that other programs took since `earlier`."""
+        """Return the share of the processors that other programs have used since `earlier`."""
         if self.busy is None or earlier.busy is None:
             return None
         others = self.busy - earlier.busy - (self.own - earlier.own)
@@ -113,7 +113,7 @@ def _file() -> Path:
 
 
 def _now(computer: Computer) -> Computer:
-    """Return the computer with the memory that is free now."""
+    """Return the computer with the currently free memory."""
     gpu = computer.gpu
     if gpu is not None and torch.cuda.is_available():
         gpu = replace(gpu, free=torch.cuda.mem_get_info(0)[0])
@@ -144,9 +144,9 @@ def _gpu() -> str:
 
 
 def disk_bandwidth() -> float | None:
-    """Return the bytes per second of reading a large file past the page cache; None if it cannot be measured.
+    """Return the bytes per second of reading a large file without the page cache; None if it cannot be measured.
 
-    The file is the largest shard of the model store, else torch's largest library: writing one would take too long.
+    The file is the largest shard of the model store, else torch's largest library: writing a file would take too long.
     """
     path = _large_file()
     if path is None or not hasattr(os, "O_DIRECT"):
@@ -182,7 +182,7 @@ def _large_file() -> Path | None:
 
 
 def _size(path: Path) -> int:
-    """Return the size of a file, 0 if it cannot be read, such as a broken link."""
+    """Return the size of a file; 0 if it cannot be read, such as a broken symlink."""
     try:
         return path.stat().st_size
     except OSError:

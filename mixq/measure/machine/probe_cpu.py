@@ -1,7 +1,6 @@
-"""What mixq's kernels get out of this processor and its RAM, in a second or two.
+"""Measures mixq's kernels on this processor and its RAM, in a second or two.
 
-Contract: synthetic weights of Mixtral's shapes give the figures of large models, the demo model's shapes those of small
-ones.
+Contract: random weights with Mixtral's shapes for the figures of large models, with the demo model's for small ones.
 
 Axes: T tokens, D hidden, A active experts.
 """
@@ -55,7 +54,7 @@ def measure_cpu() -> CpuFigures:
 
 
 def last_level_cache() -> int:
-    """Return the bytes of the last cache before RAM; 0 where the system does not say."""
+    """Return the bytes of the last-level cache; 0 if the system does not report it."""
     sizes = []
     for path in _CACHES.glob("index*/size"):
         try:
@@ -68,7 +67,7 @@ def last_level_cache() -> int:
 
 
 def _expert_bandwidth(kernels: Kernels, experts: list[Expert]) -> float:
-    """Return the bytes per second of a decode step's two experts, of more experts than any cache holds."""
+    """Return the bytes per second of a decode step's two experts, chosen among more experts than fit into any cache."""
     x, shares = _rows(1)
 
     def run(number: int) -> None:
@@ -79,7 +78,7 @@ def _expert_bandwidth(kernels: Kernels, experts: list[Expert]) -> float:
 
 
 def _expert_flops(kernels: Kernels, experts: list[Expert], F: int) -> float:
-    """Return the operations per second with 128 rows an expert."""
+    """Return the operations per second with 128 rows per expert."""
     E = len(experts)
     rows = 64 * E
     x, shares = _rows(rows)

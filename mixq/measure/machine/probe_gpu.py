@@ -1,7 +1,7 @@
-"""What mixq's kernels and copies get out of an accelerator: a GPU, or one simulated on the CPU.
+"""Measures mixq's kernels and copies on an accelerator: a GPU, or one simulated on the CPU.
 
-Contract: a model of one layer with experts of Mixtral's size is loaded there, which measures what the scheduler goes by
-(`mixq.experts.calibration`); small models give what a layer costs besides. All of its memory is freed again.
+Contract: loads a model of one layer with experts of Mixtral's size, which measures the scheduler's cost model
+(`mixq.experts.calibration`); small models measure the other costs of a layer. All memory is freed afterwards.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from mixq.plan.computer import Computer, GpuFigures
 from mixq.system.huge_pages import allocate
 from mixq.system.memory import available_memory
 
-SIMULATED = "a GPU that the CPU plays"
+SIMULATED = "a GPU simulated on the CPU"
 _BACK = 64 << 20
 _LOCKED, _LOCKED_STEP = 4 << 30, 512 << 20
 
 
 def measure_gpu(device: str = "cuda", **options: Any) -> GpuFigures:
-    """Return an accelerator's figures; `options` are those of the model that is loaded on it."""
+    """Return an accelerator's figures; `options` are those of the model to load."""
     model = Model(SyntheticWeights.make(LARGE, mix="all-nl4"), RuntimeOptions.from_kwargs(device=device, **options))
     try:
         accelerator = model.placement.accelerator
@@ -53,7 +53,7 @@ def measure_gpu(device: str = "cuda", **options: Any) -> GpuFigures:
     finally:
         model.close()
     small = SmallSteps.measure(device, "nl4")
-    layer = small.wall_seconds - hardware.handover_seconds - 2 * hardware.launch_seconds  # counted by the cost model
+    layer = small.wall_seconds - hardware.handover_seconds - 2 * hardware.launch_seconds  # included in the cost model
     return _figures(name, memory, free, hardware, copy_back, layer, limit)
 
 
@@ -83,12 +83,12 @@ def _figures(
 
 
 def locked_limit(register: Callable[[Tensor], bool]) -> int | None:
-    """Return the bytes that can be locked for copies, beside what is; None for no limit within 4 GiB.
+    """Return how many more bytes can be locked for copies; None if there is no limit up to 4 GiB.
 
-    CUDA does not go by `ulimit -l`, so only trying tells: WSL and containers on it refuse at a gigabyte or so.
+    CUDA does not use `ulimit -l`, so it must be tried: WSL and its containers refuse at about a gigabyte.
 
     Args:
-        register: locks memory, or refuses; what it took stays locked until its owner gives it back.
+        register: locks memory, or refuses; the memory stays locked until its owner releases it.
     """
     free = available_memory()
     most = _LOCKED if free is None else min(_LOCKED, free // 2)
@@ -99,10 +99,10 @@ def locked_limit(register: Callable[[Tensor], bool]) -> int | None:
 
 
 def simulated(computer: Computer, vram: int | None = None) -> Computer:
-    """Return the computer while it simulates a GPU (`--device sim`) with so much memory.
+    """Return the computer while it simulates a GPU (`--device sim`) with this much memory.
 
-    Its cores compute for both, and its RAM is read and copied for both: the speed of a step and a prompt is measured
-    with half of the experts in slots.
+    Cores and RAM do the work of both, so the speeds of a decode step and a prompt are measured with half of the experts
+    in slots.
     """
     memory = vram or (available_memory() or 8 << 30) // 2
     with closing(Passes(LARGE, "all-nl4", "sim")) as large:
@@ -120,4 +120,4 @@ def simulated(computer: Computer, vram: int | None = None) -> Computer:
     )
     layer = packed.wall_seconds - alone.wall_seconds
     gpu = _figures(SIMULATED, memory, memory, hardware, hardware.copy_bandwidth, layer)
-    return replace(computer, name=f"{computer.name}, playing a GPU", cpu=cpu, gpu=gpu)
+    return replace(computer, name=f"{computer.name}, simulating a GPU", cpu=cpu, gpu=gpu)

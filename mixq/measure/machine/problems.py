@@ -1,7 +1,7 @@
-"""Problems of a machine and their remedies: the last lines of `mixq doctor`.
+"""Problems of a computer and their remedies: the last lines of `mixq doctor`.
 
-Contract: facts in, sentences out. The system's own files are read where diagnosis and probe have no figure; unknown
-facts are no problem. Nothing is changed.
+Contract: facts in, sentences out. Reads system files for what diagnosis and probe do not have; unknown facts are not
+problems. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLOW_RAM = 15e9
 SWAPPED = 1 << 30
 DISTURBED = 0.1
 NOT_MEASURED = "gpu, not measured"
-"""Among a computer's versions: why a GPU that could be used has no figures."""
+"""Key in a computer's versions: why a usable GPU has no figures."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NVIDIA = Path("/proc/driver/nvidia/version")
@@ -47,7 +47,7 @@ def problems(found: Diagnosis, computer: Computer | None) -> list[Problem]:
     """
     wrong = list(_of_kernels(found))
     if computer is None:
-        wrong.append(Problem("There is too little free memory to measure this computer.", "Close other programs."))
+        wrong.append(Problem("Not enough free memory to measure this computer.", "Close other programs."))
     else:
         wrong += [*_of_measuring(computer), *_of_memory(computer)]
     return [*wrong, *_of_gpu(found, computer), *_of_system(found)]
@@ -77,7 +77,7 @@ def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
 def _of_measuring(computer: Computer) -> Iterator[Problem]:
     if computer.load is not None and computer.load >= DISTURBED:
         yield Problem(
-            f"Other programs took {computer.load:.0%} of the processor while measuring: the figures are too low.",
+            f"Other programs took {computer.load:.0%} of the processor while measuring, so the speeds are too low.",
             "Close them, then run `mixq doctor --refresh`.",
         )
 
@@ -98,12 +98,12 @@ def _of_memory(computer: Computer) -> Iterator[Problem]:
         disk = computer.disk_bandwidth
         if disk is not None and disk < SLOW_DISK:
             yield Problem(
-                f"The disk reads {format_size(disk)}/s, too slow to read experts from.",
+                f"The disk reads {format_size(disk)}/s, too slow for reading experts while the model runs.",
                 "Put the model store ($MIXQ_HOME) on an NVMe disk.",
             )
     if computer.cpu.read_bandwidth < SLOW_RAM:
         yield Problem(
-            f"RAM is read at {format_size(computer.cpu.read_bandwidth)}/s; two channels reach 40 GB/s and more.",
+            f"RAM is read at {format_size(computer.cpu.read_bandwidth)}/s; with two channels it should reach 40 GB/s.",
             "Close other programs and run `mixq doctor --refresh`; check that memory modules are installed in pairs.",
         )
 
@@ -112,10 +112,12 @@ def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
     if found.gpu is None and _NVIDIA.exists():
         yield Problem(
             f"The NVIDIA GPU is not used: {found.gpu_use}",
-            "Check that `nvidia-smi` shows it, and install a CUDA build of torch (pytorch.org).",
+            "Check that `nvidia-smi` lists it, and install a CUDA build of torch (pytorch.org).",
         )
     if found.gpu is not None and found.gpu_use is not None:
-        yield Problem(f"{found.gpu} is not used: {found.gpu_use}", "Fix that, or silence this with --device cpu.")
+        yield Problem(
+            f"{found.gpu} is not used: {found.gpu_use}", "Fix this, or use --device cpu to suppress the message."
+        )
     if computer is None:
         return
     if (reason := computer.versions.get(NOT_MEASURED)) is not None:
@@ -143,12 +145,12 @@ def _of_system(found: Diagnosis) -> Iterator[Problem]:
         )
     if "[never]" in text_of(_HUGE_PAGES):
         yield Problem(
-            "Transparent huge pages are off; the CPU kernels read large pages faster.",
+            "Transparent huge pages are off; with them the CPU kernels read faster.",
             f"echo madvise | sudo tee {_HUGE_PAGES}",
         )
     swap = swapped_memory()
     if swap >= SWAPPED:
         yield Problem(
-            f"{format_size(swap)} of memory are swapped out: the running programs need more RAM than there is.",
+            f"{format_size(swap)} of memory are swapped out, because the running programs need more RAM than there is.",
             "Close other programs before loading a model.",
         )

@@ -1,1 +1,1 @@
-"""Pictures of recordings, benches, replays and model folders: their numbers, and how they are drawn."""
+"""Plots of recordings, benches, replays and model folders: the numbers, and the drawing."""

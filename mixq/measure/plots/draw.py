@@ -1,8 +1,8 @@
-"""Figures drawn by matplotlib, as PNG or SVG.
+"""Draws figures with matplotlib, as PNG or SVG.
 
-Contract: colours that colour-blind people tell apart (cividis; Okabe and Ito's palette) with different markers, axes
-with names, titles that say what is seen. The same figure gives the same bytes. Texts are shown as they are: a $ starts
-no formula. matplotlib is an extra, imported here alone; without it there is one clear message.
+Contract: colours that colour-blind people can distinguish (cividis; Okabe and Ito's palette) with different markers,
+named axes, and titles that describe the plot. The same figure gives the same bytes. Texts are shown literally: a $ does
+not start a formula. matplotlib is an extra, imported only here; without it there is a clear message.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _SIZE = (6.4, 4.0)
 _LARGEST = 24.0  # inches
 _INK = "#202020"
 _PALE = "#d9d9d9"
-_WRITTEN = 120  # cells up to which values are written out
+_WRITTEN = 120  # most cells for which values are written
 
 
 def check_matplotlib() -> None:
-    """Raise MixqError where matplotlib is not installed."""
+    """Raise MixqError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise MixqError("Pictures need matplotlib.", hint="pip install 'mixq[plots]'")
+        raise MixqError("Plots need matplotlib.", hint="pip install 'mixq[plots]'")
 
 
 def picture(figure: Figure, format: str) -> bytes:
@@ -106,7 +106,7 @@ def _columns(axes: Axes) -> int:
 
 
 def _plain(text: str) -> str:
-    """Return text in which matplotlib sees no formulas."""
+    """Return text without formulas for matplotlib."""
     return text.replace("$", r"\$")
 
 
@@ -197,14 +197,14 @@ def _draw_chart(figure: Chart, axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(figure.series) + len(figure.levels) > 1:
-        if len(figure.series) > 5:  # beside the chart, which has no room
+        if len(figure.series) > 5:  # next to the chart, which has no room
             axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         else:
             axes.legend(fontsize=8, frameon=False)
 
 
 def _plain_ticks(axis: Any) -> None:
-    """Write 20 and 50 on a logarithmic axis, no powers."""
+    """Write 20 and 50 on a logarithmic axis, not powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

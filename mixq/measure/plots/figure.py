@@ -1,7 +1,7 @@
-"""What a picture shows, as numbers, before anything is drawn: a heat map, a chart, bars or a table.
+"""The content of a plot, as numbers: a heat map, a chart, bars or a table.
 
 Contract: plain data. The same figure is drawn by matplotlib (`draw`), in the terminal (`mixq.cli.plot_terminal`), and
-printed by `--json`. Every figure has a `name`, for files, such as expert-use, and a `title`, which says what is seen.
+printed by `--json`. Every figure has a `name` for files, such as expert-use, and a descriptive `title`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """What every figure has; see this module's contract."""
+    """The common part of figures; see this module's contract."""
 
     kind: ClassVar[str]
     name: str
@@ -30,10 +30,10 @@ class HeatMap(_Named):
     """Values of rows and columns.
 
     Attributes:
-        rows, columns: what they are; the first row is at the top, the first column at the left.
-        values: [rows][columns]; None where there is no value.
-        unit: of a value; shares are given from 0 to 1, with the unit %.
-        middle: the value that chance would give; None where there is none.
+        rows, columns: their meaning; the first row is at the top, the first column at the left.
+        values: [rows][columns]; None if there is no value.
+        unit: of a value; shares are from 0 to 1, with the unit %.
+        middle: the value expected by chance; None without.
         scale: the values at the two ends of the colours, both above 0; None for 0 and the largest value.
     """
 
@@ -54,7 +54,7 @@ class HeatMap(_Named):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line of points, or points alone.
+    """Points, joined by a line or not.
 
     Attributes:
         points: (x, y), x ascending.
@@ -71,7 +71,7 @@ class Chart(_Named):
     """Series over an axis.
 
     Attributes:
-        x, y: what the axes are, with their units.
+        x, y: meanings of the axes, with their units.
         levels: horizontal lines with a name, such as chance.
         percent: whether y are shares from 0 to 1.
         whole: whether x are whole numbers (layers, slots).
@@ -93,8 +93,8 @@ class Bars(_Named):
     """Amounts, one bar each.
 
     Attributes:
-        x: what the length of a bar is, with its unit.
-        bars: label, amount, and a text beside the bar.
+        x: meaning of a bar's length, with its unit.
+        bars: label, amount, and a text next to the bar.
     """
 
     kind: ClassVar = "bars"
@@ -122,13 +122,13 @@ Figure = HeatMap | Chart | Bars | Table
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a text with what is too long of it taken out of the middle."""
+    """Return a text of limited length, shortened in the middle."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def by_size(what: str, found: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[str, tuple[Series, ...]]:
-    """Return an axis of sizes with a fitting unit, and the series over it; x are given in bytes."""
+    """Return an axis of sizes with a suitable unit, and the series over it; x are in bytes."""
     unit, size = size_unit(max((x for points in found.values() for x, _ in points), default=0.0))
     series = (Series(name, tuple(sorted((x / size, y) for x, y in points))) for name, points in found.items())
     return f"{what}, {unit}", tuple(series)

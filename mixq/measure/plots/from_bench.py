@@ -1,6 +1,6 @@
-"""Figures of a bench's lines (`mixq bench --save`): the roofline, and speed against GPU memory.
+"""Figures of bench results (`mixq bench --save`): the roofline, and speed against GPU memory.
 
-Contract: lines are read and checked by `mixq.measure.speed.compare`; a figure leaves out lines without its fields.
+Contract: lines are read and checked by `mixq.measure.speed.compare`; a figure ignores lines without its fields.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _STEPS = 24
 
 
 def figures(lines: Sequence[Measured]) -> list[Figure]:
-    """Return the figures that the lines have numbers for."""
+    """Return the figures for which the lines have numbers."""
     return [figure for figure in (_roofline(lines), _memory(lines)) if figure is not None]
 
 
 def _roofline(lines: Sequence[Measured]) -> Chart | None:
-    """Return operations per second against operations per byte, of the last line of each test on the CPU."""
+    """Return operations per second against operations per byte, for the last line of each test on the CPU."""
     points: dict[str, tuple[float, float]] = {}
     bandwidth = 0.0
     for line in lines:
@@ -50,7 +50,7 @@ def _roofline(lines: Sequence[Measured]) -> Chart | None:
 
 
 def _memory(lines: Sequence[Measured]) -> Chart | None:
-    """Return decode speed against the GPU memory given, by model and device."""
+    """Return decode speed against the GPU memory limit, by model and device."""
     series: dict[str, dict[float, list[float]]] = {}
     for line in lines:
         plan = _plan(line)

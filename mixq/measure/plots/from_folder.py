@@ -1,7 +1,7 @@
-"""Figures of a quantized folder: its settings, what each linear layer lost, and the bytes of each part.
+"""Figures of a quantized folder: its settings, the error of each linear layer, and the bytes of each part.
 
 Contract: errors are mixq.json's relative squared errors of weights, shown times 1000; names are those of the folder's
-own architecture, and others that a mixq.json may hold are ignored. Headers are read, no weights.
+architecture; others in mixq.json are ignored. Only headers are read.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from mixq.measure.plots.figure import Bars, Chart, Figure, HeatMap, Series, Tabl
 from mixq.quantize.report import ErrorRow, SizeTable, errors_of_folder, sizes_of_folder
 
 FAR_BELOW = 0.2
-"""Values below this share of the median are not on the colour scale: 8 bits lose a hundredth of what 4 bits lose, and
-would leave one colour for everything else."""
+"""Values below this share of the median are outside the colour scale: errors of 8-bit layers are a hundredth of those
+of
+4-bit layers, which would then all have the same colour."""
 
 BARS = 12
-"""Parts that get a bar of their own; a recipe can make many more."""
+"""Most parts with a separate bar; a recipe can have many more."""
 
 _UNIT = "relative squared error x 1000"
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up"}
 
 
 def figures(folder: Path, facts: Iterable[tuple[str, str]] = ()) -> list[Figure]:
-    """Return the figures of a folder; `facts` are added to those that it records, as pairs of a name and a text.
+    """Return the figures of a folder; `facts`, pairs of name and text, are added to its settings.
 
     Raises:
         ModelFileError: it is not a quantized folder of mixq, or it is damaged.
@@ -39,7 +40,7 @@ def figures(folder: Path, facts: Iterable[tuple[str, str]] = ()) -> list[Figure]
     if not (folder / FILE_NAME).is_file():
         raise ModelFileError(
             f"{printable(folder)} has no {FILE_NAME}: it was not quantized by mixq.",
-            hint="Make one with: mixq quantize",
+            hint="Write one with: mixq quantize",
         )
     manifest, model = Manifest.read(folder), ModelFolder.open(folder)
     rows = tuple((printable(name, 40), printable(text, 1000)) for name, text in (*_recorded(manifest), *facts))
@@ -116,15 +117,19 @@ def size_figure(sizes: SizeTable) -> Bars:
         parts.append((f"{len(rest)} more", sum(row.nbytes for row in rest), sum(row.weights for row in rest)))
     unit, size = size_unit(sizes.nbytes)
     bars = (
-        (printable(part, 60), nbytes / size, f"{format_size(nbytes)}, {nbytes * 8 / max(1, weights):.2f} bits a weight")
+        (
+            printable(part, 60),
+            nbytes / size,
+            f"{format_size(nbytes)}, {nbytes * 8 / max(1, weights):.2f} bits per weight",
+        )
         for part, nbytes, weights in parts
     )
-    total = f"Size: {format_size(sizes.nbytes)}; computing one token reads {format_size(sizes.token_bytes)}"
+    total = f"Size: {format_size(sizes.nbytes)}; one token reads {format_size(sizes.token_bytes)}"
     return Bars("size", total, unit, tuple(bars))
 
 
 def worst_figures(worst: Sequence[ErrorRow]) -> list[Figure]:
-    """Return a table of the linear layers that lost most, none where nothing was quantized."""
+    """Return a table of the linear layers with the largest errors; none if nothing was quantized."""
     rows = tuple(
         (
             printable(row.linear.removeprefix("model."), 200),
@@ -136,4 +141,4 @@ def worst_figures(worst: Sequence[ErrorRow]) -> list[Figure]:
         for row in worst
     )
     title = "Largest errors, of all weights and by group; x normal compares with normally distributed weights"
-    return [Table("largest-errors", title, ("Linear", "scheme", "error", "by group", "x normal"), rows)] if rows else []
+    return [Table("largest-errors", title, ("layer", "scheme", "error", "by group", "x normal"), rows)] if rows else []

@@ -1,7 +1,7 @@
-"""Figures of a recording (`mixq trace`): expert use and reuse, cache hit rates by size, and recall of predictions.
+"""Figures of a recording (`mixq trace`): expert use and reuse, cache hit rates by size, recall of predictions.
 
-Contract: decode tokens alone count, as a cache sees them; a token of a reply follows the one before it in the same
-recording. Hits are those of `mixq.plan.hit_curves`.
+Contract: only decode tokens count; each token of a reply follows the previous one of the recording. Hits are those of
+`mixq.plan.hit_curves`.
 
 Axes: T tokens, L layers, A active experts, E experts, H layers ahead.
 """
@@ -58,7 +58,7 @@ def _reuse(experts: NDArray[np.uint8], count: int) -> Chart:
     points = tuple((float(layer), float(share)) for layer, share in enumerate(again))
     return Chart(
         "expert-reuse",
-        f"Probability that an expert was used by the token before: {again.mean():.0%} on average",
+        f"Probability that an expert was used by the previous token: {again.mean():.0%} on average",
         "layer",
         "probability",
         (Series("recorded", points),),
@@ -76,7 +76,7 @@ def _hits(experts: NDArray[np.uint8], count: int) -> Chart:
         series.append(Series(policy, tuple((float(slots), float(rate)) for slots, rate in enumerate(rates))))
     return Chart(
         "hit-rates",
-        "Hit rate of the expert cache by slots per layer (Belady: the optimum, which knows the future)",
+        "Hit rate of the expert cache by slots per layer (Belady: the optimal policy, which knows all later requests)",
         "slots per layer",
         "hits",
         tuple(series),
@@ -100,7 +100,7 @@ def _recall(experts: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> Chart:
             series.append(Series(f"{ahead + 1} ahead", tuple(points)))
     return Chart(
         "recall",
-        "Share of the experts used that the routers of earlier layers predicted",
+        "Share of used experts that the routers of earlier layers predicted",
         "layer",
         "predicted",
         tuple(series),

@@ -1,6 +1,6 @@
 """Figures of a replay (`mixq replay --json`): speed and hits against GPU memory, for each policy and quota.
 
-Contract: every number is checked; what differs from what `mixq replay` writes is an error that names the place.
+Contract: every number is checked; deviations from the output of `mixq replay` are errors that name the place.
 """
 
 from __future__ import annotations

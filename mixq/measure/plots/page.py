@@ -1,7 +1,8 @@
-"""Figures as one page of HTML that needs nothing else: pictures inside, no script, no style from elsewhere.
+"""Figures as one self-contained HTML page: embedded pictures, no scripts, no external styles.
 
-Contract: every text is escaped, and the page's own policy forbids scripts and loading. Light and dark by the reader's
-choice; pictures keep a white ground. The numbers of each figure follow it, for readers who cannot see it.
+Contract: every text is escaped, and the page's content security policy forbids scripts and loading. Light or dark as in
+the reader's settings; pictures have a white background. Each figure is followed by its numbers, for readers who cannot
+see it.
 """
 
 from __future__ import annotations

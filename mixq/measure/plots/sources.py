@@ -1,4 +1,4 @@
-"""The figures of a file or folder that `mixq plot` is given, which is recognised by its content.
+"""The figures of a file or folder for `mixq plot`, which is recognized by its content.
 
 Contract: files are bounded and checked by the readers of their formats.
 """
@@ -22,7 +22,7 @@ def figures_of(path: Path) -> list[Figure]:
     """Return the figures of a file or a folder.
 
     Raises:
-        ModelFileError: it is nothing that can be plotted, or it is damaged.
+        ModelFileError: it cannot be plotted, or is damaged.
         StorageError: it cannot be read.
     """
     if path.is_dir():

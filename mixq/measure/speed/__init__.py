@@ -1,1 +1,1 @@
-"""Measuring speed: synthetic models of true sizes, prompt and decode speed beside the bandwidth of the same run."""
+"""Speed: synthetic models with the sizes of real ones, prompt and decode speed, and the bandwidth in the same run."""

@@ -1,9 +1,8 @@
-"""The read bandwidth of the kernels' threads: the limit of decode speed, measured in the same run.
+"""The read bandwidth of the kernels' threads, which limits decode speed; measured in the same run.
 
 Contract: `Bandwidth.best` is the highest of three probes (a plain sum, one with prefetch, one in the order of the
-matrix kernels) over all calls of `probe`, which the caller spreads between its measurements. The buffer is far larger
-than the caches, and in huge pages like synthetic weights.
-"""
+matrix kernels) over all calls of `probe`, which the caller makes between its measurements. The buffer is far larger
+than the caches, and in huge pages like synthetic weights."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ class Bandwidth:
         self.best = 0.0
         self._kernels = kernels
         self._data = allocate(self.nbytes)
-        self._data.fill_(1)  # unwritten pages are all mapped to one zero page, which stays in the cache
+        self._data.fill_(1)  # unwritten pages would all be mapped to one zero page, which stays in the cache
 
     def probe(self) -> float:
         """Read the buffer in each of the three ways and return the highest rate of this call, in bytes per second."""

@@ -1,7 +1,7 @@
-"""Compares two benches: the ratio of the speeds of each test, and whether it is more than noise.
+"""Compares two benches: the ratio of the speeds in each test, and whether it is more than noise.
 
-Contract: files of JSON lines, mixq's or llama-bench's (`-o jsonl`), which have the same names. The interval of a ratio
-is Welch's at 95 %, of the samples' means, by the delta method. Other differences between two runs (machine, kernels,
+Contract: files of JSON lines, mixq's or llama-bench's (`-o jsonl`), which use the same names. The interval of a ratio
+is Welch's at 95 %, of the samples' means, by the delta method. Other differences between the runs (computer, kernels,
 plan) are listed.
 """
 
@@ -27,7 +27,7 @@ _STUDENT = (
 """0.975 quantiles of Student's distribution with 1, 2, ... 30 degrees of freedom; beyond, 1.96 + 2.4 / degrees."""
 
 _CONTEXT = ("cpu_info", "gpu_info", "machine", "kernels", "plan", "n_threads", "type_k", "backends", "torch")
-"""Facts that must be equal for the ratio to compare the code alone."""
+"""Facts that must be equal for a ratio that compares only the code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def read(path: Path) -> list[Measured]:
     """Return the lines of a file, in their order.
 
     Raises:
-        ModelFileError: no such file, or a line that is not a result of a bench.
+        ModelFileError: no such file, or a line is not a bench result.
         StorageError: it cannot be read.
     """
     regular_file_size(path)
@@ -105,13 +105,13 @@ def read(path: Path) -> list[Measured]:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
                 if len(line) > LONGEST_LINE or number > MOST_LINES:
-                    raise ModelFileError(f"{printable(path)}, line {number}: too long for results of a bench.")
+                    raise ModelFileError(f"{printable(path)}, line {number}: too long for bench results.")
                 if line.strip():
                     found.append(_measured(line, f"{path}, line {number}"))
     except OSError as error:
         raise StorageError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
     if not found:
-        raise ModelFileError(f"{printable(path)} has no results.", hint="Make some with: mixq bench --save FILE")
+        raise ModelFileError(f"{printable(path)} has no results.", hint="Write some with: mixq bench --save FILE")
     return found
 
 
@@ -129,13 +129,13 @@ def _measured(line: bytes, where: str) -> Measured:
 
 
 def compare(old: Sequence[Measured], new: Sequence[Measured], *, same_file: bool = False) -> list[Comparison]:
-    """Return the tests that both have; the last line of each counts.
+    """Return the tests that both have; the last line of each is used.
 
     Args:
-        same_file: both are the same lines; the last but one is the old one.
+        same_file: both are the same lines; the second to last is the old one.
 
     Raises:
-        UsageError: no test is in both.
+        UsageError: they have no test in common.
     """
     before = _by_test(old, 1 if same_file else 0)
     after = _by_test(new, 0)

@@ -1,7 +1,7 @@
-"""Synthetic values for every kind of tensor in a model folder, fast to make.
+"""Fills all kinds of tensors in a model folder with random values, fast.
 
-Contract: codes are uniform; group scales have both signs and keep the variance of a linear layer's input. Drawing
-random numbers takes longer than filling memory, so one block of them is repeated. Its length is a prime, so no two rows
+Contract: codes are uniform; group scales have both signs and keep the variance of a linear layer's input. Generating
+random numbers takes longer than filling memory, so one block is repeated. Its length is a prime, so no two rows
 of a matrix and no two experts are equal. The values depend on the seed and on the order in which parameters are filled.
 """
 
@@ -26,7 +26,7 @@ class Filler:
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._bytes = torch.empty(_BLOCK, dtype=torch.uint8).random_(0, 256, generator=generator)
-        self._normal: Tensor | None = None  # made when it is needed
+        self._normal: Tensor | None = None  # created on first use
         self._generator = generator
         signs = torch.empty(_SCALES).random_(0, 2, generator=generator) * 2 - 1
         self._scales = (signs * torch.empty(_SCALES).uniform_(0.6, 1.0, generator=generator)).contiguous()
@@ -88,7 +88,7 @@ class Filler:
         head, rest = flat[: length - start], flat[length - start :]
         head.copy_(block[start : start + len(head)])
         whole = len(rest) // length * length
-        rest[:whole].view(-1, length).copy_(block)  # torch shares the copy, and the first touch, among its threads
+        rest[:whole].view(-1, length).copy_(block)  # torch divides the copy, and the first access, among its threads
         rest[whole:].copy_(block[: len(rest) - whole])
 
 

@@ -1,8 +1,8 @@
-"""Prompt and decode speed of a loaded model, a sample at a time.
+"""Measures prompt and decode speed of a loaded model, one sample at a time.
 
 Contract: `Bench.samples` runs the tests in turn, each after a warm-up, and yields one `Sample` for each repetition; the
 bandwidth is probed before each. `Bench.rows` sums up the samples so far, so that a run can be interrupted at any point.
-Token ids are random from a fixed seed; only the network is timed, not sampling and text, as in llama-bench.
+Token ids are random with a fixed seed; only the network is timed, not sampling and text, as in llama-bench.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Sample:
 
     Attributes:
         seconds: wall time.
-        busy_seconds: the part of it spent inside the native kernels; 0 where that is not counted.
-        bandwidth: bytes per second that the threads could read just before; 0.0 where there is no probe.
+        busy_seconds: time inside the native kernels; 0 if it is not measured.
+        bandwidth: bytes per second of the probe just before; 0.0 without a probe.
         experts: where experts were computed; None on the CPU alone.
     """
 
@@ -64,14 +64,14 @@ class Row:
 
     Attributes:
         deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
-        bytes_per_token, bytes_per_second: what a decode step reads; None for a prompt.
-        share_of_limit: median of bytes per second over the bandwidth probed just before the sample, as it drifts on
-            shared machines (by half within a minute); None where it is not known. With an accelerator: the shortest
+        bytes_per_token, bytes_per_second: read in a decode step; None for a prompt.
+        share_of_limit: median of bytes per second over the bandwidth just before the sample, which drifts on shared
+            machines (by half within a minute); None if it is not known. With an accelerator: the shortest
             time in which its memory, the RAM and the link could have served the same experts at once, and its memory
             the rest, over the measured time.
         gflops: operations of a prompt per second; None for decode.
         operations_per_token, read_per_token: of a token; a prompt reads the weights once for each of its chunks.
-        overhead_us: microseconds a layer and decode step spent outside the kernels; None where they do not count.
+        overhead_us: microseconds per layer and decode step outside the kernels; None if they are not measured.
         experts: where experts were computed, over all samples; None on the CPU alone.
     """
 
@@ -91,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was measured, and how it ran."""
+    """The measurements, and facts about the run."""
 
     model: str
     nbytes: int
@@ -114,13 +114,13 @@ class Bench:
         tests: in the order in which they are run.
         repeats: samples of each test.
         seed: of the token ids.
-        name: what to call the model; None takes its folder's name.
-        load_seconds: how long loading took; reported.
-        bandwidth: the probe; None makes one where the kernels are native.
-        routing: what chooses the experts; reported.
+        name: of the model; None: its folder's name.
+        load_seconds: of loading, for the report.
+        bandwidth: the probe; None creates one if the kernels are native.
+        routing: how experts are chosen, for the report.
 
     Raises:
-        UsageError: a test needs more positions than the model or its context has.
+        UsageError: a test needs more positions than the model or the context has.
         DoesNotFitError: no memory for the probe or the KV cache.
     """
 
@@ -184,12 +184,12 @@ class Bench:
                 yield sample
 
     def rows(self) -> list[Row]:
-        """Return the figures of the samples so far, test by test."""
+        """Return the results of the samples so far, test by test."""
         by_test = {test: [sample for sample in self._samples if sample.workload == test] for test in self.tests}
         return [self._row(test, samples) for test, samples in by_test.items() if samples]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return facts that hold for the whole run."""
+        """Return the facts of the whole run."""
         return {
             **asdict(self.facts),
             "bandwidth_bytes_per_second": self.bandwidth.best if self.bandwidth is not None else None,
@@ -199,12 +199,12 @@ class Bench:
         }
 
     def _go_to(self, depth: int) -> None:
-        """Fill the KV cache up to `depth`, keeping what it holds already."""
+        """Fill the KV cache up to `depth`, keeping its content."""
         self._kv_cache.truncate(min(depth, self._kv_cache.length))
         self._forward(self._kv_cache.length, depth, PREFILL_CHUNK)
 
     def _run(self, test: Workload, tokens: int) -> None:
-        """Run the first `tokens` of the test, from its depth."""
+        """Run the first `tokens` of the test, at its depth."""
         self._kv_cache.truncate(test.depth)
         self._forward(test.depth, test.depth + tokens, PREFILL_CHUNK if test.prompt else 1)
 
@@ -242,7 +242,7 @@ class Bench:
         )
 
     def _share_of_limit(self, test: Workload, samples: Sequence[Sample], bytes_per_token: float) -> float | None:
-        """Return the median over the samples, see `Row`."""
+        """Return the median over the samples; see `Row`."""
         offload = self.model.placement.offload
         if offload is None:
             shares = [bytes_per_token * s.tokens_per_second / s.bandwidth for s in samples if s.bandwidth]
@@ -256,7 +256,7 @@ class Bench:
 
 
 def _backend(model: Model) -> str:
-    """Return the device and kernels, for people."""
+    """Return device and kernels, as text."""
     host = f"CPU {model.placement.host_kernels.name}"
     accelerator = model.placement.accelerator
     if accelerator is None:

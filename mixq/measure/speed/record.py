@@ -1,6 +1,6 @@
-"""The facts that make two benches comparable: commit, machine, kernels and plan.
+"""The facts that make two benches comparable: commit, computer, kernels and plan.
 
-Contract: plain data; nothing is run. Names are llama-bench's where it has them (build_commit, cpu_info, gpu_info,
+Contract: plain data; nothing is run. Names are llama-bench's if it has them (build_commit, cpu_info, gpu_info,
 test_time).
 """
 
@@ -30,7 +30,7 @@ _REFERENCE = re.compile(r"ref: (refs/[\w./-]{1,200})")
 
 
 def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
-    """Return the facts that the figures of a model's run depend on."""
+    """Return the facts on which the results of a run depend."""
     placed, options = model.placement.as_dict(), model.options
     return {
         "build_commit": commit(),
@@ -66,7 +66,7 @@ def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
 def commit() -> str | None:
     """Return the commit of the checkout that mixq runs from, 12 digits; None if it is installed elsewhere.
 
-    Only git's files are read, so uncommitted changes are not seen.
+    Only git's files are read, so uncommitted changes are not noticed.
     """
     git = Path(mixq.__file__).resolve().parents[1] / ".git"
     try:
@@ -80,7 +80,7 @@ def commit() -> str | None:
 
 
 def _resolved(git: Path, name: str) -> str:
-    """Return the commit of a reference, from its own file or packed-refs."""
+    """Return the commit of a reference, from its file or packed-refs."""
     loose = git / name
     if ".." not in name and loose.is_file():
         return loose.read_text(encoding="utf-8").strip()
@@ -94,7 +94,7 @@ def _resolved(git: Path, name: str) -> str:
 def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Append records to a file of JSON lines, creating it if needed.
 
-    All lines are one write, so those of two benches that end together do not mix.
+    All lines are written at once, so that those of two benches do not mix.
 
     Raises:
         StorageError: the file cannot be written.
@@ -106,7 +106,7 @@ def append(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    text = "\n" + text  # an earlier write stopped in the middle of a line
+                    text = "\n" + text  # an earlier write ended in the middle of a line
             file.write(text.encode())
             os.fsync(file.fileno())
     except OSError as error:

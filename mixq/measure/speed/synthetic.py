@@ -1,9 +1,9 @@
-"""Models of real sizes with synthetic weights, made in seconds: for speed measurements without a checkpoint.
+"""Synthetic models: random weights with the sizes of real models, for speed measurements without a checkpoint.
 
-Contract: every tensor has the dtype, shape and layout of a model folder, and memory of its own, so that reads come from
-RAM. Codes are uniform and scales such that a linear layer keeps its input's variance, so activations stay finite
-through any number of layers. The answers mean nothing. `SyntheticWeights` holds a whole model in memory, `parts` makes
-one part after the other in the same memory."""
+Contract: every tensor has the dtype, shape and layout of a model folder, and separate memory, so that it is read from
+RAM. Codes are uniform, and scales keep the variance of a layer's input, so activations stay finite through any number
+of layers. The answers are meaningless. `SyntheticWeights` holds a whole model in memory; `parts` creates one part after
+the other in the same memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mixq.system.memory import available_memory
 
 DEFAULT_MIX = "default"
 ALIGNMENT = 64
-_USABLE = 0.95  # of the memory that is free; the rest is for activations and the system
+_USABLE = 0.95  # of the free memory; the rest is for activations and the system
 
 
 def synthetic_model(
@@ -81,7 +81,7 @@ class Part:
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.specs.values())
 
     def fill(self, filler: Filler, stored: Mapping[str, Tensor]) -> None:
-        """Give the tensors their values."""
+        """Fill the tensors."""
         for parameter in self.parameters:
             filler.fill(parameter, self.packed.get(parameter.module), stored)
 
@@ -91,7 +91,7 @@ class Recipe:
     """The shapes and schemes of a synthetic model, without values.
 
     Attributes:
-        name: the preset's, or the type of the model.
+        name: of the preset, or the model type.
         raw: the content of its config.json, without quantization_config.
         mix: None for unquantized weights.
         parts: the layers in order, then the tensors outside them.
@@ -119,9 +119,9 @@ class Recipe:
 
 
 def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor]]]:
-    """Make the model part by part, with the values of `SyntheticWeights.make`.
+    """Create the model part by part, with the values of `SyntheticWeights.make`.
 
-    The tensors {stored name: values} of a part are valid until the next is asked for: they share one memory.
+    The tensors {stored name: values} of a part are valid until the next part, which uses the same memory.
     """
     arena = allocate(max(_arena_bytes(part.specs) for part in recipe.parts))
     filler = Filler(seed)
@@ -136,9 +136,9 @@ class SyntheticWeights:
     """Synthetic weights, with the interface of a model folder (`mixq.formats.weights.Weights`).
 
     Attributes:
-        path: a name, such as `synthetic-mixtral-8x7b`; it does not exist.
+        path: a name, such as `synthetic-mixtral-8x7b`, not an existing path.
         mix: None for unquantized weights.
-        stored: every tensor by the name that it would have in a shard.
+        stored: all tensors, by their names in a shard.
     """
 
     path: Path
@@ -153,7 +153,7 @@ class SyntheticWeights:
     def make(
         cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX, seed: int = 0
     ) -> SyntheticWeights:
-        """Make the weights in memory; arguments and errors as in `synthetic_model`."""
+        """Create the weights in memory; arguments and errors as in `synthetic_model`."""
         recipe = Recipe.of(model, layers=layers, mix=mix)
         specs = {name: spec for part in recipe.parts for name, spec in part.specs.items()}
         _check_memory(recipe, _arena_bytes(specs))
@@ -173,13 +173,13 @@ class SyntheticWeights:
         return self.config.eos_token_ids
 
     def tensor(self, name: str) -> Tensor:
-        """Return an unquantized tensor by its name; KeyError where there is none."""
+        """Return an unquantized tensor by its name; KeyError if there is none."""
         if name.removesuffix(".weight") in self._packed:
             raise KeyError(name)
         return self.stored[name]
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a linear layer's weight [N, K] by the linear layer's name: a tensor, or its packed tensors."""
+        """Return a linear layer's weight [N, K] by the layer's name: a tensor, or its packed tensors."""
         if module not in self._packed:
             return self.stored[f"{module}.weight"]
         scheme, shape = self._packed[module]
@@ -233,7 +233,7 @@ def _check_memory(recipe: Recipe, needed: int) -> None:
         f"{recipe.name} with {layers} layers needs {format_size(needed)} of memory; {format_size(free)} are free.",
         hint=f"{fitting} layers fit: --layers {fitting}."
         if fitting > 0
-        else "Not one layer fits: choose a smaller preset, or --mix all-nl4.",
+        else "Not even one layer fits: choose a smaller preset, or --mix all-nl4.",
     )
 
 
@@ -246,7 +246,7 @@ def _arena_bytes(specs: Specs) -> int:
 
 
 def _lay_out(specs: Specs, arena: Tensor) -> dict[str, Tensor]:
-    """Return tensors one after the other in `arena`, uint8 of at least `_arena_bytes`, not yet filled."""
+    """Return unfilled tensors, one after the other in `arena`, uint8 of at least `_arena_bytes`."""
     tensors, start = {}, 0
     for name, (dtype, shape) in specs.items():
         end = start + dtype.itemsize * math.prod(shape)

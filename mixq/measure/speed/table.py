@@ -1,7 +1,7 @@
-"""A bench's figures as Markdown (like llama-bench's tables), CSV and JSON lines.
+"""Bench results as Markdown (like llama-bench's tables), CSV and JSON lines.
 
-Contract: columns that llama-bench has carry its names and units (t/s as mean ± deviation, sizes in GiB, weights in
-billions; avg_ts, stddev_ts, n_prompt, n_gen, n_depth and so on in CSV and JSON); mixq's own follow them.
+Contract: columns that llama-bench has use its names and units (t/s as mean ± deviation, sizes in GiB, weights in
+billions; avg_ts, stddev_ts, n_prompt, n_gen, n_depth and so on in CSV and JSON); mixq's columns follow them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def records(bench: Bench) -> list[dict[str, Any]]:
 
 
 def json_lines(bench: Bench) -> str:
-    """Return one JSON object a line."""
+    """Return one JSON object per line."""
     return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records(bench))
 
 
@@ -57,7 +57,7 @@ def comma_separated(bench: Bench) -> str:
 
 
 def markdown(bench: Bench) -> str:
-    """Return a table with llama-bench's columns and mixq's own."""
+    """Return a table with llama-bench's columns and mixq's."""
     facts = bench.facts
     model = (
         facts.model.replace("|", "\\|"),
@@ -78,7 +78,7 @@ def markdown(bench: Bench) -> str:
 
 
 def figures(row: Row) -> tuple[str, ...]:
-    """Return a test's figures as text, from t/s on; figures that do not apply are empty."""
+    """Return a test's results as text, from t/s on; those that do not apply are empty."""
     return (
         f"{row.tokens_per_second:.2f} ± {row.deviation:.2f}",
         _optional(row.bytes_per_token, 1e-9, ".3g"),

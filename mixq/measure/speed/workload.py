@@ -1,8 +1,7 @@
-"""The tests of a bench, and the bytes and operations that each needs.
+"""The tests of a bench, and the bytes and operations of each.
 
-Contract: arithmetic over shapes. A decode step reads each weight that it uses once, and the KV cache up to its
-position; a prompt is bounded by operations. Activations stay in the CPU's caches and are not counted.
-"""
+Contract: computed from shapes. A decode step reads each weight that it uses once, and the KV cache up to its position;
+a prompt is limited by operations. Activations stay in the CPU's caches and are not counted."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from mixq.plan.sizes import ModelSizes, positions_seen, prompt_operations
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A prompt of `prompt` tokens in one go, or `gen` tokens one by one, after `depth` tokens."""
+    """A prompt of `prompt` tokens, or `gen` tokens one by one, with `depth` tokens in the KV cache."""
 
     prompt: int
     gen: int
@@ -44,7 +43,7 @@ def workloads(prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int]
     """Return every prompt and every generation at every depth; a length of 0 is skipped.
 
     Raises:
-        UsageError: no test is left.
+        UsageError: there is no test.
     """
     tests = [
         test
@@ -52,9 +51,7 @@ def workloads(prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int]
         for test in (*(Workload(p, 0, depth) for p in prompts if p), *(Workload(0, n, depth) for n in gens if n))
     ]
     if not tests:
-        raise UsageError(
-            "there is nothing to measure.", hint="Give a prompt length (-p 512) or a reply length (-n 128)."
-        )
+        raise UsageError("There is no test to run.", hint="Set a prompt length (-p 512) or a reply length (-n 128).")
     return list(dict.fromkeys(tests))
 
 
@@ -62,7 +59,7 @@ def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> No
     """Check that the tests fit into the context.
 
     Raises:
-        UsageError: the longest test needs more positions than there are.
+        UsageError: the longest test needs more positions than the context has.
     """
     longest = max(tests, key=lambda test: test.positions)
     if longest.positions > maximum:
@@ -70,7 +67,7 @@ def check_positions(tests: Sequence[Workload], context: int, maximum: int) -> No
     if longest.positions > context:
         raise UsageError(
             f"{longest.name} needs {longest.positions} positions; the context has {context}.",
-            hint="Leave --context out: the default is what the tests need.",
+            hint="Omit --context: the default is what the tests need.",
         )
 
 
@@ -85,6 +82,6 @@ def weight_count(config: ModelConfig) -> int:
 
 
 def operations_per_token(config: ModelConfig, test: Workload) -> float:
-    """Return the floating point operations of a token; in a prompt its share, in a reply with the head each time."""
+    """Return the floating-point operations per token; in a prompt, the head is computed only once."""
     heads = 2.0 * config.vocab_size * config.hidden_size * (0 if test.prompt else test.tokens - 1)
     return (prompt_operations(config, test.tokens, test.depth) + heads) / test.tokens

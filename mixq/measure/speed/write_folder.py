@@ -1,8 +1,8 @@
-"""Writes a synthetic model: a folder like one of `mixq quantize`, of real sizes, without a tokenizer.
+"""Writes a synthetic model: a folder as `mixq quantize` writes it, with the sizes of a real model, without a tokenizer.
 
-Contract: `FolderJob` decides sizes and refuses before anything is written; `run` makes one shard after the other in the
-memory of one, config.json last. Stopped by an error or by Ctrl-C it removes the folder. The weights are those of
-`SyntheticWeights.make` for the same arguments.
+Contract: `FolderJob` computes sizes and checks before anything is written; `run` writes one shard after the other, with
+memory for one, config.json last. After an error or Ctrl-C it removes the folder. The weights are those of
+`SyntheticWeights.make` with the same arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mixq.measure.speed.synthetic import DEFAULT_MIX, Recipe, parts
 from mixq.system.paths import check_free_space
 
 SIDE_BYTES = 512
-"""Upper bound of what index and mixq.json take for one tensor or file."""
+"""Upper bound of the bytes in index and mixq.json per tensor or file."""
 
 
 class FolderJob:
@@ -38,7 +38,7 @@ class FolderJob:
 
     Raises:
         UsageError: the path exists, or an unknown preset or mix.
-        StorageError: the disk has not enough room.
+        StorageError: not enough disk space.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class FolderJob:
         self._settings = {"made_up": True, "mix": mix, "seed": seed}
         self.nbytes = sum(shard_size(part.specs) for part in self.recipe.parts)
         if target.exists() or target.is_symlink():
-            raise UsageError(f"{printable(target)} exists already.", hint="Name a new folder.")
+            raise UsageError(f"{printable(target)} exists already.", hint="Choose a new folder.")
         files = sum(len(part.specs) for part in self.recipe.parts) + len(self.recipe.parts)
-        hint = "Free some space, name a folder on another disk, or write fewer layers: --layers N."
+        hint = "Free some space, choose a folder on another disk, or write fewer layers: --layers N."
         check_free_space(target, self.nbytes + SIDE_BYTES * files, hint)
 
     def run(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -81,7 +81,7 @@ class FolderJob:
         try:
             self._write(on_progress)
         except BaseException:
-            shutil.rmtree(self.target, ignore_errors=True)  # made above, so it holds only what this job wrote
+            shutil.rmtree(self.target, ignore_errors=True)  # created above, so it has only files of this job
             raise
 
     def _write(self, on_progress: Callable[[int, int], None] | None) -> None:

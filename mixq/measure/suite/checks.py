@@ -1,4 +1,4 @@
-"""The check of each test, and the most words that its answer may have."""
+"""The check of each test, and the most words of an answer."""
 
 from __future__ import annotations
 

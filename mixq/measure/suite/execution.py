@@ -1,9 +1,8 @@
-"""A model's Python program in a process of its own, for `--execute`.
+"""Runs a model's Python program in a separate process, for `--execute`.
 
-Contract: this is not a sandbox: the program runs with the user's rights. It runs in Python's isolated mode, in an empty
-temporary folder that is removed, without the environment (no keys, no home), with a time limit and, where the platform
-has them, limits of output, memory, processor time and file size. Its process group is killed at the end.
-"""
+Contract: this is not a sandbox: the program runs with the user's permissions. It runs in Python's isolated mode, in an
+empty temporary folder that is removed, without environment variables (no keys, no home), with a time limit and, if the
+platform has them, limits of output, memory, processor time and file size. Its process group is killed at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +25,8 @@ HAS_TERMINALS = sys.platform != "win32"
 _PYTHON = [sys.executable, "-I", "-B"]
 _TERMINAL = {"TERM": "xterm", "LINES": "24", "COLUMNS": "80"}
 
-# Limits outlive exec. Set in a Python of their own, they need no code between fork and exec of a process with threads.
+# Limits survive exec. A separate Python sets them, so that no code runs between fork and exec of a process with
+# threads.
 _LAUNCHER = """
 import os, pty, resource, sys
 on_terminal, memory, seconds, size = map(int, sys.argv[1:])
@@ -49,7 +49,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended; `code` is None where it was killed at its time limit."""
+    """How a program ended; `code` is None if it was killed at its time limit."""
 
     code: int | None
     output: str
@@ -100,7 +100,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
+    """Kill a process and all processes that it started."""
     if sys.platform == "win32":
         process.kill()
     else:

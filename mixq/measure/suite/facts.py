@@ -1,6 +1,6 @@
 """Checks of questions with one right answer: arithmetic, the president, JSON for three people.
 
-Contract: as in `reasoning`, the conclusion counts, not the wording.
+Contract: as in `reasoning`, the conclusion is judged, not the wording.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _age(value: Any) -> Any:
 
 
 def _first_json(text: str) -> Any:
-    """Return the first array or object in a text; raises ValueError where there is none."""
+    """Return the first array or object in a text; ValueError if there is none."""
     start = re.search(r"[\[{]\s*(?=[\"\[{\]}])", text)
     if start is None:
         raise ValueError("no array or object found")

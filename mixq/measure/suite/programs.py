@@ -1,7 +1,7 @@
 """Code in answers, and the checks of programs: the numbers from 1 to 100, and Snake.
 
-Contract: a program is read, never run: whether it parses, uses what was asked for, and names nothing undefined. What
-only running can tell is left to `--execute` (`execution`).
+Contract: programs are checked without running them: whether they parse, use what the question requires, and use no
+undefined names. `--execute` runs them too (`execution`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def python_code(text: str) -> str:
     if not candidates:
         code = text.strip()
         parts = ast.walk(parsed(code)) if _parses(code) else ()
-        # A single word parses as Python too; a program has a call, an import or a loop.
+        # A single word is valid Python too, so a program must have a call, an import or a loop.
         if not any(isinstance(part, ast.Call | ast.Import | ast.ImportFrom | ast.For | ast.While) for part in parts):
             raise LookupError("no Python code")
         return code
@@ -79,7 +79,7 @@ def numbers(answer: str, language: str) -> Verdict:
 
 
 def _counts(tree: ast.Module) -> str | None:
-    """Return what a program counts instead of 1 to 100: by its ranges, else by the numbers that it has."""
+    """Return what a program counts instead of 1 to 100, by its ranges, or else by its numbers."""
     ranges = [found for node in ast.walk(tree) if (found := _literal_range(node)) is not None]
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int}
     if range(1, 101) in ranges or (range(100) in ranges and 1 in constants):
@@ -99,7 +99,7 @@ def _literal_range(node: ast.AST) -> range | None:
 
 
 def _is_endless(node: ast.AST) -> bool:
-    """Whether a node is a `while` that nothing in it ends, as far as names and constants tell."""
+    """Whether a node is a `while` loop without an end, as far as names and constants show."""
     if not isinstance(node, ast.While) or any(isinstance(part, ast.Call) for part in ast.walk(node.test)):
         return False
     tested = {part.id for part in ast.walk(node.test) if isinstance(part, ast.Name)}
@@ -161,7 +161,7 @@ def _called(tree: ast.Module) -> set[str]:
 
 
 def _defined(tree: ast.Module) -> Verdict:
-    """Right is a program that binds all names that it reads, in whatever scope."""
+    """Right is a program that binds all names that it reads, in any scope."""
     bound, read = set(dir(builtins)) | {"__name__", "__file__"}, []
     for node in ast.walk(tree):
         match node:

@@ -1,7 +1,7 @@
 """The questions: twelve tests, in the five languages of Mixtral.
 
-Contract: pure data. Each text asks for something that its check can judge. Snake is asked for in English only, since
-programs look the same in every language.
+Contract: data only. Each question can be judged by its check. Snake is only in English, since programs are the same in
+every language.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish", "
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt; an answer cut off at `max_tokens` is wrong."""
+    """A question; an answer that reaches `max_tokens` is wrong."""
 
     test: str
     language: str

@@ -1,7 +1,7 @@
-"""Text tools of the checks: lower-case words without accents, numbers as digits, sentences, main clauses.
+"""Text functions for the checks: lower-case words without accents, numbers as digits, sentences, main clauses.
 
-Contract: pure functions of text, for five languages. `unfit` says what is wrong with an answer whatever the question:
-empty, too long, repeating itself, or continuing with an invented turn of the conversation.
+Contract: pure functions of text, for five languages. `unfit` finds what is wrong with an answer to any question:
+empty, too long, repetitive, or continuing with an invented turn of the conversation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether an answer is right; `reason` says why not."""
+    """Whether an answer is right; `reason`: why not."""
 
     passed: bool
     reason: str = ""
@@ -40,7 +40,7 @@ NUMBERS = {
     "it": "zero - due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici sedici "
     "diciassette diciotto diciannove venti",
 }
-"""0 to 20. Words that are articles too (un, ein) are left out."""
+"""0 to 20, without words that are also articles (un, ein)."""
 
 NOT = r"(?:not|never|no|cannot|\w+n't|neither|nor|pas|ne|n|non|ni|jamais|nicht|kein\w*|nie|weder|nunca|mai|ne)"
 INSTEAD_OF = r"(?:instead of|rather than|au lieu de|plutot que|statt|anstatt|en lugar de|en vez de|invece (?:di|che))"
@@ -69,7 +69,7 @@ def plain(text: str) -> str:
 
 
 def with_digits(text: str, language: str) -> str:
-    """Return plain text with the number words from 0 to 20 as digits, English ones too."""
+    """Return plain text with the number words from 0 to 20, also English ones, as digits."""
     words: dict[str, int] = {}
     for key in ("en", language):
         words |= {word: value for value, word in enumerate(NUMBERS[key].split()) if word != "-"}
@@ -84,7 +84,7 @@ def sentences(text: str) -> list[str]:
 
 
 def main_clause(sentence: str) -> str:
-    """Return a sentence without the clause that gives its reason."""
+    """Return a sentence without its clause of reason."""
     leading = re.match(rf"{BECAUSE}\b[^,]*,(.*)", sentence)
     if leading:
         return leading[1]

@@ -1,8 +1,8 @@
 """Checks of the riddles about time, order and number: shirts, who is faster, killers.
 
-Contract: the conclusion counts, not the wording: claims are collected in order, and the last one decides, so that steps
-towards the answer and corrections do no harm. What repeats the riddle, gives a reason, or is about another case ("in
-batches ...") is not a claim.
+Contract: the conclusion is judged, not the wording: claims are collected in order, and the last one decides, so that
+steps towards the answer and corrections do no harm. Repetitions of the riddle, reasons, and other cases ("in batches
+...") are not claims.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def shirts(answer: str, language: str) -> Verdict:
                 continue
             alike = alike or bool(_ALIKE.search(clause))
             if re.search(r"\b5\b", clause) and not re.search(r"\b20\b|[=:]", clause):
-                continue  # the riddle again
+                continue  # repeats the riddle
             if re.search(r"[x×*]|multipl", clause) and "=" not in clause:
                 continue
             found = [match for match in _HOURS.finditer(clause) if not denied(clause, match.start())]

@@ -1,7 +1,7 @@
-"""Runs the suite on a model: asks each question and judges the answer.
+"""Runs the suite on a model: asks each question and checks the answer.
 
-Contract: `run` yields each question before it is asked, then its `Result`; when `cancel` is set it ends, and the
-unfinished answer is dropped. Programs that the model wrote run only with `execute`.
+Contract: `run` yields each question, then its `Result`; when `cancel` is set it ends and drops the unfinished answer.
+Programs written by the model run only with `execute`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mixq.measure.suite.questions import Question
 from mixq.measure.suite.reading import RIGHT, Verdict, unfit, wrong
 
 VERSION = 2
-"""Increment when a question or a check changes: scores of two versions cannot be compared."""
+"""Increment when a question or a check changes; scores of different versions cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """One question and its answer.
 
-    `reason` says why it did not pass. `executed`: the verdict is from running the program of the answer.
+    `reason`: why it did not pass. `executed`: the verdict comes from running the answer's program.
     """
 
     test: str
@@ -56,12 +56,12 @@ def run(
     seed: int | None = None,
     cancel: threading.Event | None = None,
 ) -> Iterator[Question | Result]:
-    """Ask the questions, each in a conversation of its own.
+    """Ask the questions, each in a separate conversation.
 
     Args:
-        model: one that chats.
-        execute: run the programs of answers, see `execution`.
-        max_tokens: in place of each question's own limit.
+        model: not a base model.
+        execute: run the programs in answers; see `execution`.
+        max_tokens: instead of each question's limit.
 
     Raises:
         UsageError: a base model, or a parameter out of bounds.
@@ -110,7 +110,7 @@ def run(
 
 
 def judge(question: Question, done: Done, *, execute: bool) -> tuple[Verdict, bool]:
-    """Return the verdict on an answer, and whether a program of it was run for that."""
+    """Return the verdict on an answer, and whether its program was run for it."""
     if done.reason == "length":
         return wrong(f"not finished after {len(done.token_ids)} tokens"), False
     if done.reason == "context":
@@ -136,7 +136,7 @@ def _run_numbers(answer: str, read: Verdict) -> tuple[Verdict, bool]:
 
 
 def _start_snake(answer: str) -> Verdict:
-    """Right is a game that still runs, or has ended without an error, after some seconds on a terminal."""
+    """Right is a game that is still running, or has ended without an error, after some seconds in a terminal."""
     outcome = execution.run_program(programs.python_code(answer), seconds=execution.GAME_SECONDS, on_terminal=True)
     if outcome.code:
         return wrong(f"fails when started: {printable(outcome.last_error)}")
@@ -152,7 +152,7 @@ class Score:
 
 
 def scores(results: Sequence[Result]) -> tuple[dict[str, Score], dict[str, Score]]:
-    """Return the scores by test and by language, in the order in which they were asked."""
+    """Return the scores by test and by language, in the order of the questions."""
     by_test: dict[str, Score] = {}
     by_language: dict[str, Score] = {}
     for result in results:

@@ -1,7 +1,6 @@
 """Checks of texts: the letter of resignation and the three bullet points.
 
-Contract: what the form tells: the parts of a letter, the language, the number and length of points. Style is not
-judged.
+Contract: checks the form: the parts of a letter, the language, the number and length of points. Style is not judged.
 """
 
 from __future__ import annotations
