@@ -110,7 +110,7 @@ def _on_accelerator(
     workspace = workspace_bytes(config, rows)
     plan = plan_memory(
         config,
-        accelerator.memory.promised,
+        accelerator.memory.budget,
         kv_cache=kv_cache,
         trunk=trunk_bytes(folder),
         workspace=workspace,
@@ -118,7 +118,7 @@ def _on_accelerator(
         driver=accelerator.memory.taken,
         quotas=quotas,
     )
-    shares = _shares(folder, options, accelerator.name, accelerator.memory.promised)
+    shares = _shares(folder, options, accelerator.name, accelerator.memory.budget)
     moved = 0
     if store is not None and accelerator.registers:
         free = available_memory() or 0

@@ -315,7 +315,7 @@ class Model:
         if plan is None:
             yield "weights", "mapped from the disk, read as they are used", format_size(self.folder.nbytes)
         else:
-            yield "GPU memory", f"on {device}, limit", format_size(plan.promised)
+            yield "GPU memory", f"on {device}, limit", format_size(plan.budget)
             yield "trunk", f"on {device}: attention, router, norms and head", format_size(plan.trunk)
             yield "workspace", f"on {device}", format_size(plan.workspace + plan.staging)
         if plan is not None and offload is not None:

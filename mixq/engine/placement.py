@@ -149,7 +149,7 @@ class Placement:
             return placed
         memory = self.accelerator.memory
         return placed | {
-            "vram_promised_bytes": memory.promised,
+            "vram_promised_bytes": memory.budget,
             "vram_taken_bytes": memory.taken,
             "vram_peak_bytes": memory.peak,
             "vram_kv_cache_bytes": self.plan.kv_cache,

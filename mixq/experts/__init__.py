@@ -1,1 +1,1 @@
-"""Experts: where their weights lie, and who computes them."""
+"""Experts: the places of their weights, and the devices that compute them."""

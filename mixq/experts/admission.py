@@ -1,9 +1,9 @@
-"""What is gained by admitting an expert to the accelerator's memory, measured on the routing as it comes.
+"""Estimates the gain of admitting an expert to the accelerator's memory, from the routing so far.
 
-Contract: a newcomer is compared with the resident that it would evict. Which expert a router chooses does not depend on
-where it lies, so the uses of both can be counted over the next passes whether or not anything is copied; `Ledger` does
-that all the time. Two figures follow: how many uses it gains to have been chosen just now, and how much of a lead in
-popularity lasts. Even routing has neither, whatever the noise of its counts. Times are not known here.
+Contract: a new expert is compared with the resident that it would evict. A router's choice does not depend on the place
+of an expert, so the uses of both can be counted over the next tokens whether or not anything is copied; `Ledger` does
+this all the time. It yields two numbers: the uses gained because an expert was chosen just now, and the share of a lead
+in popularity that lasts. With uniform routing both are zero, whatever the noise of the counts.
 """
 
 from __future__ import annotations
@@ -15,35 +15,37 @@ from dataclasses import dataclass
 from mixq.experts.cache import ExpertCache, SlotState
 
 WATCHED = 8
-"""Passes over which a pair is compared. What a choice says about the next ones is over by then: Mixtral uses an expert
-again with probability 0.39, 0.25 by chance, and of the difference 4 % are left after three passes."""
+"""Tokens over which a pair is compared. A choice has no influence on later ones: Mixtral uses an expert again with
+probability 0.39 (0.25 by chance), and 4 % of the difference are left after three tokens."""
 
 SOON = 2
-"""Passes that a lead in popularity counts for if copies cost nothing: an evicted expert comes back when next used."""
+"""Tokens for which a lead in popularity counts if copies cost nothing: an evicted expert returns when it is used
+next."""
 
 STAY = 32
-"""Passes that it counts for if a copy has a cost."""
+"""Tokens for which it counts if a copy has a cost."""
 
 MEMORY = 64
-"""Passes that popularity goes back; it begins as if the first `EVEN` had been even."""
+"""Tokens over which popularity is averaged; it starts as if the first `EVEN` had been uniform."""
 
 EVEN = 16
 
 COMPARISONS = 4096
-"""Comparisons that the two figures go back: 128 tokens of 32 layers. Their noise is 0.03 uses then."""
+"""Comparisons over which the two numbers are averaged: 128 tokens of 32 layers. Their noise is then 0.03 uses."""
 
 GUESS = 256
-"""Comparisons that the first guess counts as. It is Mixtral's: a choice brings 0.2 uses, a quarter of a lead lasts."""
+"""Weight of the initial guess, in comparisons. The guess is Mixtral's: a choice gains 0.2 uses, a quarter of a lead
+lasts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What is gained by admitting an expert in place of another.
+    """The gain of admitting an expert in place of another.
 
     Attributes:
-        expert: the newcomer.
-        soon: uses gained over the next `SOON` passes.
-        lasting: over `STAY` passes.
+        expert: the new expert.
+        soon: uses gained over the next `SOON` tokens.
+        lasting: uses gained over `STAY` tokens.
     """
 
     expert: int
@@ -57,7 +59,7 @@ class _Pair:
     newcomer: int
     victim: int
     lead: float  # in popularity, when the pair was formed
-    uses: int  # of the newcomer less those of the victim, then
+    uses: int  # of the new expert minus those of the victim, since then
 
 
 class _Layer:
@@ -71,14 +73,14 @@ class _Layer:
 
 
 class Ledger:
-    """Popularity of each layer's experts, and what admissions gain."""
+    """Popularity of each layer's experts, and the gain of admissions."""
 
     def __init__(self, layers: int, experts: int) -> None:
         self._layers = [_Layer(experts) for _ in range(layers)]
         self._line = _Line(level=0.2, slope=0.25 * WATCHED, spread=0.1)
 
     def note(self, cache: ExpertCache, layer: int, needed: Sequence[int]) -> None:
-        """Note the experts that a pass uses in a layer."""
+        """Record the experts that a token uses in a layer."""
         book = self._layers[layer]
         if not book.passes:
             book.popularity = [len(needed) / len(book.uses)] * len(book.uses)
@@ -100,9 +102,9 @@ class Ledger:
             book.pairs.append(_Pair(book.passes + WATCHED, newcomer, book.victim, lead, uses))
 
     def worth(self, cache: ExpertCache, layer: int, newcomers: Sequence[int]) -> list[Worth]:
-        """Return what it gains to let each newcomer in, the most first.
+        """Return the gain of admitting each new expert, the largest first.
 
-        The resident that goes is taken to be the one that was used least recently.
+        Assumes that the least recently used resident is evicted.
         """
         book = self._layers[layer]
         ranked = sorted(newcomers, key=book.popularity.__getitem__, reverse=True)
@@ -126,10 +128,10 @@ def _least_recent(cache: ExpertCache, layer: int, book: _Layer) -> int | None:
 
 
 class _Line:
-    """A straight line through points that are forgotten in time: gained uses over the lead in popularity."""
+    """A line fitted to points whose weight decays: gained uses over the lead in popularity."""
 
     def __init__(self, level: float, slope: float, spread: float) -> None:
-        """Begin as if `GUESS` points of such a spread around 0 had been seen on a line."""
+        """Start as if `GUESS` points with this spread around 0 had been on a line."""
         self._n = float(GUESS)
         self._x, self._y = 0.0, GUESS * level
         self._xx = GUESS * spread**2

@@ -1,9 +1,8 @@
-"""Slots of every layer, and which expert is in each: policy without effects.
+"""The slots of every layer and their experts: decisions only, no memory and no copies.
 
 Contract: nothing is copied here and nothing waits. A slot is free, loading or ready; a ready one with readers is in
-use. A slot that is loading or in use is never given to another expert: the cache rather gives none. Quotas are by
-layer. One thread calls it. Numbers of slots are stable: slot i of a layer is always the same memory.
-"""
+use. A slot that is loading or in use is never given to another expert. Each layer has a quota of slots. Only one thread
+uses the cache. Slot numbers are stable: slot i of a layer is always the same memory."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mixq.experts.policies import Policy, PolicyOfLayer, Static, policies
 
 
 class SlotState(Enum):
-    """What a slot is doing."""
+    """The state of a slot."""
 
     FREE = "free"
     LOADING = "loading"
@@ -25,7 +24,7 @@ class SlotState(Enum):
 
 @dataclass(slots=True)
 class Slot:
-    """A place for an expert; `readers` counts the launches that read it."""
+    """A slot; `readers` counts the launches that read it."""
 
     expert: int | None = None
     state: SlotState = SlotState.FREE
@@ -33,13 +32,13 @@ class Slot:
 
     @property
     def busy(self) -> bool:
-        """Whether it may not be given away."""
+        """Whether the slot cannot be given to another expert."""
         return self.readers > 0 or self.state is SlotState.LOADING
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """What was requested of a layer; `late` are the misses that were loading already."""
+    """Counts of a layer's requests; `late`: misses that were loading already."""
 
     hits: int = 0
     misses: int = 0
@@ -55,8 +54,8 @@ class _Layer:
     slots: dict[int, Slot]
     places: dict[int, int] = field(default_factory=dict)  # expert: slot
     counters: CacheCounters = field(default_factory=CacheCounters)
-    leaving: set[int] = field(default_factory=set)  # slots that go when they are free
-    retired: list[int] = field(default_factory=list)  # slots that have gone, until `retired` names them
+    leaving: set[int] = field(default_factory=set)  # slots to remove when they are free
+    retired: list[int] = field(default_factory=list)  # removed slots, until `retired` returns them
 
     def free(self) -> list[int]:
         return [n for n, slot in self.slots.items() if slot.state is SlotState.FREE and n not in self.leaving]
@@ -68,7 +67,7 @@ class ExpertCache:
     Args:
         quotas: slots of each layer, from 0 to the number of experts.
         experts: of a layer.
-        policy: lru, lfu, static or random, or a function that makes a layer's policy.
+        policy: lru, lfu, static or random, or a function that creates a layer's policy.
         seed, popular: see `mixq.experts.policies.policies`.
     """
 
@@ -100,7 +99,8 @@ class ExpertCache:
         return [layer.counters for layer in self._layers]
 
     def request(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
-        """Count what a pass needs of a layer, in this order, and return {expert: slot} of what is ready."""
+        """Count the experts that a token needs of a layer, in this order, and return {expert: slot} of those that are
+        ready."""
         found, ready = self._layers[layer], {}
         for expert in experts:
             slot = found.places.get(expert)
@@ -114,7 +114,7 @@ class ExpertCache:
         return ready
 
     def state(self, layer: int, expert: int) -> tuple[int, SlotState] | None:
-        """Return an expert's slot and its state, None if it has none; counts nothing."""
+        """Return an expert's slot and its state; None if it has none; counts nothing."""
         found = self._layers[layer]
         slot = found.places.get(expert)
         return None if slot is None else (slot, found.slots[slot].state)
@@ -124,13 +124,13 @@ class ExpertCache:
         return sorted(self._layers[layer].slots)
 
     def has_free_slot(self, layer: int) -> bool:
-        """Return whether an expert could come in without an eviction."""
+        """Return whether an expert could get a slot without an eviction."""
         return bool(self._layers[layer].free())
 
     def begin_load(self, layer: int, expert: int) -> int | None:
-        """Give an expert a slot, which is loading from now on; what was in it is evicted.
+        """Give an expert a slot, marked as loading; evict the expert that was in it.
 
-        None: every slot is loading or in use, there is none, or the policy does not admit the expert.
+        Returns None if every slot is loading or in use, there is none, or the policy does not admit the expert.
 
         Raises:
             ValueError: it has a slot.
@@ -157,7 +157,7 @@ class ExpertCache:
         _retire_if_leaving(found, slot)
 
     def cancel_load(self, layer: int, slot: int) -> None:
-        """Mark a loading slot as free: nothing was copied."""
+        """Mark a loading slot as free, because nothing was copied."""
         found = self._layers[layer]
         _loading(found, slot)
         _empty(found, slot)
@@ -179,9 +179,9 @@ class ExpertCache:
         _retire_if_leaving(found, slot)
 
     def resize(self, layer: int, slots: int) -> list[int]:
-        """Change a layer's quota; return the slots that are gone at once.
+        """Change a layer's quota; return the slots that are removed at once.
 
-        Slots that are loading or in use go when that ends, and `retired` names them. New slots are free.
+        Slots that are loading or in use are removed later, and returned by `retired`. New slots are free.
         """
         if not 0 <= slots <= self.experts:
             raise ValueError(f"a layer has 0 to {self.experts} slots, not {slots}")
@@ -196,23 +196,23 @@ class ExpertCache:
         unused = [number for number in range(self.experts) if number not in found.slots]
         for number in unused[: missing - len(back)]:
             found.slots[number] = Slot()
-            if number in found.retired:  # its memory has not been freed yet, and must not be now
+            if number in found.retired:  # its memory has not been freed yet, and is kept now
                 found.retired.remove(number)
-        # Free slots go first, then idle ones, then those that are busy; of each the highest numbers.
+        # Free slots are removed first, then idle ones, then busy ones; of each, the highest numbers.
         order = sorted(staying, key=lambda n: (2 if (s := found.slots[n]).busy else s.state is SlotState.READY, -n))
         going = order[: max(0, len(staying) - slots)]
         found.leaving.update(going)
         return [number for number in going if _retire_if_leaving(found, number, named=True)]
 
     def retired(self) -> list[tuple[int, int]]:
-        """Return (layer, slot) of what has gone late since the last call and has not come back with a larger quota."""
+        """Return (layer, slot) of slots removed since the last call that have not returned with a larger quota."""
         gone = [(layer, slot) for layer, found in enumerate(self._layers) for slot in found.retired]
         for found in self._layers:
             found.retired.clear()
         return gone
 
     def warm_up(self, layer: int) -> list[int]:
-        """Return the experts to fill a layer's free slots with before the first pass."""
+        """Return the experts with which to fill a layer's free slots before the first token."""
         order = range(self.experts) if self.popular is None else self.popular[layer]
         absent = [expert for expert in order if self.state(layer, expert) is None]
         return absent[: len(self._layers[layer].free())]
@@ -255,10 +255,10 @@ def _empty(layer: _Layer, number: int) -> None:
 
 
 def _retire_if_leaving(layer: _Layer, number: int, *, named: bool = False) -> bool:
-    """Remove a slot that is to go, unless it is busy; return whether it has gone.
+    """Remove a slot unless it is busy; return whether it was removed.
 
     Args:
-        named: the caller names it, so that `retired` need not.
+        named: the caller returns it, so that `retired` need not.
     """
     slot = layer.slots[number]
     if number not in layer.leaving or slot.busy:

@@ -1,8 +1,8 @@
-"""Measures the figures of the cost model: the CPU's kernels, the accelerator's, the link, and how they share the RAM.
+"""Measures the cost model: the kernels of CPU and accelerator, the link, and how they share the RAM's bandwidth.
 
-Contract: some milliseconds when a model is loaded, on its own experts and kernels, and with a copy under way while the
-CPU computes, since that is how they run. The memory given is overwritten. The best of a few runs counts; the scheduler
-notices when other programs slow the machine down later.
+Contract: takes some milliseconds when a model is loaded, with its experts and kernels, and with a copy running while
+the CPU computes, as in use. The given memory is overwritten. The best of a few runs counts; the scheduler notices if
+other programs slow the computer down later.
 
 Axes: T tokens, D hidden.
 """
@@ -28,7 +28,7 @@ _RUNS = 3
 def measure(
     store: ExpertStore, accelerator: Accelerator, host_kernels: Kernels, uploader: Uploader, memory: Tensor, flops: int
 ) -> Hardware:
-    """Return this machine's figures.
+    """Return this computer's speeds.
 
     Args:
         memory: uint8 [slot_bytes] on the accelerator.
@@ -95,7 +95,7 @@ class _Rows:
 
 
 def _best(run: Callable[[int], None], numbers: Sequence[int]) -> float:
-    """Return the seconds of the fastest run, without the first, which maps pages and compiles kernels."""
+    """Return the seconds of the fastest run but the first, which maps pages and compiles kernels."""
     run(numbers[0])
     times = []
     for number in numbers[1:]:

@@ -1,7 +1,7 @@
-"""Seconds that experts take on the CPU, on the accelerator and on the link between them.
+"""The cost model: seconds of experts on the CPU, on the accelerator and on the link between them.
 
-Contract: plain arithmetic over figures that are given from outside, measured (`mixq.experts.calibration`) or taken from
-a data sheet (`mixq.plan.presets`). Bytes, bytes per second, floating-point operations per second, seconds. The
+Contract: computed from given speeds, measured (`mixq.experts.calibration`) or from data sheets
+(`mixq.plan.presets`). Bytes, bytes per second, floating-point operations per second, seconds. The
 scheduler, the planner and the replay share it. It imports neither torch nor numpy, and measures nothing.
 
 The model is the roofline: an expert takes the time that its bytes need or the time that its rows' arithmetic needs,
@@ -19,7 +19,7 @@ from mixq.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A computer, as the kernels and copies of mixq see it.
+    """The speeds of a computer with mixq's kernels and copies.
 
     Attributes:
         name: for tables.
@@ -28,14 +28,14 @@ class Hardware:
         gpu_bandwidth: bytes per second at which the accelerator's kernels read its memory.
         gpu_flops: of the accelerator with many rows.
         copy_bandwidth: from host memory to the accelerator, bytes per second.
-        copy_latency: seconds that each expert's copy takes besides.
-        handover_seconds: to bring a hidden row and the router's choice to the host, and a result back.
-        launch_seconds: until the accelerator begins a launch.
-        begin_seconds: that the host takes to begin a copy in the background, before it computes.
-        ram_bandwidth: what CPU and copies read together at most; 0: the CPU alone takes all there is.
+        copy_latency: seconds added to each expert's copy.
+        handover_seconds: to copy a hidden row and the router's choice to the host, and a result back.
+        launch_seconds: until the accelerator starts a launch.
+        begin_seconds: for the host to start a background copy, before it computes.
+        ram_bandwidth: most that CPU and copies read together; 0: the CPU's bandwidth.
         gpu_in_ram: whether the accelerator's memory is a part of the RAM, read at the cost of CPU and copies: a GPU on
             the processor's chip, or a simulated one.
-        disk_bandwidth: of reads; None where the experts are in RAM.
+        disk_bandwidth: of reads; None if the experts are in RAM.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Hardware:
 
     @property
     def ram(self) -> float:
-        """Bytes per second that CPU and copies read together at most."""
+        """Most bytes per second that CPU and copies read together."""
         return self.ram_bandwidth or self.cpu_bandwidth
 
     @property
@@ -71,7 +71,7 @@ class Hardware:
         return min(self.copy_bandwidth, self.ram)
 
     def shared(self) -> tuple[float, float]:
-        """Return the bytes per second of (CPU, copy) while both read, each in proportion to its rate alone."""
+        """Return the bytes per second of (CPU, copy) while both read, each in proportion to its separate rate."""
         share = min(1.0, self.ram / (self.cpu_bandwidth + self.copy_alone))
         return self.cpu_bandwidth * share, self.copy_alone * share
 
@@ -85,7 +85,7 @@ class ModelCost:
         expert_bytes: of one expert.
         trunk_bytes: of attention, norms and router, one layer.
         head_bytes: of the output head.
-        kv_bytes: that one position takes in one layer's KV cache.
+        kv_bytes: of one position in one layer's KV cache.
         expert_flops: of one expert for one row.
     """
 
@@ -107,12 +107,12 @@ class CostModel:
     model: ModelCost
 
     def cpu_seconds(self, experts: int, rows: int = 1) -> float:
-        """Return what `experts` experts take on the CPU, `rows` rows each, while nothing is copied."""
+        """Return the seconds of `experts` experts on the CPU, with `rows` rows each, while nothing is copied."""
         nbytes, flops = self.model.expert_bytes, self.model.expert_flops
         return experts * max(nbytes / self.hardware.cpu_bandwidth, rows * flops / self.hardware.cpu_flops)
 
     def gpu_seconds(self, experts: int, rows: int = 1) -> float:
-        """Return what `experts` resident experts take on the accelerator in one launch, `rows` rows each."""
+        """Return the seconds of `experts` resident experts on the accelerator in one launch, with `rows` rows each."""
         if not experts:
             return 0.0
         nbytes, flops = self.model.expert_bytes, self.model.expert_flops
@@ -120,17 +120,18 @@ class CostModel:
         return self.hardware.launch_seconds + experts * each
 
     def copy_seconds(self, nbytes: int | None = None) -> float:
-        """Return what a copy of some bytes, else of an expert, takes while the CPU reads nothing."""
+        """Return the seconds of a copy of some bytes, by default of an expert, while the CPU reads nothing."""
         size = self.model.expert_bytes if nbytes is None else nbytes
         return self.hardware.copy_latency + size / self.hardware.copy_alone
 
     def trunk_seconds(self, context: int = 0) -> float:
-        """Return what a layer takes on the accelerator besides its experts, with `context` positions to attend to."""
+        """Return the seconds of a layer on the accelerator without its experts, with `context` positions to attend
+        to."""
         nbytes = self.model.trunk_bytes + context * self.model.kv_bytes
         return self.hardware.launch_seconds + nbytes / self.hardware.gpu_bandwidth
 
     def head_seconds(self) -> float:
-        """Return what the output head takes on the accelerator."""
+        """Return the seconds of the output head on the accelerator."""
         return self.hardware.launch_seconds + self.model.head_bytes / self.hardware.gpu_bandwidth
 
     def layer_seconds(
@@ -143,13 +144,13 @@ class CostModel:
         arrivals: Sequence[float] = (),
         begin: float = 0.0,
     ) -> float:
-        """Return when the experts of a layer are done.
+        """Return the seconds until the experts of a layer are done.
 
         Args:
-            hits, on_cpu: experts that begin at once, on the accelerator and on the CPU.
+            hits, on_cpu: experts that start at once, on the accelerator and on the CPU.
             fetches: experts that are copied one after the other, from `begin` seconds on, and computed as they arrive.
             rows: of each.
-            arrivals: seconds until experts whose copies are under way arrive, soonest first.
+            arrivals: seconds until running copies of experts are complete, soonest first.
         """
         cpu = self.cpu_seconds(on_cpu, rows)
         cpu_rate, copy_rate = self.hardware.shared()
@@ -168,12 +169,12 @@ class CostModel:
         return max(cpu, gpu)
 
     def copy_costs_cpu(self) -> float:
-        """Return the seconds that the CPU loses to a copy of an expert during which it reads all the time."""
+        """Return the seconds by which a copy of an expert delays the CPU, if it reads all the time."""
         cpu_rate, copy_rate = self.hardware.shared()
         return self.model.expert_bytes / copy_rate * (1 - cpu_rate / self.hardware.cpu_bandwidth)
 
     def limit_seconds(self, hit_bytes: float, cpu_bytes: float, fetched_bytes: float) -> float:
-        """Return the shortest time in which memories and link can serve experts of so many bytes, all three at once."""
+        """Return the shortest time in which memories and link can read these bytes of experts, all three at once."""
         return max(
             hit_bytes / self.hardware.gpu_bandwidth,
             cpu_bytes / self.hardware.cpu_bandwidth,
@@ -181,7 +182,7 @@ class CostModel:
         )
 
     def slowed(self, *, cpu: float = 1.0, copy: float = 1.0) -> CostModel:
-        """Return the same with parts that take so many times as long."""
+        """Return the costs with parts that take longer by these factors."""
         old = self.hardware
         hardware = replace(
             old,
@@ -189,7 +190,7 @@ class CostModel:
             cpu_flops=old.cpu_flops / cpu,
             copy_bandwidth=old.copy_bandwidth / copy,
             copy_latency=old.copy_latency * copy,
-            # What CPU and copies can read together does not shrink because one of them is slower.
+            # The bandwidth of CPU and copies together does not shrink if one of them is slower.
             ram_bandwidth=max(old.ram, old.cpu_bandwidth / cpu),
         )
         return replace(self, hardware=hardware)

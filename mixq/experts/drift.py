@@ -1,7 +1,7 @@
-"""Whether the machine is still as fast as the cost model says, from what is measured while it runs.
+"""Compares the speed while running with the cost model.
 
-Contract: takes measured over expected seconds of each part, and returns another cost model when decisions have to
-follow the measurements, with one line that says so. A part that is followed stays followed.
+Contract: receives the ratio of measured and expected seconds of each part; if the ratio is far from one, it returns a
+changed cost model for the scheduler, and one line for the user. From then on, the part follows the measurements.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections import deque
 from mixq.experts.cost import CostModel
 
 FACTOR = 1.5
-"""Factor by which the average must be off: below it, decisions come out the same."""
+"""Factor by which the average must differ: below it, decisions are the same."""
 
 OBSERVATIONS = 64
-"""For how many in a row: two tokens of 32 layers, so that a short pause changes nothing."""
+"""Observations in a row: two tokens of 32 layers, so that a short pause changes nothing."""
 
 SMOOTHING = 0.05
 """Weight of an observation in the running average."""
 
 BOUND = 10.0
-"""An observation beyond this factor is a pause of the machine, and counts as this."""
+"""Larger observations are pauses of the computer, and are reduced to this factor."""
 
 MOVED = 1.1
-"""Factor by which a followed part must change to be followed again."""
+"""Factor by which a part must change again for another change of the cost model."""
 
 _WORDS = {
     "cpu": "The CPU computes experts",
@@ -47,8 +47,8 @@ class Drift:
             return None
         if followed is None:
             self._lines.append(
-                f"{_WORDS[name]} in {part.average:.1f} times the time that was measured at the start: decisions now "
-                "follow the measurements."
+                f"{_WORDS[name]} in {part.average:.1f} times the time measured at the start; the scheduler now "
+                "uses the new times."
             )
         return self._cost.slowed(**{name: part.followed or 1.0 for name, part in self._parts.items()})
 

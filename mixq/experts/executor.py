@@ -1,8 +1,8 @@
-"""Runs the chosen experts of one layer and sums their outputs: in place on the CPU, or shared with an accelerator.
+"""Runs the chosen experts of a layer and sums their outputs, on the CPU or on CPU and accelerator together.
 
-Contract: which expert is chosen is the router's business, how a product is computed the kernels', and where each expert
-is computed the scheduler's. `CpuExperts` computes in host memory, over the mapped weights. `LayerExperts` computes what
-is in a slot of the accelerator there and, at the same time, the rest on the CPU or after a copy, as planned.
+Contract: the router chooses the experts, the kernels compute products, and the scheduler chooses the device of each
+expert. `CpuExperts` computes on the CPU, with the mapped weights. `LayerExperts` computes experts in slots on the
+accelerator and, at the same time, the others on the CPU or after a copy, as planned.
 
 Axes: T tokens, E experts, A active experts, D hidden.
 """
@@ -34,7 +34,7 @@ experts are predicted from residual, float32 [T, D], the hidden state that x was
 
 
 class CpuExperts:
-    """Experts computed in place; `tier` reads what is not in memory, None where all is."""
+    """Experts on the CPU; `tier` reads those that are not in memory; None if all are."""
 
     def __init__(self, folder: Tensors, layer: int, kernels: Kernels, *, tier: RamTier | None = None) -> None:
         self.layer = layer
@@ -54,7 +54,7 @@ class CpuExperts:
 
 
 class LayerExperts:
-    """Experts of one layer in slots of an accelerator and in host memory; `offload` is what the layers share."""
+    """The experts of one layer, in slots of an accelerator and in host memory; `offload` is shared by all layers."""
 
     def __init__(self, offload: ExpertOffload, layer: int, lookahead: Lookahead | None) -> None:
         self.offload = offload
@@ -65,7 +65,7 @@ class LayerExperts:
         """Compute as `Experts` says."""
         off = self.offload
         table = off.memory.table(self.layer)
-        if table is not None and not off.lockstep:  # all experts are in slots: nothing to decide or to wait for
+        if table is not None and not off.lockstep:  # all experts are in slots: nothing to decide, nothing to wait for
             if len(x) > DECODE_ROWS:
                 off.telemetry.counters.prefill_resident += off.store.experts
             else:
@@ -120,7 +120,7 @@ class LayerExperts:
         return total.result()
 
     def _plan_prefill(self, ids: Tensor) -> LayerPlan:
-        """Return where the experts of ids [T, A] are computed; as in decode, hits are acquired."""
+        """Return the plan for the experts of ids [T, A]; as in decode, hits are acquired."""
         off, layer, cache = self.offload, self.layer, self.offload.cache
         tokens = ids.flatten().bincount(minlength=off.store.experts).tolist()  # [E] tokens of each expert
         hits: dict[int, int] = {}
@@ -138,12 +138,12 @@ class LayerExperts:
                 on_cpu.append(expert)
             elif place is not None:
                 waits[expert] = place[0]
-            else:  # an empty slot keeps it; otherwise it passes through a staging buffer
+            else:  # it stays in an empty slot; otherwise it goes through a staging buffer
                 fetches[expert] = cache.begin_load(layer, expert) if cache.has_free_slot(layer) else None
         return LayerPlan(hits, waits, fetches, tuple(on_cpu), {})
 
     def _compute_misses(self, plan: LayerPlan, total: ExpertSum) -> None:
-        """Begin the plan's copies, compute on the CPU what it says, and launch what has been copied as it arrives."""
+        """Start the plan's copies, compute its CPU experts, and launch copied experts as they arrive."""
         off, layer = self.offload, self.layer
         uploads = [off.demand(layer, expert) for expert in plan.waits]
         uploads += [off.upload(layer, e, slot, demanded=True) for e, slot in plan.fetches.items() if slot is not None]
@@ -166,5 +166,5 @@ class LayerExperts:
 
 
 def distinct(ids: Tensor) -> list[int]:
-    """Return the experts of [T, A] in the order in which they appear first."""
+    """Return the distinct experts of [T, A], in order of first occurrence."""
     return list(dict.fromkeys(ids.flatten().tolist()))

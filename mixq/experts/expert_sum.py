@@ -1,10 +1,9 @@
-"""The input of one layer's experts on both sides, and the weighted sum of what accelerator and CPU compute of them.
+"""The input of a layer's experts on CPU and accelerator, and the weighted sum of their outputs.
 
 Contract: placement does not change the result. A row's experts are summed in the router's order wherever they were
-computed, so a device whose kernels have the CPU's bits gives the CPU's bits. Where an expert is computed is decided
-elsewhere.
+computed, so with bit-identical kernels the results are bit-identical.
 
-Axes: T tokens, E experts, A active experts, D hidden, C groups of choices that are summed by themselves.
+Axes: T tokens, E experts, A active experts, D hidden, C groups of choices that are summed separately.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from mixq.kernels.reference import Expert
 
 
 class HostCopies:
-    """A layer's input, on the accelerator and, once `wait` has returned, in host memory.
+    """A layer's input, on the accelerator and, after `wait`, in host memory.
 
     Attributes:
-        on_device: x [T, D] and weights [T, A] as they were given.
-        x, ids, weights: host copies, [T, D] and twice [T, A].
+        on_device: the given x [T, D] and weights [T, A].
+        x, ids, weights: host copies, [T, D], [T, A] and [T, A].
     """
 
     def __init__(self, off: ExpertOffload, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
@@ -37,22 +36,22 @@ class HostCopies:
         self.x = self.copy("x", x)
 
     def copy(self, name: str, source: Tensor) -> Tensor:
-        """Return a host copy of a tensor, to be read after `wait`."""
+        """Return a host copy of a tensor, to read after `wait`."""
         target = self._off.host_rows(name, source)
         self._off.accelerator.to_host(source, target)
         return target
 
     def wait(self) -> None:
-        """Return once every copy has arrived."""
+        """Wait until every copy is complete."""
         self._off.accelerator.hand_over().wait()
 
 
 class ExpertSum:
     """The weighted sum of a layer's experts, from launches on the accelerator and work on the CPU.
 
-    Each part is summed by the kernels over the experts that it computed, a row of zeros where there was none. With up
-    to two experts a token any order of the parts has the bits of one sum; with more, each choice is summed by itself
-    and the choices in the router's order.
+    The kernels sum each part over the experts that it computed; rows without one are zero. With up to two experts per
+    token, any order of the parts gives bit-identical sums; with more, each choice is summed separately, and the choices
+    in the router's order.
     """
 
     def __init__(self, off: ExpertOffload, layer: int, copies: HostCopies) -> None:
@@ -65,8 +64,8 @@ class ExpertSum:
         """Compute experts on the accelerator, in the background.
 
         Args:
-            places: where in the layer's views each expert is.
-            slots: acquired ones that the launch reads; released when it is done.
+            places: the index of each expert in the layer's views.
+            slots: acquired slots that the launch reads; released when it is done.
         """
         ids = self._off.accelerator.to_device(self._ids(places))  # [T, A]
         views = self._off.memory.views(self._layer)
@@ -100,7 +99,7 @@ class ExpertSum:
         return total
 
     def _ids(self, places: Mapping[int, int]) -> Tensor:
-        """Return int64 [T, A]: where each chosen expert is, -1 for those that are computed elsewhere."""
+        """Return int64 [T, A]: the place of each chosen expert, -1 for those computed elsewhere."""
         table = [places.get(expert, -1) for expert in range(self._off.store.experts)]
         return torch.tensor(table)[self._copies.ids]
 
@@ -108,7 +107,7 @@ class ExpertSum:
         """Return [C, T, D], the sum of each group of choices."""
         if len(self._choices) == 1:
             return kernels.experts(x, views, ids, weights)[None]
-        # The kernels see every row of an expert each time: how they multiply depends on how many there are.
+        # The kernels get all rows of an expert each time, because the number of rows determines how they multiply.
         alone = [torch.zeros_like(weights) for _ in self._choices]
         for choice, kept in zip(self._choices, alone, strict=True):
             kept[:, choice] = weights[:, choice]

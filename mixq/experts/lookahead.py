@@ -1,7 +1,7 @@
-"""Predicting experts: the routers of the next layers, given today's hidden state, and how often they were right.
+"""Predicts experts with the routers of the next layers on the current hidden state, and counts how often they are
+right.
 
-Contract: `Lookahead` computes router products where the hidden state is; `Recall` only counts. What is done with a
-prediction is not known here.
+Contract: `Lookahead` computes router products on the device of the hidden state; `Recall` only counts.
 
 Axes: T tokens, A active experts, D hidden.
 """
@@ -21,7 +21,7 @@ class Lookahead:
     """The routers of the layers that follow one.
 
     Attributes:
-        routers: post-attention norm and gate of each following layer, where `kernels` compute.
+        routers: post-attention norm and gate of each following layer, on the device of `kernels`.
         eps: of the norms.
         active: experts that a router chooses.
     """
@@ -46,13 +46,13 @@ class _Count:
 
 
 class Recall:
-    """Recall of predictions, by layer and by how many layers ahead they were made."""
+    """Recall of predictions, by layer and by the number of layers ahead."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, int], _Count] = {}
 
     def record(self, layer: int, ahead: int, predicted: Sequence[int], actual: Sequence[int]) -> None:
-        """Compare a prediction with the experts that a pass used; the first is the router's first choice."""
+        """Compare a prediction with the experts that a token used; the first is the router's first choice."""
         count = self._counts.setdefault((layer, ahead), _Count())
         count.predicted += len(set(predicted) & set(actual))
         count.used += len(set(actual))
@@ -60,7 +60,7 @@ class Recall:
         count.passes += 1
 
     def by_lookahead(self) -> dict[int, float]:
-        """Return the share of used experts that had been predicted, by how many layers ahead."""
+        """Return the share of used experts that were predicted, by the number of layers ahead."""
         sums: dict[int, tuple[int, int]] = {}
         for (_, ahead), count in sorted(self._counts.items()):
             predicted, used = sums.get(ahead, (0, 0))

@@ -1,7 +1,7 @@
-"""How an accelerator's memory is divided: KV cache first, then the trunk; the rest is slots for experts.
+"""Divides an accelerator's memory: KV cache first, then the trunk; the rest is slots for experts.
 
-Contract: arithmetic alone; sizes in bytes. The trunk is what every token uses: attention, router, norms, head, and the
-feed-forward blocks of a dense model.
+Contract: arithmetic only; sizes in bytes. The trunk consists of the weights that every token uses: attention, router,
+norms, head, and the feed-forward blocks of a dense model.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from mixq.errors import DoesNotFitError
 from mixq.experts import quota
 
 STAGING_SLOTS = 2
-"""Buffers outside the cache, for experts that get no slot: one is computed while the other is copied to."""
+"""Buffers outside the cache, for experts without a slot: one is used while the other is filled."""
 
 RAM_MARGIN = 0.05
-"""Share of the free RAM that is left free without --ram: other programs grow."""
+"""Share of the free RAM that stays unused without --ram, because other programs grow."""
 
 HOST_BYTES = 400 << 20
-"""What the process takes of RAM besides the model: Python, torch, tokenizer."""
+"""RAM of the process besides the model: Python, torch, tokenizer."""
 
 HOST_BYTES_CUDA = 1200 << 20
 """The same with CUDA's libraries."""
@@ -27,17 +27,17 @@ HOST_BYTES_CUDA = 1200 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What an accelerator's memory is used for.
+    """The use of an accelerator's memory.
 
     Attributes:
-        promised: bytes that may be used.
-        driver: what the device's driver takes for the process.
+        budget: bytes that may be used.
+        driver: the driver's memory for the process.
         kv_cache, trunk, workspace, staging: bytes of each.
         slot_bytes: of one slot.
         quotas: slots of each layer.
     """
 
-    promised: int
+    budget: int
     kv_cache: int
     trunk: int
     workspace: int
@@ -59,7 +59,7 @@ class MemoryPlan:
 
 def plan_memory(
     config: ModelConfig,
-    promised: int,
+    budget: int,
     *,
     kv_cache: int,
     trunk: int,
@@ -68,37 +68,37 @@ def plan_memory(
     driver: int = 0,
     quotas: quota.Quotas | None = None,
 ) -> MemoryPlan:
-    """Return how `promised` bytes are used.
+    """Divide `budget` bytes.
 
     Args:
         driver: bytes in use before anything is loaded.
-        slot_bytes: of one expert; 0 for a dense model, or one whose experts cannot be cached.
-        quotas: how the layers share the slots, scaled to their number; None shares them evenly.
+        slot_bytes: of one expert; 0 for a dense model, or if the experts cannot be cached.
+        quotas: the layers' shares of the slots, scaled to their number; None gives each layer the same.
 
     Raises:
-        DoesNotFitError: the trunk does not fit; the message has the smallest --vram that is enough.
+        DoesNotFitError: the trunk does not fit; the message has the smallest sufficient --vram.
     """
     staging = STAGING_SLOTS * slot_bytes
     fixed = driver + kv_cache + trunk + workspace + staging
-    if fixed > promised:
+    if fixed > budget:
         raise DoesNotFitError(
             f"The model needs {format_size(fixed)} of GPU memory: {format_size(kv_cache)} of KV cache, "
-            f"{format_size(trunk)} of weights that every token uses, {format_size(driver + workspace + staging)} to "
-            f"work in; {format_size(promised)} may be used.",
-            hint=f"Give --vram {_rounded_up(fixed)}, a smaller --context, or --kv int8; or --device cpu.",
+            f"{format_size(trunk)} of weights that every token uses, {format_size(driver + workspace + staging)} of "
+            f"working memory; the budget is {format_size(budget)}.",
+            hint=f"Use --vram {_rounded_up(fixed)}, a smaller --context, --kv int8, or --device cpu.",
         )
     slots = (
-        min((promised - fixed) // slot_bytes, config.num_hidden_layers * config.num_local_experts) if slot_bytes else 0
+        min((budget - fixed) // slot_bytes, config.num_hidden_layers * config.num_local_experts) if slot_bytes else 0
     )
     if quotas is not None:
         shares = quotas.scaled(slots)
     else:
         shares = quota.even(slots, config.num_hidden_layers, max(1, config.num_local_experts))
-    return MemoryPlan(promised, kv_cache, trunk, workspace, staging, slot_bytes, tuple(shares), driver)
+    return MemoryPlan(budget, kv_cache, trunk, workspace, staging, slot_bytes, tuple(shares), driver)
 
 
 def workspace_bytes(config: ModelConfig, rows: int) -> int:
-    """Return the most bytes that a pass of `rows` tokens takes for activations, and prefill for a matrix in bfloat16.
+    """Return the most bytes for the activations of `rows` tokens, and for a matrix in bfloat16 in prefill.
 
     Float32 for each row: the hidden state and its norm, queries, keys, values and the attended rows, the feed-forward's
     gate, up and product for the experts of a token, and outputs twice; logits of one row.
@@ -112,7 +112,7 @@ def workspace_bytes(config: ModelConfig, rows: int) -> int:
 
 
 def _rounded_up(nbytes: int) -> str:
-    """Return a size as a user writes it, never smaller than `nbytes`."""
+    """Return a size for a flag, at least `nbytes`."""
     unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
     tenths = -(-nbytes * 10 // unit)
     return f"{tenths // 10}.{tenths % 10}{name}" if tenths % 10 else f"{tenths // 10}{name}"

@@ -1,9 +1,9 @@
-"""A model's experts between host memory and an accelerator: what all layers share.
+"""Moves a model's experts between host memory and an accelerator; shared by all layers.
 
-Contract: the policy (`cache`, `scheduler`) says what lies where and which device computes; this module owns the memory
-and carries it out. It is used by the one thread that runs the network. A slot is written only while it is loading and
-read only while it is in use; the policy gives no other expert a slot that is either. `LayerExperts` in `executor` is
-one layer's view, and `telemetry` counts.
+Contract: `cache` and `scheduler` decide which experts have slots and which device computes; this module owns the memory
+and executes their decisions. Only the thread that runs the network uses it. A slot is written only while it is loading
+and read only while it is in use; the cache gives such slots to no other expert. `LayerExperts` in `executor` is one
+layer's part; `telemetry` counts.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from mixq.experts.transfer import Upload, Uploader
 from mixq.kernels.dispatch import Kernels
 
 STREAM_TOKENS = 16
-"""From how many tokens of a prompt on an expert is copied to the accelerator rather than computed in place.
+"""From this many tokens of a prompt on, an expert is copied to the accelerator instead of being computed on the CPU.
 
-A constant, never timed while it runs: which device computes must not depend on how busy the machine is. Computing in
-place costs a read of the expert up to about this many rows (integer kernels), a copy costs one over the link.
+A constant, not measured, because the choice of device must not depend on the computer's load. Up to about this many
+rows, computing on the CPU costs one read of the expert (integer kernels); a copy costs one over the link.
 """
 
 
 class ExpertOffload:
-    """Slots and copies of a model.
+    """The slots and copies of a model.
 
     Args:
         store: the experts in host memory.
         accelerator: where the slots are.
-        host_kernels: compute in place what is not copied.
-        plan: how much memory there is for slots.
+        host_kernels: for experts computed on the CPU.
+        plan: the memory for slots.
         cost: the model's sizes.
-        miss: what to do about an expert that is in no slot: auto, cpu or fetch.
+        miss: what to do with an expert without a slot: auto, cpu or fetch.
         policy, seed, popular: of the cache, see `ExpertCache`.
-        tier: reads from the disk what is not in memory; None where all is.
-        say: takes one line that the user should see.
+        tier: reads experts from the disk; None if all are in memory.
+        say: called with a line for the user.
 
     Attributes:
-        telemetry: what has been counted.
-        stream_tokens: from how many tokens on an expert of a prompt is copied.
+        telemetry: counts.
+        stream_tokens: from this many tokens on, an expert of a prompt is copied.
         lockstep: wait for every copy before each decision, and plan also layers whose experts are all in slots, so that
             hits do not depend on timing (tests).
     """
@@ -94,7 +94,7 @@ class ExpertOffload:
         self._rows: dict[str, Tensor] = {}
         self.say = say
         if self.memory.make():
-            say(f"There is less GPU memory than planned: room for {self.slots} of {plan.slots} expert slots.")
+            say(f"There is less GPU memory than planned: {self.slots} of {plan.slots} expert slots fit.")
         self.lockstep = False
 
     @property
@@ -105,12 +105,12 @@ class ExpertOffload:
     # Copies
 
     def upload(self, layer: int, expert: int, slot: int, *, demanded: bool) -> Upload:
-        """Begin to fill a slot that the cache has given for it."""
+        """Start to fill a slot that the cache has assigned."""
         pieces = self.store.pieces(layer, expert)
         return self.uploader.start((layer, expert), slot, self.memory.memory(layer, slot), pieces, demanded=demanded)
 
     def read_in(self, layer: int, experts: Sequence[int]) -> None:
-        """Have experts in host memory before they are read."""
+        """Make sure that experts are in host memory before they are read."""
         if self.tier is not None and experts:
             self.tier.use(layer, experts)
             self.tier.wait()
@@ -120,13 +120,13 @@ class ExpertOffload:
         return layer >= self.store.layers or self.memory.table(layer) is not None
 
     def residency(self) -> int | None:
-        """Return a number that changes whenever an expert moves, None while not all have a slot."""
+        """Return a number that changes when an expert moves; None unless all have a slot."""
         if self.lockstep or not all(self.all_resident(layer) for layer in range(self.store.layers)):
             return None
         return self.memory.moves
 
     def settle(self) -> None:
-        """Tell the cache what has arrived and what is no longer in use; free the memory of retired slots."""
+        """Update the cache with finished copies and launches; free the memory of retired slots."""
         if self.lockstep:
             self.uploader.drain()
         for upload in self.uploader.finished():
@@ -145,27 +145,27 @@ class ExpertOffload:
             self.say(line)
 
     def demand(self, layer: int, expert: int) -> Upload:
-        """Return the upload of an expert whose slot is loading, put before those in the background."""
+        """Return the upload of an expert whose slot is loading, moved before the background ones."""
         upload = self.uploader.under_way(layer, expert)
         assert upload is not None, "a loading slot has an upload"
         self.uploader.demand(upload)
         return upload
 
     def arrived(self, upload: Upload) -> int:
-        """Wait for a demanded upload, tell the cache, and return its slot."""
+        """Wait for a demanded upload, update the cache, and return its slot."""
         self.wait_for(upload)
         self.settle()
         assert upload.slot is not None
         return upload.slot
 
     def wait_for(self, upload: Upload) -> None:
-        """Wait for an upload, and count how long."""
+        """Wait for an upload, and count the time."""
         begun = time.perf_counter()
         upload.wait()
         self.telemetry.counters.wait_seconds += time.perf_counter() - begun
 
     def _cancel_unbegun(self) -> None:
-        """Free the slots that the cache gave for loading and whose upload has not begun."""
+        """Free loading slots whose upload has not started."""
         for layer in range(self.store.layers):
             for expert in range(self.store.experts):
                 place = self.cache.state(layer, expert)
@@ -177,9 +177,8 @@ class ExpertOffload:
     def acquired(self, layer: int, slots: Iterable[int]) -> Iterator[list[int]]:
         """Guard acquired slots until a launch reads them.
 
-        If the pass is interrupted, those that are still in the list are released, and slots that were to be loaded but
-        whose upload has not begun are free again.
-        """
+        If the forward pass is interrupted, those in the list are released, and loading slots whose upload has not
+        started are freed."""
         held = list(slots)
         try:
             yield held
@@ -190,12 +189,13 @@ class ExpertOffload:
             raise
 
     def release_after(self, launch: Launch, layer: int, slots: list[int]) -> None:
-        """Take over acquired slots (the list is emptied): `settle` releases them once `launch` is done."""
+        """Take over acquired slots (the list is emptied); `settle` releases them when `launch` is done."""
         self._in_use.append((launch, layer, tuple(slots)))
         slots.clear()
 
     def host_rows(self, name: str, like: Tensor) -> Tensor:
-        """Return host memory for a layer's rows, the same for every layer: one layer ends before the next begins."""
+        """Return host memory for a layer's rows, the same for every layer, since one layer ends before the next
+        starts."""
         rows = self._rows.get(name)
         if rows is None or rows.shape != like.shape or rows.dtype != like.dtype:
             rows = self._rows[name] = self.accelerator.host_rows(*like.shape, dtype=like.dtype)
@@ -204,18 +204,18 @@ class ExpertOffload:
     # Prompts
 
     def streams(self, tokens: float) -> bool:
-        """Return whether an expert that `tokens` tokens chose is copied to the accelerator."""
+        """Return whether an expert for `tokens` tokens is copied to the accelerator."""
         return self.scheduler.miss == "fetch" or (self.scheduler.miss == "auto" and tokens >= self.stream_tokens)
 
     def stage_ahead(self, layer: int) -> None:
-        """Begin to copy the first experts of a layer that are in no slot, while the layer before it computes."""
+        """Start to copy the first experts of a layer without a slot, while the previous layer computes."""
         if layer < self.store.layers:
             absent = [e for e in range(self.store.experts) if self.cache.state(layer, e) is None]
             for expert in absent[: len(self.staging)]:
                 self.staging.stage(layer, expert)
 
     def warm(self, progress: Callable[[float], None] = lambda share: None) -> None:
-        """Fill every slot before the first token, with the popular experts where they are known, else the first."""
+        """Fill every slot before the first token, with the popular experts if they are known, else the first."""
         for layer in range(self.store.layers):
             progress(layer / self.store.layers)
             for expert in self.cache.warm_up(layer):
@@ -228,7 +228,7 @@ class ExpertOffload:
     # Memory
 
     def make_room(self, error: OutOfMemory) -> bool:
-        """Give slots back after the accelerator has run out of memory; return False if none are left."""
+        """Free slots after the accelerator has run out of memory; return False if none are left."""
         self.quiesce()
         missing = max(error.asked - error.free, 1)
         had = self.slots
@@ -241,7 +241,7 @@ class ExpertOffload:
         if left == had:
             return False
         self.say(
-            f"GPU memory ran out: {had - left} of {had} expert slots ({format_size(freed)}) were given up, and "
+            f"GPU memory ran out: {had - left} of {had} expert slots ({format_size(freed)}) were freed, and "
             "generation continues."
         )
         return True

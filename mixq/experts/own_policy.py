@@ -1,7 +1,6 @@
-"""A user's cache policy: checked when the model is loaded. (`ExpertCache` checks each victim that it returns.)
+"""Checks a user's cache policy when the model is loaded. (`ExpertCache` checks each victim that it returns.)
 
-A policy is a class with the methods of `mixq.experts.policies.Policy`, or one of the classes there with a method of its
-own:
+A policy is a class with the methods of `mixq.experts.policies.Policy`, or a subclass of one of the classes there:
 
     class MostRecent(mixq.Lru):
         '''Evicts the expert that was used last.'''
@@ -11,7 +10,7 @@ own:
 
     model = mixq.load(path, device="sim", vram="40MB", cache_policy=MostRecent)
 
-Each layer gets an object: `MostRecent(layer, slots)` if the class takes these two, else `MostRecent()`.
+Each layer gets an object: `MostRecent(layer, slots)` if the class takes these two arguments, else `MostRecent()`.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ METHODS = ("used", "loaded", "evicted", "admits", "victim")
 
 
 def own_policy(make: Callable[..., Any]) -> PolicyOfLayer:
-    """Return a function that makes each layer's policy.
+    """Return a function that creates each layer's policy.
 
     Args:
-        make: a class, or a function that makes a policy. It is called with (layer, slots) if it can be, else with
-            nothing; once here, to check what it makes.
+        make: a class, or a function that creates a policy. It is called with (layer, slots) if possible, else without
+            arguments; once here, for the check.
 
     Raises:
-        UsageError: it takes other arguments, or what it makes is not a `Policy`.
+        UsageError: it takes other arguments, or its result is not a `Policy`.
     """
     name = printable(getattr(make, "__name__", repr(make)))
     takes_layer = _takes(make, 2)
     if not takes_layer and not _takes(make, 0):
-        raise UsageError(f"The cache policy {name} must take (layer, slots), or nothing.")
+        raise UsageError(f"The cache policy {name} must take (layer, slots), or no arguments.")
 
     def checked(layer: int, slots: int) -> Policy:
         policy = cast("Policy", make(layer, slots) if takes_layer else make())
@@ -48,7 +47,7 @@ def own_policy(make: Callable[..., Any]) -> PolicyOfLayer:
         if missing:
             raise UsageError(
                 f"The cache policy {name} has no {', '.join(missing)}.",
-                hint=f"A policy has {', '.join(METHODS)}; derive it from mixq.Lru to have them all.",
+                hint=f"A policy has {', '.join(METHODS)}; a subclass of mixq.Lru has them all.",
             )
         for method in METHODS:
             if not _takes(getattr(policy, method), 1):
@@ -62,7 +61,7 @@ def own_policy(make: Callable[..., Any]) -> PolicyOfLayer:
 
 
 def _takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Return whether a function can be called with so many arguments; True for one without a signature."""
+    """Return whether a function can be called with these arguments; True for one without a signature."""
     try:
         inspect.signature(function).bind(*range(arguments))
     except TypeError:

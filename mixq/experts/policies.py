@@ -1,9 +1,7 @@
 """Cache policies: which expert of a layer to evict when another needs its slot.
 
-Contract: one object for each layer, told of every use, load and eviction; `victim` chooses among experts that may go.
-Experts are numbers; where they lie and whether a copy pays is not known here. `mixq.experts.own_policy` shows how to
-write one.
-"""
+Contract: an object per layer, which is notified of every use, load and eviction; `victim` chooses among experts that
+can be evicted. `mixq.experts.own_policy` shows how to write a policy."""
 
 from __future__ import annotations
 
@@ -14,26 +12,26 @@ from typing import Protocol
 
 
 class Policy(Protocol):
-    """What the cache needs of a layer's policy; a class derived from it keeps no record and admits every expert."""
+    """The interface of a layer's policy; by default it records nothing and admits every expert."""
 
     def used(self, expert: int) -> None:
-        """Note that a pass needs an expert, whether it is in a slot or not."""
+        """Called when a token needs an expert, whether it is in a slot or not."""
         return
 
     def loaded(self, expert: int) -> None:
-        """Note that an expert was given a slot."""
+        """Called when an expert gets a slot."""
         return
 
     def evicted(self, expert: int) -> None:
-        """Note that an expert lost its slot."""
+        """Called when an expert loses its slot."""
         return
 
     def admits(self, expert: int) -> bool:
-        """Return whether an expert may have a slot at all."""
+        """Return whether an expert may get a slot."""
         return True
 
     def victim(self, candidates: Collection[int]) -> int:
-        """Return which of these (at least one) loses its slot."""
+        """Return the expert to evict, one of these (at least one)."""
 
 
 class Lru(Policy):
@@ -48,19 +46,19 @@ class Lru(Policy):
         self._last[expert] = self._clock
 
     def loaded(self, expert: int) -> None:
-        """Count as used now: what is loaded ahead of its first use would otherwise be evicted first."""
+        """Count as used now: an expert loaded before its first use would otherwise be evicted first."""
         self.used(expert)
 
     def victim(self, candidates: Collection[int]) -> int:
         return min(candidates, key=self.last_use)
 
     def last_use(self, expert: int) -> int:
-        """Return when it was used or loaded last: a number that grows, 0 for never."""
+        """Return when it was last used or loaded: a growing number, 0 for never."""
         return self._last.get(expert, 0)
 
 
 class Lfu(Lru):
-    """Evicts the least frequently used; of equals, the least recently used."""
+    """Evicts the least frequently used expert; of equals, the least recently used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +76,7 @@ class Lfu(Lru):
 
 
 class Static(Policy):
-    """Evicts none of the most popular experts, and does not admit the others.
+    """Keeps the most popular experts, and does not admit the others.
 
     Args:
         keep: how many; the cache changes it with the quota.
@@ -97,7 +95,7 @@ class Static(Policy):
 
 
 class Random(Policy):
-    """Evicts any, drawn from a seed."""
+    """Evicts a random expert, from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
@@ -107,15 +105,16 @@ class Random(Policy):
 
 
 class Belady(Policy):
-    """Evicts the one whose next use lies furthest ahead: the best possible (Belady, 1966). For replays.
+    """Evicts the expert whose next use is furthest ahead: the optimal policy (Belady, 1966). For replays.
 
     Args:
-        future: the layer's experts pass by pass, which a recording has.
+        future: the layer's experts, token by token, from a recording.
     """
 
     def __init__(self, future: Sequence[Sequence[int]]) -> None:
         self._uses: dict[int, list[int]] = {}  # moments, the next one last
-        for moment, expert in enumerate(chain.from_iterable(future)):  # uses, not passes: no two at the same moment
+        # counts uses, not tokens, so that no two are equal
+        for moment, expert in enumerate(chain.from_iterable(future)):
             self._uses.setdefault(expert, []).append(moment)
         for moments in self._uses.values():
             moments.reverse()
@@ -133,13 +132,13 @@ class Belady(Policy):
 
 
 PolicyOfLayer = Callable[[int, int], Policy]
-"""Makes the policy of a layer, of its number and its number of slots."""
+"""Creates the policy of a layer, given its number and its number of slots."""
 
 
 def policies(
     name: str, experts: int, *, seed: int = 0, popular: Sequence[Sequence[int]] | None = None
 ) -> PolicyOfLayer:
-    """Return a function that makes each layer's policy: lru, lfu, static or random.
+    """Return a function that creates each layer's policy: lru, lfu, static or random.
 
     Args:
         experts: of a layer.

@@ -1,7 +1,7 @@
-"""How many slots each layer gets: the same number, or as recorded hit curves say; and the file of quotas.
+"""The number of slots per layer: equal, or from recorded hit curves; and the file of quotas.
 
-Contract: arithmetic alone. A curve has the hits of a layer with 0, 1, ... E slots (`mixq.plan.hit_curves`). What a slot
-costs, and how many there are, is not known here: a file's quotas are scaled to the total given.
+Contract: arithmetic only. A curve has the hits of a layer with 0, 1, ... E slots (`mixq.plan.hit_curves`). A file's
+quotas are scaled to the given total.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ _MOST = 1024  # layers, experts: what a config.json may have
 
 
 def even(total: int, layers: int, experts: int) -> list[int]:
-    """Share `total` slots among the layers, the first ones getting what does not divide; none more than `experts`."""
+    """Divide `total` slots among the layers, with the remainder to the first ones; at most `experts` per layer."""
     total = min(total, layers * experts)
     share, rest = divmod(total, layers)
     return [share + (layer < rest) for layer in range(layers)]
 
 
 def fits(curves: Sequence[Sequence[float]], totals: Sequence[int]) -> list[list[int]]:
-    """Return, for each total, the slots of each layer that give the most hits in all, by dynamic programming.
+    """Return, for each total, the slots of each layer with the most hits in total, by dynamic programming.
 
-    Slots that give no hits are handed out as well: the memory is there, and the next run is not the recorded one.
+    Slots that give no hits are distributed too: the memory is available, and the next run differs from the recorded
+    one.
 
     Args:
         curves: by layer, the hits with 0, 1, ... E slots; more slots have no fewer hits.
-        totals: slots to share.
+        totals: numbers of slots to divide.
     """
     most_slots = max(totals, default=0)
     best: list[float] = [0.0] * (most_slots + 1)  # with t slots for the layers so far
@@ -61,14 +62,14 @@ def _shares(choices: Sequence[Sequence[int]], total: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """Slots by layer, as a file has them.
+    """The slots per layer in a file.
 
     Attributes:
         layers, experts: of the model that they are for.
         quotas: slots of each layer.
-        source: where they come from, for people.
-        popular: by layer, all experts, those first that are used most; slots begin with them, and the policy `static`
-            keeps them. None takes them by number.
+        source: their origin, for information.
+        popular: by layer, all experts, the most used first; slots start with them, and the policy `static` keeps them.
+            None orders them by number.
     """
 
     layers: int
@@ -78,12 +79,12 @@ class Quotas:
     popular: tuple[tuple[int, ...], ...] | None = None
 
     def scaled(self, total: int) -> list[int]:
-        """Share `total` slots in proportion, each layer the next smaller number, the largest remainders one more."""
+        """Divide `total` slots in proportion, rounded down, with one more for the largest remainders."""
         total = min(total, self.layers * self.experts)
         given = sum(self.quotas)
         wanted = [quota * total / given if given else total / self.layers for quota in self.quotas]
         shares = [min(int(want), self.experts) for want in wanted]
-        while (left := total - sum(shares)) > 0:  # once, and again where layers are full
+        while (left := total - sum(shares)) > 0:  # again if layers are full
             open_layers = [layer for layer in range(self.layers) if shares[layer] < self.experts]
             open_layers.sort(key=lambda layer: shares[layer] - wanted[layer])
             for layer in open_layers[:left]:
@@ -91,12 +92,12 @@ class Quotas:
         return shares
 
     def check_model(self, layers: int, experts: int, name: str) -> None:
-        """Raise UsageError if they are for a model of another shape; `name` is the file's, for the message."""
+        """Raise UsageError if they are for a model with another shape; `name` is the file's, for the message."""
         if (self.layers, self.experts) != (layers, experts):
             raise UsageError(
                 f"The quotas of {printable(name)} are for a model of {self.layers} layers with {self.experts} experts "
                 f"each; this one has {layers} with {experts}.",
-                hint="Make them from a recording of this model: mixq trace, then mixq replay --save-quota FILE.",
+                hint="Create them from a recording of this model: mixq trace, then mixq replay --save-quota FILE.",
             )
 
     def write(self, path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Experts that do not all fit into memory: read ahead from the disk, and released when others need the room.
+"""Reads experts from the disk if they do not all fit into RAM, and releases others.
 
-Contract: weights are mapped, so whatever happens here an expert can be computed, at worst at the speed of page faults.
-`RamTier` reads their pages before they are needed, with a thread that reads first those that the router has chosen,
-then those that are expected; and it keeps within the budget by giving back the pages of those that `Residents` names.
-`expect` and `use` never wait. `Residents` remembers what was read; for experts that are used the system is asked what
-is still in memory, because it may have taken pages away. Nothing is computed here.
+Contract: weights are mapped, so an expert can always be computed, at worst at the speed of page faults. `RamTier` reads
+their pages in a thread, first those of experts that the router has chosen, then those of expected ones, and stays
+within the budget by releasing the pages of experts that `Residents` chooses. `expect` and `use` never wait. `Residents`
+remembers what was read; for used experts the tier checks what is still in memory, because the system may have evicted
+pages.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from mixq.formats.weights import Weights
 from mixq.system.memory import available_memory
 
 CHUNK = 8 << 20
-"""Bytes that are waited for at once."""
+"""Bytes per wait."""
 
 REQUESTED_AHEAD = 3
-"""Chunks requested of the disk beyond the one that is waited for: a disk is fastest with several requests. No more than
-these are read before a new choice of the router."""
+"""Chunks requested in addition to the one that is waited for, since a disk is fastest with several requests. At most
+these
+are read before a new choice of the router."""
 
 STREAM = 2 << 20
-"""A device's read-ahead from which on a stream of faults keeps the disk busy. It costs less than half of the CPU time
-that requests take (13 and 30 ms for 94 MB), but reads 16 MB beyond the ends, so the ends are requested before."""
+"""With at least this read-ahead of the device, a sequence of page faults keeps the disk busy. It needs less than half
+of
+the CPU time of requests (13 and 30 ms for 94 MB), but reads 16 MB beyond the ends, so the ends are requested first."""
 
 PRESENT = 0.9
-"""Share of an expert's pages from which on it is not read again."""
+"""An expert with at least this share of its pages in memory is not read again."""
 
 SAMPLED_EVERY = 1 << 20
 """Bytes between the pages that are checked."""
@@ -43,16 +45,16 @@ SAMPLED_EVERY = 1 << 20
 
 @dataclass(slots=True)
 class RamCounters:
-    """What the tier has done.
+    """Counters of the tier.
 
     Attributes:
-        requests: experts that layers used, once for each pass and layer.
+        requests: experts that layers used, once per forward pass and layer.
         hits: of them, those that were in memory.
-        late: of them, those that were in memory in part.
-        taken_away: of them, those that had been read and that the system had taken away.
+        late: of them, those that were partly in memory.
+        taken_away: of them, those that had been read and that the system had evicted.
         bytes_ahead: read because they were expected.
-        bytes_demanded: read after the router had chosen them. The kernels read too, if they come first.
-        bytes_advised_away: given back to stay within the budget.
+        bytes_demanded: read after the router had chosen them. Kernels may read some themselves first.
+        bytes_advised_away: released to stay within the budget.
     """
 
     requests: int = 0
@@ -65,13 +67,13 @@ class RamCounters:
 
 
 class RamTier:
-    """The experts of a folder that do not all fit into memory; made by `open`.
+    """The experts of a folder that do not all fit into memory; created by `open`.
 
     Attributes:
         layers: of the model.
         budget: bytes that the experts may take.
-        counters: what was done.
-        failure: why reading ahead has stopped, after which page faults do the work; else None.
+        counters: see `RamCounters`.
+        failure: why reading has stopped, so that page faults do the work; else None.
     """
 
     def __init__(self, spans: Sequence[Sequence[Sequence[Span]]], budget: int) -> None:
@@ -81,10 +83,10 @@ class RamTier:
         self.failure: str | None = None
         self._spans = spans
         self._residents = Residents(len(spans), budget)
-        self._left: dict[Key, deque[Span]] = {}  # what is still to be read of experts that are in memory in part
+        self._left: dict[Key, deque[Span]] = {}  # the unread rest of experts that are partly in memory
         self._demanded: deque[Key] = deque()
         self._missing: set[Key] = set()  # demanded, and not in memory yet
-        self._unchecked: deque[Key] = deque()  # used, and read before: may have been taken away
+        self._unchecked: deque[Key] = deque()  # used, and read before: the system may have evicted them
         self._expected: dict[Key, None] = {}  # in the order of arrival
         self._change = threading.Condition()
         self._busy = False
@@ -97,11 +99,11 @@ class RamTier:
     def open(
         cls, folder: Weights, budget: int | None = None, *, reserved: int = 0, trunk_in_ram: bool = True
     ) -> RamTier | None:
-        """Return the tier of a model, or None if it has nothing to do (`why_not` says why).
+        """Return the tier of a model; None if it is not needed (`why_not` returns the reason).
 
         Args:
-            budget: bytes of memory for all weights; None takes what is free, less a margin.
-            reserved: bytes needed for something else, such as the KV cache; counted if budget is None.
+            budget: bytes of memory for all weights; None: the free memory minus a margin.
+            reserved: bytes for other things, such as the KV cache; used if budget is None.
             trunk_in_ram: whether the other weights are in this memory too, not in an accelerator's.
         """
         if cls.why_not(folder, budget, reserved=reserved, trunk_in_ram=trunk_in_ram) is not None:
@@ -114,7 +116,7 @@ class RamTier:
     def why_not(
         cls, folder: Weights, budget: int | None = None, *, reserved: int = 0, trunk_in_ram: bool = True
     ) -> str | None:
-        """Return the reason for which `open` gives None, or None; arguments as there."""
+        """Return the reason if `open` returns None; same arguments."""
         if not folder.config.is_moe:
             return "the model has no experts"
         if not isinstance(folder, ModelFolder):
@@ -134,7 +136,7 @@ class RamTier:
         return f"RAM holds {fitting} of {experts} experts; the others are read from the disk when they are needed."
 
     def expect(self, layer: int, experts: Iterable[int]) -> None:
-        """Read these experts, likely to be used when the layer comes next, when nothing is more urgent."""
+        """Read these experts, which the layer will probably use next, when nothing is more urgent."""
         keys = [(layer, expert) for expert in experts]
         with self._change:
             self._residents.expect(layer, (expert for _, expert in keys))
@@ -143,12 +145,12 @@ class RamTier:
             self._change.notify_all()
 
     def use(self, layer: int, experts: Iterable[int]) -> None:
-        """Read what is missing of these experts, which are about to be computed, before all else."""
+        """Read the missing parts of these experts first; they will be computed now."""
         keys = [(layer, expert) for expert in dict.fromkeys(experts)]
         with self._change:
             for key in self._residents.use(layer, (expert for _, expert in keys)):  # expected, and not used
                 self._expected.pop(key, None)
-            self._demanded.clear()  # of an earlier layer, which has been computed
+            self._demanded.clear()  # of an earlier layer, which is finished
             self._missing.clear()
             self._unchecked.clear()
             for key in keys:
@@ -162,15 +164,15 @@ class RamTier:
             self._change.notify_all()
 
     def wait(self) -> None:
-        """Wait until what the last `use` missed is in memory.
+        """Wait until the experts of the last `use` are in memory.
 
-        Kernels that begin before compete with the tier for the disk, by faults that read beyond what is needed.
+        Kernels that start earlier would compete with the tier for the disk, with faults that read more than needed.
         """
         with self._change:
             self._change.wait_for(lambda: self._closed or not self._missing)
 
     def copied(self, layer: int, expert: int) -> None:
-        """Release an expert's pages, after they have been copied elsewhere, unless it belongs here."""
+        """Release an expert's pages after they have been copied elsewhere, unless it is a resident."""
         key = layer, expert
         with self._change:
             belongs = key in self._residents or key in self._left or key in self._demanded
@@ -178,18 +180,18 @@ class RamTier:
             self._advise_away(key)
 
     def give_back_others(self) -> None:
-        """Release the pages of experts that do not belong here."""
+        """Release the pages of experts that are not residents."""
         for layer, experts in enumerate(self._spans):
             for expert in range(len(experts)):
                 self.copied(layer, expert)
 
     def drain(self) -> None:
-        """Wait until all that is demanded or expected has been read."""
+        """Wait until all demanded and expected experts have been read."""
         with self._change:
             self._change.wait_for(lambda: self._closed or not (self._busy or self._has_work()))
 
     def close(self) -> None:
-        """Stop reading. Pages stay where they are."""
+        """Stop reading. Pages stay in memory."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -203,7 +205,7 @@ class RamTier:
                 self._read(*job)
         except OSError as error:  # the kernels raise it too, if it matters
             with self._change:
-                self.failure = f"reading ahead has stopped: {error.strerror or error}"
+                self.failure = f"reading experts from the disk has stopped: {error.strerror or error}"
                 self._closed = True
                 self._busy = False
                 self._change.notify_all()
@@ -231,7 +233,7 @@ class RamTier:
             self._check_present(key)
 
     def _check_present(self, key: Key) -> None:
-        """Ask the system whether an expert that was read is still in memory; demand it if it is not."""
+        """Check whether an expert that was read is still in memory; demand it if it is not."""
         if self._share_present(key) >= PRESENT:
             return
         with self._change:
@@ -242,9 +244,9 @@ class RamTier:
                 self._demanded.append(key)
 
     def _read(self, key: Key, demanded: bool) -> None:
-        """Read what is left of an expert; one that is only expected is put off when one is demanded."""
+        """Read the rest of an expert; an expected one is postponed when another is demanded."""
         beginning = True
-        requested = 0  # chunks that the disk has been asked for already
+        requested = 0  # chunks already requested from the disk
         while True:
             with self._change:
                 left = self._left.get(key)
@@ -285,7 +287,8 @@ class RamTier:
                     return
 
     def _request_ends(self, key: Key) -> None:
-        """Request what a stream of faults would read beyond the ends: it finds that in memory, and stops."""
+        """Request the bytes that a sequence of faults would read beyond the ends; it stops when it finds them in
+        memory."""
         for span in self._spans[key[0]][key[1]]:
             reach = span.shard.read_ahead
             if reach >= STREAM:
@@ -306,7 +309,7 @@ class RamTier:
             self.counters.bytes_advised_away += nbytes
 
     def _take_stock(self) -> None:
-        """Add what is in memory from before; release what is beyond the budget."""
+        """Add experts that are already in memory; release those beyond the budget."""
         for layer, experts in enumerate(self._spans):
             for expert in range(len(experts)):
                 key = layer, expert
@@ -346,7 +349,7 @@ def _experts_share(
     reserved: int,
     trunk_in_ram: bool,
 ) -> int:
-    """Return the bytes that are for experts; at least those of a token in one layer."""
+    """Return the bytes for experts; at least those of a token in one layer."""
     if budget is None:
         free = available_memory()
         if free is None:

@@ -1,11 +1,10 @@
-"""Which experts are taken to be in memory, and which of them leave it: the policy of the RAM tier.
+"""Decides which experts stay in RAM and which are released: the policy of the RAM tier.
 
-Contract: bookkeeping alone; nothing is read here. The budget is shared by all layers. A layer is used once in every
-pass, so an expert's age is the number of passes between its last use and the next use of its layer: the oldest leaves
-first, and of equals the one whose layer comes last. (Plain recency would evict what the next layers need, since they
-were used longest ago.) An expert expected in its layer's next pass has age 0. An expert is read in piece by piece and
-leaves as a whole.
-"""
+Contract: bookkeeping only; nothing is read here. All layers share the budget. A forward pass uses each layer once, so
+an expert's age is the number of passes between its last use and the next use of its layer: the oldest is released
+first, and of equals the one whose layer comes last. (Plain LRU would evict the experts of the next layers, which were
+used longest ago.) An expert expected in its layer's next use has age 0. An expert is read piece by piece and released
+as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ Key = tuple[int, int]
 
 
 class Residents:
-    """The experts in memory, which may take `budget` bytes together."""
+    """The experts in memory, with at most `budget` bytes together."""
 
     def __init__(self, layers: int, budget: int) -> None:
         self.budget = budget
@@ -36,7 +35,7 @@ class Residents:
         return len(self._held)
 
     def use(self, layer: int, experts: Iterable[int]) -> list[Key]:
-        """Note that a layer uses these. Returns those that were expected of it and are not used."""
+        """Record that a layer uses these; return those that were expected there and are not used."""
         if layer <= self._layer:
             self._pass += 1
         self._layer = layer
@@ -48,15 +47,14 @@ class Residents:
         return [key for key in over if key not in self._in_use]
 
     def expect(self, layer: int, experts: Iterable[int]) -> None:
-        """Note that these are likely to be used when the layer comes next."""
+        """Record that the layer will probably use these next."""
         self._expected |= {(layer, expert): self._next_pass(layer) for expert in experts}
 
     def admit(self, key: Key, nbytes: int, *, demanded: bool) -> list[Key] | None:
-        """Add bytes of an expert, and return the experts that leave for them.
+        """Add bytes of an expert, and return the experts to release for them.
 
-        A demanded expert is added even beyond the budget, since it is read in any case. For one that is only expected
-        the result is None, and nothing has changed, if every resident matters as much.
-        """
+        A demanded expert is added even beyond the budget, since it is read in any case. For an expected one, the result
+        is None and nothing changes if every resident is equally important."""
         missing = self.taken + nbytes - self.budget
         leaving: list[Key] = []
         if missing > 0:
@@ -77,14 +75,14 @@ class Residents:
         return leaving
 
     def remove(self, key: Key) -> None:
-        """Note that an expert is no longer in memory."""
+        """Record that an expert is no longer in memory."""
         self.taken -= self._held.pop(key)
 
     def _next_pass(self, layer: int) -> int:
         return self._pass if layer > self._layer else self._pass + 1
 
     def _age(self, key: Key) -> int:
-        """Return the passes between the last use and the next one possible."""
+        """Return the passes between the last and the next possible use."""
         comes = self._next_pass(key[0])
         return 0 if self._expected.get(key) == comes else comes - self._used.get(key, -1)
 

@@ -1,15 +1,15 @@
-"""Routing: which experts each token uses in each layer, made up or recorded, for benches and replays.
+"""Routing: the experts of each token and layer, synthetic or recorded, for benches and replays.
 
-Contract: `choose` gives one layer's experts for the next token, in place of the model's routers: random weights route
-evenly, which no real model does. Everything is drawn from a seed, each layer by itself.
+Contract: `choose` returns a layer's experts for the next token, instead of the model's routers: routers with random
+weights use all experts equally, unlike those of a trained model. Random numbers come from a seed, separately per layer.
 
-* `uniform`: any experts, each token anew.
+* `uniform`: random experts for each token.
 * `sticky:P`: each expert of the last token is used again with probability P, the others are drawn among the rest.
 * `mixtral`: popularity that falls as 1 / rank, another order in each layer, and 0.09 of reuse besides; with 0.03 of the
   tokens one expert moves to another rank, as popularity changes with the subject. It gives the per-layer hit rates that
   Mixtral is reported to have: LRU .22 .39 .53 .66 .77 .86 .93 with 1 to 7 of 8 slots, and LFU close to it (fixed
   popularity would put LFU .06 above). The three numbers were found by a search.
-* `trace FILE`: what was recorded, again and again; how a file is read is handed in.
+* `trace FILE`: a recording, repeated; the function that reads the file is an argument.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIXTRAL_FALL = 1.0
 MIXTRAL_DRIFT = 0.03
 
 Token = list[tuple[int, ...]]
-"""For each layer the experts of one token, the most likely first."""
+"""The experts of one token in each layer, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Trace:
 
     Attributes:
         layers, experts, active: of the model: every layer has `experts`, of which a token uses `active`.
-        tokens: in the order in which they were run.
+        tokens: in their order.
     """
 
     layers: int
@@ -55,10 +55,10 @@ class Routing(Protocol):
 
 
 class _Drawn:
-    """Reuses each expert of the last token with some probability, and draws the rest by popularity.
+    """Reuses each expert of the last token with some probability, and draws the others by popularity.
 
     Args:
-        drift: how often one expert moves to another rank of popularity.
+        drift: probability that an expert moves to another rank of popularity.
         fresh: whether an expert that was not reused may be drawn again for the same token.
     """
 
@@ -95,7 +95,7 @@ class _Drawn:
 
 
 class _Recorded:
-    """A trace from its beginning to its end, again and again."""
+    """A trace from start to end, repeated."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -116,12 +116,12 @@ def parse_routing(
     seed: int = 0,
     read_trace: Callable[[Path], Trace] | None = None,
 ) -> Routing:
-    """Return the routing that a flag names.
+    """Return the routing for a flag.
 
     Args:
         text: `uniform`, `sticky:0.39`, `mixtral` or `trace FILE`.
         layers, experts, active: of the model.
-        read_trace: reads the file of `trace FILE`, and raises what is wrong with it; None knows no files.
+        read_trace: reads the file of `trace FILE`, and raises its errors; None: files are not supported.
 
     Raises:
         UsageError: another name, a probability outside 0 .. 1, or a trace of another model's shape.
@@ -144,7 +144,7 @@ def parse_routing(
             )
         return _Recorded(trace)
     raise UsageError(
-        f"routing {printable(repr(text))} is not known; it is one of {', '.join(NAMES)}."
+        f"routing {printable(repr(text))} is unknown; choose from {', '.join(NAMES)}."
         + did_you_mean(name, [known.split(":")[0].split(" ")[0] for known in NAMES])
     )
 

@@ -1,14 +1,13 @@
-"""Decides, for each expert that a layer needs: computed on the accelerator, in place on the CPU, or after a copy.
+"""Decides for each expert of a layer: compute it on the accelerator, on the CPU, or after a copy.
 
-Contract: `plan_layer` is pure arithmetic over the cache's state, the cost model and the copies under way. It moves
-slots of the cache from one state to the next; the caller copies and computes. The same code runs in the engine and, on
-a virtual clock, in `mixq.plan.replay`. It knows no tensor, thread or clock.
+Contract: `plan_layer` computes from the cache's state, the cost model and the running copies. It changes the states of
+the cache's slots; the caller copies and computes. The same code runs in the engine and, with a virtual clock, in
+`mixq.plan.replay`. No tensors, threads or clocks here.
 
-How `auto` decides: missing experts of a layer are of one size, so only how many of them are copied matters. It tries
-every number, with each number of experts whose copies are under way, and takes the one with which the layer is done
-first; that a copied expert stays counts in its favour. A copy in the background takes bandwidth of the host's RAM from
-the CPU, so an expert is admitted only if the uses that this gains (`admission.Ledger`) save more time than it costs.
-"""
+How `auto` decides: the missing experts of a layer have the same size, so only the number of copies matters. It tries
+every number, with each number of running copies, and takes the one that finishes the layer first, with a bonus for
+copied experts, since they stay. A background copy takes RAM bandwidth from the CPU, so an expert is admitted only if
+the uses gained (`admission.Ledger`) save more time than the copy costs."""
 
 from __future__ import annotations
 
@@ -22,25 +21,25 @@ from mixq.experts.cost import CostModel
 from mixq.experts.drift import Drift
 
 CHUNK = 4 << 20
-"""Bytes after which a background copy lets a demanded one pass: 0.2 ms at 20 GB/s."""
+"""Bytes after which a background copy yields to a demanded one: 0.2 ms at 20 GB/s."""
 
 BACKGROUND = 2
-"""Background copies that may wait at once; more would arrive too late to be of use."""
+"""Most waiting background copies; more would arrive too late to be useful."""
 
 SMOOTHING = 0.02
-"""Weight of a layer in the running averages of what a hit saves and of how busy the CPU is."""
+"""Weight of a layer in the running averages of the time saved by a hit and of the CPU's load."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Where the experts of one layer are computed.
+    """The plan for the experts of one layer.
 
     Attributes:
         hits: expert: slot; on the accelerator, now. Their slots are acquired.
-        waits: expert: slot that is loading; on the accelerator, once it has arrived.
-        fetches: expert: slot it was given; copied, then on the accelerator. None: through a staging buffer.
-        cpu: in place.
-        admissions: expert: slot; copied in the background, for later. They are among `cpu`.
+        waits: expert: loading slot; on the accelerator, when it has arrived.
+        fetches: expert: its new slot; copied, then on the accelerator. None: through a staging buffer.
+        cpu: on the CPU.
+        admissions: expert: slot; copied in the background, for later tokens. They are also in `cpu`.
     """
 
     hits: dict[int, int]
@@ -51,20 +50,20 @@ class LayerPlan:
 
 
 class Copies(Protocol):
-    """The copies to the accelerator that are under way."""
+    """The running copies to the accelerator."""
 
     def demand_seconds(self) -> float:
-        """Return the seconds until a copy that is demanded now could begin."""
+        """Return the seconds until a copy demanded now could start."""
 
     def remaining_seconds(self, layer: int, expert: int) -> float:
         """Return the seconds until a copy would be complete if it were demanded now."""
 
     def room(self) -> bool:
-        """Return whether one more copy may wait in the background."""
+        """Return whether another background copy may wait."""
 
 
 class Scheduler:
-    """Plans layers by a cost model, which follows the measurements if they differ much.
+    """Plans layers with a cost model, which follows the measurements if they differ a lot.
 
     Args:
         cost: of this model on this machine.
@@ -72,7 +71,7 @@ class Scheduler:
         adapt: whether the cost model may follow the measurements.
 
     Attributes:
-        calibrated, cost: the cost model that was given, and the one in use.
+        calibrated, cost: the given cost model, and the one in use.
     """
 
     def __init__(self, cost: CostModel, miss: str = "auto", *, adapt: bool = True) -> None:
@@ -92,13 +91,13 @@ class Scheduler:
     # Decisions
 
     def plan_layer(self, cache: ExpertCache, layer: int, needed: Sequence[int], rows: int, clock: Copies) -> LayerPlan:
-        """Return where the experts that a layer needs are computed.
+        """Return the plan for the experts that a layer needs.
 
         Args:
-            needed: distinct experts, in the order in which the rows name them.
-            rows: of the pass.
+            needed: distinct experts, in the order of the rows.
+            rows: tokens of the forward pass.
 
-        The caller releases hits, finishes loads, and acquires what it waited for.
+        The caller releases hits, finishes loads, and acquires slots that it waited for.
         """
         hits = cache.request(layer, needed)
         for slot in hits.values():
@@ -122,7 +121,7 @@ class Scheduler:
             return LayerPlan(hits, {}, {}, (), {})
         price = self._price()
         waits, count = self._divide(layer, len(hits), loading, gains, price, rows, clock)
-        # An expert that is not worth a slot passes through a staging buffer.
+        # An expert that is not worth a slot goes through a staging buffer.
         fetches = {g.expert: cache.begin_load(layer, g.expert) if g.soon > 0 else None for g in gains[:count]}
         worth_it = [g.expert for g in gains[count:] if self._pays(g, price)]
         admissions = self._admit(cache, layer, worth_it, clock)
@@ -132,7 +131,7 @@ class Scheduler:
     def plan_prefetch(self, cache: ExpertCache, layer: int, predicted: Sequence[int], clock: Copies) -> dict[int, int]:
         """Return the experts to copy in the background because a layer is predicted to need them: expert: slot."""
         absent = [expert for expert in predicted if cache.state(layer, expert) is None]
-        # If copying is quicker than computing here, it will be copied anyway, and sooner is better.
+        # If copying is faster than computing on the CPU, it will be copied anyway, and earlier is better.
         if self.miss == "auto" and self.cost.copy_seconds() > self.cost.cpu_seconds(1):
             if self._ledger is None:
                 return {}
@@ -141,7 +140,8 @@ class Scheduler:
         return self._admit(cache, layer, absent, clock)
 
     def _admit(self, cache: ExpertCache, layer: int, newcomers: Sequence[int], clock: Copies) -> dict[int, int]:
-        """Give the first newcomer a slot if the background has room: one a layer, as copies are slower than layers."""
+        """Give the first new expert a slot if another background copy may wait: one per layer, as copies are slower
+        than layers."""
         if newcomers and clock.room():
             slot = cache.begin_load(layer, newcomers[0])
             if slot is not None:
@@ -158,8 +158,8 @@ class Scheduler:
         rows: int,
         clock: Copies,
     ) -> tuple[dict[int, int], int]:
-        """Return which of the loading ones are waited for, and how many of the absent ones are fetched."""
-        # A fetch gets no more credit for staying than an admission, which would keep the expert too, costs.
+        """Return which loading experts to wait for, and how many absent ones to fetch."""
+        # A fetch's bonus for staying is at most the cost of an admission, which would keep the expert too.
         most = price if clock.room() else float("inf")
         stays = [0.0]
         for gain in gains:
@@ -193,7 +193,7 @@ class Scheduler:
     def _gains(
         self, cache: ExpertCache, layer: int, needed: Sequence[int], hits: int, absent: Sequence[int], rows: int
     ) -> list[Worth]:
-        """Return what absent experts gain by staying, the most first, and note the layer's pass."""
+        """Return the gains of absent experts, the largest first, and record the layer's use."""
         if self._ledger is None:
             self._ledger = Ledger(len(cache.quotas), cache.experts)
         self._ledger.note(cache, layer, needed)
@@ -207,23 +207,23 @@ class Scheduler:
         return self._ledger.worth(cache, layer, absent)
 
     def _pays(self, gain: Worth, price: float) -> bool:
-        """Return whether a copy in the background gains more than it costs."""
+        """Return whether a background copy gains more than it costs."""
         return gain.soon > 0 and gain.lasting * self._hit_saves > price
 
     def _price(self) -> float:
-        """Return the seconds that the CPU loses to a copy in the background."""
+        """Return the seconds by which a background copy delays the CPU."""
         return self._cpu_share * self.cost.copy_costs_cpu()
 
     # What is measured
 
     def observe_cpu(self, experts: int, rows: int, seconds: float) -> None:
-        """Note the seconds in which the CPU computed `experts` experts for `rows` rows."""
+        """Record the seconds in which the CPU computed `experts` experts for `rows` rows."""
         cpu_rate, _ = self.calibrated.hardware.shared()
         alone = self.calibrated.cpu_seconds(experts, rows)
         self._observe("cpu", seconds, alone, alone * self.calibrated.hardware.cpu_bandwidth / cpu_rate)
 
     def observe_copy(self, nbytes: int, seconds: float) -> None:
-        """Note how long a copy took once it had begun."""
+        """Record the duration of a copy."""
         _, copy_rate = self.calibrated.hardware.shared()
         alone = self.calibrated.copy_seconds(nbytes)
         self._observe("copy", seconds, alone, alone * self.calibrated.hardware.copy_alone / copy_rate)
@@ -236,5 +236,5 @@ class Scheduler:
                 self._use(cost)
 
     def notice(self) -> str | None:
-        """Return one line, once, when the cost model has begun to follow the measurements."""
+        """Return a line for the user, once, when the cost model starts to follow the measurements."""
         return None if self._drift is None else self._drift.notice()

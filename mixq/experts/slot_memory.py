@@ -1,9 +1,8 @@
 """The accelerator's memory for experts: slots, the tensors in them that kernels read, and two staging buffers.
 
-Contract: slot i of a layer is the same memory from when it is made until it is freed; each slot is an allocation of its
-own, so that freeing one frees memory. `views` is what kernels read: the same list object until a slot is made or freed.
-What is in a slot, and when it may be read or written, is the cache's business.
-"""
+Contract: slot i of a layer is the same memory until it is freed; each slot is a separate allocation, so that freeing
+one frees memory. Kernels read `views`: the same list object until a slot is created or freed. The cache decides what is
+in a slot, and when it may be read or written."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ from mixq.kernels.reference import Expert
 
 
 class SlotMemory:
-    """Slots of every layer, and staging buffers beside them.
+    """The slots of every layer, and staging buffers.
 
     Args:
-        cache: says which slots there are.
+        cache: has the slots.
         slot_bytes: of each.
-        staging: how many buffers.
+        staging: number of buffers.
 
     Attributes:
         staging: the buffers, uint8 [slot_bytes].
-        moves: changes whenever memory is freed: what was captured with the old addresses is no longer valid.
+        moves: changes when memory is freed, since graphs captured with old addresses are then invalid.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class SlotMemory:
     def make(self) -> int:
         """Allocate every slot of the cache that has no memory, the layers in turn.
 
-        If memory runs out, the cache is shrunk; returned is how many slots could not be made.
+        If memory runs out, the cache is shrunk; returns the number of slots that could not be allocated.
         """
         missing = sorted(
             (slot, layer)
@@ -116,9 +115,9 @@ class _Buffer:
 
 
 class Staging:
-    """Buffers of one slot's size each, for experts that get no slot: one is computed while the other is copied to.
+    """Buffers with the size of a slot, for experts without a slot: one is used while the other is filled.
 
-    No more are claimed at a time than there are buffers. They are outside the cache: nothing stays there.
+    At most as many as there are buffers are claimed at a time. They are outside the cache: nothing stays there.
     """
 
     def __init__(self, memories: list[Tensor], store: ExpertStore, uploader: Uploader) -> None:
@@ -137,7 +136,7 @@ class Staging:
         return None
 
     def stage(self, layer: int, expert: int) -> int:
-        """Return the buffer of an expert; if there is none, copy it to one, once that one's last reader is done."""
+        """Return the buffer of an expert; if there is none, copy it to one whose last reader is done."""
         found = self.find(layer, expert)
         if found is not None:
             return found
@@ -150,13 +149,14 @@ class Staging:
         return index
 
     def claim(self, layer: int, expert: int) -> int:
-        """Stage an expert that will be computed, and keep its buffer until `used` names the reader."""
+        """Stage an expert that will be computed, and keep its buffer until `used`."""
         index = self.stage(layer, expert)
         self._buffers[index].claimed = True
         return index
 
     def claim_first(self, layer: int, experts: Sequence[int]) -> list[int]:
-        """Claim a buffer for each of the first experts, as many as there are; drop claims of a pass that broke off."""
+        """Claim a buffer for each of the first experts, as many as there are; drop claims of an interrupted forward
+        pass."""
         for buffer in self._buffers:
             buffer.claimed = False
         return [self.claim(layer, expert) for expert in experts[: len(self)]]
@@ -168,12 +168,12 @@ class Staging:
         return upload
 
     def used(self, index: int, reader: Launch) -> None:
-        """Note that a claimed buffer is read until `reader` is done, and can be filled anew after that."""
+        """Record that a claimed buffer is in use until `reader` is done, and can be reused then."""
         buffer = self._buffers[index]
         buffer.reader, buffer.key, buffer.claimed = reader, None, False
 
     def forget(self) -> None:
-        """Wait for copies that have begun, and empty the buffers."""
+        """Wait for started copies, and empty the buffers."""
         for buffer in self._buffers:
             if buffer.upload is not None:
                 buffer.upload.wait()

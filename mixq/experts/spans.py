@@ -1,8 +1,7 @@
-"""Where each expert lies in a model folder's files, in as few ranges of bytes as possible.
+"""Finds each expert's bytes in a model folder's files, in as few ranges as possible.
 
-Contract: in a shard of mixq's own an expert has one range for each dtype, since its three matrices lie side by side.
-Tensors that are copied on reading (foreign files, unaligned) are left out.
-"""
+Contract: in a shard written by mixq, an expert has one range per dtype, since its three matrices are contiguous.
+Tensors that are copied on reading (unaligned, from other programs) are omitted."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class Span:
 
 
 def expert_spans(folder: ModelFolder) -> list[list[list[Span]]]:
-    """Return where each layer's experts lie in the files, neighbours joined: [layer][expert]."""
+    """Return the ranges of each layer's experts, with adjacent ones joined: [layer][expert]."""
     shards = sorted(folder.mapped, key=lambda shard: shard.address)
     bases = [shard.address for shard in shards]
     config = folder.config

@@ -1,6 +1,6 @@
-"""What the experts of a run cost, as plain data for events and `--json`: hits, copies, and seconds of each device.
+"""Statistics of a run's experts, as plain data for events and `--json`: hits, copies, and seconds per device.
 
-Contract: `mixq.experts.telemetry` counts; `since` gives what happened between two moments. Seconds are wall time.
+Contract: `mixq.experts.telemetry` counts; `since` returns the difference of two snapshots. Seconds are wall time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class ExpertCounters:
 
     Attributes:
         requests, hits: experts needed in decode, and those that were in a slot.
-        waits, fetches, on_cpu: the others: being copied already, copied on demand, or computed in place.
+        waits, fetches, on_cpu: the others: already being copied, copied on demand, or computed on the CPU.
         prefill_resident, prefill_streamed, prefill_on_cpu: the same for prompts, whose experts serve many tokens.
-        uploaded_bytes: copied to the accelerator, background included.
-        hit_bytes, cpu_bytes, fetched_bytes: weights that decode used of each place.
+        uploaded_bytes: copied to the accelerator, including background copies.
+        hit_bytes, cpu_bytes, fetched_bytes: weights that decode used, by place.
         cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
-        wait_seconds: how long the CPU only waited for a copy.
+        wait_seconds: while the CPU only waited for a copy.
         overlap_seconds: when at least two of the three were busy.
     """
 
@@ -44,7 +44,7 @@ class ExpertCounters:
     overlap_seconds: float = 0.0
 
     def since(self, earlier: ExpertCounters) -> ExpertCounters:
-        """Return what was added after `earlier`."""
+        """Return the difference to `earlier`."""
         return ExpertCounters(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
 
     @property
@@ -55,12 +55,12 @@ class ExpertCounters:
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """One answer's part of the counters.
+    """The statistics of an answer.
 
     Attributes:
-        recall: share of the used experts that had been predicted, by how many layers ahead.
+        recall: share of the used experts that were predicted, by the number of layers ahead.
         limit_seconds: the shortest time in which memories and link could have served decode's experts: the longest of
-            hit bytes over the GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None where the
+            hit bytes over the GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None if the
             bandwidths are not known.
     """
 
@@ -70,7 +70,7 @@ class ExpertStats:
 
     @classmethod
     def joined(cls, parts: Sequence[ExpertStats]) -> ExpertStats:
-        """Return the sum of what happened at different times; recall is that of the last."""
+        """Return the sum of statistics; recall is that of the last."""
         names = [f.name for f in fields(ExpertCounters)]
         counters = ExpertCounters(**{name: sum(getattr(p.counters, name) for p in parts) for name in names})
         limits = [part.limit_seconds for part in parts if part.limit_seconds is not None]
@@ -86,7 +86,7 @@ class ExpertStats:
         }
 
     def line(self) -> str:
-        """Return the line that a chat shows; empty if decode used no expert."""
+        """Return the line for the chat; empty if decode used no expert."""
         counters = self.counters
         if counters.hit_rate is None:
             return ""

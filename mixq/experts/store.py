@@ -1,8 +1,8 @@
-"""The experts of a model in host memory, and the layout of one in a cache slot.
+"""The experts of a model in host memory, and the layout of an expert in a slot.
 
-Contract: a slot holds an expert's tensors as they are on disk, nothing repacked: `pieces` says which host bytes go to
-which place of a slot, `view` gives the expert in a slot's memory. Tensors that are adjacent in the file and in the slot
-are one piece: a shard of mixq's own has three for each expert. When they are copied is not known here.
+Contract: a slot holds an expert's tensors as on disk, not repacked: `pieces` lists the host bytes and their places in a
+slot, `view` returns the expert in a slot's memory. Tensors that are adjacent in file and slot are one piece: a shard
+written by mixq has three per expert.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mixq.kernels.reference import Expert, Weight
 from mixq.system.huge_pages import allocate
 
 ALIGNMENT = 64
-"""Of each tensor in a slot, as in a shard: that of the widest vector loads."""
+"""Alignment of each tensor in a slot, as in a shard: that of the widest vector loads."""
 
 MATRICES = ("w1", "w2", "w3")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Host bytes of an expert, and where in a slot they go."""
+    """Host bytes of an expert, and their place in a slot."""
 
     offset: int
     source: Tensor
@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor of a slot: of which matrix, under which suffix, from which byte on."""
+    """A tensor of a slot: its matrix, suffix and first byte."""
 
     matrix: int
     suffix: str
@@ -55,7 +55,7 @@ class ExpertStore:
     Attributes:
         layers, experts: how many layers, and experts in each.
         slot_bytes: of an expert in a slot, the most of all layers.
-        reason: why its experts cannot be cached in slots, None if they can.
+        reason: why its experts cannot be cached in slots; None if they can.
     """
 
     def __init__(self, folder: Tensors) -> None:
@@ -73,11 +73,11 @@ class ExpertStore:
         return self._experts[layer]
 
     def expert_bytes(self, layer: int) -> int:
-        """Return what a slot of this layer holds."""
+        """Return the tensors of a slot of this layer."""
         return _end(self._places[layer])
 
     def pieces(self, layer: int, expert: int) -> Iterator[Piece]:
-        """Yield an expert's bytes in the order of a slot, neighbours joined."""
+        """Yield an expert's bytes in the order of a slot, with adjacent ones joined."""
         weights = self._experts[layer][expert]
         joined: tuple[int, int, int] | None = None  # offset, address, bytes
         for place in self._places[layer]:
@@ -109,12 +109,12 @@ class ExpertStore:
     ) -> int:
         """Move experts into memory that the accelerator copies from directly, layer by layer; return the bytes moved.
 
-        A file's mapping is not registered: its pages come and go. Layers after the first refusal, and beyond the
-        limit, stay where they are.
+        The mapping of a file is not registered, since its pages come and go. Layers after the first refusal, and beyond
+        the limit, are not moved.
 
         Args:
-            register: makes memory known to the accelerator, or refuses.
-            limit: bytes to register at most.
+            register: registers memory with the accelerator, or refuses.
+            limit: most bytes to register.
             progress: called with the share of the layers done.
         """
         moved = 0
@@ -155,7 +155,7 @@ def expert_weights(folder: Tensors, layer: int, expert: int) -> Expert:
 
 
 def _tensors(weight: Weight) -> dict[str, Tensor]:
-    """Return the tensors of a weight that kernels read; `weight_shape` is for readers of the file."""
+    """Return a weight's tensors for kernels, without `weight_shape`."""
     if isinstance(weight, Tensor):
         return {"weight": weight}
     return {suffix: tensor for suffix, tensor in weight.tensors.items() if suffix != "weight_shape"}
@@ -190,7 +190,7 @@ def _rebuilt(weight: Weight, tensors: dict[str, Tensor], device: torch.device) -
 
 
 def _bytes_at(address: int, nbytes: int, owner: Expert) -> Tensor:
-    """Return an expert's memory as a tensor that keeps the expert alive: a copy may end after the model."""
+    """Return an expert's memory as a tensor that keeps the expert alive, since a copy may end after the model."""
     memory = (ctypes.c_uint8 * nbytes).from_address(address)
     memory.owner = owner  # type: ignore[attr-defined]
     return torch.frombuffer(memory, dtype=torch.uint8)

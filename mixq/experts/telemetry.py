@@ -1,7 +1,7 @@
-"""Counts what the experts of a model cost while it runs: where they were computed, copies, seconds, predictions.
+"""Counts the work of a model's experts while it runs: devices, copies, seconds, predictions.
 
-Contract: told afterwards, by the thread that runs the network; decides nothing. Times that the scheduler compares with
-its cost model are passed on to it.
+Contract: called after the work, by the thread that runs the network; decides nothing. Passes times on to the scheduler,
+which compares them with its cost model.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mixq.kernels.reference import DECODE_ROWS
 Interval = tuple[float, float]
 
 COMPARABLE = 0.5e-3
-"""Seconds of an expert below which times are not compared with the calibration: what is around them takes longer."""
+"""Times of shorter experts are not compared with the calibration: the work around them takes longer."""
 
 _RECENT = 4096
-"""Intervals that are remembered."""
+"""Most stored intervals."""
 
 
 class ExpertTelemetry:
@@ -94,38 +94,38 @@ class ExpertTelemetry:
     # Predictions
 
     def note_prediction(self, layer: int, ahead: int, experts: Sequence[int]) -> None:
-        """Note what was predicted for a layer, to be compared with what its router chooses."""
+        """Record the prediction for a layer, to compare it with the router's choice."""
         self._predictions.setdefault(layer, {})[ahead] = list(experts)
 
     def note_choice(self, layer: int, experts: Sequence[int]) -> None:
-        """Compare what a layer's router chose with the predictions."""
+        """Compare a layer's routed experts with the predictions."""
         for ahead, predicted in self._predictions.pop(layer, {}).items():
             self.recall.record(layer, ahead, predicted, experts)
 
     # Times
 
     def note_launch(self, launch: Launch) -> None:
-        """Count how long the accelerator computed."""
+        """Count the accelerator's time."""
         begun, ended = launch.busy
         self._gpu_busy.append((begun, ended))
         self.counters.gpu_seconds += ended - begun
 
     def note_cpu(self, experts: int, rows: int, begun: float, ended: float) -> None:
-        """Count how long the CPU computed experts."""
+        """Count the CPU's time for experts."""
         self._cpu_busy.append((begun, ended))
         self.counters.cpu_seconds += ended - begun
         if rows <= DECODE_ROWS and self._comparable:
             self._scheduler.observe_cpu(experts, rows, ended - begun)
 
     def note_copy(self, upload: Upload) -> None:
-        """Let the scheduler compare the rate of the copies, after one of them has arrived."""
+        """Let the scheduler check the rate of copies, after one has arrived."""
         if self._link.measured and self._comparable:
             self._scheduler.observe_copy(upload.nbytes, upload.nbytes / self._link.rate)
 
     # Results
 
     def snapshot(self) -> ExpertCounters:
-        """Return a copy of the counters, to be given to `stats_since`."""
+        """Return a copy of the counters, for `stats_since`."""
         copies, since = list(self._link.busy), self._since
         self._since = time.perf_counter()
         self.counters.uploaded_bytes = self._link.nbytes
@@ -134,7 +134,7 @@ class ExpertTelemetry:
         return replace(self.counters)
 
     def stats_since(self, earlier: ExpertCounters) -> ExpertStats:
-        """Return what has happened since a snapshot."""
+        """Return the statistics since a snapshot."""
         counters = self.snapshot().since(earlier)
         limit = self._scheduler.calibrated.limit_seconds(counters.hit_bytes, counters.cpu_bytes, counters.fetched_bytes)
         return ExpertStats(counters, self.recall.by_lookahead(), limit)

@@ -1,10 +1,9 @@
-"""Copies of experts to the accelerator, in chunks: uploads that a layer waits for (demanded) before the others.
+"""Copies experts to the accelerator, in chunks: uploads that a layer waits for (demanded) first.
 
-Contract: `Uploader` has a thread that gives the accelerator one chunk after the other, at most two at a time. A
-demanded upload goes before background ones, also before the rest of one that has begun, at its next chunk. `finished`
-names the uploads that have arrived; what to copy, and what may be overwritten, is the caller's business. The estimates
-for the scheduler (`Copies`) come from the rate of the copies so far.
-"""
+Contract: `Uploader` has a thread that queues one chunk after the other on the accelerator, at most two at a time. A
+demanded upload goes before background ones, also before the rest of a started one, at its next chunk. `finished`
+returns the complete uploads; the caller decides what to copy, and what may be overwritten. The estimates for the
+scheduler (`Copies`) come from the rate of the copies so far."""
 
 from __future__ import annotations
 
@@ -23,24 +22,24 @@ from mixq.experts.scheduler import BACKGROUND, CHUNK
 from mixq.experts.store import Piece
 
 IN_FLIGHT = 2
-"""Chunks that the accelerator has at a time."""
+"""Chunks on the accelerator at a time."""
 
 _RECENT = 0.1  # weight of a chunk in the running average of the rate
-_MEASURED = 1 << 18  # smaller chunks say more about latency than about the rate
+_MEASURED = 1 << 18  # smaller chunks measure latency rather than the rate
 
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """The copy of one expert to a slot or a staging buffer.
+    """The copy of an expert to a slot or a staging buffer.
 
     Attributes:
         key: layer and expert.
         slot: of the cache; None for a staging buffer.
-        chunks: (target, source) that have not been given to the accelerator.
+        chunks: (target, source) that are not queued on the accelerator yet.
         demanded: a layer waits for it.
-        after: when it may begin.
-        nbytes, left: of the whole, and of what has not arrived.
-        error: what went wrong with a chunk.
+        after: the event after which it may start.
+        nbytes, left: in total, and not arrived.
+        error: of a chunk.
     """
 
     key: tuple[int, int]
@@ -58,13 +57,13 @@ class Upload:
         self.nbytes = self.left = sum(len(source) for _, source in self.chunks)
 
     def done(self) -> bool:
-        """Return whether it has arrived; raise its error."""
+        """Return whether it is complete; raise its error."""
         if self.arrived.is_set() and self.error is not None:
             raise self.error
         return self.arrived.is_set()
 
     def wait(self) -> None:
-        """Return once it has arrived; raise its error."""
+        """Wait until it is complete; raise its error."""
         self.arrived.wait()
         self.done()
 
@@ -78,13 +77,13 @@ def _chunks(memory: Tensor, pieces: Iterable[Piece]) -> Iterator[tuple[Tensor, T
 
 
 class LinkMeter:
-    """How fast copies are.
+    """The speed of copies.
 
     Attributes:
-        rate: bytes per second, a running average that begins with what was expected.
-        measured: whether a copy has been large enough to tell a rate.
+        rate: bytes per second, a running average that starts with the expected rate.
+        measured: whether a copy was large enough to measure the rate.
         nbytes: copied so far.
-        busy: when copies were running, the latest: begin and end on `time.perf_counter`'s clock.
+        busy: the latest intervals with running copies: start and end on `time.perf_counter`'s clock.
     """
 
     def __init__(self, rate: float) -> None:
@@ -93,11 +92,11 @@ class LinkMeter:
         self.expect(rate)
 
     def expect(self, rate: float) -> None:
-        """Begin with another rate, in bytes per second."""
+        """Start with another rate, in bytes per second."""
         self.rate, self.measured = rate, False
 
     def note(self, nbytes: int, begun: float) -> None:
-        """Note a chunk that has just arrived."""
+        """Record a chunk that has just arrived."""
         now = time.perf_counter()
         begun = max(begun, self.busy[-1][1] if self.busy else 0.0)  # two are in flight, and copied one after the other
         self.busy.append((begun, now))
@@ -108,7 +107,7 @@ class LinkMeter:
 
 
 class _State:
-    """What the thread and the uploader share; it does not keep the uploader alive."""
+    """The state shared by thread and uploader; it does not keep the uploader alive."""
 
     def __init__(self, accelerator: Accelerator, rate: float) -> None:
         self.accelerator = accelerator
@@ -121,7 +120,7 @@ class _State:
         self.copied: Callable[[int, int], None] = lambda layer, expert: None
 
     def next_chunk(self) -> tuple[Upload, Tensor, Tensor] | None:
-        """Take the chunk that goes next; call with the lock held."""
+        """Take the next chunk; call with the lock held."""
         for waiting in (self.demand, self.background):
             if waiting:
                 upload = waiting[0]
@@ -133,7 +132,7 @@ class _State:
         return None
 
     def end(self) -> None:
-        """Drop what has not been given to the accelerator: the uploader is gone, and no layer waits."""
+        """Drop chunks that are not queued on the accelerator: the uploader is gone, and no layer waits."""
         with self.changed:
             self.closed = True
             self.demand.clear()
@@ -142,7 +141,7 @@ class _State:
 
 
 class Uploader:
-    """Copies experts to an accelerator; `link` is how fast, `rate` bytes per second until copies are measured."""
+    """Copies experts to an accelerator; `link` has the speed, `rate` bytes per second until copies are measured."""
 
     def __init__(self, accelerator: Accelerator, rate: float = 10e9) -> None:
         state = self._state = _State(accelerator, rate)
@@ -163,9 +162,9 @@ class Uploader:
         demanded: bool,
         after: Event | None = None,
     ) -> Upload:
-        """Begin to copy an expert into memory that nothing else uses, from now on or after an event.
+        """Start to copy an expert to memory that nothing else uses, now or after an event.
 
-        `finished` does not name one without a slot; the caller waits for it.
+        `finished` does not return uploads without a slot; the caller waits for them.
         """
         if not self._end.alive:
             raise RuntimeError("the uploader has been closed")
@@ -182,7 +181,7 @@ class Uploader:
         return self._under_way.get((layer, expert))
 
     def demand(self, upload: Upload) -> None:
-        """Put an upload before those in the background: a layer waits for it."""
+        """Move an upload before the background ones, because a layer waits for it."""
         with self._state.changed:
             if not upload.demanded:
                 upload.demanded = True
@@ -191,7 +190,7 @@ class Uploader:
                     self._state.demand.append(upload)
 
     def cancel_waiting(self) -> list[Upload]:
-        """Take back background uploads of which nothing has been copied yet, and return them."""
+        """Cancel background uploads of which nothing has been copied yet, and return them."""
         with self._state.changed:
             taken = [upload for upload in self._state.background if not upload.begun]
             for upload in taken:
@@ -200,7 +199,7 @@ class Uploader:
         return taken
 
     def finished(self) -> list[Upload]:
-        """Return the uploads that have arrived since the last call."""
+        """Return the uploads completed since the last call."""
         state, found = self._state, []
         while state.finished:
             upload = state.finished.popleft()
@@ -215,12 +214,12 @@ class Uploader:
             upload.wait()
 
     def close(self) -> None:
-        """End the thread; what has not begun is not copied."""
+        """End the thread; uploads that have not started are dropped."""
         self._end()
         self._thread.join()
 
     def on_copied(self, call: Callable[[int, int], None]) -> None:
-        """Have the thread call a function with each layer and expert whose host memory has been read in full."""
+        """Let the thread call a function with each layer and expert whose host memory has been read completely."""
         self._state.copied = call
 
     # What the scheduler needs (`mixq.experts.scheduler.Copies`)
@@ -252,7 +251,7 @@ _serving: dict[threading.Thread, _State] = {}
 
 @atexit.register
 def _end_all() -> None:
-    """End every thread before the interpreter does: one killed in the middle of a copy ends it with SIGABRT."""
+    """End every thread before the interpreter ends: a thread killed during a copy would cause SIGABRT."""
     for thread, state in reversed(list(_serving.items())):
         state.end()
         thread.join()
@@ -299,7 +298,7 @@ def _copy_chunks(state: _State) -> None:
 
 
 def _give(accelerator: Accelerator, upload: Upload, target: Tensor, source: Tensor) -> Event | None:
-    """Begin to copy a chunk; None if the accelerator refused it."""
+    """Start to copy a chunk; None if the accelerator refused it."""
     try:
         if upload.after is not None:
             upload.after.wait()

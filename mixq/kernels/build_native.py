@@ -1,7 +1,7 @@
-"""Builds the native kernels when mixq is installed, never at run time; `make native` builds them again in place.
+"""Builds the native kernels when mixq is installed, never at run time; `make native` rebuilds them in place.
 
-Contract: without a compiler, or with one that fails, the installation goes on, and what the compiler said is kept in
-native_build.txt beside the library, where `mixq doctor` finds it.
+Contract: without a compiler, or if it fails, the installation continues, and the compiler's output is kept in
+native_build.txt, for `mixq doctor`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
-# No -march: every file compiles each kernel for several instruction sets by itself and asks the CPU. No contraction of
-# a * b + c: a sum must not depend on what the compiler makes of the code around it.
+# No -march: every file compiles each kernel for several instruction sets, of which one is chosen at run time. No
+# contraction of a * b + c: a sum must not depend on the compiler's choices for the code around it.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -35,7 +35,7 @@ FLAGS = (
 
 
 class BuildNative(build_ext):
-    """build_ext that compiles the sources side by side and keeps the compiler's words."""
+    """build_ext that compiles the sources in parallel and keeps the compiler's output."""
 
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
@@ -56,7 +56,7 @@ class BuildNative(build_ext):
         build(Path(ext.sources[0]).parent, Path(self.build_temp) / "native", library)
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: put the library, or the reason for having none, into the package."""
+        """For editable installs: copy the library, or the reason why there is none, into the package."""
         build_py = self.get_finalized_command("build_py")
         for ext in self.extensions:
             package = Path(build_py.get_package_dir(ext.name.rpartition(".")[0]))
@@ -69,13 +69,13 @@ class BuildNative(build_ext):
 
 
 def build(sources: Path, objects: Path, library: Path, *, again: bool = True) -> int:
-    """Compile a folder's sources side by side and link them; return how many were compiled.
+    """Compile a folder's sources in parallel and link them; return how many were compiled.
 
     Args:
-        again: compile all; else only what changed since, be it the source, a file that it includes or the command.
+        again: compile all; else only files of which the source, an included file or the command has changed.
 
     Raises:
-        OSError, subprocess.CalledProcessError: no compiler, or one that fails.
+        OSError, subprocess.CalledProcessError: there is no compiler, or it fails.
     """
     compiler = os.environ.get("CXX", "c++").split()
     extra = os.environ.get("CXXFLAGS", "").split()
@@ -102,7 +102,7 @@ def build(sources: Path, objects: Path, library: Path, *, again: bool = True) ->
 
 
 def _is_current(target: Path, command: Sequence[str]) -> bool:
-    """Whether the object file was made by this command from files that are older."""
+    """Whether the object file was compiled by this command from files that are older."""
     try:
         if target.with_suffix(".command").read_text(encoding="utf-8") != "\n".join(command):
             return False

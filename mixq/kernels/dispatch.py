@@ -1,4 +1,4 @@
-"""Which kernels compute: chosen once when a model is loaded, never while it runs.
+"""Chooses the kernels, once when a model is loaded.
 
 Contract: `Kernels` are the operations that the network uses; every implementation returns what `mixq.kernels.reference`
 returns, within rounding. `choose` takes the native kernels if the library was built and the CPU supports them, else
@@ -27,11 +27,11 @@ class Kernels(Protocol):
     """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`.
 
     Attributes:
-        name: shown to users.
+        name: for users.
         exact: float32 throughout.
-        device: where the tensors are that they take and return.
-        uses_torch_threads: the large products are torch's. Otherwise torch should have one thread: waiting threads spin
-            and take the cores from the native kernels.
+        device: of the tensors that they take and return.
+        uses_torch_threads: torch computes the large products. Otherwise torch should have one thread, since waiting
+            threads spin and take the cores from the native kernels.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Kernels(Protocol):
         """x [T, K], weight [N, K] -> [T, N]."""
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
-        """x [T, K] -> [T, N] for each of the weights, which share the work."""
+        """x [T, K] -> [T, N] for each of the weights, in one call."""
 
     def router_logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [T, D], weight [E, D] -> float32 [T, E]."""
@@ -55,12 +55,13 @@ class Kernels(Protocol):
         """x [T, D] -> [T, D]."""
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """x [T, D], ids and weights [T, A] -> [T, D]; a negative id is computed elsewhere and adds nothing."""
+        """x [T, D], ids and weights [T, A] -> [T, D]; experts with a negative id are computed elsewhere and add
+        nothing."""
 
     def rotary_append(
         self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv: KVLayer, position: int | Tensor
     ) -> Tensor:
-        """Rotated q [T, H, C]; rotated k and v [T, KV, C] go into the cache. q is used up.
+        """Rotated q [T, H, C]; rotated k and v [T, KV, C] are written to the cache. q is overwritten.
 
         `position` may be an integer [1] on the device, read when the kernel runs; cos and sin are then those of all
         positions, not of the rows'.
@@ -77,7 +78,7 @@ class Kernels(Protocol):
 
 
 class ReferenceKernels:
-    """torch's kernels: the reference, and the fallback where the native ones cannot run."""
+    """torch's kernels: the reference, and the fallback without native kernels."""
 
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
@@ -119,11 +120,11 @@ class ReferenceKernels:
 
 
 def choose(*, threads: int, exact: bool = False) -> Kernels:
-    """Return the kernels for this machine.
+    """Return the kernels for this computer.
 
     Args:
-        threads: how many share the native kernels' work.
-        exact: float32 throughout, which only torch does.
+        threads: of the native kernels.
+        exact: float32 throughout, with torch's kernels.
 
     Raises:
         UsageError: MIXQ_CPU_ISA names an instruction set that is unknown, or that this CPU lacks.

@@ -1,6 +1,6 @@
-"""The keys and values of one layer as they lie in memory: what attention kernels write and read.
+"""The keys and values of one layer in memory, for attention kernels.
 
-Contract: views into a cache; the cache's owner knows which positions hold a token.
+Contract: views into a cache; the cache's owner keeps track of which positions hold a token.
 bfloat16 and float32 are stored as such; int8 with one float32 scale per kv head and position: absmax / 127, codes half
 to even.
 
@@ -25,7 +25,7 @@ class KVLayer:
     value_scale: Tensor | None = None
 
     def write(self, keys: Tensor, values: Tensor, position: int) -> None:
-        """Write float32 keys and values [T, KV, C] at `position` and after."""
+        """Write float32 keys and values [T, KV, C] from `position` on."""
         for data, scale, x in ((self.keys, self.key_scale, keys), (self.values, self.value_scale, values)):
             _write(data[:, position : position + len(x)], scale, x.transpose(0, 1), position)
 
@@ -34,7 +34,7 @@ class KVLayer:
         return _read(self.keys, self.key_scale, first, end), _read(self.values, self.value_scale, first, end)
 
     def head(self, index: int) -> KVLayer:
-        """Return the layer as if it had this kv head alone."""
+        """Return the layer with only this kv head."""
         one = slice(index, index + 1)
         if self.key_scale is None or self.value_scale is None:
             return KVLayer(self.keys[one], self.values[one])

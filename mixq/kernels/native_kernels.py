@@ -1,7 +1,7 @@
 """The native kernels: the operations of the network on the CPU.
 
-Contract: `NativeKernels` computes what `mixq.kernels.reference` computes, over the same bytes. Every pointer that is
-passed to the library belongs to a checked tensor, which is kept alive. This module knows no layer, model or file.
+Contract: `NativeKernels` computes what `mixq.kernels.reference` computes, from the same bytes. Every pointer that is
+passed to the library belongs to a checked tensor, which is kept alive.
 
 Axes: T tokens, N out, K in, D hidden, F ffn, E experts, A active experts, H heads, KV kv heads, C head size.
 """
@@ -23,12 +23,12 @@ from mixq.kernels.native_library import KVCache, Matrix, isa_name, kv_cache_of, 
 from mixq.kernels.reference import Expert, Weight
 
 _TILE_WEIGHTS = 1 << 22
-"""Weights dequantized at once for torch's GEMM: 8 MiB, which fit in the last-level cache."""
+"""Weights dequantized at a time for torch's GEMM: 8 MiB, which fit into the last-level cache."""
 
 
 @dataclass(slots=True)
 class _Bound:
-    """What a call needs for some weights: the C descriptions, kept beside the weights they point into."""
+    """The C descriptions of some weights, with the weights to which they point."""
 
     weights: object
     matrices: ctypes.Array[Matrix] | None
@@ -37,13 +37,13 @@ class _Bound:
 
 
 class NativeKernels:
-    """The operations of `dispatch.Kernels` on the CPU, with threads and working memory of their own.
+    """The operations of `dispatch.Kernels` on the CPU, with separate threads and working memory.
 
     Attributes:
-        uses_torch_threads: many rows go through torch's bfloat16 GEMM, which uses AMX tiles where the CPU has them.
+        uses_torch_threads: many rows use torch's bfloat16 GEMM, which uses AMX if the CPU has it.
 
     Args:
-        threads: how many share the work, the calling one included.
+        threads: including the calling one.
         isa: the instruction set; None takes `native_library.isa()`.
 
     Raises:
@@ -65,7 +65,7 @@ class NativeKernels:
         self.context = found.mixq_open(threads, self.isa)
         if not self.context:
             raise DoesNotFitError(
-                f"The system refused {threads} threads for the CPU kernels.", hint="Give a smaller --threads."
+                f"The system refused {threads} threads for the CPU kernels.", hint="Use a smaller --threads."
             )
         self.uses_torch_threads = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
         self._tile: Tensor | None = None
@@ -77,7 +77,7 @@ class NativeKernels:
 
     @property
     def integer_rows(self) -> int:
-        """Up to how many rows of activations go through the integer kernels; more are multiplied in bfloat16."""
+        """Most rows of activations for the integer kernels; more are multiplied in bfloat16."""
         return int(self._library.mixq_integer_rows(self.context))
 
     @integer_rows.setter
@@ -165,7 +165,7 @@ class NativeKernels:
         return self._attention(q, cache, position, window)
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-        """As `reference.attention_prefill`; a row has the same bits as in `attention_rows`."""
+        """As `reference.attention_prefill`; a row's result is bit-identical to `attention_rows`."""
         cache = kv_cache_of(kv)
         if cache is None:
             return reference.attention_prefill(q, kv, position, window)
@@ -180,7 +180,7 @@ class NativeKernels:
         return out
 
     def _torch_linear(self, x: Tensor, bound: _Bound) -> Tensor:
-        """Dequantize a tile of rows into a buffer that is used again, and let torch multiply."""
+        """Dequantize tiles of rows into a reused buffer, and multiply with torch."""
         (N, K), rows = bound.shapes[0], x.bfloat16()
         if self._tile is None or self._tile.shape[1] != K:
             self._tile = torch.empty(_TILE_WEIGHTS // K + 1, K, dtype=torch.bfloat16)
@@ -200,7 +200,7 @@ class NativeKernels:
         return out
 
     def _bind(self, key: object, weights: Sequence[Weight], *, float32: bool = False) -> _Bound:
-        """Return the C descriptions of `weights`, made once for each `key` object, which is kept alive."""
+        """Return the C descriptions of `weights`, created once for each `key` object, which is kept alive."""
         bound = self._bound.get(id(key))
         if bound is None:
             bound = self._bound[id(key)] = _describe(key, weights, float32=float32)

@@ -1,4 +1,4 @@
-"""The native library: finding it, choosing the instruction set, and its interface in ctypes.
+"""The native library: loads it, chooses the instruction set, and declares its interface in ctypes.
 
 Contract: `library()` returns the loaded library with the types of its functions declared, or None; then
 `unavailable_reason()` gives the reason: no compiler when mixq was installed, another interface version, or
@@ -31,7 +31,7 @@ ISA_NAMES = {
     "avx512bf16": 4,
     "neon": 10,
 }
-"""Instruction sets by the name that MIXQ_CPU_ISA takes; the numbers are those of native/cpu.h."""
+"""Instruction sets by their names in MIXQ_CPU_ISA; the numbers are those of native/cpu.h."""
 
 BUILD_LOG = Path(__file__).with_name("native_build.txt")
 """The compiler's messages, if the build failed."""
@@ -101,12 +101,12 @@ class _Found:
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the loaded library, or None for `unavailable_reason`."""
+    """Return the loaded library; None if there is none (see `unavailable_reason`)."""
     return _find(os.environ.get("MIXQ_CPU_ISA", "")).library
 
 
 def isa() -> int:
-    """Return the number of the instruction set in use: the CPU's best, or what MIXQ_CPU_ISA asks for."""
+    """Return the number of the instruction set in use: the CPU's best, or that of MIXQ_CPU_ISA."""
     return _find(os.environ.get("MIXQ_CPU_ISA", "")).isa
 
 
@@ -128,7 +128,7 @@ def compiler() -> str:
 
 
 def supported_isas() -> list[str]:
-    """Return the instruction sets that this CPU can run, plainest first."""
+    """Return the instruction sets that this CPU can run, the simplest first."""
     found = library()
     return [name for name, number in ISA_NAMES.items() if found is not None and found.mixq_supports(number)]
 
@@ -142,7 +142,7 @@ def _find(asked: str) -> _Found:
             + did_you_mean(asked, allowed)
         )
     if asked == "reference":
-        return _Found(None, 0, "MIXQ_CPU_ISA=reference asks for the torch kernels.")
+        return _Found(None, 0, "MIXQ_CPU_ISA=reference selects the torch kernels.")
     files = sorted(Path(__file__).parent.glob("_native*.so"))
     if not files:
         return _Found(None, 0, _why_not_built())
@@ -175,7 +175,7 @@ def _why_not_built() -> str:
 
 
 def _declare(loaded: ctypes.CDLL) -> None:
-    """Give the library's functions their types; a result of `_failed` raises DoesNotFitError unless it is 0."""
+    """Declare the types of the library's functions; a result of `_failed` raises DoesNotFitError unless it is 0."""
     pointers = POINTER(c_void_p)
     for name, result, arguments in (
         ("mixq_compiler", c_char_p, ()),
@@ -221,13 +221,13 @@ def _declare(loaded: ctypes.CDLL) -> None:
 
 def _failed(code: int, _function: object, _arguments: object) -> None:
     if code:
-        raise DoesNotFitError("There is not enough memory for the CPU kernels.", hint="Close other programs.")
+        raise DoesNotFitError("Not enough memory for the CPU kernels.", hint="Close other programs.")
 
 
 def matrix_of(weight: Weight, *, float32: bool = False) -> Matrix | None:
-    """Return the C description of a weight, or None if the native kernels do not take it (nf4, float16).
+    """Return the C description of a weight, or None if the native kernels do not support it (nf4, float16).
 
-    The weight's tensors must outlive it. `float32`: the operation takes float32 weights too.
+    The weight's tensors must outlive it. `float32`: the operation supports float32 weights too.
     """
     if isinstance(weight, Tensor):
         kind = {torch.bfloat16: _BF16, torch.float32: _F32 if float32 else None}.get(weight.dtype)
@@ -258,7 +258,7 @@ def matrix_of(weight: Weight, *, float32: bool = False) -> Matrix | None:
 
 
 def kv_cache_of(kv: KVLayer) -> KVCache | None:
-    """Return the C description of a layer's cache, or None if the native kernels do not take it.
+    """Return the C description of a layer's cache, or None if the native kernels do not support it.
 
     The layer's tensors must outlive it.
     """

@@ -1,16 +1,16 @@
-"""Every operation of the network in plain torch: the reference for the tests of each faster kernel.
+"""Every operation of the network in plain torch: the reference for tests of the faster kernels.
 
 Contract: the arithmetic that the formats define (mixq/README.md).
 
 * Up to `integer_rows` rows, which is `DECODE_ROWS` unless a kernel variant is faster that way with more: activations go
   to int8 per 32 inputs, a group's dot product is an exact integer, scales and sums are float32. Each row is summed by
-  operations whose shapes do not depend on the other rows, so a row's bits depend neither on the batch nor on what else
-  is computed beside it. Weights that are not quantized are multiplied as bfloat16, the sums in float32.
+  operations whose shapes do not depend on the other rows, so a row's result does not depend on the batch. Unquantized
+  weights are multiplied in bfloat16 and summed in float32.
 * More rows: weights are dequantized to bfloat16 and multiplied with float32 accumulation.
 * `exact=True`: float32 throughout, for parity tests.
 * Router, norms, softmax: float32 always.
 
-Hidden states are float32 [T, D] between operations. This module knows no layer, no model and no file.
+Hidden states are float32 [T, D] between operations.
 
 Axes: T tokens, N out, K in, J blocks of inputs with one activation scale and one weight scale, H heads, KV kv heads,
 L positions, C head size.
@@ -30,7 +30,7 @@ from mixq.kernels.kv_layer import KVLayer
 DECODE_ROWS = 8
 ACTIVATION_GROUP = 32
 _SMALLEST_ABSMAX = 1e-30
-"""Below this a block of activations counts as zero: 127 / absmax must stay finite."""
+"""Blocks of activations with a smaller absmax count as zero, since 127 / absmax must be finite."""
 
 Weight = Tensor | PackedLinear
 
@@ -54,7 +54,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     T, K = x.shape
     blocks = F.pad(x, (0, -K % ACTIVATION_GROUP)).view(T, -1, ACTIVATION_GROUP)  # [T, K/32, 32]
     absmax = blocks.abs().amax(-1)
-    # torch makes a float divided by a tensor a reciprocal and a product, which are two roundings.
+    # torch computes float / tensor as a reciprocal and a product, which rounds twice.
     inverse = torch.where(absmax > _SMALLEST_ABSMAX, absmax.new_tensor(127.0) / absmax, 0.0)
     codes = torch.round(blocks * inverse[..., None])
     scales = torch.where(absmax > _SMALLEST_ABSMAX, absmax / 127.0, 0.0)
@@ -137,7 +137,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def angles(cos: Tensor, sin: Tensor, position: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [count, C/2] from `position` on; where it is a tensor, those given are of all positions."""
+    """Return cos and sin [count, C/2] from `position` on; if it is a tensor, the given ones are of all positions."""
     if isinstance(position, int):
         return cos, sin
     rows = slice(int(position), int(position) + count)
@@ -151,7 +151,7 @@ def rotary_append(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv:
         q: float32 [T, H, C]; its memory may be used for the result.
         k, v: float32 [T, KV, C].
         cos, sin: float32 [T, C/2], of positions `position` and after.
-        kv: the layer's cache, which has room for them.
+        kv: the layer's cache, which has space for them.
     """
     kv.write(rotary(k, cos, sin), v, position)
     return rotary(q, cos, sin)
@@ -160,7 +160,7 @@ def rotary_append(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, kv:
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) * up, the product inside SwiGLU (Shazeer, 2020).
 
-    Row by row in decode: torch rounds exp otherwise in the last elements of a vectorized loop, wherever the batch ends.
+    Row by row in decode: torch rounds exp differently in the last elements of a vectorized loop.
     """
     if gate.shape[0] > DECODE_ROWS:
         return F.silu(gate) * up
@@ -168,7 +168,7 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def attention_row(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend from one query to all given positions: the decode form, in float32.
+    """Attend from one query to all given positions, in float32, as in decode.
 
     Args:
         q: float32 [H, C].
@@ -184,11 +184,11 @@ def attention_row(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def attention_rows(q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
-    """Attend from each of a few queries at `position` and after, row by row: the decode form.
+    """Attend from each of a few queries, from `position` on, row by row, as in decode.
 
     Args:
         q: float32 [T, H, C].
-        kv: the layer's cache, which holds the rows' own positions too.
+        kv: the layer's cache, including the rows' positions.
         window: positions that a query sees, itself included; None means all.
 
     Returns:
@@ -202,9 +202,9 @@ def attention_rows(q: Tensor, kv: KVLayer, position: int, window: int | None) ->
 
 
 def attention_prefill(q: Tensor, kv: KVLayer, position: int, window: int | None, *, exact: bool = False) -> Tensor:
-    """Attend from the queries [T, H, C] of a chunk at `position` and after: see `attention_chunk`.
+    """Attend from the queries [T, H, C] of a chunk, from `position` on; see `attention_chunk`.
 
-    An int8 cache is dequantized one kv head at a time: 32k positions are 32 MiB then, not 256.
+    An int8 cache is dequantized one kv head at a time: 32k positions are 32 MiB, instead of 256.
     """
     end = position + q.shape[0]
     first = 0 if window is None else max(0, position + 1 - window)
@@ -219,7 +219,7 @@ def attention_prefill(q: Tensor, kv: KVLayer, position: int, window: int | None,
 
 
 def attention_chunk(q: Tensor, keys: Tensor, values: Tensor, *, window: int | None, exact: bool = False) -> Tensor:
-    """Attend causally from the last T of L positions: the prefill form.
+    """Attend causally from the last T of L positions, as in prefill.
 
     Args:
         q: float32 [T, H, C], the queries of positions L-T .. L-1.
@@ -256,12 +256,12 @@ def experts(
     """Return sum over a of topk_weights[t, a] * expert[topk_ids[t, a]](x[t]).
 
     Tokens are grouped by expert, so an expert's weights are read once however many tokens chose it. A token's sum runs
-    over its experts in the router's order, so its bits do not depend on the other tokens.
+    over its experts in the router's order, so its result does not depend on the other tokens.
 
     Args:
         x: float32 [T, D].
         experts: E of them.
-        topk_ids: int64 [T, A]; no expert twice in a row. A negative one is computed elsewhere: it adds nothing.
+        topk_ids: int64 [T, A]; no expert twice in a row. A negative one is computed elsewhere and adds nothing.
         topk_weights: float32 [T, A].
         linear: how a product is computed.
     """

@@ -157,7 +157,7 @@ class Recorder:
             settings["miss"] = options.miss
             settings["cache_policy"] = options.cache_policy
             settings["quotas"] = list(offload.cache.quotas)
-            settings["vram_bytes"] = plan.promised
+            settings["vram_bytes"] = plan.budget
         return settings
 
     # One pass

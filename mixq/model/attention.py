@@ -1,7 +1,7 @@
 """Grouped-query attention of one layer, over the KV caches of the sequences in a batch.
 
-Contract: a decode pass (few rows in all) attends row by row, so that a row's bits do not depend on the others; a
-prefill pass attends a chunk at a time. Axes: T tokens of the batch, H heads, KV kv heads, C head size.
+Contract: decode (few rows in total) attends row by row, so that a row's result does not depend on the others; prefill
+attends one chunk at a time. Axes: T tokens of the batch, H heads, KV kv heads, C head size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mixq.model.kv_cache import KVCache
 class Chunk:
     """The next tokens of one sequence.
 
-    `token_ids` is int64 [T]; they take the positions after `kv_cache.length`. A captured step, which is replayed for
-    many tokens, reads its position when it runs: `position` is then an int64 [1] on the device, else None.
+    `token_ids` is int64 [T]; their positions follow `kv_cache.length`. A captured step, which is replayed for many
+    tokens, reads its position when it runs: `position` is then an int64 [1] on the device, else None.
     """
 
     token_ids: Tensor
@@ -85,6 +85,6 @@ class Attention:
         return self.kernels.linear(out, self.o_proj)
 
     def _captured(self, q: Tensor, k: Tensor, v: Tensor, kv: KVLayer, position: Tensor) -> Tensor:
-        """Attend from one row whose position is read when the kernel runs."""
+        """Attend from one row, whose position is read when the kernel runs."""
         rotated = self.kernels.rotary_append(q, k, v, self.rotary.cos, self.rotary.sin, kv, position)
         return self.kernels.attention_rows(rotated, kv, position, self.config.sliding_window)

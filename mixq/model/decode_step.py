@@ -1,8 +1,8 @@
 """The decode step of one sequence, captured once and replayed for every token: a CUDA graph on a GPU.
 
 Contract: captured work reads its input, its position and the KV cache from the same memory each time, and writes its
-results to the same memory; nothing in it depends on their values. Where all experts have slots of their own the whole
-step is captured as one. Otherwise each layer is, up to its router's choice, and the experts are computed in between. A
+results to the same memory; nothing in it depends on their values. If all experts have slots, the whole step is
+captured as one. Otherwise each layer is captured up to its router's choice, and the experts are computed in between. A
 step belongs to one KV cache, and is captured again after experts have moved.
 
 Axes: D hidden, A active experts, V vocabulary; one row.
@@ -31,7 +31,7 @@ class Captures:
     """Captures work on an accelerator.
 
     Attributes:
-        offload: what holds the experts; None where the accelerator has none of them.
+        offload: the experts; None if none are on the accelerator.
         is_moe: whether the model has experts.
     """
 
@@ -45,7 +45,7 @@ class Captures:
         if offload is None:
             return self.accelerator.capture(work)
 
-        def uncounted() -> None:  # how often it is called says nothing about how often it is replayed
+        def uncounted() -> None:  # the number of calls is not the number of replays
             with offload.telemetry.uncounted():
                 work()
 
@@ -58,7 +58,7 @@ class Captures:
         return None if self.is_moe else 0
 
     def count_whole_step(self) -> None:
-        """Count the experts of a step that was replayed as a whole."""
+        """Count the experts of a step that was replayed as one."""
         if self.offload is not None:
             self.offload.telemetry.count_whole_step()
 
@@ -67,7 +67,7 @@ class DecodeSteps:
     """The captured step of each KV cache.
 
     Attributes:
-        whole: whether a whole step may be captured as one; not when something outside picks the experts.
+        whole: whether a whole step may be captured as one; not if hooks choose the experts.
     """
 
     def __init__(self, layers: Sequence[DecoderLayer], head: Head, captures: Captures) -> None:
@@ -90,7 +90,7 @@ class DecodeSteps:
 
 
 class DecodeStep:
-    """A step for one KV cache, which it refers to weakly; `whole`: the experts are part of what is captured."""
+    """A step for one KV cache, with a weak reference to it; `whole`: the experts are captured too."""
 
     def __init__(
         self, layers: Sequence[DecoderLayer], head: Head, kv_cache: KVCache, captures: Captures, *, whole: bool
@@ -102,7 +102,7 @@ class DecodeStep:
         self._x = zeros(1, D)
         self._logits = zeros(1, V)
         self._position = zeros(1, dtype=torch.int64)
-        self._position.fill_(kv_cache.length)  # capturing runs the work, and writes where the step will
+        self._position.fill_(kv_cache.length)  # capturing runs the work, and writes to the step's memory
         self._chunk = Chunk(torch.zeros(1, dtype=torch.int64), weakref.proxy(kv_cache), self._position)
         if whole:
             self._chosen: list[Tensor | None] = []
@@ -135,7 +135,7 @@ class DecodeStep:
         for layer in self._layers:
             h, normed, topk_ids, topk_weights = layer.route(x, [self._chunk])
             x = h + layer.feed_forward.apply(normed, topk_ids, topk_weights, h)
-        # Replays write the choices to the same memory each time, which stays ours as long as we refer to it.
+        # Replays write the choices to the same memory each time; the reference keeps it.
         self._chosen = [layer.feed_forward.chosen for layer in self._layers]
         self._logits.copy_(self._head(x))
 

@@ -1,12 +1,12 @@
-"""Hooks: a user's functions that see a pass layer by layer, and may replace what they see.
+"""Hooks: a user's functions that receive a forward pass layer by layer, and may replace choices and outputs.
 
-Contract: a hook is called once for each layer of each pass, the first layer first, in the thread that runs the model. A
-pass is as many tokens as are run together: a part of a prompt, or the next token of one or more sequences. A pass that
-ran out of the accelerator's memory is run again from layer 0. Several hooks are called in the order in which they were
-set, each with the result of the one before. While any is set, an accelerator's captured steps are not used.
+Contract: a hook is called once per layer of each forward pass, in order, in the thread that runs the model. A pass runs
+several tokens together: a part of a prompt, or the next token of one or more sequences. A pass that runs out of the
+accelerator's memory is repeated from layer 0. Several hooks are called in the order in which they were set, each with
+the result of the previous one. While a hook is set, an accelerator's captured steps are not used.
 
-The tensors are the network's own, on its device: read them, return others, and never write into them. They were made in
-torch's inference mode: `clone` outside of it what is to be changed later.
+The tensors belong to the network, on its device: do not change them, but return others. They were created in torch's
+inference mode: to change one later, `clone` it outside of that mode.
 
 Axes: T tokens of the pass, E experts, A active experts, D hidden.
 """
@@ -25,8 +25,8 @@ from mixq.errors import UsageError
 RouterHook = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
 """(layer, residual [T, D], ids int64 [T, A], weights float32 [T, A]) -> None, or other ids and weights.
 
-`residual` is the hidden state that the router's input was normed from. The ids of a token are distinct, the
-most likely first. Replacements may have any number of experts, the same for each token of a pass.
+`residual` is the hidden state before the norm of the router's input. The ids of a token are distinct, the most
+likely first. Replacements may have any number of experts, the same for each token of a pass.
 """
 
 ExpertsHook = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -38,7 +38,7 @@ the input and output of the feed-forward block.
 
 
 class Handle(AbstractContextManager["Handle"]):
-    """A hook that is set, until `remove` is called or a `with` block ends."""
+    """A hook, set until `remove` is called or a `with` block ends."""
 
     def __init__(self, hooks: dict[Handle, Any]) -> None:
         self._hooks = hooks
@@ -71,7 +71,8 @@ class Hooks:
         """
         if not self._E:
             raise UsageError(
-                "This model is dense: it has no routers to hook.", hint="hook_experts sees its feed-forward blocks."
+                "This model is dense, so it has no routers to hook.",
+                hint="Use hook_experts for its feed-forward blocks.",
             )
         handle = Handle(self.router)
         self.router[handle] = hook

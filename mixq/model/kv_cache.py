@@ -1,8 +1,9 @@
 """The keys and values of one sequence, for every layer.
 
-Contract: fixed capacity, taken once; positions are written in order and read as a prefix. A pass of the network checks
-that its positions fit, writes them layer by layer, then moves `length` with `advance`: a pass that is interrupted
-leaves the cache as it was. This module knows no tokens and no attention."""
+Contract: fixed capacity, allocated once; positions are written in order and read as a prefix. A forward pass checks
+that its positions fit, writes them layer by layer, then moves `length` with `advance`, so an interrupted pass leaves
+the
+cache unchanged."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ class KVCache:
         config: the model's shape.
         capacity: positions that fit, at most the model's maximum.
         dtype: torch.bfloat16, torch.float32 (exact mode), or torch.int8: one float32 scale per kv head and position.
-        allocate: gives uint8 memory of an accelerator; None takes the host's.
+        allocate: returns uint8 memory of an accelerator; None: host memory.
 
     Raises:
         DoesNotFitError: the system has no memory for it.
 
     Attributes:
         length: positions that hold a token.
-        layers: where the keys and values of each layer are.
+        layers: the keys and values of each layer.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class KVCache:
                 f"The KV cache of {capacity} positions needs {format_size(needed)}; the system has no memory for it.",
                 hint="Give a smaller --context, or --kv int8.",
             ) from error
-        self._memory = memory  # given back with this object
-        # [layers, 2, KV, capacity, C]; pages are touched as they fill
+        self._memory = memory  # freed with this object
+        # [layers, 2, KV, capacity, C]; pages are used as they fill
         self._data = memory[:codes].view(dtype).view(shape)
         self._scale = memory[codes:].view(torch.float32).view(shape[:-1]) if dtype == torch.int8 else None
         scales = self._scale if self._scale is not None else [(None, None)] * config.num_hidden_layers
@@ -62,7 +63,7 @@ class KVCache:
 
     @staticmethod
     def bytes_per_position(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Return the bytes that one position takes over all layers."""
+        """Return the bytes of one position in all layers."""
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         return heads * (config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0))
 
@@ -71,21 +72,21 @@ class KVCache:
         if self.length + count > self.capacity:
             raise PromptError(
                 f"{self.length + count} positions do not fit into a context of {self.capacity}.",
-                hint="Give a larger --context.",
+                hint="Use a larger --context.",
             )
 
     def advance(self, count: int) -> None:
-        """Count `count` appended positions as held."""
+        """Add `count` appended positions to `length`."""
         self.length += count
 
     def truncate(self, length: int) -> None:
-        """Forget every position from `length` on."""
+        """Remove every position from `length` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
         self.length = length
 
     def copy_prefix(self, other: KVCache, length: int) -> None:
-        """Hold the first `length` positions of another cache of the same model, and nothing else."""
+        """Replace the content by the first `length` positions of another cache of the same model."""
         if not 0 <= length <= min(other.length, self.capacity):
             raise ValueError(f"cannot copy {length} positions of {other.length} into a cache of {self.capacity}")
         self._data[:, :, :, :length].copy_(other._data[:, :, :, :length])
@@ -95,5 +96,5 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes taken by the cache when it is full."""
+        """Bytes of the full cache."""
         return self._data.nbytes + (self._scale.nbytes if self._scale is not None else 0)

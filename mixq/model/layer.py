@@ -1,8 +1,8 @@
 """One layer of the network: attention, then a feed-forward block, which in Mixtral is a router and its experts.
 
-Contract: a layer runs in two steps. `DecoderLayer.route` is attention and the router; an accelerator can capture it,
-since what it does never depends on the values (`mixq.model.decode_step`). `feed_forward.apply` computes the chosen
-experts, and may wait for copies. A dense model's block is treated as one expert that every token uses.
+Contract: a layer runs in two steps. `DecoderLayer.route` computes attention and router; an accelerator can
+capture it, since its operations do not depend on values (`mixq.model.decode_step`). `feed_forward.apply` computes the
+chosen experts, and may wait for copies. A dense model's block is treated as one expert that every token uses.
 
 Axes: T tokens of the batch, D hidden, E experts, A active experts, V vocabulary.
 """
@@ -21,7 +21,7 @@ from mixq.model.attention import Attention, Chunk, RotaryTable
 from mixq.model.hooks import Hooks
 
 ExpertsOfLayer = Callable[[int], Experts]
-"""Gives the experts of a layer."""
+"""Returns the experts of a layer."""
 
 
 class DecoderLayer:
@@ -60,7 +60,7 @@ class SparseMoeBlock:
     """A router that picks A of E experts for each token, and the weighted sum of their outputs.
 
     Attributes:
-        override: replaces the chosen ids [T, A] (benches); None leaves them.
+        override: replaces the chosen ids [T, A] (benches); None keeps them.
         chosen: ids [T, A] of the last pass.
     """
 
@@ -79,7 +79,7 @@ class SparseMoeBlock:
         return self.kernels.route(x, self.gate, self.num_experts_per_tok)
 
     def apply(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
-        """Return the weighted sum [T, D] of the chosen experts; residual [T, D] is what x was normed from."""
+        """Return the weighted sum [T, D] of the chosen experts; residual [T, D] is x before the norm."""
         predict_from: Tensor | None = residual
         if self.override is not None:
             topk_ids, predict_from = self.override(topk_ids), None

@@ -3,8 +3,8 @@
 Source: Jiang et al., "Mixtral of Experts" (2024). The dense relatives (Mistral 7B, Llama 2) are the same network with
 one feed-forward block instead of router and experts.
 
-Contract: `forward` takes the next tokens of one or more sequences, writes their KV caches and returns logits. It knows
-neither text nor sampling; where an expert's weights lie is the business of `mixq.experts`.
+Contract: `forward` takes the next tokens of one or more sequences, writes their KV caches and returns logits.
+`mixq.experts` handles the places of the experts' weights.
 
 Axes: T tokens of the batch, S sequences, D hidden, A active experts, V vocabulary.
 """
@@ -29,24 +29,25 @@ from mixq.model.hooks import ExpertsHook, Handle, Hooks, RouterHook
 from mixq.model.layer import DecoderLayer, ExpertsOfLayer, Head, SparseMoeBlock
 
 ROOM = 256 << 20
-"""Bytes to ask for when a kernel found no memory for its activations, and did not say how much it needed."""
+"""Bytes to free when a kernel has found no memory for its activations; it does not report how much it needs."""
 
 GiveBack = Callable[[OutOfMemory], None]
-"""Frees memory on an accelerator that has run out, or raises what the user is to be told."""
+"""Frees memory on an accelerator that has run out, or raises the user's error."""
 
 
 class Mixtral:
     """The network of a model folder.
 
     Args:
-        folder: the weights: an open model folder, which stays mapped, or made up in memory; its trunk where the
-            kernels compute.
-        kernels: what computes; `mixq.kernels.dispatch.choose` picks them.
-        positions: the longest context that will be asked for.
-        experts: computes a layer's experts; None computes them in place.
-        give_back: what to do when an accelerator has no memory left in the middle of a pass, which is then run again;
-            None raises the error.
-        captures: captures the decode step of a single sequence; None runs it anew each time.
+        folder: the weights: an open model folder, which stays mapped, or synthetic weights in memory; the trunk is on
+        the
+            kernels' device.
+        kernels: chosen by `mixq.kernels.dispatch.choose`.
+        positions: the longest context that will be used.
+        experts: computes a layer's experts; None computes them on the CPU.
+        give_back: called when an accelerator runs out of memory during a forward pass, which is then repeated; None
+            raises the error.
+        captures: captures the decode step of a single sequence; None: steps are not captured.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Mixtral:
         with torch.inference_mode():
             while True:
                 try:
-                    # Indexing with [...] wakes torch's threads for a single row: 4 to 15 ms on busy cores, not 2 µs.
+                    # Indexing with [...] would wake torch's threads for a single row: 4 to 15 ms on busy cores instead
+                    # of 2 µs.
                     x = self.embed_tokens.index_select(0, token_ids).float().to(self.kernels.device)  # [T, D]
                     if self._steps is not None and not self._hooks and len(token_ids) == len(chunks) == 1:
                         return self._steps.run(x, chunks[0].kv_cache)
@@ -101,7 +103,8 @@ class Mixtral:
                         x = x.index_select(0, last.to(x.device))  # [S, D]
                     logits = self.head(x).cpu()
                     break
-                except (OutOfMemory, torch.OutOfMemoryError) as error:  # the caches have not been advanced: run again
+                # the caches have not been advanced, so the pass can be repeated
+                except (OutOfMemory, torch.OutOfMemoryError) as error:
                     if self._give_back is None:
                         raise
                     self._give_back(error if isinstance(error, OutOfMemory) else OutOfMemory(ROOM, 0))
@@ -110,7 +113,7 @@ class Mixtral:
         return logits
 
     def chosen_experts(self) -> list[list[tuple[int, ...]]]:
-        """Return the experts of the last pass: of each of its tokens, layer by layer; of a dense model nothing."""
+        """Return the experts of the last forward pass: of each token, layer by layer; empty for a dense model."""
         chosen = [block.chosen for block in self._sparse_blocks if block.chosen is not None]
         if not chosen:
             return []
@@ -121,14 +124,14 @@ class Mixtral:
         return [[tuple(experts) for experts in layers] for layers in by_token]
 
     def router_logits(self, layer: int, residual: Tensor) -> Tensor:
-        """Return a router's float32 scores [T, E], given the hidden state [T, D] that its input is normed from."""
+        """Return a router's float32 scores [T, E], given the hidden state [T, D] before its norm."""
         norm, eps = self.layers[layer].post_attention_layernorm, self.config.rms_norm_eps
         return self.kernels.router_logits(self.kernels.rms_norm(residual, norm, eps), self._sparse_blocks[layer].gate)
 
     def hook_router(self, hook: RouterHook) -> Handle:
         """Call a function with each layer's routing, which it may replace; see `mixq.model.hooks`.
 
-        A layer whose choice is replaced predicts nothing of the layers after it.
+        A layer with a replaced choice makes no predictions for later layers.
 
         Raises:
             UsageError: a dense model, which has no routers.
@@ -140,7 +143,7 @@ class Mixtral:
         return self._hooks.add_experts(hook)
 
     def override_routing(self, routing: Routing) -> None:
-        """Use another choice of experts than the routers', which are computed all the same; nothing is predicted."""
+        """Use other experts than the routers' choice; the routers still run, without predictions."""
         if self._steps is not None:
             self._steps.whole = False
         for index, block in enumerate(self._sparse_blocks):
@@ -148,6 +151,6 @@ class Mixtral:
 
 
 def _chosen_by(routing: Routing, layer: int, topk_ids: Tensor) -> Tensor:
-    """Return other ids [T, A] than the router's: a row is a token."""
+    """Return ids [T, A] to replace the router's; a row is a token."""
     chosen = torch.tensor([routing.choose(layer) for _ in range(len(topk_ids))])
     return chosen.to(topk_ids.device, non_blocking=True)

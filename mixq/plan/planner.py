@@ -105,7 +105,7 @@ class Plan:
             "sequences": options.sequences,
             "places": [{"where": p.where, "what": p.what, "bytes": p.nbytes} for p in self.shares.places],
             "vram_bytes": self.shares.total(GPU),
-            "vram_promised_bytes": None if memory is None else memory.promised,
+            "vram_promised_bytes": None if memory is None else memory.budget,
             "ram_bytes": self.shares.total(RAM),
             "expert_slots": 0 if memory is None else memory.slots,
             "slots_by_layer": [] if memory is None else list(memory.quotas),

@@ -1,4 +1,4 @@
-"""The demo model on the accelerator: its logits and its texts beside the CPU's, and the memory that was promised.
+"""The demo model on the accelerator: its logits and its texts beside the CPU's, and the memory that was budget.
 
 Contract: every miss mode and cache policy with several numbers of slots gives the CPU's logits within LIMIT (relative
 L2), also with a prompt, one token at a time and three sequences at once; greedy texts agree, or part where the CPU's

@@ -15,8 +15,8 @@ GB = 10**9
 PARTS = {"kv_cache": 1 * GB, "trunk": 1 * GB, "workspace": GB // 2, "slot_bytes": 94_000_000}
 
 
-def plan(promised: int, **other: object) -> MemoryPlan:
-    return plan_memory(CONFIG, promised, **{**PARTS, **other})
+def plan(budget: int, **other: object) -> MemoryPlan:
+    return plan_memory(CONFIG, budget, **{**PARTS, **other})
 
 
 def test_what_is_left_after_kv_cache_trunk_and_workspace_is_slots() -> None:

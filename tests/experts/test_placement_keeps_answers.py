@@ -115,7 +115,7 @@ def test_memory_that_another_program_takes_costs_slots_and_one_line_and_the_answ
     assert isinstance(done, mixq.Done)
     whole = cpu.generate(PROMPT, stream=False, temperature=0, max_tokens=20, ignore_eos=True)
     assert done.token_ids == whole.token_ids
-    assert accelerator.memory.taken <= accelerator.memory.promised
+    assert accelerator.memory.taken <= accelerator.memory.budget
 
 
 def test_when_no_slot_is_left_to_give_the_user_is_told(demo: Path, plan: MemoryPlan) -> None:
@@ -123,7 +123,7 @@ def test_when_no_slot_is_left_to_give_the_user_is_told(demo: Path, plan: MemoryP
     accelerator = model.placement.accelerator
     assert isinstance(accelerator, SimulatedAccelerator)
     cache = model.new_kv_cache()
-    accelerator.take_away(accelerator.memory.promised)
+    accelerator.take_away(accelerator.memory.budget)
     with pytest.raises(mixq.MixqError, match="no memory left"):
         model.forward(PROMPT, kv_cache=cache)
 

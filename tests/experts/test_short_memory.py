@@ -1,4 +1,4 @@
-"""A device that has less memory than was promised: fewer slots, one line, the same answer."""
+"""A device that has less memory than was budget: fewer slots, one line, the same answer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Accelerators: a GPU, or one that the host simulates."""
+"""Accelerators: a GPU, or one simulated on the CPU."""

@@ -1,7 +1,7 @@
-"""Which accelerator a model runs on: the first CUDA GPU, one simulated on the CPU, or none.
+"""Chooses a model's accelerator: the first CUDA GPU, one simulated on the CPU, or none.
 
-Contract: `choose_accelerator` follows --device; `auto` takes a GPU whose kernels can run, and notes why one that is
-there is not used. One GPU is used; with more a note says so.
+Contract: `choose_accelerator` follows --device; `auto` takes a GPU on which the kernels can run, or notes why a GPU is
+not used. With several GPUs, one is used, and a note says so.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mixq.kernels import triton
 from mixq.system.memory import available_memory
 
 SIMULATED_SHARE = 0.5
-"""Share of the free RAM that a simulated accelerator has without --vram."""
+"""Share of the free RAM for a simulated accelerator without --vram."""
 
 
 def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) -> Accelerator | None:
-    """Return the accelerator of the options, None for the CPU alone.
+    """Return the accelerator for the options; None for the CPU alone.
 
     Args:
         threads: of a simulated one.
-        notes: a line is added for what the user should know.
+        notes: lines for the user are added.
 
     Raises:
-        UsageError: --device cuda without a GPU that can be used.
+        UsageError: --device cuda without a usable GPU.
     """
     if options.device == "sim":
         return SimulatedAccelerator(
@@ -42,7 +42,7 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
         return None
     reason = triton.unavailable_reason()
     if reason is None and options.exact:
-        reason = "float32 throughout is computed by the CPU."
+        reason = "float32 throughout runs only on the CPU."
     if options.device == "cuda" and reason is not None:
         raise UsageError(f"No GPU can be used: {reason}", hint="Use --device cpu.")
     if reason is not None:
@@ -56,7 +56,7 @@ def choose_accelerator(options: RuntimeOptions, threads: int, notes: list[str]) 
     from mixq.kernels.triton.kernels import TritonKernels
 
     accelerator = CudaAccelerator(options.vram, TritonKernels(torch.device("cuda", 0)))
-    if options.vram is not None and accelerator.memory.promised < options.vram:
-        free = format_size(accelerator.memory.promised)
+    if options.vram is not None and accelerator.memory.budget < options.vram:
+        free = format_size(accelerator.memory.budget)
         notes.append(f"--vram is {format_size(options.vram)}; only {free} of GPU memory are free.")
     return accelerator

@@ -1,9 +1,9 @@
-"""The first CUDA GPU: PyTorch's streams, events and allocator behind the accelerator's interface.
+"""The first CUDA GPU: PyTorch's streams, events and allocator, with the accelerator's interface.
 
-Contract: the network's work goes to the current stream, copies to a stream of their own; the host waits only in
-`Event.wait` and `synchronize`. Uploads from registered memory go straight to the card; others pass through a pinned
-ring of two chunks, since a copy from pageable memory would hold up the thread. Memory beyond the limit is refused by
-PyTorch's own limit as well as by the account, which also has what the driver takes for the process.
+Contract: the network's work goes to the current stream, copies to a separate one; the host waits only in `Event.wait`
+and `synchronize`. Uploads from registered memory go directly to the GPU; others go through a pinned ring of two chunks,
+since a copy from pageable memory would block the thread. Memory beyond the budget is refused by PyTorch's limit and by
+`MemoryUse`, which includes the driver's memory for the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixq.experts.accelerators.interface import Event, Launch, MemoryAccount, Ou
 from mixq.kernels.dispatch import Kernels
 
 DRIVER_BYTES = 512 << 20
-"""What a process takes of a card besides its tensors: context, kernels, library workspaces."""
+"""GPU memory of a process besides its tensors: context, kernels, library workspaces."""
 
 _RING = 2
 _RING_BYTES = 4 << 20
@@ -37,23 +37,23 @@ class CudaAccelerator:
     """An `Accelerator` (`mixq.experts.accelerators.interface`).
 
     Args:
-        promised: bytes that the process may take, those of the driver included; at most what is free, which None
-            means too.
-        kernels: compute on the card.
+        budget: bytes that the process may use, including the driver's; at most the free memory, which is the
+            default.
+        kernels: for the GPU.
     """
 
     registers = True
     captures = True
 
-    def __init__(self, promised: int | None, kernels: Kernels) -> None:
+    def __init__(self, budget: int | None, kernels: Kernels) -> None:
         self.name = "cuda"
         self.device = torch.device("cuda", 0)
         self.kernels = kernels
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
-        self.memory = MemoryAccount(free if promised is None else min(promised, free))
+        self.memory = MemoryAccount(free if budget is None else min(budget, free))
         torch.cuda.set_per_process_memory_fraction(
-            max(0.0, min(1.0, (self.memory.promised - DRIVER_BYTES) / total)), self.device
+            max(0.0, min(1.0, (self.memory.budget - DRIVER_BYTES) / total)), self.device
         )
         self.memory.add(DRIVER_BYTES)
         self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ class CudaAccelerator:
         self._ring_next = 0
         self._last_graph: weakref.ref[torch.cuda.CUDAGraph] | None = None
         self._registered: list[Tensor] = []
-        # Memory that is unmapped while it is registered stays locked, and its addresses cannot be registered again.
+        # If registered memory is unmapped, it stays locked, and its addresses cannot be registered again.
         weakref.finalize(self, _unregister, self._registered).atexit = False
         self._clock = _event(enable_timing=True)
         self._clock.record()
@@ -80,12 +80,12 @@ class CudaAccelerator:
         except torch.OutOfMemoryError as error:
             self.memory.add(-nbytes)
             raise OutOfMemory(nbytes, 0) from error
-        # PyTorch may give memory that work under way still uses, in order with that work; copies are not.
+        # PyTorch may reuse memory of running work, in order with that work; copies are not in that order.
         torch.cuda.current_stream(self.device).synchronize()
         return memory
 
     def release(self, memory: Tensor) -> None:
-        """Give memory back to the driver too, so that other programs can have it."""
+        """Return memory to the driver too, so that other programs can use it."""
         self.memory.add(-memory.nbytes)
         memory.untyped_storage().resize_(0)
         torch.cuda.empty_cache()
@@ -99,10 +99,10 @@ class CudaAccelerator:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def register(self, memory: Tensor) -> bool:
-        """Lock memory in place for direct copies; the driver refuses what is more than the system lets it lock."""
+        """Lock memory in place for direct copies; the driver refuses more than the system allows to lock."""
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) != 0:
-            # The driver keeps the error until the next call, which would fail for it.
+            # The driver keeps the error, and the next call would fail with it.
             with contextlib.suppress(RuntimeError):
                 torch.ones(1, device=self.device)
             return False
@@ -141,7 +141,7 @@ class CudaAccelerator:
         return CudaEvent(event)
 
     def to_device(self, source: Tensor) -> Tensor:
-        # Always copied, pinned or not; PyTorch keeps the copy until the card has read it.
+        # Always copied, pinned or not; PyTorch keeps the copy until the GPU has read it.
         return torch.empty_like(source, pin_memory=True).copy_(source).to(self.device, non_blocking=True)
 
     def synchronize(self) -> None:
@@ -152,11 +152,11 @@ class CudaAccelerator:
         _unregister(self._registered)
 
     def moment(self, event: torch.cuda.Event) -> float:
-        """Return when an event was, on `time.perf_counter`'s clock."""
+        """Return the time of an event on `time.perf_counter`'s clock."""
         return self._clock_at + float(self._clock.elapsed_time(event)) / 1e3
 
     def _through_ring(self, target: Tensor, source: Tensor) -> None:
-        """Copy by way of the ring's buffers, each used again once the card has read it."""
+        """Copy through the ring's buffers; each is reused when the GPU has read it."""
         for start in range(0, len(source), _RING_BYTES):
             chunk = source[start : start + _RING_BYTES]
             index = self._ring_next
@@ -205,7 +205,7 @@ class CudaLaunch(CudaEvent):
         self._accelerator = accelerator
 
     def result(self) -> Tensor:
-        assert self._value is not None, "a result is taken once"
+        assert self._value is not None, "a result can be taken only once"
         value, self._value = self._value, None
         return value
 
@@ -218,11 +218,11 @@ def _cuda_graph(work: Callable[[], None], beside: torch.cuda.CUDAGraph | None) -
     """Run some work, and return it as a CUDA graph.
 
     Args:
-        beside: a graph whose memory for intermediates this one uses too, since they never run at once and leave nothing
-            there; with a block of 20 MiB for each layer they would take more memory than was planned for it.
+        beside: a graph with which to share memory for intermediates, since the two never run at once; separate blocks
+            of 20 MiB for each layer would need more memory than planned.
 
-    PyTorch asks for a few runs beforehand (kernels are compiled, workspaces taken) on a stream other than the default
-    one, and that nothing else runs there while it captures; other threads' copies are not disturbed.
+    PyTorch requires a few runs before capturing (to compile kernels and allocate workspaces), on a stream other than
+    the default one, where nothing else runs; other threads' copies are not affected.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,9 +1,8 @@
-"""The interface of an accelerator: memory of its own, copies into it, work on it, all of it asynchronous.
+"""The interface of an accelerator: its memory, copies to it, and work on it, all asynchronous.
 
-Contract: two queues that do not wait for each other, one for copies and one for work, each in the order given. Only the
-caller orders a copy against work: computing on memory that is still being copied to gives wrong numbers. `simulated`
-has threads for the queues and separate host memory, `cuda` streams and a card. Which expert lies where, and what is
-worth copying, is not known here.
+Contract: two queues that do not wait for each other, one for copies and one for work, each in order. The caller must
+synchronize them: computing on memory during a copy gives wrong numbers. `simulated` has threads as queues and separate
+host memory, `cuda` has streams and a GPU.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ class Event(Protocol):
 
 
 class Launch(Event, Protocol):
-    """Work that has been given to the accelerator."""
+    """Work that was queued on the accelerator."""
 
     def result(self) -> Tensor:
-        """Return what the work returned; later operations on the accelerator may use it at once."""
+        """Return the result of the work; later operations on the accelerator can use it at once."""
 
     @property
     def busy(self) -> tuple[float, float]:
-        """Begin and end of the work on `time.perf_counter`'s clock, once it is done."""
+        """Start and end of the work on `time.perf_counter`'s clock, when it is done."""
 
 
 class Piece(Protocol):
@@ -46,25 +45,25 @@ class Piece(Protocol):
 
 
 class MemoryAccount:
-    """How much of the memory that may be used is used.
+    """The memory budget, and how much of it is used.
 
     Attributes:
-        promised: the most bytes that may be used.
+        budget: most bytes that may be used.
         taken, peak: bytes used now, and the most so far.
     """
 
-    def __init__(self, promised: int) -> None:
-        self.promised = promised
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self.taken = 0
         self.peak = 0
 
     @property
     def free(self) -> int:
         """Bytes that may still be used."""
-        return self.promised - self.taken
+        return self.budget - self.taken
 
     def add(self, nbytes: int) -> None:
-        """Count what was allocated, or with a negative number released."""
+        """Count allocated bytes; with a negative number, released ones."""
         self.taken += nbytes
         self.peak = max(self.peak, self.taken)
 
@@ -73,12 +72,12 @@ class Accelerator(Protocol):
     """One device.
 
     Attributes:
-        name: for people: `sim`, or the card's own.
-        device: where its tensors live.
+        name: `sim`, or the GPU's name.
+        device: of its tensors.
         kernels: compute on its memory, called by the thread that runs the network.
-        memory: how much may be used, and how much is.
+        memory: budget and use.
         registers: whether `register` makes copies faster.
-        captures: whether `capture` saves anything.
+        captures: whether `capture` saves time.
     """
 
     name: str
@@ -89,54 +88,55 @@ class Accelerator(Protocol):
     captures: bool
 
     def rounded(self, nbytes: int) -> int:
-        """Return the bytes that an allocation of `nbytes` really takes."""
+        """Return the bytes that an allocation of `nbytes` uses."""
 
     def allocate(self, nbytes: int) -> Tensor:
         """Return uint8 [nbytes] of the device's memory, not cleared, aligned to 256 bytes.
 
         Raises:
-            OutOfMemory: it would be more than may be used, or the device has no more.
+            OutOfMemory: the budget or the device's memory is too small.
         """
 
     def release(self, memory: Tensor) -> None:
-        """Free what `allocate` returned. No queue may still use it."""
+        """Free the result of `allocate`. No queue may use it any more."""
 
     def reserve(self, nbytes: int) -> None:
-        """Count memory that kernels take by themselves (activations, workspaces); OutOfMemory as in `allocate`."""
+        """Count memory that kernels allocate (activations, workspaces); OutOfMemory as in `allocate`."""
 
     def host_rows(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Return host memory for the fastest copies to and from the device."""
 
     def register(self, memory: Tensor) -> bool:
-        """Make host memory known, so that copies from it go directly; return False if the device refuses."""
+        """Register host memory, so that it is copied directly; return False if the device refuses."""
 
     def upload(self, target: Tensor, source: Tensor) -> Event:
         """Copy uint8 host memory to the device, in the queue of copies."""
 
     def launch(self, work: Callable[[Kernels], Tensor]) -> Launch:
-        """Run `work` in the queue of work, with kernels of its own; it may use what the caller has computed so far."""
+        """Run `work` in the work queue, with the queue's kernels; it may use everything that the caller has
+        computed."""
 
     def capture(self, work: Callable[[], None]) -> Piece:
-        """Run some work on memory that stays where it is, and return it for replay."""
+        """Run some work whose memory does not move, and return it for replay."""
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
-        """Copy to host memory after the work given so far; it is there when `hand_over` has been waited for."""
+        """Copy to host memory after the work so far; the copy is complete after waiting for `hand_over`."""
 
     def hand_over(self) -> Event:
-        """Return the event after which every `to_host` so far has arrived."""
+        """Return the event after which every `to_host` so far is complete."""
 
     def to_device(self, source: Tensor) -> Tensor:
-        """Return a copy in the device's memory, in order with the work. `source` may be used again at once."""
+        """Return a copy in the device's memory, in order with the work. `source` may be changed at once."""
 
     def synchronize(self) -> None:
         """Wait for both queues."""
 
     def close(self) -> None:
-        """Wait, and end the queues."""
+        """Wait, and stop the queues."""
 
 
 class OutOfMemory(Exception):
-    """The device has no memory left; a caller that can free some tries again."""
+    """Out of device memory; a caller that can free some tries again."""
 
     def __init__(self, asked: int, free: int) -> None:
         super().__init__(f"{asked} bytes needed, {free} free")

@@ -1,8 +1,8 @@
-"""An accelerator simulated on the CPU: its own memory, a thread that copies at a set speed, a thread that computes.
+"""An accelerator simulated on the CPU: separate memory, a thread that copies at a set speed, a thread that computes.
 
-Contract: what can go wrong on a card goes wrong here: a slot read while it is being copied to gives wrong numbers,
-memory beyond the limit is refused, released memory is overwritten. The CPU's kernels compute, so a row has the same
-bits as on the CPU. What the kernels allocate for activations is counted by `reserve`, not measured.
+Contract: errors that are possible on a GPU are possible here: reading a slot during a copy gives wrong numbers, memory
+beyond the budget is refused, released memory is overwritten. It uses the CPU's kernels, so results are bit-identical to
+the CPU's. The kernels' memory for activations is counted by `reserve`, not measured.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mixq.kernels.dispatch import Kernels, choose
 from mixq.system.huge_pages import allocate
 
 _PIECE = 1 << 20
-"""Bytes copied between two looks at the clock."""
+"""Bytes copied between two readings of the clock."""
 
 _SPOILT = 0xFF
-"""What released memory is filled with: NaN as bfloat16 or float32, codes and scales out of place."""
+"""Released memory is filled with this: NaN as bfloat16 or float32, and wrong codes and scales."""
 
 
 class Task:
-    """A piece of work, done or not; an `Event` and a `Launch`."""
+    """A piece of work: an `Event` and a `Launch`."""
 
     def __init__(self, future: Future[tuple[Any, tuple[float, float]]]) -> None:
         self._future = future
@@ -52,9 +52,9 @@ class Task:
 
 
 class Queue:
-    """What a stream is on a GPU: a thread that works in the order given, and ends with `close` or the last reference.
+    """The equivalent of a GPU's stream: a thread that runs work in order, and ends with `close` or the last reference.
 
-    An error in the work is kept, and raised by `wait`.
+    `wait` raises the errors of the work.
     """
 
     def __init__(self, name: str) -> None:
@@ -76,12 +76,12 @@ class SimulatedAccelerator:
     """An `Accelerator` (`mixq.experts.accelerators.interface`).
 
     Args:
-        promised: bytes of memory.
-        threads: of the trunk's kernels; the thread that computes experts has as many.
+        budget: bytes of memory.
+        threads: of the trunk's kernels, and also of the thread that computes experts.
         bandwidth: of copies, in bytes per second; None does not slow them down.
         latency: seconds added to each copy.
         exact: float32 throughout.
-        kernels: makes the kernels, once for the trunk and once for the experts; None makes the CPU's.
+        kernels: creates the kernels, once for the trunk and once for the experts; None: the CPU's.
     """
 
     registers = False
@@ -89,7 +89,7 @@ class SimulatedAccelerator:
 
     def __init__(
         self,
-        promised: int,
+        budget: int,
         *,
         threads: int = 1,
         bandwidth: float | None = None,
@@ -99,7 +99,7 @@ class SimulatedAccelerator:
     ) -> None:
         self.name = "sim"
         self.device = torch.device("cpu")
-        self.memory = MemoryAccount(promised)
+        self.memory = MemoryAccount(budget)
         make = kernels or (lambda: choose(threads=threads, exact=exact))
         self.kernels: Kernels = make()
         self.bandwidth = bandwidth
@@ -134,8 +134,8 @@ class SimulatedAccelerator:
         return self._copies.give(lambda: self._copy(target, source))
 
     def take_away(self, nbytes: int) -> None:
-        """Lower the limit, as if another program had taken memory."""
-        self.memory.promised -= nbytes
+        """Lower the budget, as if another program had used memory."""
+        self.memory.budget -= nbytes
 
     def _check(self) -> None:
         if self.memory.free < 0:
@@ -178,7 +178,7 @@ class SimulatedAccelerator:
 
 
 class _Captured:
-    """Calls the work again, as a graph would."""
+    """Calls the work again, like a CUDA graph."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         work()
@@ -186,7 +186,7 @@ class _Captured:
 
 
 class _Done:
-    """An `Event` that lies in the past."""
+    """An `Event` that is done."""
 
     def done(self) -> bool:
         return True

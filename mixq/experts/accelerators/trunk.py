@@ -1,7 +1,7 @@
-"""A model's weights with the trunk in an accelerator's memory: what the network is built from.
+"""A model's weights with the trunk (the weights outside the experts) in an accelerator's memory.
 
-Contract: `Trunk` has the tensors of the folder. What every token uses is copied when it is first read; the embedding
-stays in host memory (a token needs one row of it), and experts are not handled here.
+Contract: `Trunk` has the tensors of the folder. They are copied to the accelerator when they are first read; only the
+embedding stays in host memory, since a token needs one row of it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Trunk:
         return self._tensors[name]
 
     def linear(self, module: str) -> Tensor | PackedLinear:
-        """Return a linear layer of the trunk on the accelerator; of a tied embedding, the copy that is the head."""
+        """Return a linear layer of the trunk on the accelerator; for a tied embedding, the copy for the head."""
         if module not in self._linears:
             weight = self._folder.linear(module)
             if isinstance(weight, PackedLinear):
@@ -72,7 +72,7 @@ class Trunk:
 
 
 def trunk_bytes(folder: Tensors) -> int:
-    """Return what the trunk takes on an accelerator."""
+    """Return the bytes of the trunk on an accelerator."""
     total = 0
     for parameter in _trunk(folder.config):
         weight = folder.linear(parameter.module) if parameter.quantizable else folder.tensor(parameter.name)
@@ -82,7 +82,7 @@ def trunk_bytes(folder: Tensors) -> int:
 
 
 def _trunk(config: ModelConfig) -> Iterator[Parameter]:
-    """Yield what every token uses; a tied embedding is the head."""
+    """Yield the weights that every token uses; a tied embedding is the head."""
     for parameter in parameters(config):
         if parameter.role != "expert" and (parameter.role != "embedding" or config.tie_word_embeddings):
             yield parameter

@@ -1,13 +1,13 @@
-"""GPU kernels in Triton, over the same bytes as on disk.
+"""GPU kernels in Triton, which read weights as stored on disk.
 
-Contract: `kernels.TritonKernels` answers as `mixq.kernels.reference` does, within rounding, over tensors of a CUDA
-GPU; in Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported) over tensors of the CPU. This file
-imports no triton, so `import mixq` and a machine without a GPU do not need it; `unavailable_reason` is what
-`mixq doctor` shows.
+Contract: `kernels.TritonKernels` returns the results of `mixq.kernels.reference`, within rounding, for tensors on a
+CUDA GPU; in Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported) for tensors on the CPU. This file
+does not import triton, so `import mixq` and computers without a GPU do not need it; `mixq doctor` shows
+`unavailable_reason`.
 
     scalars, formats, dots          device functions: number formats, products of weight rows with activations
-    activations, linears, experts, router, attention, dequantize        kernels, each with what launches it
-    weights, nf4, prefill, kernels  the host's side: binding weights, many rows, the class
+    activations, linears, experts, router, attention, dequantize        kernels and their launches
+    weights, nf4, prefill, kernels  on the host: descriptions of weights, many rows, the class
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from mixq.errors import printable
 
 MIN_CAPABILITY = (7, 5)
-"""Turing: the first with the byte dot product on every card, and what Triton still compiles for."""
+"""Turing: the first generation with the byte dot product on every GPU, and the oldest that Triton supports."""
 
 
 def unavailable_reason() -> str | None:
@@ -33,7 +33,7 @@ def unavailable_reason() -> str | None:
         return "torch finds no CUDA GPU, or no driver for it."
     capability = torch.cuda.get_device_capability(0)
     if capability < MIN_CAPABILITY:
-        return f"The GPU has compute capability {capability[0]}.{capability[1]}; 7.5 is the least that is supported."
+        return f"The GPU has compute capability {capability[0]}.{capability[1]}; mixq needs 7.5 or higher."
     return import_reason() or compiler_reason()
 
 
@@ -49,7 +49,7 @@ def import_reason() -> str | None:
 
 
 def compiler_reason() -> str | None:
-    """Return that there is no C compiler, with which Triton builds the function that launches a kernel, or None."""
+    """Return the problem if there is no C compiler, with which Triton builds kernel launchers; else None."""
     if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc"):
         return None
-    return "Triton finds no C compiler, which it needs to launch kernels: install gcc."
+    return "Triton needs a C compiler to launch kernels, and finds none: install gcc."

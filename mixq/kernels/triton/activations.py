@@ -1,9 +1,9 @@
-"""Activations as the weight kernels read them, and RMSNorm, which prepares its output in the same launch.
+"""Prepares activations for the weight kernels; RMSNorm prepares its output in the same launch.
 
-Contract: a prepared row [K] has four forms, K padded to KP, a multiple of 32: int8 codes in `planes` order for
+Contract: a prepared row [K] has four parts, K padded to KP, a multiple of 32: int8 codes in `planes` order for
 nibbles (of every 8 codes the first 4, then from KP/2 on the last 4: four words of nibbles meet two loads of 16 bytes),
 int8 codes in natural order for bytes, float32 scales [KP/32] of both, and bfloat16 for weights that are not quantized.
-Writing all of them costs less than knowing who will read. Rows do not see each other.
+Writing all of them costs less than deciding which are needed. Rows are independent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from mixq.kernels.triton.scalars import bf16_of_float, load_float, quantize_blocks
 
 SMALLEST = tl.constexpr(1e-30)
-"""Of a block's largest magnitude; see `mixq.kernels.reference`."""
+"""Smallest absmax of a block; see `mixq.kernels.reference`."""
 
 BLOCKS = 32
-"""Blocks of 32 that a program of the plain kernel prepares."""
+"""Blocks of 32 per program of the plain kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Prepared:
 
     @property
     def pointers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What a kernel takes."""
+        """The arguments of a kernel."""
         return self.planes, self.natural, self.scales, self.halves
 
 

@@ -2,13 +2,13 @@
 
 Contract: a cache layer [KV, capacity, C] of bfloat16 (as int16 bits), int8 with a float32 scale a position, or float32,
 as `mixq.kernels.kv_layer` has it. A row attends in splits of SPLIT positions that begin at multiples of SPLIT, whatever
-the length, so its bits depend on its own position alone; a second kernel puts the splits together.
+the length, so its result depends only on its position; a second kernel combines the splits.
 
-`position` is a number, or a tensor on the device, which a captured graph reads anew each time it runs: the grid then
+`position` is a number, or a tensor on the device, which a captured graph reads each time it runs: the grid then
 covers the whole capacity (or window), and splits past the end stop at once.
 
-The heads that share a kv head are the rows of one small matrix product, 16 of them because the tensor cores take no
-fewer. PRECISION "tf32x3" keeps float32's accuracy on them; compute capability 7.5 has none of it and takes "ieee".
+The heads that share a kv head are the rows of one small matrix product, 16 of them, the fewest for tensor
+cores. PRECISION "tf32x3" keeps float32's accuracy on them; compute capability 7.5 does not have it and uses "ieee".
 
 Axes: T tokens, H heads, KV kv heads, C head size, S splits.
 """
@@ -27,7 +27,7 @@ SPLIT = 128
 """Positions of a program. 4096 positions are 32 splits x 8 kv heads: 256 programs for an H100's 132 SMs."""
 
 TILE = 32
-"""Positions at a step: keys and values of 2 x 8 KiB in bfloat16. With 64, or with 4 warps, registers spill."""
+"""Positions per step: keys and values of 2 x 8 KiB in bfloat16. With 64, or with 4 warps, registers spill."""
 
 ATTENTION_WARPS = 8
 ATTENTION_STAGES = 2
@@ -117,7 +117,7 @@ def attention_kernel(
     H: tl.constexpr, KV: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, KIND: tl.constexpr,
     ON_DEVICE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Program (split, kv head, token): parts [T, H, S, C + 2], a weighted sum, its largest score and its weight."""
+    """Program (split, kv head, token): parts [T, H, S, C + 2]: a weighted sum, its largest score and its weight."""
     kv = tl.program_id(1)
     token = tl.program_id(2)
     end = (tl.load(position).to(tl.int32) if ON_DEVICE else position) + token + 1
@@ -189,7 +189,7 @@ _NO_WINDOW = 2**30
 
 
 def takes(kv: KVLayer) -> bool:
-    """Whether the kernels read a layer's cache: contiguous, of one of the three types."""
+    """Whether the kernels can read a layer's cache: contiguous, of one of the three types."""
     tensors = [kv.keys, kv.values, *(scale for scale in (kv.key_scale, kv.value_scale) if scale is not None)]
     even = kv.keys.shape[2] % 2 == 0
     return even and kv.keys.dtype in _KINDS and all(tensor.is_contiguous() for tensor in tensors)
@@ -223,7 +223,7 @@ def rotary_append(
 
 
 def splits(position: int | Tensor, T: int, capacity: int, window: int | None) -> int:
-    """Return the splits of a launch: enough for any position if that is on the device."""
+    """Return the splits of a launch: enough for any position, if the position is on the device."""
     end = capacity if isinstance(position, Tensor) else position + T
     whole = -(-end // SPLIT)
     return whole if window is None else min(-(-window // SPLIT) + 1, whole)
@@ -232,7 +232,7 @@ def splits(position: int | Tensor, T: int, capacity: int, window: int | None) ->
 def attention_rows(
     q: Tensor, kv: KVLayer, position: int | Tensor, window: int | None, precision: str = "tf32x3"
 ) -> Tensor:
-    """Attend from q [T, H, C], contiguous, at `position` and after, each row by itself -> [T, H, C]."""
+    """Attend from q [T, H, C], contiguous, from `position` on, each row separately -> [T, H, C]."""
     T, H, C = q.shape
     KV, capacity = kv.keys.shape[:2]
     CP = triton.next_power_of_2(max(C, 16))

@@ -1,4 +1,4 @@
-"""Packed weights to bfloat16, or to float16 where the GPU has no bfloat16: what cuBLAS multiplies for many rows.
+"""Dequantizes packed weights to bfloat16, or float16 if the GPU has no bfloat16, for cuBLAS with many rows.
 
 Contract: each weight is the float32 of `PackedLinear.dequantize`, rounded once to the target type.
 """
@@ -15,7 +15,7 @@ from mixq.kernels.triton.scalars import bf16_of_float
 from mixq.kernels.triton.weights import Matrix
 
 COLUMNS = 1024
-"""Weights of a row that a program writes: 2 KiB, by 16 bytes a thread."""
+"""Weights of a row per program: 2 KiB, 16 bytes per thread."""
 
 
 @triton.jit

@@ -1,21 +1,20 @@
 """Device functions: rows of packed weights times up to 8 rows of prepared activations.
 
-Contract: the format's arithmetic. An integer dot of 32 inputs (16 where a thread holds no more of one scale) is exact,
+Contract: the format's arithmetic. An integer dot of 32 inputs (16 if a thread has no more with one scale) is exact,
 scales and sums are float32; bfloat16 weights are multiplied by bfloat16 activations into float32. The order of a row's
-additions depends on the format and on K alone, so its bits depend neither on other rows nor on how many there are.
+additions depends only on the format and on K, so its result does not depend on the other rows.
 
-Tile: a warp reads WORDS = 128 words of one weight row at a step, 16 bytes a thread, 512 contiguous bytes; each thread's
-16 bytes are one block of 32 nibbles, so its dot product needs no exchange between threads, and sums cross threads once,
-at the end. With 8 warps the activations of a step (fewer elements than threads) are loaded straight into the registers
-that need them, by every warp, out of L1; the loop has no barrier.
+Tile: a warp reads WORDS = 128 words of one weight row per step, 16 bytes per thread, 512 contiguous bytes; each
+thread's 16 bytes are one block of 32 nibbles, so its dot product needs no exchange between threads, and sums cross
+threads once, at the end. With 8 warps the activations of a step (fewer elements than threads) are loaded directly into
+the registers that need them, by every warp, from L1; the loop has no barrier.
 
-`one` is the number 1, handed in so that the compiler does not know it: it takes the scales' addresses for scattered
-then, gives each thread the scale of its own block, and needs no exchange through shared memory; nor does it unroll the
-loop, which costs a third of the programs that an SM could hold.
+`one` is the number 1, an argument so that the compiler does not know it: it then treats the scales' addresses as
+scattered, loads each thread's scale directly, and needs no exchange through shared memory; and it does not unroll the
+loop, which would cost a third of the programs per SM.
 
-ASM: with inline assembly a word of nibbles goes through the table by seven byte permutes and is multiplied by two
-dp4a; else by eight loads from the table and eight multiplications. Both give the same integers, hence the same bits.
-"""
+ASM: with inline assembly, seven byte permutes look up a word of nibbles in the table, and two dp4a multiply it;
+without, eight loads from the table and eight multiplications. Both give the same integers."""
 
 # ruff: noqa: RUF005  Triton's language has no starred tuples.
 
@@ -31,13 +30,13 @@ WARPS = 8
 
 
 def rows_at_once(asm: bool) -> int:
-    """Return how many rows of activations a program has registers for; more are launched again."""
+    """Return how many rows of activations fit into a program's registers; more need further launches."""
     return 8 if asm else 4
 
 
 @triton.jit
 def lookup8(q: tl.tensor, table: tl.tensor) -> tl.tensor:
-    """Eight nibbles of each word through the table of int8 [16]: the values of weights 0-3 and 4-7, packed."""
+    """Look up eight nibbles of each word in the table of int8 [16]: the values of weights 0-3 and 4-7, packed."""
     words = table.to(tl.pointer_type(tl.int32))
     return tl.inline_asm_elementwise(
         """
@@ -163,7 +162,7 @@ def byte_dots(
     sums = zero_sums(T, BN)
     for w0 in range(0, K // 4 * one, WORDS):
         w = w0 + tl.arange(0, WORDS)
-        i = w0 // 4 + tl.arange(0, WORDS // 4)  # 16 weights each: what a thread holds
+        i = w0 // 4 + tl.arange(0, WORDS // 4)  # 16 weights each, as many as a thread has
         q = tl.load(codes + rows[:, None] * (K // 4) + w[None, :], mask=(w < K // 4)[None, :], other=0)
         group = (i // (GROUP // 16)) * one
         s = load_scale(scales + rows[:, None] * (K // GROUP) + group[None, :], (i < K // 16)[None, :], SCALE)

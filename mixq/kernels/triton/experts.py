@@ -1,17 +1,17 @@
 """The chosen experts of a layer, for 1-8 rows: gate and up with SiLU in one launch, down in another, then the sum.
 
-Contract: experts are in slots, each an allocation of its own; a table on the device has their addresses, and ids
-[T, A] are slot numbers on the device, negative where the CPU computes: nothing is read or written for those, and
-the sum leaves them out. No atomics, no host synchronisation, no shape that depends on data: a call may be captured as a
-CUDA graph. A token's answers are summed in the router's order; its bits do not depend on the other rows.
+Contract: experts are in slots, which are separate allocations; a table on the device has their addresses, and ids
+[T, A] are slot numbers on the device, negative for experts on the CPU: nothing is read or written for those, and the
+sum omits them. No atomics, no host synchronization, no shape that depends on data, so a call can be captured as a CUDA
+graph. A token's outputs are summed in the router's order; its result does not depend on the other rows.
 
-A program is a block of rows of one item. With one token the items are its A choices; with more they are the slots, so
-that an expert's weights are read once however many tokens chose it, and a program whose slot is unused ends at once.
+A program computes a block of rows of one item. With one token the items are its A choices; with more they are the
+slots, so that an expert's weights are read once for all its tokens; a program whose slot is unused ends at once.
 
-Gate and up: 32 rows of both matrices a program, so that the 32 answers are one block of the activations of `down` and
-are quantized on the spot; the even rows first, then the odd ones, because 32 rows times 8 activations need more
-registers than there are. Mixtral's 14336 rows are 448 programs for each choice, 896 a token. Down: DOWN_ROWS rows a
-program, 256 for each choice at 16.
+Gate and up: 32 rows of both matrices per program, so that the 32 outputs are one block of the activations of `down` and
+are quantized at once; the even rows first, then the odd ones, because 32 rows times 8 activations do not fit into the
+registers. Mixtral's 14336 rows are 448 programs per choice, 896 per token. Down: DOWN_ROWS rows per program, 256
+programs per choice with 16.
 """
 
 # ruff: noqa: RUF005  Triton's language has no starred tuples.
@@ -28,7 +28,7 @@ from mixq.kernels.triton.dots import WARPS, row_dots, rows_at_once
 from mixq.kernels.triton.weights import SlotTable
 
 GATE_ROWS = tl.constexpr(32)
-"""Not a tuning constant: a block of activations."""
+"""Not a tuning constant: the size of a block of activations."""
 
 DOWN_ROWS = 16
 """Rows of w2 of a program."""
@@ -38,7 +38,7 @@ SUM_BLOCK = 1024
 
 @triton.jit
 def choices_of(ids: tl.tensor, item: tl.tensor, T: tl.constexpr, A: tl.constexpr) -> tl.tensor:
-    """Return an item's slot, and for each token the choice (t * A + a) that is in it, or -1."""
+    """Return an item's slot, and for each token its choice (t * A + a) in this slot, or -1."""
     if T == 1:
         slot = tl.load(ids + item).to(tl.int32)
         pairs = (tl.where(slot >= 0, item, -1),)
@@ -136,7 +136,7 @@ def down_kernel(
     D: tl.constexpr, F: tl.constexpr, T: tl.constexpr, A: tl.constexpr,
     FORMAT2: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Program (block, item): w2 h of BN rows, into answers [T * A, D]."""
+    """Program (block, item): w2 h of BN rows, into outputs [T * A, D]."""
     slot, pairs = choices_of(ids, tl.program_id(1), T, A)
     if any_choice(pairs, T):
         n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -168,7 +168,7 @@ def sum_kernel(
 
 
 def weighted_sum(answers: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """Return the sum over a of weights[t, a] * answers[t, a], [T, D], without those whose id is negative."""
+    """Return the sum over a of weights[t, a] * answers[t, a], [T, D], without negative ids."""
     T, A, D = answers.shape
     out = torch.empty(T, D, dtype=torch.float32, device=answers.device)
     sum_kernel[T, triton.cdiv(D, SUM_BLOCK)](answers, ids, weights, out, D, A=A, BLOCK=SUM_BLOCK, num_warps=4)

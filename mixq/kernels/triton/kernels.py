@@ -1,15 +1,15 @@
 """The class that the network calls: `TritonKernels`, an implementation of `mixq.kernels.dispatch.Kernels`.
 
 Contract: tensors of one device in and out. Up to DECODE_ROWS rows go through the format's arithmetic (`dots`), more
-through `prefill`. In decode no call waits for the GPU, reads a tensor on the host, or allocates by what a tensor holds.
+through `prefill`. In decode no call waits for the GPU, reads a tensor on the host, or allocates by a tensor's values.
 
 A captured CUDA graph may assume, for up to DECODE_ROWS rows:
 
-* every call was made once before with the same shapes, weights and lists of experts (kernels are compiled and
-  addresses put into tables then);
+* every call was made before with the same shapes, weights and lists of experts (which compiles kernels and fills tables
+  of addresses);
 * `position` is a tensor int32 or int64 [1] on the device, cos and sin are the tables of all positions: the graph reads
   the position when it runs, and its grids cover the cache's whole capacity;
-* which expert is in which slot may change between runs (ids are read on the device), the slots' addresses may not;
+* the experts in the slots may change between runs (ids are read on the device), but not the slots' addresses;
 * results and intermediates belong to the graph's pool: nothing is kept across calls but descriptions of weights, and
   the last normed rows, which are used only if the very same tensor comes back.
 """
@@ -31,7 +31,7 @@ from mixq.kernels.triton.nf4 import Nf4
 from mixq.kernels.triton.weights import Weights
 
 MAX_NORM = 32768
-"""Widest row that the norm holds in registers; wider ones are torch's."""
+"""Widest row that the norm keeps in registers; torch computes wider ones."""
 
 
 class TritonKernels:
@@ -39,11 +39,11 @@ class TritonKernels:
 
     Args:
         device: a CUDA GPU; the CPU in Triton's interpreter.
-        inline_asm: dp4a and byte permutes for the integer products. The same integers, so the same bits, but the
-            interpreter cannot run it.
+        inline_asm: dp4a and byte permutes for the integer products. The same integers, but the interpreter cannot
+            run it.
 
     Attributes:
-        dtype: of the factors where many rows are multiplied: float16 before compute capability 8.0.
+        dtype: of the factors for many rows: float16 before compute capability 8.0.
     """
 
     exact = False
@@ -99,7 +99,7 @@ class TritonKernels:
         return out
 
     def experts(self, x: Tensor, experts_: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """As `reference.experts`; the list's table of addresses is made at its first use."""
+        """As `reference.experts`; the list's table of addresses is created on first use."""
         ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
         if x.shape[0] <= DECODE_ROWS and (table := self._weights.slots(experts_)) is not None:
             return experts.experts(self._prepared(x), x.shape[0], table, ids, weights, asm=self.inline_asm)
@@ -123,7 +123,7 @@ class TritonKernels:
         return prefill.attention(q, kv, position, window, self.dtype, flash=self._flash)
 
     def _prepared(self, x: Tensor) -> Prepared:
-        """Return x prepared; the last normed rows are already."""
+        """Return x prepared; the last normed rows already are."""
         if self._normed is not None and self._normed[0] is x:
             return self._normed[1]
         return activations.prepare(x.contiguous())

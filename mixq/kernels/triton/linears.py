@@ -1,10 +1,9 @@
-"""Up to three products of the same few rows in one launch: q, k and v, each in a format of its own.
+"""Up to three products of the same few rows in one launch: q, k and v, each in any format.
 
 Contract: the arithmetic is that of `dots`. A program computes ROWS rows of one matrix for all T rows of activations, so
-weights are read once. Bytes in flight: a warp has ROWS / 8 loads of 512 bytes under way; with ROWS = 16 that is 8 KiB a
-program and, at the four programs that fit an SM at 64 registers, 32 KiB an SM. 3.35 TB/s at 700 ns need 18 KiB on each
-of an H100's 132; 1 TB/s at 600 ns need 5 KiB on each of an RTX 4090's 128.
-"""
+weights are read once. Bytes in flight: a warp has ROWS / 8 loads of 512 bytes in flight; with ROWS = 16 that is 8 KiB
+per program and, with the four programs that fit an SM at 64 registers, 32 KiB per SM. 3.35 TB/s at 700 ns need 18 KiB
+on each of an H100's 132; 1 TB/s at 600 ns need 5 KiB on each of an RTX 4090's 128."""
 
 # ruff: noqa: RUF005  Triton's language has no starred tuples.
 
@@ -23,7 +22,7 @@ from mixq.kernels.triton.formats import ABSENT
 from mixq.kernels.triton.weights import Matrix
 
 ROWS = 16
-"""Weight rows of a program. Fewer: more programs; more: more bytes in flight in each, more registers."""
+"""Weight rows per program. Fewer rows: more programs. More rows: more bytes in flight and more registers in each."""
 
 AT_ONCE = 3
 

@@ -1,8 +1,7 @@
-"""nf4 weights by bitsandbytes where it is installed, else by torch: dequantized, then multiplied in 16 bits.
+"""nf4 weights: dequantized by bitsandbytes if it is installed, else by torch, then multiplied in 16 bits.
 
-Contract: bitsandbytes is imported when the first nf4 weight is used. Its state of a weight, which is read from a tensor
-and so waits for the GPU, is made once.
-"""
+Contract: bitsandbytes is imported when the first nf4 weight is used. Its state of a weight is created once, since
+reading it from a tensor waits for the GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ class Nf4:
     """Dequantizes nf4 weights of a device.
 
     Attributes:
-        installed: bitsandbytes is there.
+        installed: whether bitsandbytes is installed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +29,7 @@ class Nf4:
         self.installed = importlib.util.find_spec("bitsandbytes") is not None
 
     def dense(self, weight: PackedLinear, dtype: torch.dtype) -> Tensor:
-        """Return the weights [N, K]; by way of the type that its quant_state names, as bitsandbytes has it."""
+        """Return the weights [N, K]; through the dtype of its quant_state, as in bitsandbytes."""
         if not self.installed:
             return weight.dequantize().to(dtype)
         if self._functional is None:

@@ -1,7 +1,7 @@
-"""Many rows: packed weights go to a workspace in 16 bits, cuBLAS multiplies, torch's SDPA attends.
+"""Many rows: packed weights are dequantized to 16 bits in a workspace, cuBLAS multiplies, torch's SDPA attends.
 
-Contract: bfloat16 factors (float16 where the GPU has no bfloat16) and float32 sums. The workspace holds
-WORKSPACE_WEIGHTS weights at a time and is torch's to keep. `experts` asks the GPU once how many tokens chose each.
+Contract: bfloat16 factors (float16 if the GPU has no bfloat16) and float32 sums. The workspace holds WORKSPACE_WEIGHTS
+weights at a time, in torch's allocator. `experts` reads once from the GPU how many tokens chose each expert.
 
 Axes: T tokens, N out, K in, S slots, A active experts, H heads, KV kv heads, L positions, C head size.
 """
@@ -73,7 +73,7 @@ def experts(x: Tensor, experts: Sequence[Expert], ids: Tensor, weights: Tensor, 
         x: float32 [T, D].
         ids: int64 [T, A], contiguous; negative ones add nothing.
         weights: float32 [T, A], contiguous.
-        linear: multiplies an expert's tokens, few or many.
+        linear: multiplies an expert's tokens.
     """
     T, A = ids.shape
     flat = ids.flatten()
@@ -81,7 +81,7 @@ def experts(x: Tensor, experts: Sequence[Expert], ids: Tensor, weights: Tensor, 
     tokens = order // A
     counts = torch.bincount(flat.clamp(min=-1) + 1, minlength=len(experts) + 1).tolist()
     answers = torch.empty(T * A, x.shape[1], dtype=torch.float32, device=x.device)
-    begin = counts[0]  # pairs of experts that are not here
+    begin = counts[0]  # pairs of experts computed elsewhere
     for slot, count in enumerate(counts[1:]):
         if count:
             mine = slice(begin, begin + count)
@@ -95,7 +95,7 @@ def experts(x: Tensor, experts: Sequence[Expert], ids: Tensor, weights: Tensor, 
 def attention(q: Tensor, kv: KVLayer, position: int, window: int | None, dtype: torch.dtype, *, flash: bool) -> Tensor:
     """Attend causally from q [T, H, C] at `position` and after -> [T, H, C]; see `reference.attention_chunk`.
 
-    An int8 cache is dequantized one kv head at a time. flash: the GPU has torch's flash attention.
+    An int8 cache is dequantized one kv head at a time. flash: whether the GPU supports torch's flash attention.
     """
     end = position + q.shape[0]
     first = 0 if window is None else max(0, position + 1 - window)
@@ -117,7 +117,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None, dtype: 
         causal = causal_lower_right(T, L)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=causal, enable_gqa=True)
         return out[0].transpose(0, 1).float()
-    # The queries of the heads that share a kv head are adjacent, so that no key is copied for them.
+    # The queries of heads that share a kv head are adjacent, so that keys need not be copied.
     grouped = q.view(T, KV, -1, C).permute(1, 2, 0, 3).reshape(1, KV, -1, C).to(dtype)  # [1, KV, H/KV * T, C]
     position = torch.arange(L - T, L, device=q.device)[:, None]
     seen = torch.arange(L, device=q.device)[None]

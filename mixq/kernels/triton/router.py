@@ -1,6 +1,6 @@
 """The router: float32 scores of the experts for each token, and the top-k choice.
 
-Contract: a program for each token, so a row's bits do not depend on the others. Choosing in the same launch saves four
+Contract: one program per token, so a row's result does not depend on the others. Choosing in the same launch saves four
 small ones (softmax, top-k, sum, quotient), each of which takes longer to start than to run.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mixq.kernels.triton.scalars import load_float
 
 BLOCK = 512
-"""Inputs at a step, of all experts at once."""
+"""Inputs per step, of all experts at once."""
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def router_kernel(
         taken = tl.zeros([AP], tl.float32)
         which = tl.zeros([AP], tl.int32)
         for a in tl.static_range(A):
-            best, at = tl.max(left, 0, return_indices=True)  # the first of equals, as torch has it
+            best, at = tl.max(left, 0, return_indices=True)  # the first of equals, as in torch
             taken = tl.where(slot == a, best, taken)
             which = tl.where(slot == a, tl.minimum(at, E - 1), which)
             left = tl.where(e == at, -1.0, left)
@@ -51,7 +51,7 @@ def router_kernel(
 
 
 def route(x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits [T, E], weights [T, A] and ids int64 [T, A]; with A = 0 the logits alone mean something.
+    """Return logits [T, E], weights [T, A] and ids int64 [T, A]; with A = 0 only the logits are valid.
 
     Args:
         x: float32 [T, D], contiguous.

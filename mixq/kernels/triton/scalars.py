@@ -1,8 +1,7 @@
 """Device functions on single numbers: bfloat16 as bits, rounding, bytes of a word.
 
-Contract: bfloat16 is handled as 16-bit integers throughout, because compute capability 7.5 has no such type and its
-conversion is two shifts anyway. Pure; every function runs in Triton's interpreter too.
-"""
+Contract: bfloat16 is handled as 16-bit integers throughout, because compute capability 7.5 does not have the type, and
+the conversion is only two shifts. Every function also runs in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import triton
 import triton.language as tl
 
 ROUNDER = tl.constexpr(12582912.0)
-"""1.5 * 2**23: adding and subtracting it rounds a small float32 to a whole number, half to even."""
+"""1.5 * 2**23: adding and subtracting it rounds a small float32 to an integer, half to even."""
 
 
 @triton.jit
@@ -21,7 +20,7 @@ def float_of_bf16(bits: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def bf16_of_float(x: tl.tensor) -> tl.tensor:
-    """float32 -> int16 bits, half to even; a NaN stays one."""
+    """float32 -> int16 bits, half to even; NaN stays NaN."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(x == x, rounded, 0x7FC0).to(tl.int16)
@@ -62,7 +61,7 @@ def signed_byte(word: tl.tensor, BYTE: tl.constexpr) -> tl.tensor:
 def quantize_blocks(x: tl.tensor, SMALLEST: tl.constexpr) -> tl.tensor:
     """Float32 [B, W] -> int8 codes [B, W] and scales [B]: absmax / 127, half to even; scales up to SMALLEST count as 0.
 
-    A NaN or an infinity makes its block's scale NaN, and with it everything that is computed from the block.
+    A NaN or an infinity makes its block's scale NaN, and so everything computed from the block.
     """
     absmax = tl.max(tl.abs(x), 1)
     some = absmax > SMALLEST

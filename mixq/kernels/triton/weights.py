@@ -1,9 +1,8 @@
-"""Weights as kernels take them: described once for each weight, addresses of a layer's experts in a table on the GPU.
+"""Descriptions of weights for kernels, and tables on the GPU with the addresses of a layer's experts.
 
-Contract: nothing is copied or repacked; a description holds views of the weight's own memory, a slot table its
-addresses alone. A table is valid as long as the list of experts it was made of, whose identity is watched, not kept
-alive: slots that have been given back must not be in any table. What cannot be described (nf4, odd
-addresses, experts that differ in format) is None, and goes another way.
+Contract: nothing is copied or repacked; a description holds views of a weight, a slot table only addresses. A table is
+valid as long as its list of experts, to which it has no reference: freed slots must not be in any table. For what
+cannot be described (nf4, unaligned addresses, experts in different formats) the result is None, and other code is used.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Matrix:
 
     Attributes:
         codes: int32 view; scales: int8, int16 (the bits of bfloat16) or float16; row_scale: float32; table: int8 [16].
-            A format without it takes any tensor.
+            For a format without one of them, any tensor.
     """
 
     format: Format
@@ -52,7 +51,7 @@ class SlotTable:
     Attributes:
         addresses: int64 [S, 3, ADDRESSES] on the device.
         formats: of w1, w2 and w3. D, F: hidden and inner size.
-        alive: the first slot's memory, while there is one.
+        alive: the first slot's memory, while it exists.
     """
 
     addresses: Tensor
@@ -65,7 +64,7 @@ class SlotTable:
 
 
 class Weights:
-    """Descriptions made so far. A weight that was described is kept; a list of experts is not."""
+    """The descriptions so far. Described weights are kept alive; lists of experts are not."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -74,17 +73,17 @@ class Weights:
         self._int4 = torch.tensor(_INT4_TABLE, dtype=torch.int8, device=device)
 
     def matrix(self, weight: Weight) -> Matrix | None:
-        """Return the description of a weight, None if the kernels do not take it."""
+        """Return the description of a weight; None if the kernels do not support it."""
         found = self._matrices.get(id(weight))
         if found is None:
             found = self._matrices[id(weight)] = weight, self._describe(weight)
         return found[1]
 
     def slots(self, experts: Sequence[Expert]) -> SlotTable | None:
-        """Return the table of a list of experts, None if the kernels do not take them.
+        """Return the table of a list of experts; None if the kernels do not support them.
 
-        Made when the list is seen for the first time, which copies a few addresses to the device and waits for them:
-        never in a captured graph.
+        It is created when the list is used first, which copies a few addresses to the device and waits, so never in a
+        captured graph.
         """
         table = self._slots.get(id(experts))
         if table is not None and table.alive() is codes_of(experts[0][0]):

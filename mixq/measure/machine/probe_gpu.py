@@ -36,7 +36,7 @@ def measure_gpu(device: str = "cuda", **options: Any) -> GpuFigures:
         assert accelerator is not None
         hardware = _hardware(model)
         name = torch.cuda.get_device_name(0) if device == "cuda" else SIMULATED
-        memory, free = accelerator.memory.promised, accelerator.memory.promised
+        memory, free = accelerator.memory.budget, accelerator.memory.budget
         if device == "cuda":
             free, memory = torch.cuda.mem_get_info(0)
             free += accelerator.memory.taken

@@ -261,4 +261,4 @@ def _backend(model: Model) -> str:
     accelerator = model.placement.accelerator
     if accelerator is None:
         return host
-    return f"{accelerator.name} {format_size(accelerator.memory.promised)} + {host}"
+    return f"{accelerator.name} {format_size(accelerator.memory.budget)} + {host}"

@@ -129,14 +129,14 @@ def test_a_gpu_that_can_be_used_at_last_is_measured(measured: list[str], monkeyp
 
 def test_a_full_gpu_is_said_and_tried_again(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> GpuFigures:
-        raise DoesNotFitError("It was promised 1.0 MB.")
+        raise DoesNotFitError("It was budget 1.0 MB.")
 
     pretend_gpu(monkeypatch, None)
     works = probe.measure_gpu
     monkeypatch.setattr(probe, "measure_gpu", refuse)
     found = probe.probe()
     assert found.gpu is None
-    assert found.versions[NOT_MEASURED] == "It was promised 1.0 MB."
+    assert found.versions[NOT_MEASURED] == "It was budget 1.0 MB."
     assert probe.cached() is None
     monkeypatch.setattr(probe, "measure_gpu", works)
     found = probe.probe()
