@@ -40,16 +40,11 @@ HIDDEN = "hidden"
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """A text to calibrate on.
+    """A text to calibrate on."""
 
-    Attributes:
-        name: the file's name, or `default` for the text that comes with mixq.
-        tokens: how many of its tokens to use, in windows at even distances.
-    """
-
-    name: str
+    name: str  # the file's name, or `default` for the text that comes with mixq
     text: str
-    tokens: int = TOKENS
+    tokens: int = TOKENS  # how many of its tokens to use, in windows at even distances
 
     @classmethod
     def read(cls, where: str, tokens: int = TOKENS) -> CalibrationText:

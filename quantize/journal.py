@@ -51,17 +51,13 @@ class FinishedShard:
 
 @dataclass(slots=True)
 class Journal:
-    """The content of job.json.
-
-    Attributes:
-        table: the fitted code values of nl4; None without.
-        state: {file: sha256} of a calibration's hidden states after the last finished shard.
-    """
+    """The content of job.json."""
 
     settings: Mapping[str, Any]
     source: Mapping[str, Any]
     shards: dict[str, FinishedShard] = field(default_factory=dict)
-    table: tuple[int, ...] | None = None
+    table: tuple[int, ...] | None = None  # the fitted code values of nl4; None without
+    # {file: sha256} of a calibration's hidden states after the last finished shard
     state: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

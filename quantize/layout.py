@@ -26,18 +26,12 @@ STORED_DTYPE = torch.bfloat16
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor of the model and its scheme in the target.
-
-    Attributes:
-        scheme: None for a tensor that is not quantized.
-        dtype: of a tensor that is not quantized, and of the scales of w4 and w8.
-        kept: the source has the same scheme, and its bytes are copied.
-    """
+    """A tensor of the model and its scheme in the target."""
 
     parameter: Parameter
-    scheme: Scheme | None
-    dtype: torch.dtype = STORED_DTYPE
-    kept: bool = False
+    scheme: Scheme | None  # None for a tensor that is not quantized
+    dtype: torch.dtype = STORED_DTYPE  # of a tensor that is not quantized, and of the scales of w4 and w8
+    kept: bool = False  # the source has the same scheme, and its bytes are copied
 
     def specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return {stored name: (dtype, shape)}."""

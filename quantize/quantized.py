@@ -15,17 +15,12 @@ from mixq.formats.packed import PackedLinear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """A quantized linear layer.
+    """A quantized linear layer."""
 
-    Attributes:
-        packed: the tensors to store.
-        relative_squared_error: sum of squared errors over sum of squared weights; 0 for an all-zero matrix.
-        group_error: the same per group, averaged over the groups that are not all zero. If it is far above the other
-            value, there are rows whose large groups degrade the small ones.
-    """
-
-    packed: PackedLinear
-    relative_squared_error: float
+    packed: PackedLinear  # the tensors to store
+    relative_squared_error: float  # sum of squared errors over sum of squared weights; 0 for an all-zero matrix
+    # the same per group, averaged over the groups that are not all zero. If it is far above the other value, there are
+    # rows whose large groups degrade the small ones.
     group_error: float
 
 

@@ -1,8 +1,6 @@
 r"""`--recipe FILE`: schemes of single linear layers, from a TOML file.
 
-    [schemes]
-    'model\.layers\.(0|31)\.block_sparse_moe\.experts\..*\.w2' = "nl4:16"
-    'model\.layers\.0\..*_proj' = "w8"
+    [schemes] 'model\.layers\.(0|31)\.block_sparse_moe\.experts\..*\.w2' = "nl4:16" 'model\.layers\.0\..*_proj' = "w8"
     'lm_head' = "bf16"
 
 Contract: every line is checked; their order is kept, since the first pattern that matches applies.

@@ -142,18 +142,12 @@ class ErrorRow:
 
 @dataclass(frozen=True, slots=True)
 class ErrorReport:
-    """The quantization errors of a model.
+    """The quantization errors of a model."""
 
-    Attributes:
-        mean: mean relative squared error of the linear layers of each scheme.
-        worst: the ten linear layers with the largest error, by the larger of their two values.
-        badly_served: all 4-bit layers whose error is more than `BADLY_SERVED` times that of normal weights, as a whole
-        or
-            (rows with outliers) on average over their groups. With 8 bits even such errors are negligible.
-    """
-
-    mean: Mapping[str, float]
-    worst: tuple[ErrorRow, ...]
+    mean: Mapping[str, float]  # mean relative squared error of the linear layers of each scheme
+    worst: tuple[ErrorRow, ...]  # the ten linear layers with the largest error, by the larger of their two values
+    # all 4-bit layers whose error is more than `BADLY_SERVED` times that of normal weights, as a whole or (rows with
+    # outliers) on average over their groups. With 8 bits even such errors are negligible.
     badly_served: tuple[ErrorRow, ...]
 
     @classmethod

@@ -117,8 +117,7 @@ def search(
         table: the code values of `nl4`, 16 ascending int8 values.
         scale_dtype: type of the scales of `w4` and `w8`; with `nf4`, the type to dequantize to.
         importance: float32 [K], the weight of each column's error; only ratios matter, and values far below the mean
-        are
-            raised to `LEAST_IMPORTANCE` of it. None weights all equally. Not used by `nf4`.
+            are raised to `LEAST_IMPORTANCE` of it. None weights all equally. Not used by `nf4`.
         block_weights: approximate number of weights in a block of rows; the result does not depend on it.
 
     Raises:

@@ -38,7 +38,7 @@ class Target:
         settings, origin: of the job; a folder of another job is refused.
         sizes: bytes by file name of every shard.
         state_size: bytes of a calibration's state, which is next to the shards until the job is finished; 0 without
-        one.
+            one.
     """
 
     def __init__(

@@ -26,17 +26,11 @@ _DIM = Style(dim=True)
 
 @dataclass(slots=True)
 class ExpertUse:
-    """How often each expert of each layer was used.
+    """How often each expert of each layer was used."""
 
-    Attributes:
-        experts: in each layer.
-        tokens: counted.
-        counts: by layer, then expert.
-    """
-
-    experts: int
-    tokens: int = 0
-    counts: list[list[int]] = field(default_factory=list)
+    experts: int  # in each layer
+    tokens: int = 0  # counted
+    counts: list[list[int]] = field(default_factory=list)  # by layer, then expert
 
     def add(self, layers: Sequence[Sequence[int]]) -> None:
         """Count one token's experts, layer by layer."""

@@ -41,17 +41,11 @@ def _plain_autolinks(state: StateCore) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of Markdown that is drawn separately.
+    """A piece of Markdown that is drawn separately."""
 
-    Attributes:
-        source: its lines.
-        number: of an item of a numbered list; None elsewhere.
-        follows: what comes before it: nothing, another item of the same list, or another block.
-    """
-
-    source: str
-    number: int | None = None
-    follows: Follows = "nothing"
+    source: str  # its lines
+    number: int | None = None  # of an item of a numbered list; None elsewhere
+    follows: Follows = "nothing"  # what comes before it: nothing, another item of the same list, or another block
 
 
 class _Start(NamedTuple):

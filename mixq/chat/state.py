@@ -20,17 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model to chat with.
+    """A model to chat with."""
 
-    Attributes:
-        name: as the user gave it; None for the demo model.
-        model: the model.
-        sampling: its defaults, changed by the command line.
-    """
-
-    name: str | None
-    model: Model
-    sampling: Mapping[str, Any]
+    name: str | None  # as the user gave it; None for the demo model
+    model: Model  # the model
+    sampling: Mapping[str, Any]  # its defaults, changed by the command line
 
     @property
     def title(self) -> str:

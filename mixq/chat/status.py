@@ -23,17 +23,11 @@ JOINT = " · "
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A number with its unit.
+    """A number with its unit."""
 
-    Attributes:
-        text: shown if there is room.
-        short: shown if there is less room.
-        weight: parts of lower weight are shortened or omitted first.
-    """
-
-    text: str
-    short: str
-    weight: int
+    text: str  # shown if there is room
+    short: str  # shown if there is less room
+    weight: int  # parts of lower weight are shortened or omitted first
 
 
 def fitted(parts: list[Part], width: int) -> str:

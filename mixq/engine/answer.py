@@ -34,17 +34,11 @@ PREFILL_CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass.
+    """One forward pass."""
 
-    Attributes:
-        chunks: the tokens that were run, of each answer.
-        seconds: that the network took.
-        events: of each answer.
-    """
-
-    chunks: list[Chunk]
-    seconds: float
-    events: list[list[Event | Failed]]
+    chunks: list[Chunk]  # the tokens that were run, of each answer
+    seconds: float  # that the network took
+    events: list[list[Event | Failed]]  # of each answer
 
 
 def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
@@ -67,28 +61,18 @@ def step(network: Mixtral, answers: Sequence[Answer]) -> Pass:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for one answer.
+    """A request for one answer."""
 
-    Attributes:
-        prompt_ids: the whole prompt.
-        params: how to choose tokens and when to stop.
-        continues_text: keep the space before the first word (completion), or remove it (reply).
-        prompt_logprobs: how many of the most likely tokens to list for each token of the prompt, which is then run
-        whole;
-            None for no log probabilities of the prompt.
-        grammar: what the text must match.
-        reuse: reuse a kept KV cache with the same beginning; without it, results are bit-identical whatever was
-            requested before.
-        experts: list with each token the experts that computed it.
-    """
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    continues_text: bool = False
+    prompt_ids: Sequence[int]  # the whole prompt
+    params: SamplingParams  # how to choose tokens and when to stop
+    continues_text: bool = False  # keep the space before the first word (completion), or remove it (reply)
+    # how many of the most likely tokens to list for each token of the prompt, which is then run whole; None for no log
+    # probabilities of the prompt
     prompt_logprobs: int | None = None
-    grammar: GrammarSpec | None = None
+    grammar: GrammarSpec | None = None  # what the text must match
+    # reuse a kept KV cache with the same beginning; without it, results are bit-identical whatever was requested before
     reuse: bool = True
-    experts: bool = False
+    experts: bool = False  # list with each token the experts that computed it
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,30 +37,21 @@ Deliver = Callable[[int, Event | Failed], None]
 
 @dataclass(frozen=True, slots=True)
 class BatcherState:
-    """What a batcher is doing, and has done since its start.
+    """What a batcher is doing, and has done since its start."""
 
-    Attributes:
-        queued, running: requests.
-        kept: KV caches of finished answers, kept for a next turn.
-        busy_positions: positions of KV caches in which answers are running.
-        prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended.
-        finished: how many requests ended for which reason, "failed" among them.
-        decode_tokens_per_second: of the passes of the last seconds, all answers together; 0 without one.
-        expert_hit_rate: since the model was loaded; None without a cache of experts.
-        broken: why the thread has ended, None while it runs.
-    """
-
+    # queued, running: requests
     queued: int
     running: int
-    kept: int
-    busy_positions: int
+    kept: int  # KV caches of finished answers, kept for a next turn
+    busy_positions: int  # positions of KV caches in which answers are running
+    # prompt_tokens, cached_tokens, decode_tokens: run, found in a KV cache, generated; of requests that have ended
     prompt_tokens: int
     cached_tokens: int
     decode_tokens: int
-    finished: dict[str, int]
-    decode_tokens_per_second: float
-    expert_hit_rate: float | None
-    broken: str | None
+    finished: dict[str, int]  # how many requests ended for which reason, "failed" among them
+    decode_tokens_per_second: float  # of the passes of the last seconds, all answers together; 0 without one
+    expert_hit_rate: float | None  # since the model was loaded; None without a cache of experts
+    broken: str | None  # why the thread has ended, None while it runs
 
 
 @dataclass(slots=True, eq=False)

@@ -36,30 +36,19 @@ GAP = 0.05
 
 @dataclass(slots=True)
 class Placement:
-    """The devices that compute a model, and the places of its weights.
+    """The devices that compute a model, and the places of its weights."""
 
-    Attributes:
-        folder: the weights in host memory.
-        weights: what the network is built from.
-        kernels: of the network.
-        host_kernels: of what is computed on the CPU.
-        accelerator, plan: None on the CPU alone.
-        offload: the cache of experts on the accelerator; None without one.
-        tier: reads experts from the disk when they do not all fit into RAM; None when they do.
-        shares: the memory that the model is planned to take.
-        notes: one line for each option that could not be followed.
-    """
-
-    folder: Weights
-    weights: Tensors
-    kernels: Kernels
-    host_kernels: Kernels
-    shares: Shares
+    folder: Weights  # the weights in host memory
+    weights: Tensors  # what the network is built from
+    kernels: Kernels  # of the network
+    host_kernels: Kernels  # of what is computed on the CPU
+    shares: Shares  # the memory that the model is planned to take
+    # accelerator, plan: None on the CPU alone
     accelerator: Accelerator | None = None
     plan: MemoryPlan | None = None
-    offload: ExpertOffload | None = None
-    tier: RamTier | None = None
-    notes: list[str] = field(default_factory=list)
+    offload: ExpertOffload | None = None  # the cache of experts on the accelerator; None without one
+    tier: RamTier | None = None  # reads experts from the disk when they do not all fit into RAM; None when they do
+    notes: list[str] = field(default_factory=list)  # one line for each option that could not be followed
 
     @property
     def device(self) -> str:

@@ -40,17 +40,11 @@ lasts."""
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """The gain of admitting an expert in place of another.
+    """The gain of admitting an expert in place of another."""
 
-    Attributes:
-        expert: the new expert.
-        soon: uses gained over the next `SOON` tokens.
-        lasting: uses gained over `STAY` tokens.
-    """
-
-    expert: int
-    soon: float
-    lasting: float
+    expert: int  # the new expert
+    soon: float  # uses gained over the next `SOON` tokens
+    lasting: float  # uses gained over `STAY` tokens
 
 
 @dataclass(slots=True)

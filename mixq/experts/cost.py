@@ -19,38 +19,23 @@ from mixq.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The speeds of a computer with mixq's kernels and copies.
+    """The speeds of a computer with mixq's kernels and copies."""
 
-    Attributes:
-        name: for tables.
-        cpu_bandwidth: bytes per second at which the CPU's kernels read experts with few rows.
-        cpu_flops: of the CPU with many rows.
-        gpu_bandwidth: bytes per second at which the accelerator's kernels read its memory.
-        gpu_flops: of the accelerator with many rows.
-        copy_bandwidth: from host memory to the accelerator, bytes per second.
-        copy_latency: seconds added to each expert's copy.
-        handover_seconds: to copy a hidden row and the router's choice to the host, and a result back.
-        launch_seconds: until the accelerator starts a launch.
-        begin_seconds: for the host to start a background copy, before it computes.
-        ram_bandwidth: most that CPU and copies read together; 0: the CPU's bandwidth.
-        gpu_in_ram: whether the accelerator's memory is a part of the RAM, read at the cost of CPU and copies: a GPU on
-            the processor's chip, or a simulated one.
-        disk_bandwidth: of reads; None if the experts are in RAM.
-    """
-
-    name: str
-    cpu_bandwidth: float
-    cpu_flops: float
-    gpu_bandwidth: float
-    gpu_flops: float
-    copy_bandwidth: float
-    copy_latency: float = 20e-6
-    handover_seconds: float = 60e-6
-    launch_seconds: float = 15e-6
-    begin_seconds: float = 0.0
-    ram_bandwidth: float = 0.0
+    name: str  # for tables
+    cpu_bandwidth: float  # bytes per second at which the CPU's kernels read experts with few rows
+    cpu_flops: float  # of the CPU with many rows
+    gpu_bandwidth: float  # bytes per second at which the accelerator's kernels read its memory
+    gpu_flops: float  # of the accelerator with many rows
+    copy_bandwidth: float  # from host memory to the accelerator, bytes per second
+    copy_latency: float = 20e-6  # seconds added to each expert's copy
+    handover_seconds: float = 60e-6  # to copy a hidden row and the router's choice to the host, and a result back
+    launch_seconds: float = 15e-6  # until the accelerator starts a launch
+    begin_seconds: float = 0.0  # for the host to start a background copy, before it computes
+    ram_bandwidth: float = 0.0  # most that CPU and copies read together; 0: the CPU's bandwidth
+    # whether the accelerator's memory is a part of the RAM, read at the cost of CPU and copies: a GPU on the
+    # processor's chip, or a simulated one
     gpu_in_ram: bool = False
-    disk_bandwidth: float | None = None
+    disk_bandwidth: float | None = None  # of reads; None if the experts are in RAM
 
     def __post_init__(self) -> None:
         for field in ("cpu_bandwidth", "cpu_flops", "gpu_bandwidth", "gpu_flops", "copy_bandwidth"):
@@ -78,25 +63,17 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """A model's sizes: bytes that one token reads, by place.
+    """A model's sizes: bytes that one token reads, by place."""
 
-    Attributes:
-        layers, experts, active: of the model; experts of each layer, of which a token uses `active`.
-        expert_bytes: of one expert.
-        trunk_bytes: of attention, norms and router, one layer.
-        head_bytes: of the output head.
-        kv_bytes: of one position in one layer's KV cache.
-        expert_flops: of one expert for one row.
-    """
-
+    # layers, experts, active: of the model; experts of each layer, of which a token uses `active`
     layers: int
     experts: int
     active: int
-    expert_bytes: int
-    trunk_bytes: int
-    head_bytes: int
-    kv_bytes: int
-    expert_flops: int
+    expert_bytes: int  # of one expert
+    trunk_bytes: int  # of attention, norms and router, one layer
+    head_bytes: int  # of the output head
+    kv_bytes: int  # of one position in one layer's KV cache
+    expert_flops: int  # of one expert for one row
 
 
 @dataclass(frozen=True, slots=True)

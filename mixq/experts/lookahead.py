@@ -18,18 +18,13 @@ from mixq.kernels.dispatch import Kernels
 
 @dataclass(frozen=True, slots=True)
 class Lookahead:
-    """The routers of the layers that follow one.
-
-    Attributes:
-        routers: post-attention norm and gate of each following layer, on the device of `kernels`.
-        eps: of the norms.
-        active: experts that a router chooses.
-    """
+    """The routers of the layers that follow one."""
 
     kernels: Kernels
+    # post-attention norm and gate of each following layer, on the device of `kernels`
     routers: Sequence[tuple[Tensor, Tensor]]
-    eps: float
-    active: int
+    eps: float  # of the norms
+    active: int  # experts that a router chooses
 
     def predict(self, residual: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield how many layers ahead, and the experts [T, A] predicted from hidden states [T, D]."""

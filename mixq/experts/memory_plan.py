@@ -27,24 +27,17 @@ HOST_BYTES_CUDA = 1200 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The use of an accelerator's memory.
+    """The use of an accelerator's memory."""
 
-    Attributes:
-        budget: bytes that may be used.
-        driver: the driver's memory for the process.
-        kv_cache, trunk, workspace, staging: bytes of each.
-        slot_bytes: of one slot.
-        quotas: slots of each layer.
-    """
-
-    budget: int
+    budget: int  # bytes that may be used
+    # kv_cache, trunk, workspace, staging: bytes of each
     kv_cache: int
     trunk: int
     workspace: int
     staging: int
-    slot_bytes: int
-    quotas: tuple[int, ...]
-    driver: int = 0
+    slot_bytes: int  # of one slot
+    quotas: tuple[int, ...]  # slots of each layer
+    driver: int = 0  # the driver's memory for the process
 
     @property
     def slots(self) -> int:

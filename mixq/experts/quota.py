@@ -62,20 +62,15 @@ def _shares(choices: Sequence[Sequence[int]], total: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """The slots per layer in a file.
+    """The slots per layer in a file."""
 
-    Attributes:
-        layers, experts: of the model that they are for.
-        quotas: slots of each layer.
-        source: their origin, for information.
-        popular: by layer, all experts, the most used first; slots start with them, and the policy `static` keeps them.
-            None orders them by number.
-    """
-
+    # layers, experts: of the model that they are for
     layers: int
     experts: int
-    quotas: tuple[int, ...]
-    source: str = ""
+    quotas: tuple[int, ...]  # slots of each layer
+    source: str = ""  # their origin, for information
+    # by layer, all experts, the most used first; slots start with them, and the policy `static` keeps them. None orders
+    # them by number.
     popular: tuple[tuple[int, ...], ...] | None = None
 
     def scaled(self, total: int) -> list[int]:

@@ -28,13 +28,12 @@ CHUNK = 8 << 20
 
 REQUESTED_AHEAD = 3
 """Chunks requested in addition to the one that is waited for, since a disk is fastest with several requests. At most
-these
-are read before a new choice of the router."""
+these are read before a new choice of the router."""
 
 STREAM = 2 << 20
 """With at least this read-ahead of the device, a sequence of page faults keeps the disk busy. It needs less than half
-of
-the CPU time of requests (13 and 30 ms for 94 MB), but reads 16 MB beyond the ends, so the ends are requested first."""
+of the CPU time of requests (13 and 30 ms for 94 MB), but reads 16 MB beyond the ends, so the ends are requested
+first."""
 
 PRESENT = 0.9
 """An expert with at least this share of its pages in memory is not read again."""
@@ -45,25 +44,15 @@ SAMPLED_EVERY = 1 << 20
 
 @dataclass(slots=True)
 class RamCounters:
-    """Counters of the tier.
+    """Counters of the tier."""
 
-    Attributes:
-        requests: experts that layers used, once per forward pass and layer.
-        hits: of them, those that were in memory.
-        late: of them, those that were partly in memory.
-        taken_away: of them, those that had been read and that the system had evicted.
-        bytes_ahead: read because they were expected.
-        bytes_demanded: read after the router had chosen them. Kernels may read some themselves first.
-        bytes_advised_away: released to stay within the budget.
-    """
-
-    requests: int = 0
-    hits: int = 0
-    late: int = 0
-    taken_away: int = 0
-    bytes_ahead: int = 0
-    bytes_demanded: int = 0
-    bytes_advised_away: int = 0
+    requests: int = 0  # experts that layers used, once per forward pass and layer
+    hits: int = 0  # of them, those that were in memory
+    late: int = 0  # of them, those that were partly in memory
+    taken_away: int = 0  # of them, those that had been read and that the system had evicted
+    bytes_ahead: int = 0  # read because they were expected
+    bytes_demanded: int = 0  # read after the router had chosen them. Kernels may read some themselves first.
+    bytes_advised_away: int = 0  # released to stay within the budget
 
 
 class RamTier:

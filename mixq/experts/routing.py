@@ -34,17 +34,13 @@ Token = list[tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Routing of a run.
+    """Routing of a run."""
 
-    Attributes:
-        layers, experts, active: of the model: every layer has `experts`, of which a token uses `active`.
-        tokens: in their order.
-    """
-
+    # layers, experts, active: of the model: every layer has `experts`, of which a token uses `active`
     layers: int
     experts: int
     active: int
-    tokens: list[Token]
+    tokens: list[Token]  # in their order
 
 
 class Routing(Protocol):

@@ -32,21 +32,14 @@ SMOOTHING = 0.02
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """The plan for the experts of one layer.
+    """The plan for the experts of one layer."""
 
-    Attributes:
-        hits: expert: slot; on the accelerator, now. Their slots are acquired.
-        waits: expert: loading slot; on the accelerator, when it has arrived.
-        fetches: expert: its new slot; copied, then on the accelerator. None: through a staging buffer.
-        cpu: on the CPU.
-        admissions: expert: slot; copied in the background, for later tokens. They are also in `cpu`.
-    """
-
-    hits: dict[int, int]
-    waits: dict[int, int]
+    hits: dict[int, int]  # expert: slot; on the accelerator, now. Their slots are acquired.
+    waits: dict[int, int]  # expert: loading slot; on the accelerator, when it has arrived
+    # expert: its new slot; copied, then on the accelerator. None: through a staging buffer.
     fetches: dict[int, int | None]
-    cpu: tuple[int, ...]
-    admissions: dict[int, int]
+    cpu: tuple[int, ...]  # on the CPU
+    admissions: dict[int, int]  # expert: slot; copied in the background, for later tokens. They are also in `cpu`.
 
 
 class Copies(Protocol):

@@ -12,36 +12,30 @@ from typing import Any
 
 @dataclass(slots=True)
 class ExpertCounters:
-    """Totals since the model was loaded.
+    """Totals since the model was loaded."""
 
-    Attributes:
-        requests, hits: experts needed in decode, and those that were in a slot.
-        waits, fetches, on_cpu: the others: already being copied, copied on demand, or computed on the CPU.
-        prefill_resident, prefill_streamed, prefill_on_cpu: the same for prompts, whose experts serve many tokens.
-        uploaded_bytes: copied to the accelerator, including background copies.
-        hit_bytes, cpu_bytes, fetched_bytes: weights that decode used, by place.
-        cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
-        wait_seconds: while the CPU only waited for a copy.
-        overlap_seconds: when at least two of the three were busy.
-    """
-
+    # requests, hits: experts needed in decode, and those that were in a slot
     requests: int = 0
     hits: int = 0
+    # waits, fetches, on_cpu: the others: already being copied, copied on demand, or computed on the CPU
     waits: int = 0
     fetches: int = 0
     on_cpu: int = 0
+    # prefill_resident, prefill_streamed, prefill_on_cpu: the same for prompts, whose experts serve many tokens
     prefill_resident: int = 0
     prefill_streamed: int = 0
     prefill_on_cpu: int = 0
-    uploaded_bytes: int = 0
+    uploaded_bytes: int = 0  # copied to the accelerator, including background copies
+    # hit_bytes, cpu_bytes, fetched_bytes: weights that decode used, by place
     hit_bytes: int = 0
     cpu_bytes: int = 0
     fetched_bytes: int = 0
+    # cpu_seconds, gpu_seconds, copy_seconds: how long each was busy
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     copy_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    overlap_seconds: float = 0.0
+    wait_seconds: float = 0.0  # while the CPU only waited for a copy
+    overlap_seconds: float = 0.0  # when at least two of the three were busy
 
     def since(self, earlier: ExpertCounters) -> ExpertCounters:
         """Return the difference to `earlier`."""
@@ -55,17 +49,13 @@ class ExpertCounters:
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """The statistics of an answer.
-
-    Attributes:
-        recall: share of the used experts that were predicted, by the number of layers ahead.
-        limit_seconds: the shortest time in which memories and link could have served decode's experts: the longest of
-            hit bytes over the GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None if the
-            bandwidths are not known.
-    """
+    """The statistics of an answer."""
 
     counters: ExpertCounters
+    # share of the used experts that were predicted, by the number of layers ahead
     recall: Mapping[int, float] = field(default_factory=dict)
+    # the shortest time in which memories and link could have served decode's experts: the longest of hit bytes over the
+    # GPU's bandwidth, CPU bytes over the RAM's, fetched bytes over the link's. None if the bandwidths are not known.
     limit_seconds: float | None = None
 
     @classmethod

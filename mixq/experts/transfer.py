@@ -30,26 +30,17 @@ _MEASURED = 1 << 18  # smaller chunks measure latency rather than the rate
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """The copy of an expert to a slot or a staging buffer.
+    """The copy of an expert to a slot or a staging buffer."""
 
-    Attributes:
-        key: layer and expert.
-        slot: of the cache; None for a staging buffer.
-        chunks: (target, source) that are not queued on the accelerator yet.
-        demanded: a layer waits for it.
-        after: the event after which it may start.
-        nbytes, left: in total, and not arrived.
-        error: of a chunk.
-    """
-
-    key: tuple[int, int]
-    slot: int | None
-    chunks: deque[tuple[Tensor, Tensor]]
-    demanded: bool
-    after: Event | None
+    key: tuple[int, int]  # layer and expert
+    slot: int | None  # of the cache; None for a staging buffer
+    chunks: deque[tuple[Tensor, Tensor]]  # (target, source) that are not queued on the accelerator yet
+    demanded: bool  # a layer waits for it
+    after: Event | None  # the event after which it may start
     begun: bool = False
     arrived: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
+    error: BaseException | None = None  # of a chunk
+    # nbytes, left: in total, and not arrived
     nbytes: int = field(init=False)
     left: int = field(init=False)
 

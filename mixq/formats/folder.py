@@ -31,23 +31,15 @@ TOKENIZERS = (SENTENCEPIECE, "tokenizer.json")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFolder:
-    """An open model folder.
-
-    Attributes:
-        raw_config: config.json as parsed.
-        quantization: None for an unquantized folder.
-        tokenizer_path: tokenizer.model, else tokenizer.json, else None.
-        generation_config: generation_config.json, or empty.
-        eos_token_ids: end tokens of generation_config.json if it has any, else of config.json.
-    """
+    """An open model folder."""
 
     path: Path
     config: ModelConfig
-    raw_config: dict[str, Any]
-    quantization: QuantizationConfig | None
-    tokenizer_path: Path | None
-    generation_config: dict[str, Any]
-    eos_token_ids: tuple[int, ...]
+    raw_config: dict[str, Any]  # config.json as parsed
+    quantization: QuantizationConfig | None  # None for an unquantized folder
+    tokenizer_path: Path | None  # tokenizer.model, else tokenizer.json, else None
+    generation_config: dict[str, Any]  # generation_config.json, or empty
+    eos_token_ids: tuple[int, ...]  # end tokens of generation_config.json if it has any, else of config.json
     _shards: ShardSet
     _layout: Layout
 

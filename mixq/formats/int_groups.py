@@ -1,10 +1,10 @@
 """w4 and w8: compressed-tensors' "pack-quantized" layout with symmetric signed groups.
 
 Contract: W[n, k] = q[n, k] * scale[n, k // g]; q is -8..7 (w4) or -128..127 (w8) and is stored as q + 2**(bits-1),
-least significant bits first, in int32 words. As bytes this is `nl4`'s order of nibbles (w4), or one byte per
-weight (w8).
-Tensors of a linear layer [N out, K in]: `weight_packed` i32 [N, K*bits/32], `weight_scale` bf16 or f16 [N, K/g] (may be
-negative), `weight_shape` i64 [2] = (N, K). Layout as in compressed_tensors/compressors/pack_quantized, version 0.20.
+least significant bits first, in int32 words. As bytes this is `nl4`'s order of nibbles (w4), or one byte per weight
+(w8). Tensors of a linear layer [N out, K in]: `weight_packed` i32 [N, K*bits/32], `weight_scale` bf16 or f16 [N, K/g]
+(may be negative), `weight_shape` i64 [2] = (N, K). Layout as in compressed_tensors/compressors/pack_quantized, version
+0.20.
 """
 
 from __future__ import annotations

@@ -26,25 +26,19 @@ _NAME = re.compile(r"[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of mixq.json.
+    """The content of mixq.json."""
 
-    Attributes:
-        source: the source's name, fingerprint and so on.
-        settings: format, mix and everything else that determines the bytes.
-        shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file.
-        errors: relative squared error by layer name.
-        group_errors: the same as a mean over groups; empty in folders that do not have it.
-        sizes: part, scheme, tensors, weights and nbytes of each part.
-        few_tokens: experts that received few tokens of the calibration text, and how many.
-    """
-
-    source: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    source: Mapping[str, Any]  # the source's name, fingerprint and so on
+    settings: Mapping[str, Any]  # format, mix and everything else that determines the bytes
+    # shards, files: sha256 in hex by file name; `files` are config, tokenizer and every other file
     shards: Mapping[str, str]
     files: Mapping[str, str]
-    errors: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)  # relative squared error by layer name
+    # the same as a mean over groups; empty in folders that do not have it
     group_errors: Mapping[str, float] = field(default_factory=dict)
+    # part, scheme, tensors, weights and nbytes of each part
     sizes: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    # experts that received few tokens of the calibration text, and how many
     few_tokens: Mapping[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

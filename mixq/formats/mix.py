@@ -1,8 +1,7 @@
 """The scheme of each layer: a format's default mix, changed by `--group`, `--mix` and `--recipe`.
 
 Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every linear layer (None: it stays in
-bfloat16),
-the `quantization_config` for config.json, and a note wherever the requested scheme does not fit a shape.
+bfloat16), the `quantization_config` for config.json, and a note wherever the requested scheme does not fit a shape.
 mixq/README.md explains the default mixes; the limits of compressed-tensors folders (w4, w8) are those of vLLM, SGLang
 and transformers. Weights are not read."""
 
@@ -39,22 +38,15 @@ ALL_NL4 = "all-nl4"
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A resolved mix.
+    """A resolved mix."""
 
-    Attributes:
-        format: the requested format.
-        requested: scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were considered.
-        schemes: scheme by kind of linear layer (see `kind_of`); None stays in bfloat16.
-        quantization: for config.json; None if nothing is quantized.
-        notes: what does not fit and what is done instead, one sentence each.
-        recipe: schemes of single linear layers; they take precedence over `schemes`.
-    """
-
-    format: str
+    format: str  # the requested format
+    # scheme by part (`experts`, `q`, `k`, `v`, `o`, `lm_head`) before shapes were considered
     requested: Mapping[str, Scheme | None]
-    schemes: Mapping[str, Scheme | None]
-    quantization: QuantizationConfig | None
-    notes: tuple[str, ...]
+    schemes: Mapping[str, Scheme | None]  # scheme by kind of linear layer (see `kind_of`); None stays in bfloat16
+    quantization: QuantizationConfig | None  # for config.json; None if nothing is quantized
+    notes: tuple[str, ...]  # what does not fit and what is done instead, one sentence each
+    # schemes of single linear layers; they take precedence over `schemes`
     recipe: Recipe = field(default_factory=Recipe)
 
     @classmethod

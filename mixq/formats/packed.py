@@ -40,17 +40,12 @@ def packed_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLinear:
-    """A quantized weight [N out, K in].
-
-    Attributes:
-        tensors: by suffix, for example `weight_codes`; see `tensor_specs`.
-        table: int8 [16], for nl4 only.
-    """
+    """A quantized weight [N out, K in]."""
 
     scheme: Scheme
     shape: tuple[int, int]
-    tensors: Mapping[str, Tensor]
-    table: Tensor | None = None
+    tensors: Mapping[str, Tensor]  # by suffix, for example `weight_codes`; see `tensor_specs`
+    table: Tensor | None = None  # int8 [16], for nl4 only
 
     def __post_init__(self) -> None:
         if (self.table is not None) != (self.scheme.name == "nl4"):

@@ -36,22 +36,16 @@ MAX_PATTERNS = 32
 class QuantizationConfig:
     """The scheme of each linear layer.
 
-    Attributes:
-        method: "mixq", "compressed-tensors" or "bitsandbytes".
-        schemes: by target; None (mixq only): not quantized. For mixq a target is a regex over the whole name. For
-            compressed-tensors it is a module name, "re:" and a regex over the name's beginning, or the class name
-            "Linear".
-        table: nl4's 16 values; the default table if the folder has no nl4.
-        ignore: targets that are not quantized (compressed-tensors).
-
     Raises:
         ModelFileError: an invalid pattern, or one for which matching could take long.
     """
 
-    method: str
+    method: str  # "mixq", "compressed-tensors" or "bitsandbytes"
+    # by target; None (mixq only): not quantized. For mixq a target is a regex over the whole name. For
+    # compressed-tensors it is a module name, "re:" and a regex over the name's beginning, or the class name "Linear".
     schemes: Mapping[str, Scheme | None]
-    table: tuple[int, ...] = DEFAULT_TABLE
-    ignore: tuple[str, ...] = ()
+    table: tuple[int, ...] = DEFAULT_TABLE  # nl4's 16 values; the default table if the folder has no nl4
+    ignore: tuple[str, ...] = ()  # targets that are not quantized (compressed-tensors)
     _patterns: dict[str, re.Pattern[str]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -19,17 +19,13 @@ from mixq.formats.scheme import GROUP_SIZES, Scheme
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe, applied to a model.
+    """A recipe, applied to a model."""
 
-    Attributes:
-        patterns: {regex over whole layer names: scheme that fits}, in the order of matching.
-        linears: scheme by the name of each linear layer that a pattern matches; None stays as it is.
-        notes: what does not fit and what is done instead, one sentence each.
-    """
-
+    # {regex over whole layer names: scheme that fits}, in the order of matching
     patterns: Mapping[str, Scheme | None] = field(default_factory=dict)
+    # scheme by the name of each linear layer that a pattern matches; None stays as it is
     linears: Mapping[str, Scheme | None] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what does not fit and what is done instead, one sentence each
 
 
 def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], limit: int) -> Recipe:
@@ -40,8 +36,7 @@ def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], lim
 
     Raises:
         UsageError: too many patterns, one that is too complex, matches no linear layer, or would quantize the router, a
-        norm
-            or the embedding.
+            norm or the embedding.
     """
     if len(recipe) > limit:
         raise UsageError(
@@ -98,8 +93,7 @@ def note_of_unlike_experts(config: ModelConfig, scheme_of: Callable[[Parameter],
 
 
 def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter]) -> list[Parameter]:
-    """Return the linear layers whose whole name matches a pattern: at least one, and none that is never
-    quantized."""
+    """Return the linear layers whose whole name matches a pattern: at least one, and none that is never quantized."""
     try:
         compiled = compile_pattern(pattern, "the recipe")
     except ModelFileError as error:

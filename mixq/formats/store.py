@@ -42,32 +42,25 @@ State = Literal["ready", "unfinished", "running", "damaged"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One folder of the store.
-
-    Attributes:
-        state: `ready` can be loaded; `unfinished` is an interrupted job, `running` a job in progress; `damaged` is
-            anything else, with the reason in `problem`.
-        made_by_mixq: a quantize job wrote it, at least in part; other folders are shown and never removed.
-        link: target of a symlink; None for a folder.
-        nbytes, files: of all its files.
-        modified: seconds since 1970, of the newest file.
-        config: config.json, or {}.
-        source, settings: those of mixq.json or job.json, or {}.
-        shards_done, shards: of an unfinished job; `shards` is None before the first is finished.
-    """
+    """One folder of the store."""
 
     name: str
     path: Path
+    # `ready` can be loaded; `unfinished` is an interrupted job, `running` a job in progress; `damaged` is anything
+    # else, with the reason in `problem`
     state: State
     problem: str = ""
-    made_by_mixq: bool = False
-    link: Path | None = None
+    made_by_mixq: bool = False  # a quantize job wrote it, at least in part; other folders are shown and never removed
+    link: Path | None = None  # target of a symlink; None for a folder
+    # nbytes, files: of all its files
     nbytes: int = 0
     files: int = 0
-    modified: float = 0.0
-    config: Mapping[str, Any] = field(default_factory=dict)
+    modified: float = 0.0  # seconds since 1970, of the newest file
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json, or {}
+    # source, settings: those of mixq.json or job.json, or {}
     source: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # shards_done, shards: of an unfinished job; `shards` is None before the first is finished
     shards_done: int = 0
     shards: int | None = None
 

@@ -24,19 +24,13 @@ from mixq.kernels.reference import Expert, Weight
 
 
 class Kernels(Protocol):
-    """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`.
+    """The operations of the network; shapes and arithmetic as in `mixq.kernels.reference`."""
 
-    Attributes:
-        name: for users.
-        exact: float32 throughout.
-        device: of the tensors that they take and return.
-        uses_torch_threads: torch computes the large products. Otherwise torch should have one thread, since waiting
-            threads spin and take the cores from the native kernels.
-    """
-
-    name: str
-    exact: bool
-    device: torch.device
+    name: str  # for users
+    exact: bool  # float32 throughout
+    device: torch.device  # of the tensors that they take and return
+    # torch computes the large products. Otherwise torch should have one thread, since waiting threads spin and take the
+    # cores from the native kernels.
     uses_torch_threads: bool
 
     def linear(self, x: Tensor, weight: Weight) -> Tensor:

@@ -1,8 +1,7 @@
 """The keys and values of one layer in memory, for attention kernels.
 
-Contract: views into a cache; the cache's owner keeps track of which positions hold a token.
-bfloat16 and float32 are stored as such; int8 with one float32 scale per kv head and position: absmax / 127, codes half
-to even.
+Contract: views into a cache; the cache's owner keeps track of which positions hold a token. bfloat16 and float32 are
+stored as such; int8 with one float32 scale per kv head and position: absmax / 127, codes half to even.
 
 Axes: T tokens, KV kv heads, L positions, C head size.
 """

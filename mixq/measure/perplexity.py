@@ -29,39 +29,26 @@ ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Comparison of a model with its reference, at the same positions.
+    """Comparison of a model with its reference, at the same positions."""
 
-    Attributes:
-        reference_perplexity: of the reference.
-        mean_kl: mean KL(reference || model), nats per token.
-        max_kl: at the worst position.
-        top1_agreement: share of positions where both have the same most likely token.
-    """
-
-    reference_perplexity: float
-    mean_kl: float
-    max_kl: float
-    top1_agreement: float
+    reference_perplexity: float  # of the reference
+    mean_kl: float  # mean KL(reference || model), nats per token
+    max_kl: float  # at the worst position
+    top1_agreement: float  # share of positions where both have the same most likely token
 
 
 @dataclass(frozen=True, slots=True)
 class PerplexityReport:
-    """The result of `perplexity`.
+    """The result of `perplexity`."""
 
-    Attributes:
-        tokens: tokens of the text that were predicted.
-        windows, window_tokens: how the text was split; the last window may be shorter.
-        perplexity: exp of the mean negative log likelihood.
-        standard_error: of `perplexity`, from the spread over tokens; a lower bound, since neighbours are correlated.
-        comparison: with the reference, if there is one.
-    """
-
-    tokens: int
+    tokens: int  # tokens of the text that were predicted
+    # windows, window_tokens: how the text was split; the last window may be shorter
     windows: int
     window_tokens: int
-    perplexity: float
+    perplexity: float  # exp of the mean negative log likelihood
+    # of `perplexity`, from the spread over tokens; a lower bound, since neighbours are correlated
     standard_error: float
-    comparison: Comparison | None
+    comparison: Comparison | None  # with the reference, if there is one
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -28,16 +28,11 @@ from mixq.model.layer import DecoderLayer, Head
 
 @dataclass(frozen=True, slots=True)
 class Captures:
-    """Captures work on an accelerator.
-
-    Attributes:
-        offload: the experts; None if none are on the accelerator.
-        is_moe: whether the model has experts.
-    """
+    """Captures work on an accelerator."""
 
     accelerator: Accelerator
-    offload: ExpertOffload | None
-    is_moe: bool
+    offload: ExpertOffload | None  # the experts; None if none are on the accelerator
+    is_moe: bool  # whether the model has experts
 
     def capture(self, work: Callable[[], None]) -> Piece:
         """Do some work, capture it, and return it for replay."""

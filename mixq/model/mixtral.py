@@ -40,8 +40,7 @@ class Mixtral:
 
     Args:
         folder: the weights: an open model folder, which stays mapped, or synthetic weights in memory; the trunk is on
-        the
-            kernels' device.
+            the kernels' device.
         kernels: chosen by `mixq.kernels.dispatch.choose`.
         positions: the longest context that will be used.
         experts: computes a layer's experts; None computes them on the CPU.

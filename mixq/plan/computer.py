@@ -25,63 +25,44 @@ _LARGEST_FILE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CpuFigures:
-    """Figures of mixq's kernels on a processor and its RAM.
+    """Figures of mixq's kernels on a processor and its RAM."""
 
-    Attributes:
-        cores: physical cores that a model may use.
-        read_bandwidth: of plain reads of RAM, by all threads.
-        kernel_bandwidth: of the decode kernels reading experts of Mixtral's size (nl4 g32) from RAM.
-        cache_bytes: of the last level cache.
-        cache_bandwidth, cache_bandwidth_plain: of one thread's decode kernels reading small matrices from the cache,
-            quantized and in bfloat16.
-        flops: of a prompt's experts of Mixtral's size with 128 rows each.
-        small_flops, small_flops_plain: of a prompt at the demo model's sizes, one thread, quantized and in bfloat16.
-        layer_seconds: of a layer, without reading its weights.
-        pass_seconds: of a forward pass, without layers and head.
-    """
-
-    cores: int
-    read_bandwidth: float
-    kernel_bandwidth: float
-    cache_bytes: int
+    cores: int  # physical cores that a model may use
+    read_bandwidth: float  # of plain reads of RAM, by all threads
+    kernel_bandwidth: float  # of the decode kernels reading experts of Mixtral's size (nl4 g32) from RAM
+    cache_bytes: int  # of the last level cache
+    # cache_bandwidth, cache_bandwidth_plain: of one thread's decode kernels reading small matrices from the cache,
+    # quantized and in bfloat16
     cache_bandwidth: float
     cache_bandwidth_plain: float
-    flops: float
+    flops: float  # of a prompt's experts of Mixtral's size with 128 rows each
+    # small_flops, small_flops_plain: of a prompt at the demo model's sizes, one thread, quantized and in bfloat16
     small_flops: float
     small_flops_plain: float
-    layer_seconds: float
-    pass_seconds: float
+    layer_seconds: float  # of a layer, without reading its weights
+    pass_seconds: float  # of a forward pass, without layers and head
 
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
-    """Figures of mixq's kernels on a GPU, and of its link.
-
-    Attributes:
-        memory, free: bytes; free is None if unknown.
-        bandwidth, flops: of the kernels in its memory, and of prompts.
-        copy_bandwidth, copy_back: from host memory to the GPU, and back.
-        copy_under_load: to the GPU while the CPU's kernels read RAM.
-        copy_latency: seconds that each copy takes in addition.
-        handover_seconds: to copy a row and the router's choice to the host, and the result back.
-        launch_seconds: from a kernel's launch to its start.
-        layer_seconds: of a layer, in addition to all these.
-        pinned_limit: bytes that can be locked for copies; None if no limit was met.
-    """
+    """Figures of mixq's kernels on a GPU, and of its link."""
 
     name: str
+    # memory, free: bytes; free is None if unknown
     memory: int
     free: int | None
+    # bandwidth, flops: of the kernels in its memory, and of prompts
     bandwidth: float
     flops: float
+    # copy_bandwidth, copy_back: from host memory to the GPU, and back
     copy_bandwidth: float
     copy_back: float
-    copy_under_load: float
-    copy_latency: float
-    handover_seconds: float
-    launch_seconds: float
-    layer_seconds: float
-    pinned_limit: int | None = None
+    copy_under_load: float  # to the GPU while the CPU's kernels read RAM
+    copy_latency: float  # seconds that each copy takes in addition
+    handover_seconds: float  # to copy a row and the router's choice to the host, and the result back
+    launch_seconds: float  # from a kernel's launch to its start
+    layer_seconds: float  # of a layer, in addition to all these
+    pinned_limit: int | None = None  # bytes that can be locked for copies; None if no limit was met
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +153,12 @@ _PART_OF = {"ram_free": "ram", "free": "memory"}
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """The unit and bounds of a figure.
+    """The unit and bounds of a figure."""
 
-    Attributes:
-        least, most: bounds that reveal a wrong unit (GB for bytes, microseconds for seconds).
-        example: for the error message.
-    """
-
+    # least, most: bounds that reveal a wrong unit (GB for bytes, microseconds for seconds)
     least: int
     most: int
-    example: str
+    example: str  # for the error message
     whole: bool = False
 
 

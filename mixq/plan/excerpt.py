@@ -36,36 +36,24 @@ MOST_TOKENS = 400_000
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The computer and model for a replay.
-
-    Attributes:
-        pass_seconds, layer_seconds: of a forward pass and of each layer, in addition to those in `hardware`.
-        driver: bytes that the GPU's driver uses.
-    """
+    """The computer and model for a replay."""
 
     hardware: Hardware
+    # pass_seconds, layer_seconds: of a forward pass and of each layer, in addition to those in `hardware`
     pass_seconds: float = 0.0
     layer_seconds: float = 0.0
-    driver: int = 0
+    driver: int = 0  # bytes that the GPU's driver uses
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The part of a recording that is replayed.
+    """The part of a recording that is replayed."""
 
-    Attributes:
-        choices: [T, L, A].
-        predicted: [T, H, L, A].
-        positions: mean number of positions that a token attends to.
-        recorded: tokens of replies in the recording.
-        popular: see `most_used`.
-    """
-
-    choices: NDArray[np.uint8]
-    predicted: NDArray[np.uint8]
-    positions: int
-    recorded: int
-    popular: list[list[int]]
+    choices: NDArray[np.uint8]  # [T, L, A]
+    predicted: NDArray[np.uint8]  # [T, H, L, A]
+    positions: int  # mean number of positions that a token attends to
+    recorded: int  # tokens of replies in the recording
+    popular: list[list[int]]  # see `most_used`
 
     @classmethod
     def of(cls, recording: Recording, name: str, cost: ModelCost, notes: list[str]) -> Played:
@@ -102,15 +90,12 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A window of the excerpt: `lead` tokens that only warm up cache and scheduler, then counted tokens.
-
-    Attributes:
-        popular: the experts used most just before, with which the slots start; None at the start of the recording.
-    """
+    """A window of the excerpt: `lead` tokens that only warm up cache and scheduler, then counted tokens."""
 
     trace: Trace
     predicted: list[Trace]
     lead: int
+    # the experts used most just before, with which the slots start; None at the start of the recording
     popular: list[list[int]] | None
 
     @classmethod

@@ -38,19 +38,14 @@ _SMALL = 1 << 20  # weights of a matrix below which the engine computes on one t
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second.
+    """Tokens per second."""
 
-    Attributes:
-        low, expected, high: the expected speed and its range.
-        bottleneck: the part that takes most of the time.
-        parts: seconds of a token by cause; parts of a GPU's step overlap.
-    """
-
+    # low, expected, high: the expected speed and its range
     low: float
     expected: float
     high: float
-    bottleneck: str
-    parts: Mapping[str, float]
+    bottleneck: str  # the part that takes most of the time
+    parts: Mapping[str, float]  # seconds of a token by cause; parts of a GPU's step overlap
 
     @property
     def limit(self) -> str:
@@ -70,25 +65,18 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The memory and speed predicted for a model on a computer.
-
-    Attributes:
-        device: cpu, cuda or sim.
-        hit_rate: expected share of expert lookups that hit GPU memory; None without slots.
-        prompt: tokens of the prompt of `prefill`.
-        notes: sentences for the user.
-    """
+    """The memory and speed predicted for a model on a computer."""
 
     sizes: ModelSizes
     computer: Computer
     options: RuntimeOptions
-    device: str
+    device: str  # cpu, cuda or sim
     shares: Shares
-    hit_rate: float | None
+    hit_rate: float | None  # expected share of expert lookups that hit GPU memory; None without slots
     decode: Speed
     prefill: Speed
-    prompt: int
-    notes: tuple[str, ...] = ()
+    prompt: int  # tokens of the prompt of `prefill`
+    notes: tuple[str, ...] = ()  # sentences for the user
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""

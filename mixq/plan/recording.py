@@ -78,34 +78,25 @@ class PromptFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts of a recording.
+    """The facts of a recording."""
 
-    Attributes:
-        model: a name.
-        layers, experts, active: of the model.
-        lookahead: number of layers ahead for which there are predictions.
-        device: cpu, sim or cuda.
-        mixq: version of the program.
-        created: ISO 8601.
-        prompts: in the order of `Recording.prompt`.
-        expert_bytes, trunk_bytes, head_bytes, kv_bytes, expert_flops: see `ModelCost`; None where they are not known.
-        settings: of the run (threads, kernels, slots, policy and so on), for information.
-    """
-
-    model: str
+    model: str  # a name
+    # layers, experts, active: of the model
     layers: int
     experts: int
     active: int
-    lookahead: int = 0
-    device: str = "cpu"
-    mixq: str = ""
-    created: str = ""
-    prompts: tuple[PromptFacts, ...] = ()
+    lookahead: int = 0  # number of layers ahead for which there are predictions
+    device: str = "cpu"  # cpu, sim or cuda
+    mixq: str = ""  # version of the program
+    created: str = ""  # ISO 8601
+    prompts: tuple[PromptFacts, ...] = ()  # in the order of `Recording.prompt`
+    # expert_bytes, trunk_bytes, head_bytes, kv_bytes, expert_flops: see `ModelCost`; None where they are not known
     expert_bytes: int | None = None
     trunk_bytes: int | None = None
     head_bytes: int | None = None
     kv_bytes: int | None = None
     expert_flops: int | None = None
+    # of the run (threads, kernels, slots, policy and so on), for information
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -27,30 +27,24 @@ _INSTANT = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """The cost of a trace on a computer.
+    """The cost of a trace on a computer."""
 
-    Attributes:
-        tokens, seconds: of the trace.
-        requests, hits, waits, fetches, on_cpu: experts, by where they were computed.
-        copied_bytes: over the link, including background copies.
-        cpu_seconds, gpu_seconds, copy_seconds: how long each was busy.
-        overlap_seconds: when at least two of the three were busy.
-        limit_seconds: time for experts and trunk if all three memories were read at once.
-    """
-
+    # tokens, seconds: of the trace
     tokens: int
     seconds: float
+    # requests, hits, waits, fetches, on_cpu: experts, by where they were computed
     requests: int
     hits: int
     waits: int
     fetches: int
     on_cpu: int
-    copied_bytes: int
+    copied_bytes: int  # over the link, including background copies
+    # cpu_seconds, gpu_seconds, copy_seconds: how long each was busy
     cpu_seconds: float
     gpu_seconds: float
     copy_seconds: float
-    overlap_seconds: float
-    limit_seconds: float
+    overlap_seconds: float  # when at least two of the three were busy
+    limit_seconds: float  # time for experts and trunk if all three memories were read at once
 
     @property
     def tokens_per_second(self) -> float:

@@ -31,34 +31,21 @@ GPU, RAM, DISK = "GPU memory", "RAM", "disk"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of the model and its memory.
+    """A part of the model and its memory."""
 
-    Attributes:
-        where: GPU memory, RAM or disk.
-        what: the part, as text.
-        nbytes: its size there.
-    """
-
-    where: str
-    what: str
-    nbytes: int
+    where: str  # GPU memory, RAM or disk
+    what: str  # the part, as text
+    nbytes: int  # its size there
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The memory placement of a model.
+    """The memory placement of a model."""
 
-    Attributes:
-        places: all parts, by place.
-        memory: the accelerator's memory; None on the CPU alone.
-        experts_in_ram: how many experts fit into RAM; 0 for a dense model.
-        notes: sentences for the user.
-    """
-
-    places: tuple[Place, ...]
-    memory: MemoryPlan | None
-    experts_in_ram: int
-    notes: tuple[str, ...]
+    places: tuple[Place, ...]  # all parts, by place
+    memory: MemoryPlan | None  # the accelerator's memory; None on the CPU alone
+    experts_in_ram: int  # how many experts fit into RAM; 0 for a dense model
+    notes: tuple[str, ...]  # sentences for the user
 
     def total(self, where: str) -> int:
         """Return the bytes used in GPU memory, RAM or disk."""

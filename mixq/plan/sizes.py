@@ -24,26 +24,17 @@ KV_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8}
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
-    """Bytes of a model.
+    """Bytes of a model."""
 
-    Attributes:
-        name: for tables.
-        format: nl4, w4, w8, nf4, bf16 or the name of a folder's mix.
-        config: its shape.
-        experts: of all experts; in a dense model, the feed-forward blocks belong to the trunk.
-        trunk: of all layers without experts: attention, norms, routers.
-        head, embedding: of each; tied embeddings are counted as head.
-        token: weights that a decode step reads.
-    """
-
-    name: str
-    format: str
-    config: ModelConfig
-    experts: int
-    trunk: int
+    name: str  # for tables
+    format: str  # nl4, w4, w8, nf4, bf16 or the name of a folder's mix
+    config: ModelConfig  # its shape
+    experts: int  # of all experts; in a dense model, the feed-forward blocks belong to the trunk
+    trunk: int  # of all layers without experts: attention, norms, routers
+    # head, embedding: of each; tied embeddings are counted as head
     head: int
     embedding: int
-    token: int
+    token: int  # weights that a decode step reads
 
     @classmethod
     def of_format(cls, name: str, format: str, config: ModelConfig) -> ModelSizes:

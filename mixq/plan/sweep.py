@@ -37,17 +37,11 @@ _EXCERPT = (128, 256)
 
 @dataclass(frozen=True, slots=True)
 class ReplayModel:
-    """A model's sizes.
+    """A model's sizes."""
 
-    Attributes:
-        name: as text.
-        cost: bytes by place.
-        workspace: bytes on the accelerator for activations.
-    """
-
-    name: str
-    cost: ModelCost
-    workspace: int = 0
+    name: str  # as text
+    cost: ModelCost  # bytes by place
+    workspace: int = 0  # bytes on the accelerator for activations
 
     def fixed(self, context: int, driver: int) -> int:
         """Return the bytes of GPU memory used without any slot."""
@@ -64,60 +58,43 @@ class ReplayModel:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """A budget, policy, slot quota and miss mode.
+    """A budget, policy, slot quota and miss mode."""
 
-    Attributes:
-        vram: bytes of GPU memory.
-        slots: of all layers.
-        quotas: even or fitted; `slots_by_layer` is the result.
-        hit_rate: share of expert lookups that hit a slot, every miss being loaded.
-        to_best: how much higher it could be with the same slots: with Belady's policy, which knows all later requests,
-        or
-            with the most used experts kept; the better of the two.
-        hits_by_layer: shares.
-        tokens_per_second, share_of_limit: see `mixq.plan.replay`.
-        on_gpu: share of expert lookups that hit a slot in the miss mode; `auto` and `cpu` do not load every miss.
-    """
-
-    vram: int
-    slots: int
+    vram: int  # bytes of GPU memory
+    slots: int  # of all layers
     policy: str
-    quotas: str
+    quotas: str  # even or fitted; `slots_by_layer` is the result
     miss: str
     slots_by_layer: tuple[int, ...]
-    hit_rate: float
+    hit_rate: float  # share of expert lookups that hit a slot, every miss being loaded
+    # how much higher it could be with the same slots: with Belady's policy, which knows all later requests, or with the
+    # most used experts kept; the better of the two
     to_best: float
-    hits_by_layer: tuple[float, ...]
+    hits_by_layer: tuple[float, ...]  # shares
+    # tokens_per_second, share_of_limit: see `mixq.plan.replay`
     tokens_per_second: float
     share_of_limit: float
-    on_gpu: float
+    on_gpu: float  # share of expert lookups that hit a slot in the miss mode; `auto` and `cpu` do not load every miss
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """All combinations, and the inputs.
-
-    Attributes:
-        tokens: replayed tokens of replies; `recorded`: all of them.
-        excerpt: tokens of the simulation.
-        curves: for each policy, the share of hits by layer with 0, 1, ... E slots.
-        notes: for the user.
-    """
+    """All combinations, and the inputs."""
 
     model: str
     layers: int
     experts: int
     active: int
-    tokens: int
+    tokens: int  # replayed tokens of replies; `recorded`: all of them
     recorded: int
-    excerpt: int
+    excerpt: int  # tokens of the simulation
     context: int
     positions: int
     hardware: Hardware
-    curves: Mapping[str, NDArray[np.float64]]
+    curves: Mapping[str, NDArray[np.float64]]  # for each policy, the share of hits by layer with 0, 1, ... E slots.
     popular: tuple[tuple[int, ...], ...]
     combinations: tuple[Combination, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # for the user
 
     @property
     def best(self) -> Combination:

@@ -42,21 +42,13 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]{1,253})(:\d{
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the guard allows.
+    """What the guard allows."""
 
-    Attributes:
-        host: the address that the server listens on.
-        api_key: None if none is required.
-        cors_origins: sites whose pages may use the server; "*" for all.
-        allowed_hosts: further values of Host that are allowed.
-        body_seconds: time for the whole body of a request: a megabyte at 35 kB/s.
-    """
-
-    host: str = "127.0.0.1"
-    api_key: str | None = None
-    cors_origins: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    body_seconds: float = 30.0
+    host: str = "127.0.0.1"  # the address that the server listens on
+    api_key: str | None = None  # None if none is required
+    cors_origins: tuple[str, ...] = ()  # sites whose pages may use the server; "*" for all
+    allowed_hosts: tuple[str, ...] = ()  # further values of Host that are allowed
+    body_seconds: float = 30.0  # time for the whole body of a request: a megabyte at 35 kB/s
 
 
 def is_loopback(host: str) -> bool:

@@ -72,15 +72,10 @@ Biases = Annotated[dict[str, Annotated[float, number(-100, 100)]], BeforeValidat
 
 
 class Extension(Body):
-    """The field `mixq`.
+    """The field `mixq`."""
 
-    Attributes:
-        experts: report the experts of each token.
-        cache: reuse the KV cache of a kept conversation.
-    """
-
-    experts: bool = False
-    cache: bool = True
+    experts: bool = False  # report the experts of each token
+    cache: bool = True  # reuse the KV cache of a kept conversation
 
 
 class StreamOptions(Body):

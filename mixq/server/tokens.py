@@ -53,7 +53,7 @@ def encode_chat(model: Model, messages: Sequence[Body], name: str) -> list[int]:
 
     Raises:
         RequestError: a base model, a model without a tokenizer, or an order of messages that the template does not
-        allow.
+            allow.
     """
     tokenizer_of(model)
     if not model.is_chat:

@@ -52,8 +52,7 @@ def memory_limit() -> int | None:
 
 def resident_memory() -> int | None:
     """Return the physical memory that this process uses, mapped files included; on other systems than Linux, the most
-    it has
-    used."""
+    it has used."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -44,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True)
 class ChatTemplate(ABC):
-    """A chat template.
+    """A chat template."""
 
     Attributes:
         name: for users to choose it.
@@ -54,12 +54,8 @@ class ChatTemplate(ABC):
         note: a warning for the user; None for none.
     """
 
-    name: ClassVar[str]
-    is_chat: ClassVar[bool] = True
-    stops: ClassVar[tuple[str, ...]] = ()
-
-    why: str = "it was chosen by name"
-    note: str | None = None
+    why: str = "it was chosen by name"  # the reason for the choice, in a sentence
+    note: str | None = None  # a warning for the user; None for none
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Return the prompt for the next assistant message.

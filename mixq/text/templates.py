@@ -88,15 +88,12 @@ class ChatML(ChatTemplate):
 
     The markers are control tokens if the model has them, else text. The BOS token comes first unless
     tokenizer_config.json has add_bos_token false: training used it, even if the Jinja template omits it.
-
-    Attributes:
-        system: the system prompt of a conversation without one; None for no system turn.
     """
 
     name: ClassVar[str] = "chatml"
     stops: ClassVar[tuple[str, ...]] = (IM_END, IM_START)
 
-    system: str | None = None
+    system: str | None = None  # the system prompt of a conversation without one; None for no system turn
 
     def _encode(self, tokenizer: Tokenizer, system: str, turns: Sequence[Message]) -> list[int]:
         prompt = PromptBuilder(tokenizer)
@@ -120,13 +117,9 @@ class ChatML(ChatTemplate):
 
 @dataclass(frozen=True)
 class _TextMarks(ChatTemplate):
-    """A template with text markers: the system prompt, then turns; a reply ends with the end token.
+    """A template with text markers: the system prompt, then turns; a reply ends with the end token."""
 
-    Attributes:
-        system: the system prompt of a conversation without one.
-    """
-
-    system: str | None = None
+    system: str | None = None  # the system prompt of a conversation without one
 
     @abstractmethod
     def _pieces(self) -> tuple[str, str, str, str, str]:
@@ -168,17 +161,14 @@ class Alpaca(_TextMarks):
 class Vicuna(_TextMarks):
     """Vicuna 1.1 and later, as FastChat writes it; or with line breaks between the turns, as in some templates.
 
-        [bos] system USER: user ASSISTANT: assistant [eos] USER: user ASSISTANT:
-
-    Attributes:
-        lines: turns end with a line break instead of a space.
+    [bos] system USER: user ASSISTANT: assistant [eos] USER: user ASSISTANT:
     """
 
     name: ClassVar[str] = "vicuna"
     stops: ClassVar[tuple[str, ...]] = (" USER:", "\nUSER:")
 
     system: str | None = VICUNA_SYSTEM
-    lines: bool = False
+    lines: bool = False  # turns end with a line break instead of a space
 
     def _pieces(self) -> tuple[str, str, str, str, str]:
         after_system, between, after_reply = ("\n\n", "\n", "\n") if self.lines else (" ", " ", "")

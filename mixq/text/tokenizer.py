@@ -30,19 +30,12 @@ one U+FFFD replaces the longest possible start of a character."""
 
 @dataclass(slots=True)
 class Pieces:
-    """A vocabulary: the text of each id, by id.
+    """A vocabulary: the text of each id, by id."""
 
-    Attributes:
-        content: the bytes of an id in a text; for a control token its name, which is not part of the text.
-        is_byte: the token is a single byte, which may be part of a character.
-        is_control: tokens that no text is encoded to and that add no text.
-        spelling: {id: other ids} for control tokens that a library could find in a text; the other ids have the same
-        text.
-    """
-
-    content: list[bytes]
-    is_byte: list[bool]
-    is_control: list[bool]
+    content: list[bytes]  # the bytes of an id in a text; for a control token its name, which is not part of the text
+    is_byte: list[bool]  # the token is a single byte, which may be part of a character
+    is_control: list[bool]  # tokens that no text is encoded to and that add no text
+    # {id: other ids} for control tokens that a library could find in a text; the other ids have the same text
     spelling: dict[int, list[int]] = field(default_factory=dict)
 
 

@@ -33,38 +33,27 @@ _TURN_MARKER = re.compile(r"<\|.*\|>|</?s>")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that was added to the vocabulary.
+    """A token that was added to the vocabulary."""
 
-    Attributes:
-        content: its text, or the name of a control token.
-        is_control: it is a control token, not text.
-    """
-
-    content: str
-    is_control: bool
+    content: str  # its text, or the name of a control token
+    is_control: bool  # it is a control token, not text
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """The contents of the files next to a tokenizer.
+    """The contents of the files next to a tokenizer."""
 
-    Attributes:
-        added: tokens by id; those of the vocabulary itself may be among them.
-        bos_token, eos_token: names; None if the files do not have them.
-        legacy: a text after a control token gets a leading space, as the first text does. This is how most fine-tunes
-            were trained, and transformers' default.
-        add_bos: a text starts with the BOS token.
-        template: the chat template's Jinja text; None if there is none.
-        template_file: the file that has it.
-    """
-
+    # tokens by id; those of the vocabulary itself may be among them
     added: Mapping[int, AddedToken] = field(default_factory=dict)
+    # bos_token, eos_token: names; None if the files do not have them
     bos_token: str | None = None
     eos_token: str | None = None
+    # a text after a control token gets a leading space, as the first text does. This is how most fine-tunes were
+    # trained, and transformers' default.
     legacy: bool = True
-    add_bos: bool = True
-    template: str | None = None
-    template_file: str = CONFIG
+    add_bos: bool = True  # a text starts with the BOS token
+    template: str | None = None  # the chat template's Jinja text; None if there is none
+    template_file: str = CONFIG  # the file that has it
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerConfig:

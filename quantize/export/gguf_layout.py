@@ -28,17 +28,11 @@ FINENESS = ("Q4_0", "Q8_0", "F16", "BF16", "F32")
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """One tensor of the file.
+    """One tensor of the file."""
 
-    Attributes:
-        name: llama.cpp's.
-        type: of `FINENESS`.
-        parameters: its content; one for each expert where experts are merged, else one.
-    """
-
-    name: str
-    type: str
-    parameters: tuple[Parameter, ...]
+    name: str  # llama.cpp's
+    type: str  # of `FINENESS`
+    parameters: tuple[Parameter, ...]  # its content; one for each expert where experts are merged, else one
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -62,21 +62,16 @@ _SLOW = re.compile(r"\)[*+?{]|([*+{].*){5}")
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An addition to one parameter: scale * B @ A.
+    """An addition to one parameter: scale * B @ A."""
 
-    Attributes:
-        a, b: the tensors' names.
-        transposed: B @ A is transposed, as for an embedding.
-        expert: number of the expert, and how many share the tensors; None if nothing is shared.
-        rows: of B that belong to the parameter; None if all do.
-    """
-
+    # a, b: the tensors' names
     a: str
     b: str
     scale: float
-    transposed: bool = False
+    transposed: bool = False  # B @ A is transposed, as for an embedding
+    # number of the expert, and how many share the tensors; None if nothing is shared
     expert: tuple[int, int] | None = None
-    rows: slice | None = None
+    rows: slice | None = None  # of B that belong to the parameter; None if all do
 
     def factors(self, tensors: StoredTensors) -> tuple[Tensor, Tensor]:
         """Return B [N, r] and A [r, K], as views."""

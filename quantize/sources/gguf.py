@@ -45,22 +45,17 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
-    """Where a parameter is stored.
+    """Where a parameter is stored."""
 
-    Attributes:
-        file, name: of the tensor.
-        start, nbytes: the parameter's own bytes, one expert's where experts are merged.
-        shape: the parameter's.
-        heads: number of heads whose rows are permuted, 0 for none.
-    """
-
+    # file, name: of the tensor
     file: GgufFile
     name: str
     type: str
+    # start, nbytes: the parameter's own bytes, one expert's where experts are merged
     start: int
     nbytes: int
-    shape: tuple[int, ...]
-    heads: int
+    shape: tuple[int, ...]  # the parameter's
+    heads: int  # number of heads whose rows are permuted, 0 for none
 
 
 class GgufSource(Source):

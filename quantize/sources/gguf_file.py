@@ -45,19 +45,12 @@ Value = Any
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor is stored.
+    """Where a tensor is stored."""
 
-    Attributes:
-        type: of gguf.GGMLQuantizationType, by name.
-        shape: in numpy's order, the inputs last.
-        start: of its bytes in the file.
-        nbytes: of the whole tensor.
-    """
-
-    type: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
+    type: str  # of gguf.GGMLQuantizationType, by name
+    shape: tuple[int, ...]  # in numpy's order, the inputs last
+    start: int  # of its bytes in the file
+    nbytes: int  # of the whole tensor
 
 
 class GgufFile:

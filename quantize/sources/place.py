@@ -25,19 +25,12 @@ ENDS = 1 << 20
 
 
 class Place(ABC):
-    """Files by name.
+    """Files by name."""
 
-    Attributes:
-        name: for reports; not a local path.
-        files: bytes by file name, without files in subfolders.
-        path: the folder, if it is on this computer.
-        revision: the commit, if it is a repository.
-    """
-
-    name: str
-    files: Mapping[str, int]
-    path: Path | None = None
-    revision: str | None = None
+    name: str  # for reports; not a local path
+    files: Mapping[str, int]  # bytes by file name, without files in subfolders
+    path: Path | None = None  # the folder, if it is on this computer
+    revision: str | None = None  # the commit, if it is a repository
 
     @abstractmethod
     def read(self, name: str, limit: int = SMALL_FILE) -> bytes:

@@ -1,10 +1,9 @@
 """Reads ranges of bytes of files over HTTP, several parts at a time, and retries failed requests.
 
 Contract: `RangeReader.read` fills a buffer with exactly the requested bytes, or raises. A reply is accepted only if its
-headers name the requested range, of a file of the known length and the same version as before. After a lost
-or stalled connection, reading resumes at the same byte; if the server is busy (408, 425, 429, 5xx), the reader waits
-first. Nothing is written to disk. The reader's threads are daemons: a read that hangs does not keep a process from
-ending.
+headers name the requested range, of a file of the known length and the same version as before. After a lost or stalled
+connection, reading resumes at the same byte; if the server is busy (408, 425, 429, 5xx), the reader waits first.
+Nothing is written to disk. The reader's threads are daemons: a read that hangs does not keep a process from ending.
 """
 
 from __future__ import annotations
@@ -35,19 +34,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file to read from.
+    """A file to read from."""
 
-    Attributes:
-        name: for messages.
-        url: its address; redirects are followed, and only the first host gets the token.
-        size: bytes.
-        version: the known version of its content: an ETag or sha256, or None.
-    """
-
-    name: str
-    url: str
-    size: int
-    version: str | None = None
+    name: str  # for messages
+    url: str  # its address; redirects are followed, and only the first host gets the token
+    size: int  # bytes
+    version: str | None = None  # the known version of its content: an ETag or sha256, or None
 
 
 class Stopped(StorageError):

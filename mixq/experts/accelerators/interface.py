@@ -69,23 +69,14 @@ class MemoryAccount:
 
 
 class Accelerator(Protocol):
-    """One device.
+    """One device."""
 
-    Attributes:
-        name: `sim`, or the GPU's name.
-        device: of its tensors.
-        kernels: compute on its memory, called by the thread that runs the network.
-        memory: budget and use.
-        registers: whether `register` makes copies faster.
-        captures: whether `capture` saves time.
-    """
-
-    name: str
-    device: torch.device
-    kernels: Kernels
-    memory: MemoryAccount
-    registers: bool
-    captures: bool
+    name: str  # `sim`, or the GPU's name
+    device: torch.device  # of its tensors
+    kernels: Kernels  # compute on its memory, called by the thread that runs the network
+    memory: MemoryAccount  # budget and use
+    registers: bool  # whether `register` makes copies faster
+    captures: bool  # whether `capture` saves time
 
     def rounded(self, nbytes: int) -> int:
         """Return the bytes that an allocation of `nbytes` uses."""

@@ -26,12 +26,9 @@ BLOCKS = 32
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """R rows of K activations.
+    """R rows of K activations."""
 
-    Attributes:
-        planes, natural: int8 [R, KP]; scales: float32 [R, KP/32]; halves: int16 [R, KP], the bits of bfloat16.
-    """
-
+    # planes, natural: int8 [R, KP]; scales: float32 [R, KP/32]; halves: int16 [R, KP], the bits of bfloat16
     planes: Tensor
     natural: Tensor
     scales: Tensor

@@ -23,17 +23,11 @@ ABSENT = -1
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A layout of weights.
+    """A layout of weights."""
 
-    Attributes:
-        kind: BF16, NIBBLES or BYTES.
-        scale: type of the group scales: 0 int8 with a float32 scale per row (nl4), 1 bfloat16, 2 float16.
-        group: weights that share a scale; 0 for bfloat16 weights.
-    """
-
-    kind: int
-    scale: int = 0
-    group: int = 0
+    kind: int  # BF16, NIBBLES or BYTES
+    scale: int = 0  # type of the group scales: 0 int8 with a float32 scale per row (nl4), 1 bfloat16, 2 float16
+    group: int = 0  # weights that share a scale; 0 for bfloat16 weights
 
     @property
     def number(self) -> int:

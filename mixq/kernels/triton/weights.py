@@ -29,15 +29,12 @@ _INT4_TABLE = tuple(range(-8, 8))
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight [N, K] for the kernels.
-
-    Attributes:
-        codes: int32 view; scales: int8, int16 (the bits of bfloat16) or float16; row_scale: float32; table: int8 [16].
-            For a format without one of them, any tensor.
-    """
+    """A weight [N, K] for the kernels."""
 
     format: Format
     shape: tuple[int, int]
+    # int32 view; scales: int8, int16 (the bits of bfloat16) or float16; row_scale: float32; table: int8 [16]. For a
+    # format without one of them, any tensor.
     codes: Tensor
     scales: Tensor
     row_scale: Tensor
@@ -46,21 +43,15 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class SlotTable:
-    """A layer's experts: w1, w2, w3 of each slot.
+    """A layer's experts: w1, w2, w3 of each slot."""
 
-    Attributes:
-        addresses: int64 [S, 3, ADDRESSES] on the device.
-        formats: of w1, w2 and w3. D, F: hidden and inner size.
-        alive: the first slot's memory, while it exists.
-    """
-
-    addresses: Tensor
-    formats: tuple[Format, Format, Format]
+    addresses: Tensor  # int64 [S, 3, ADDRESSES] on the device
+    formats: tuple[Format, Format, Format]  # of w1, w2 and w3. D, F: hidden and inner size.
     tables: tuple[Tensor, Tensor, Tensor]
     slots: int
     D: int
     F: int
-    alive: weakref.ref[Tensor]
+    alive: weakref.ref[Tensor]  # the first slot's memory, while it exists
 
 
 class Weights:

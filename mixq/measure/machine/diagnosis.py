@@ -36,45 +36,32 @@ _CLOSE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The facts.
-
-    Attributes:
-        cores: physical cores that this process may use: the default number of threads.
-        isa: the instruction set in use; "reference" for torch's kernels.
-        isa_forced: MIXQ_CPU_ISA chose it.
-        isas: the instruction sets that CPU and library support.
-        native_library: its path; None without one, `native_reason` says why.
-        build_log: the compiler's output of a failed build.
-        kernels_right: the chosen kernels agree with the reference on a small product.
-        gpu: the first GPU's name; None if torch finds none. `gpu_use`: why it is not used; None if it is.
-        bitsandbytes: its version, None if it is not installed; needed for nf4 on a GPU.
-        models: names in the model store.
-    """
+    """The facts."""
 
     mixq: str
     python: str
     system: str
     cpu: str
     features: tuple[str, ...]
-    cores: int
+    cores: int  # physical cores that this process may use: the default number of threads
     logical_cpus: int
-    isa: str
-    isa_forced: bool
-    isas: tuple[str, ...]
-    native_library: str | None
+    isa: str  # the instruction set in use; "reference" for torch's kernels
+    isa_forced: bool  # MIXQ_CPU_ISA chose it
+    isas: tuple[str, ...]  # the instruction sets that CPU and library support
+    native_library: str | None  # its path; None without one, `native_reason` says why
     native_reason: str | None
     compiler: str | None
-    build_log: str | None
-    kernels_right: bool
+    build_log: str | None  # the compiler's output of a failed build
+    kernels_right: bool  # the chosen kernels agree with the reference on a small product
     torch: str
     torch_threads: int
-    gpu: str | None
+    gpu: str | None  # the first GPU's name; None if torch finds none. `gpu_use`: why it is not used; None if it is.
     gpu_use: str | None
-    bitsandbytes: str | None
+    bitsandbytes: str | None  # its version, None if it is not installed; needed for nf4 on a GPU
     memory_bytes: int | None
     memory_free_bytes: int | None
     store: str
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # names in the model store
     cache: str
     config_file: str | None
 

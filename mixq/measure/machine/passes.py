@@ -97,19 +97,14 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class SmallSteps:
-    """The cost of forward passes with the demo model's sizes.
+    """The cost of forward passes with the demo model's sizes."""
 
-    Attributes:
-        layer_seconds, pass_seconds: of a decode step outside the kernels, per layer and for the rest.
-        wall_seconds: of a layer in a decode step, in total.
-        bandwidth: bytes per second of a step's weights while the kernels run.
-        flops, prompt_flops: of a prompt, without and with the seconds outside the kernels.
-    """
-
+    # layer_seconds, pass_seconds: of a decode step outside the kernels, per layer and for the rest
     layer_seconds: float
     pass_seconds: float
-    wall_seconds: float
-    bandwidth: float
+    wall_seconds: float  # of a layer in a decode step, in total
+    bandwidth: float  # bytes per second of a step's weights while the kernels run
+    # flops, prompt_flops: of a prompt, without and with the seconds outside the kernels
     flops: float
     prompt_flops: float
 

@@ -27,22 +27,16 @@ class _Named:
 
 @dataclass(frozen=True, slots=True)
 class HeatMap(_Named):
-    """Values of rows and columns.
-
-    Attributes:
-        rows, columns: their meaning; the first row is at the top, the first column at the left.
-        values: [rows][columns]; None if there is no value.
-        unit: of a value; shares are from 0 to 1, with the unit %.
-        middle: the value expected by chance; None without.
-        scale: the values at the two ends of the colours, both above 0; None for 0 and the largest value.
-    """
+    """Values of rows and columns."""
 
     kind: ClassVar = "heat map"
+    # rows, columns: their meaning; the first row is at the top, the first column at the left
     rows: str
     columns: str
-    values: tuple[tuple[float | None, ...], ...]
-    unit: str = "%"
-    middle: float | None = None
+    values: tuple[tuple[float | None, ...], ...]  # [rows][columns]; None if there is no value
+    unit: str = "%"  # of a value; shares are from 0 to 1, with the unit %
+    middle: float | None = None  # the value expected by chance; None without
+    # the values at the two ends of the colours, both above 0; None for 0 and the largest value
     scale: tuple[float, float] | None = None
 
     @property
@@ -54,52 +48,35 @@ class HeatMap(_Named):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points, joined by a line or not.
-
-    Attributes:
-        points: (x, y), x ascending.
-        line: whether they are joined.
-    """
+    """Points, joined by a line or not."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
-    line: bool = True
+    points: tuple[tuple[float, float], ...]  # (x, y), x ascending
+    line: bool = True  # whether they are joined
 
 
 @dataclass(frozen=True, slots=True)
 class Chart(_Named):
-    """Series over an axis.
-
-    Attributes:
-        x, y: meanings of the axes, with their units.
-        levels: horizontal lines with a name, such as chance.
-        percent: whether y are shares from 0 to 1.
-        whole: whether x are whole numbers (layers, slots).
-        logarithmic: both axes.
-    """
+    """Series over an axis."""
 
     kind: ClassVar = "chart"
+    # x, y: meanings of the axes, with their units
     x: str
     y: str
     series: tuple[Series, ...]
-    levels: tuple[tuple[str, float], ...] = field(default=())
-    percent: bool = False
-    whole: bool = False
-    logarithmic: bool = False
+    levels: tuple[tuple[str, float], ...] = field(default=())  # horizontal lines with a name, such as chance
+    percent: bool = False  # whether y are shares from 0 to 1
+    whole: bool = False  # whether x are whole numbers (layers, slots)
+    logarithmic: bool = False  # both axes
 
 
 @dataclass(frozen=True, slots=True)
 class Bars(_Named):
-    """Amounts, one bar each.
-
-    Attributes:
-        x: meaning of a bar's length, with its unit.
-        bars: label, amount, and a text next to the bar.
-    """
+    """Amounts, one bar each."""
 
     kind: ClassVar = "bars"
-    x: str
-    bars: tuple[tuple[str, float, str], ...]
+    x: str  # meaning of a bar's length, with its unit
+    bars: tuple[tuple[str, float, str], ...]  # label, amount, and a text next to the bar
 
 
 @dataclass(frozen=True, slots=True)

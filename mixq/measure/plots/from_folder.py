@@ -21,8 +21,7 @@ from mixq.quantize.report import ErrorRow, SizeTable, errors_of_folder, sizes_of
 
 FAR_BELOW = 0.2
 """Values below this share of the median are outside the colour scale: errors of 8-bit layers are a hundredth of those
-of
-4-bit layers, which would then all have the same colour."""
+of 4-bit layers, which would then all have the same colour."""
 
 BARS = 12
 """Most parts with a separate bar; a recipe can have many more."""

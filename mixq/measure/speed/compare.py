@@ -32,18 +32,13 @@ _CONTEXT = ("cpu_info", "gpu_info", "machine", "kernels", "plan", "n_threads", "
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One line of a file.
+    """One line of a file."""
 
-    Attributes:
-        model, test: the names.
-        samples: tokens per second.
-        facts: the whole line.
-    """
-
+    # model, test: the names
     model: str
     test: str
-    samples: tuple[float, ...]
-    facts: Mapping[str, Any]
+    samples: tuple[float, ...]  # tokens per second
+    facts: Mapping[str, Any]  # the whole line
 
     @property
     def mean(self) -> float:
@@ -52,19 +47,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A test, before and after.
-
-    Attributes:
-        low, high: 95 % interval of the ratio; None if a side has a single sample.
-        differences: other facts that differ.
-    """
+    """A test, before and after."""
 
     old: Measured
     new: Measured
     ratio: float
+    # low, high: 95 % interval of the ratio; None if a side has a single sample
     low: float | None
     high: float | None
-    differences: tuple[str, ...]
+    differences: tuple[str, ...]  # other facts that differ
 
     @property
     def verdict(self) -> str:

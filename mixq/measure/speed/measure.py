@@ -38,20 +38,13 @@ WARM_UP_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One repetition.
-
-    Attributes:
-        seconds: wall time.
-        busy_seconds: time inside the native kernels; 0 if it is not measured.
-        bandwidth: bytes per second of the probe just before; 0.0 without a probe.
-        experts: where experts were computed; None on the CPU alone.
-    """
+    """One repetition."""
 
     workload: Workload
-    seconds: float
-    busy_seconds: float
-    bandwidth: float = 0.0
-    experts: ExpertStats | None = None
+    seconds: float  # wall time
+    busy_seconds: float  # time inside the native kernels; 0 if it is not measured
+    bandwidth: float = 0.0  # bytes per second of the probe just before; 0.0 without a probe
+    experts: ExpertStats | None = None  # where experts were computed; None on the CPU alone
 
     @property
     def tokens_per_second(self) -> float:
@@ -60,31 +53,24 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """All repetitions of one test.
-
-    Attributes:
-        deviation: standard deviation of the samples' tokens per second; 0.0 for a single one.
-        bytes_per_token, bytes_per_second: read in a decode step; None for a prompt.
-        share_of_limit: median of bytes per second over the bandwidth just before the sample, which drifts on shared
-            machines (by half within a minute); None if it is not known. With an accelerator: the shortest
-            time in which its memory, the RAM and the link could have served the same experts at once, and its memory
-            the rest, over the measured time.
-        gflops: operations of a prompt per second; None for decode.
-        operations_per_token, read_per_token: of a token; a prompt reads the weights once for each of its chunks.
-        overhead_us: microseconds per layer and decode step outside the kernels; None if they are not measured.
-        experts: where experts were computed, over all samples; None on the CPU alone.
-    """
+    """All repetitions of one test."""
 
     workload: Workload
     tokens_per_second: float
-    deviation: float
+    deviation: float  # standard deviation of the samples' tokens per second; 0.0 for a single one
     samples: tuple[float, ...]
+    # bytes_per_token, bytes_per_second: read in a decode step; None for a prompt
     bytes_per_token: float | None = None
     bytes_per_second: float | None = None
+    # median of bytes per second over the bandwidth just before the sample, which drifts on shared machines (by half
+    # within a minute); None if it is not known. With an accelerator: the shortest time in which its memory, the RAM and
+    # the link could have served the same experts at once, and its memory the rest, over the measured time.
     share_of_limit: float | None = None
-    gflops: float | None = None
+    gflops: float | None = None  # operations of a prompt per second; None for decode
+    # microseconds per layer and decode step outside the kernels; None if they are not measured
     overhead_us: float | None = None
-    experts: ExpertStats | None = None
+    experts: ExpertStats | None = None  # where experts were computed, over all samples; None on the CPU alone
+    # operations_per_token, read_per_token: of a token; a prompt reads the weights once for each of its chunks
     operations_per_token: float = 0.0
     read_per_token: float = 0.0
 

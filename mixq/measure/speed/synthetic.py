@@ -63,17 +63,12 @@ def synthetic_model(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The tensors of one layer, or of those outside the layers (`layer` is None).
-
-    Attributes:
-        specs: {stored name: (dtype, shape)}.
-        packed: scheme and shape of the quantized linear layers.
-    """
+    """The tensors of one layer, or of those outside the layers (`layer` is None)."""
 
     layer: int | None
     parameters: tuple[Parameter, ...]
-    specs: Specs
-    packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
+    specs: Specs  # {stored name: (dtype, shape)}
+    packed: Mapping[str, tuple[Scheme, tuple[int, int]]]  # scheme and shape of the quantized linear layers
 
     @property
     def tensor_bytes(self) -> int:
@@ -88,20 +83,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The shapes and schemes of a synthetic model, without values.
+    """The shapes and schemes of a synthetic model, without values."""
 
-    Attributes:
-        name: of the preset, or the model type.
-        raw: the content of its config.json, without quantization_config.
-        mix: None for unquantized weights.
-        parts: the layers in order, then the tensors outside them.
-    """
-
-    name: str
-    raw: Mapping[str, Any]
+    name: str  # of the preset, or the model type
+    raw: Mapping[str, Any]  # the content of its config.json, without quantization_config
     config: ModelConfig
-    mix: Mix | None
-    parts: tuple[Part, ...]
+    mix: Mix | None  # None for unquantized weights
+    parts: tuple[Part, ...]  # the layers in order, then the tensors outside them
 
     @classmethod
     def of(cls, model: str | Mapping[str, Any], *, layers: int | None = None, mix: str = DEFAULT_MIX) -> Recipe:
@@ -133,18 +121,12 @@ def parts(recipe: Recipe, seed: int) -> Iterator[tuple[Part, Mapping[str, Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SyntheticWeights:
-    """Synthetic weights, with the interface of a model folder (`mixq.formats.weights.Weights`).
+    """Synthetic weights, with the interface of a model folder (`mixq.formats.weights.Weights`)."""
 
-    Attributes:
-        path: a name, such as `synthetic-mixtral-8x7b`, not an existing path.
-        mix: None for unquantized weights.
-        stored: all tensors, by their names in a shard.
-    """
-
-    path: Path
+    path: Path  # a name, such as `synthetic-mixtral-8x7b`, not an existing path
     config: ModelConfig
-    mix: Mix | None
-    stored: Mapping[str, Tensor]
+    mix: Mix | None  # None for unquantized weights
+    stored: Mapping[str, Tensor]  # all tensors, by their names in a shard
     _packed: Mapping[str, tuple[Scheme, tuple[int, int]]]
     tokenizer_path: None = None
     generation_config: dict[str, Any] = field(default_factory=dict)
