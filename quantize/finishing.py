@@ -1,7 +1,8 @@
 """The end of a job: writes all files of the folder but the shards, config.json last; updates finished folders.
 
 Contract: `finish` depends only on plan and journal. `finished_before` writes only the tokenizer and other side files
-that changed in the source."""
+that changed in the source.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`--keep`: which packed linear layers of a source are copied unchanged.
 
 Contract: a kind of linear layer (w1, q, lm_head ...) is kept only if it has the same scheme in every layer and expert,
-because config.json describes kinds. Only the source's headers are read."""
+because config.json describes kinds. Only the source's headers are read.
+"""
 
 from __future__ import annotations
 

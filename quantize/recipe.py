@@ -4,7 +4,8 @@ r"""`--recipe FILE`: schemes of single linear layers, from a TOML file.
     'lm_head' = "bf16"
 
 Contract: every line is checked; their order is kept, since the first pattern that matches applies.
-`mixq.formats.recipe` checks the patterns against a model."""
+`mixq.formats.recipe` checks the patterns against a model.
+"""
 
 from __future__ import annotations
 

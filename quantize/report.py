@@ -1,7 +1,8 @@
 """Two tables of a quantized model: how many bytes each part takes, and the error of each linear layer.
 
 Contract: plain dataclasses with `as_dict()`. Sizes are exact bytes of tensors, without file headers. Errors are
-relative squared errors of weights, not of the model's output."""
+relative squared errors of weights, not of the model's output.
+"""
 
 from __future__ import annotations
 

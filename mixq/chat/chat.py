@@ -231,7 +231,8 @@ class Chat:
         """Show the models, or continue the conversation with another one.
 
         The current model is unloaded first, since memory may not hold both. If the new one cannot be loaded, the
-        previous one is loaded again; if that fails too, the conversation is kept without a model."""
+        previous one is loaded again; if that fails too, the conversation is kept without a model.
+        """
         if not argument:
             known = [printable(name) for name in self._models.names()]
             self._terminal.say(printable(self.state.model_names[0]))

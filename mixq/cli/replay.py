@@ -86,7 +86,8 @@ def replay(
     """Simulate a recording with other budgets, policies and quotas: hits, tokens per second, gap to the optimal policy.
 
     Hits are counted over the whole recording, with the cache's code. Tokens per second are simulated over an excerpt,
-    with the scheduler's code. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb"""
+    with the scheduler's code. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
+    """
     policies = _names(policy, "--policy", POLICIES, CACHE_POLICIES)
     quotas = _names(quota, "--quota", QUOTAS)
     misses = _names(miss, "--miss", MISS_MODES)

@@ -23,7 +23,8 @@ class Stats:
 
     `prompt_tokens` were run; `cached_tokens` were in the KV cache already. Times are in seconds;
     `time_to_first_token` counts from the call. `experts` says where experts were computed in that time, for all answers
-    of a batch together; None on the CPU alone."""
+    of a batch together; None on the CPU alone.
+    """
 
     prompt_tokens: int
     cached_tokens: int

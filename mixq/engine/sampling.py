@@ -205,7 +205,8 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Return the ids of the smallest set of tokens whose probabilities [V] reach top_p, the most likely first.
 
     Only the few most likely are sorted at first: sorting a whole vocabulary would take longer than the rest of
-    sampling."""
+    sampling.
+    """
     for count in (256, 4096, len(probabilities)):
         best = probabilities.topk(min(count, len(probabilities)))
         before = best.values.cumsum(-1) - best.values

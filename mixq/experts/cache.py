@@ -2,7 +2,8 @@
 
 Contract: nothing is copied here and nothing waits. A slot is free, loading or ready; a ready one with readers is in
 use. A slot that is loading or in use is never given to another expert. Each layer has a quota of slots. Only one thread
-uses the cache. Slot numbers are stable: slot i of a layer is always the same memory."""
+uses the cache. Slot numbers are stable: slot i of a layer is always the same memory.
+"""
 
 from __future__ import annotations
 

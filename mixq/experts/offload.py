@@ -178,7 +178,8 @@ class ExpertOffload:
         """Guard acquired slots until a launch reads them.
 
         If the forward pass is interrupted, those in the list are released, and loading slots whose upload has not
-        started are freed."""
+        started are freed.
+        """
         held = list(slots)
         try:
             yield held

@@ -1,7 +1,8 @@
 """Cache policies: which expert of a layer to evict when another needs its slot.
 
 Contract: an object per layer, which is notified of every use, load and eviction; `victim` chooses among experts that
-can be evicted. `mixq.experts.own_policy` shows how to write a policy."""
+can be evicted. `mixq.experts.own_policy` shows how to write a policy.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Contract: bookkeeping only; nothing is read here. All layers share the budget. A
 an expert's age is the number of passes between its last use and the next use of its layer: the oldest is released
 first, and of equals the one whose layer comes last. (Plain LRU would evict the experts of the next layers, which were
 used longest ago.) An expert expected in its layer's next use has age 0. An expert is read piece by piece and released
-as a whole."""
+as a whole.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Residents:
         """Add bytes of an expert, and return the experts to release for them.
 
         A demanded expert is added even beyond the budget, since it is read in any case. For an expected one, the result
-        is None and nothing changes if every resident is equally important."""
+        is None and nothing changes if every resident is equally important.
+        """
         missing = self.taken + nbytes - self.budget
         leaving: list[Key] = []
         if missing > 0:

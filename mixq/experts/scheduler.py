@@ -7,7 +7,8 @@ the cache's slots; the caller copies and computes. The same code runs in the eng
 How `auto` decides: the missing experts of a layer have the same size, so only the number of copies matters. It tries
 every number, with each number of running copies, and takes the one that finishes the layer first, with a bonus for
 copied experts, since they stay. A background copy takes RAM bandwidth from the CPU, so an expert is admitted only if
-the uses gained (`admission.Ledger`) save more time than the copy costs."""
+the uses gained (`admission.Ledger`) save more time than the copy costs.
+"""
 
 from __future__ import annotations
 

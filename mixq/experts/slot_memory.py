@@ -2,7 +2,8 @@
 
 Contract: slot i of a layer is the same memory until it is freed; each slot is a separate allocation, so that freeing
 one frees memory. Kernels read `views`: the same list object until a slot is created or freed. The cache decides what is
-in a slot, and when it may be read or written."""
+in a slot, and when it may be read or written.
+"""
 
 from __future__ import annotations
 

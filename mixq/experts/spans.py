@@ -1,7 +1,8 @@
 """Finds each expert's bytes in a model folder's files, in as few ranges as possible.
 
 Contract: in a shard written by mixq, an expert has one range per dtype, since its three matrices are contiguous.
-Tensors that are copied on reading (unaligned, from other programs) are omitted."""
+Tensors that are copied on reading (unaligned, from other programs) are omitted.
+"""
 
 from __future__ import annotations
 

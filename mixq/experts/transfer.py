@@ -3,7 +3,8 @@
 Contract: `Uploader` has a thread that queues one chunk after the other on the accelerator, at most two at a time. A
 demanded upload goes before background ones, also before the rest of a started one, at its next chunk. `finished`
 returns the complete uploads; the caller decides what to copy, and what may be overwritten. The estimates for the
-scheduler (`Copies`) come from the rate of the copies so far."""
+scheduler (`Copies`) come from the rate of the copies so far.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Contract: `Mix.resolve` decides, from the model's config alone, the scheme of every linear layer (None: it stays in
 bfloat16), the `quantization_config` for config.json, and a note wherever the requested scheme does not fit a shape.
 mixq/README.md explains the default mixes; the limits of compressed-tensors folders (w4, w8) are those of vLLM, SGLang
-and transformers. Weights are not read."""
+and transformers. Weights are not read.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Contract: three methods are read. "mixq" is this project's (mixq/README.md): regexes over whole layer names, the
 first match applies. "compressed-tensors" is read if it is pack-quantized with symmetric int4 or int8 groups, by that
 library's matching rules (compressed_tensors/utils/match.py, version 0.20), and written so that transformers, vLLM and
-SGLang load it. "bitsandbytes" is read only, for nf4. `patterns` checks the patterns, which come from files."""
+SGLang load it. "bitsandbytes" is read only, for nf4. `patterns` checks the patterns, which come from files.
+"""
 
 from __future__ import annotations
 

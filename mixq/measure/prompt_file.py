@@ -1,11 +1,13 @@
 """Prompts from a file, and a small built-in set.
 
 Contract: a file has one prompt per line, or JSON lines: {"prompt": TEXT} or {"messages": [{"role": ..., "content":
-...}]} as in OpenAI's API, each with an optional "name". Blank lines are skipped; an error names its line."""
+...}]} as in OpenAI's API, each with an optional "name". Blank lines are skipped; an error names its line.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixq.errors import Fields, ModelFileError, PromptError, UsageError, printable
 from mixq.formats.json_file import parse_json_object
@@ -74,24 +76,4 @@ def _short(text: str) -> str:
 
 def built_in() -> list[NamedPrompt]:
     """Return a small set: several languages, and code."""
-    return [NamedPrompt(name, text) for name, text in _BUILT_IN]
-
-
-_BUILT_IN = (
-    ("English: story", "Write the first paragraph of a story about a lighthouse keeper who finds a letter."),
-    ("English: science", "Explain in a few sentences why the sky is blue and the sunset is red."),
-    ("English: advice", "How do I get better at sleeping when I travel across time zones?"),
-    ("English: arithmetic", "What is 25 - (4 * 2) + 3? Show each step."),
-    ("French: histoire", "Raconte en quelques phrases l'histoire d'un boulanger qui perd la recette de son pain."),
-    ("French: question", "Pourquoi les feuilles des arbres changent-elles de couleur en automne ?"),
-    ("German: Erklärung", "Erkläre in einfachen Worten, wie ein Kühlschrank funktioniert."),
-    ("German: Brief", "Schreibe einen kurzen Brief an die Nachbarn: am Samstag gibt es ein Fest im Hof."),
-    ("Spanish: receta", "Dame una receta sencilla de tortilla de patatas para cuatro personas."),
-    ("Italian: viaggio", "Descrivi una passeggiata di un giorno a Roma, dal mattino alla sera."),
-    ("Chinese", "请用几句话介绍一下长城的历史。"),
-    ("Code: Python", "Write a Python function that returns the longest palindrome in a string, with a test."),
-    ("Code: C", "Write a C function that reverses a singly linked list in place."),
-    ("Code: SQL", "Write a SQL query for the three best paid employees of each department."),
-    ("Code: bug", "What is wrong here?\n\nfor i in range(len(items)):\n    if not items[i]:\n        del items[i]"),
-    ("Table", "List five European rivers as a Markdown table with their length in kilometres."),
-)
+    return parse_prompts(Path(__file__).with_name("prompts.jsonl").read_text("utf-8"), "prompts.jsonl")

@@ -2,7 +2,8 @@
 
 Contract: fixed capacity, allocated once; positions are written in order and read as a prefix. A forward pass checks
 that its positions fit, writes them layer by layer, then moves `length` with `advance`, so an interrupted pass leaves
-the cache unchanged."""
+the cache unchanged.
+"""
 
 from __future__ import annotations
 

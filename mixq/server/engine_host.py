@@ -4,7 +4,8 @@ Contract: an `EngineHost` has a model and its batcher, or raises the reason why 
 Slow work, such as tokenizing and compiling grammars, runs on threads, never on the event loop. A reload ends running
 answers with an error; if the new options do not work, the previous ones are loaded again. All methods but `load` and
 `close` belong to the event loop. `Answers` receives events on the engine's thread without blocking it, and passes them
-to one reader on the event loop."""
+to one reader on the event loop.
+"""
 
 from __future__ import annotations
 

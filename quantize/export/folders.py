@@ -18,7 +18,8 @@ def compressed_tensors_job(source: Source, target: Path | str, format: str = "w4
 
     Linear layers that the source has as w4 or w8 are copied without loss if such a folder can hold them; all others get
     `format` (w4 or w8). In a default nl4 folder k and v are w8 already, so q becomes w8 too (the three must have
-    one scheme), the experts become `format`, and lm_head, which such folders have unquantized, becomes bfloat16."""
+    one scheme), the experts become `format`, and lm_head, which such folders have unquantized, becomes bfloat16.
+    """
     if format not in ("w4", "w8"):
         raise UsageError(f"for a compressed-tensors folder, --format must be w4 or w8, not {format}.")
     try:

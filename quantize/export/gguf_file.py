@@ -3,7 +3,8 @@
 Contract: `GgufExport(source, target, type)` reads headers and decides everything; `run` writes the file under a
 temporary name (`NAME.partial`), one matrix at a time, and renames it when it is complete; after a failure or
 interruption nothing is left. Linear layers that the source has as w4 or w8 keep their codes (see `gguf_format`). GGUF
-version 3, as specified in ggml's docs/gguf.md; the package `gguf` writes the header."""
+version 3, as specified in ggml's docs/gguf.md; the package `gguf` writes the header.
+"""
 
 from __future__ import annotations
 

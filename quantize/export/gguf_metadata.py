@@ -2,7 +2,8 @@
 
 Contract: `add_metadata` fills a `gguf.GGUFWriter` from a source's config and side files. Keys as in llama.cpp's
 convert_hf_to_gguf (LlamaModel). The tokenizer is sentencepiece's tokenizer.model; without one the file has no
-vocabulary, and programs can use it only with token ids."""
+vocabulary, and programs can use it only with token ids.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Contract: tensors of a linear layer [N out, K in] with G groups: `qweight` int32 [K, N/8], `qzeros` int32 [G, N/8],
 `scales` [G, N]; the code at bits 4*i of word c belongs to output 8*c + ORDER[i]. As in AutoAWQ 0.2
 (awq/modules/linear/ gemm.py, WQLinear_GEMM.from_linear; paper: arXiv 2306.00978). The versions for other kernels (gemv,
-gemv_fast, marlin, llm-awq ...) have other layouts and are refused."""
+gemv_fast, marlin, llm-awq ...) have other layouts and are refused.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Contract: W[n, k] = (code[n, k] - zero[n, g]) * scale[n, g] with g the group of column k; codes and zeros are unsigned.
 A linear layer, or the router, is packed if it has `.qweight` instead of `.weight`. Opening a source checks that exactly
 the tensors of the architecture exist, with the right dtypes and shapes; values are read one linear layer at a time, and
-a damaged one is a ModelFileError. `gptq` and `awq` define the order of codes in words."""
+a damaged one is a ModelFileError. `gptq` and `awq` define the order of codes in words.
+"""
 
 from __future__ import annotations
 

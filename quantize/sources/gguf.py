@@ -4,7 +4,8 @@ Contract: models of llama.cpp's architecture "llama" (Mixtral, Mistral, Llama), 
 from before April 2024, which llama.cpp no longer opens, one tensor per expert. F32, F16 and BF16 are returned
 unchanged; the package gguf dequantizes all other types to float32, one matrix at a time: of merged experts only the
 rows of one. Q4_0 and Q8_0 can be kept: their blocks are w4 and w8 with groups of 32 and float16 scales, code for code.
-The rows of q and k are permuted to Hugging Face's order, also packed rows, since blocks run along the columns."""
+The rows of q and k are permuted to Hugging Face's order, also packed rows, since blocks run along the columns.
+"""
 
 from __future__ import annotations
 

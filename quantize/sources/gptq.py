@@ -5,7 +5,8 @@ column holding inputs r*32/b and on, lowest bits first; `qzeros` int32 [G, N*b/3
 [G, N]; `g_idx` int32 [K], the group of each input, k // group_size if it is absent. In checkpoint_format "gptq",
 the default, qzeros hold zero - 1, in "gptq_v2" zero. As in AutoGPTQ 0.7
 (auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py, `pack` and `forward`; paper: arXiv 2210.17323) and GPTQModel,
-which introduced "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are refused."""
+which introduced "gptq_v2". Other formats (marlin, bitblas ...) and 3 bits are refused.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Contract: any sharding, bf16, fp16 or fp32, transformers' per-expert and fused expert names: all that a `Layout` reads.
 Folders packed by bitsandbytes (nf4) or compressed-tensors (int4 and int8 groups) are dequantized, with a notice; linear
 layers packed as w4 or w8 can be kept. The caller decides whether a folder written by mixq is allowed, because
-quantizing twice would hide the errors of the first time."""
+quantizing twice would hide the errors of the first time.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ depend on the number of threads. LoRA: https://arxiv.org/abs/2106.09685; rank-st
 https://arxiv.org/abs/2312.03732.
 
 fan_in_fan_out, which transposes for GPT-2's Conv1D, is ignored, as in PEFT, because these
-models have only linear layers."""
+models have only linear layers.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ consolidated.{00..07}.pt of the first upload to the hub stack them: `layers.L.bl
 is w2, each expert's part transposed. In both the rows of q and k are in pairs, as Mistral's rotary embedding rotates
 them; Hugging Face's rotates the first half of a head against the second, so the rows are permuted (transformers,
 convert_mistral_weights_to_hf.py and convert_mixtral_weights_to_hf.py). If params.json has no rope_theta, it is 1e6
-for a model with experts and 1e4 for a dense one, as in the released models."""
+for a model with experts and 1e4 for a dense one, as in the released models.
+"""
 
 from __future__ import annotations
 

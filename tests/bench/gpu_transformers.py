@@ -2,7 +2,8 @@
 
 Contract: both have synthetic weights and the same GPU memory to use. transformers offloads by accelerate's
 `cpu_offload` where that is installed; else by hooks that do the same: a layer's weights go to the GPU before it runs,
-and the host's copy is what stays. Sizes count; what either says means nothing."""
+and the host's copy is what stays. Sizes count; what either says means nothing.
+"""
 
 from __future__ import annotations
 

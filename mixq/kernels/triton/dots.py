@@ -14,7 +14,8 @@ scattered, loads each thread's scale directly, and needs no exchange through sha
 loop, which would cost a third of the programs per SM.
 
 ASM: with inline assembly, seven byte permutes look up a word of nibbles in the table, and two dp4a multiply it;
-without, eight loads from the table and eight multiplications. Both give the same integers."""
+without, eight loads from the table and eight multiplications. Both give the same integers.
+"""
 
 # ruff: noqa: RUF005  Triton's language has no starred tuples.
 

@@ -3,7 +3,8 @@
 Contract: the arithmetic is that of `dots`. A program computes ROWS rows of one matrix for all T rows of activations, so
 weights are read once. Bytes in flight: a warp has ROWS / 8 loads of 512 bytes in flight; with ROWS = 16 that is 8 KiB
 per program and, with the four programs that fit an SM at 64 registers, 32 KiB per SM. 3.35 TB/s at 700 ns need 18 KiB
-on each of an H100's 132; 1 TB/s at 600 ns need 5 KiB on each of an RTX 4090's 128."""
+on each of an H100's 132; 1 TB/s at 600 ns need 5 KiB on each of an RTX 4090's 128.
+"""
 
 # ruff: noqa: RUF005  Triton's language has no starred tuples.
 

@@ -1,7 +1,8 @@
 """nf4 weights: dequantized by bitsandbytes if it is installed, else by torch, then multiplied in 16 bits.
 
 Contract: bitsandbytes is imported when the first nf4 weight is used. Its state of a weight is created once, since
-reading it from a tensor waits for the GPU."""
+reading it from a tensor waits for the GPU.
+"""
 
 from __future__ import annotations
 

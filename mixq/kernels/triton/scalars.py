@@ -1,7 +1,8 @@
 """Device functions on single numbers: bfloat16 as bits, rounding, bytes of a word.
 
 Contract: bfloat16 is handled as 16-bit integers throughout, because compute capability 7.5 does not have the type, and
-the conversion is only two shifts. Every function also runs in Triton's interpreter."""
+the conversion is only two shifts. Every function also runs in Triton's interpreter.
+"""
 
 from __future__ import annotations
 

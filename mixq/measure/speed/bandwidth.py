@@ -2,7 +2,8 @@
 
 Contract: `Bandwidth.best` is the highest of three probes (a plain sum, one with prefetch, one in the order of the
 matrix kernels) over all calls of `probe`, which the caller makes between its measurements. The buffer is far larger
-than the caches, and in huge pages like synthetic weights."""
+than the caches, and in huge pages like synthetic weights.
+"""
 
 from __future__ import annotations
 

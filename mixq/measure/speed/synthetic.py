@@ -3,7 +3,8 @@
 Contract: every tensor has the dtype, shape and layout of a model folder, and separate memory, so that it is read from
 RAM. Codes are uniform, and scales keep the variance of a layer's input, so activations stay finite through any number
 of layers. The answers are meaningless. `SyntheticWeights` holds a whole model in memory; `parts` creates one part after
-the other in the same memory."""
+the other in the same memory.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The tests of a bench, and the bytes and operations of each.
 
 Contract: computed from shapes. A decode step reads each weight that it uses once, and the KV cache up to its position;
-a prompt is limited by operations. Activations stay in the CPU's caches and are not counted."""
+a prompt is limited by operations. Activations stay in the CPU's caches and are not counted.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Contract: this is not a sandbox: the program runs with the user's permissions. It runs in Python's isolated mode, in an
 empty temporary folder that is removed, without environment variables (no keys, no home), with a time limit and, if the
-platform has them, limits of output, memory, processor time and file size. Its process group is killed at the end."""
+platform has them, limits of output, memory, processor time and file size. Its process group is killed at the end.
+"""
 
 from __future__ import annotations
 
