@@ -4,8 +4,7 @@ Contract: `ModelFolder.open` reads config.json and the shards' headers, and chec
 the architecture is present with its dtype and shape, packed as `quantization_config` says, and nothing else. Tensors
 are
 returned as views. Names can be transformers' per-expert names, its fused expert tensors, or those of packed linear
-layers. Nothing is dequantized here, except a router that another tool has packed.
-"""
+layers. Nothing is dequantized here, except a router that another tool has packed."""
 
 from __future__ import annotations
 

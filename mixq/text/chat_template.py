@@ -46,13 +46,9 @@ class Message:
 class ChatTemplate(ABC):
     """A chat template."""
 
-    Attributes:
-        name: for users to choose it.
-        is_chat: False for a base model, which continues texts.
-        stops: stop strings; they end a reply and are not part of it.
-        why: the reason for the choice, in a sentence.
-        note: a warning for the user; None for none.
-    """
+    name: ClassVar[str]  # for users to choose it
+    is_chat: ClassVar[bool] = True  # False for a base model, which continues texts
+    stops: ClassVar[tuple[str, ...]] = ()  # stop strings; they end a reply and are not part of it
 
     why: str = "it was chosen by name"  # the reason for the choice, in a sentence
     note: str | None = None  # a warning for the user; None for none
