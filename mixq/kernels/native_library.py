@@ -60,7 +60,7 @@ class Matrix(ctypes.Structure):
 
 
 class KVCache(ctypes.Structure):
-    """MixqKvCache of native/kv_cache.h."""
+    """MixqKvCache of native/api.h."""
 
     _fields_ = (
         ("kind", c_int32),

@@ -164,7 +164,7 @@ def test_the_structures_are_as_large_as_in_c(tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("no compiler here")
     headers = Path(native_library.__file__).with_name("native")
-    source = '#include <cstddef>\n#include <cstdio>\n#include "matrix.h"\n#include "kv_cache.h"\nint main() {\n'
+    source = '#include <cstddef>\n#include <cstdio>\n#include "api.h"\nint main() {\n'
     structures = {"MixqMatrix": native_library.Matrix, "MixqKvCache": native_library.KVCache}
     for name, structure in structures.items():
         for field, *_ in structure._fields_:

@@ -1,17 +1,30 @@
 // The C interface of mixq's native kernels: what mixq/kernels/native_library.py calls through ctypes.
 //
-// Contract: pointers and sizes were checked by the caller. All matrices lie in memory as in the model folder; activations
-// are float32, row by row. A context is used by one thread at a time. No exception leaves these functions; without
-// memory they return a null context or the code for std::bad_alloc.
+// Contract: pointers and sizes were checked by the caller. Matrices have the layout of the model folder; activations
+// are float32, row by row. A context is used by one thread at a time. No exception leaves these functions; when memory
+// runs out they return a null context, or 1.
 #pragma once
 
 #include <cstdint>
 
-#include "kv_cache.h"
 #include "matrix.h"
 
 #define MIXQ_ABI_VERSION 2
 #define MIXQ_EXPORT extern "C" __attribute__((visibility("default")))
+
+// One layer's keys and values.
+enum MixqKvKind { MIXQ_KV_BF16 = 0, MIXQ_KV_INT8 = 1, MIXQ_KV_F32 = 2 };
+
+struct MixqKvCache {
+    int32_t kind;              // MixqKvKind
+    int64_t heads;             // kv heads
+    int64_t capacity;          // positions that fit
+    int64_t head_dim;          // a multiple of 8, at most 256
+    void* keys;                // [heads, capacity, head_dim]
+    void* values;              // [heads, capacity, head_dim]
+    float* key_scale;          // int8: [heads, capacity]
+    float* value_scale;        // int8: [heads, capacity]
+};
 
 struct MixqContext;
 
@@ -32,20 +45,21 @@ MIXQ_EXPORT int64_t mixq_busy_ns(const MixqContext* context);
 MIXQ_EXPORT int mixq_linear(MixqContext* context, int count, const MixqMatrix* const* w, const float* x, int64_t T,
                             float* const* y);
 
-// Up to how many rows of activations go through the integer kernels; set for benches and tests (no effect where there are
-// no others).
+// The most rows of activations that go through the integer kernels. Benchmarks and tests set it, without effect where
+// there are no bfloat16 kernels.
 MIXQ_EXPORT int64_t mixq_integer_rows(const MixqContext* context);
 MIXQ_EXPORT void mixq_set_integer_rows(MixqContext* context, int64_t rows);
 
-// Rows [begin, end) as bfloat16 [end - begin, K], for a GEMM of torch's. Returns 0, or 1: not with this instruction set.
+// Rows [begin, end) as bfloat16 [end - begin, K], for torch's GEMM. Returns 0, or 1: no bfloat16
+// kernels for this instruction set, or no memory.
 MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64_t begin, int64_t end, void* out);
 
 // Scores [T, E] of x [T, D] in float32: weights and activations are not rounded.
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
 
 // out[t] = sum over a of weights[t, a] * expert[ids[t, a]](x[t]), with expert(x) = w2 (silu(w1 x) * w3 x).
-// w: for each expert gate (w1), down (w2) and up (w3). A row of ids has no expert twice; a negative id adds nothing:
-// it is computed elsewhere.
+// w: for each expert gate (w1), down (w2) and up (w3). A row of ids has no expert twice; a negative id, whose
+// expert is computed elsewhere, adds nothing.
 MIXQ_EXPORT int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
                              const int64_t* ids, const float* weights, float* out);
 
@@ -58,14 +72,14 @@ MIXQ_EXPORT void mixq_rms_norm(MixqContext* context, const float* x, const void*
 MIXQ_EXPORT int64_t mixq_read(MixqContext* context, const void* data, int64_t bytes, int kind);
 
 // Rotate q [T, H, C] in place and k [T, KV, C] by the angles of their positions (pairs i and i + C/2; cos and sin are
-// [T, C/2]), and write k and v [T, KV, C] into the cache at positions start .. start + T - 1: bfloat16 half to even, int8
-// with scale absmax/127, or float32.
+// [T, C/2]), and write k and v [T, KV, C] into the cache at positions start .. start + T - 1: bfloat16 half to even,
+// int8 with scale absmax/127, or float32.
 MIXQ_EXPORT void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q, const float* k,
                                     const float* v, const float* cos, const float* sin, int64_t T, int64_t H,
                                     int64_t start);
 
 // out [T, H, C]: attention of T queries q [T, H, C] over the cache. Row t sees the positions up to length + t, itself
-// included; with window > 0 only the last `window` of them. Query head h reads kv head h / (H / KV). A row's bits depend
-// on nothing but the row and what it sees. Returns 0, or 1: no memory.
+// included; with window > 0 only the last `window` of them. Query head h reads kv head h / (H / KV). A row's result
+// depends only on the row and on what it sees. Returns 0, or 1: no memory.
 MIXQ_EXPORT int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* q, int64_t T, int64_t H,
                                int64_t length, int64_t window, float* out);

@@ -1,4 +1,7 @@
-#include "attention.h"
+// Attention of a few queries over a layer's KV cache, and writing that cache.
+//
+// Contract: a block is kAttentionBlock positions of one kv head, at multiples of that number, so that a query's
+// result for a block depends only on the query and on what it sees. Blocks are combined in their order.
 
 #include <algorithm>
 #include <cmath>
@@ -12,59 +15,44 @@
 
 namespace mixq {
 
-namespace portable {
-namespace {
-#include "math.inc"
-#include "attention_portable.inc"
-#include "attention.inc"
-}  // namespace
-}  // namespace portable
+constexpr int64_t kAttentionBlock = 512;
+constexpr int kMaxHeadDim = 256;
 
-#if MIXQ_X86
-namespace avx2 {
-namespace {
-MIXQ_BEGIN_AVX2
-#define MIXQ_VNNI 0
-#include "math.inc"
-#include "simd_avx2.inc"
-#include "attention_avx2.inc"
-#include "attention.inc"
-#undef MIXQ_VNNI
-MIXQ_END
-}  // namespace
-}  // namespace avx2
+// A query head's result for one block: the largest score, the sum of exp(score - largest), and the values so weighted.
+struct Partial {
+    float largest, total, unused[14];
+    float values[kMaxHeadDim];
+};
 
-namespace avx512 {
-namespace {
-MIXQ_BEGIN_AVX512
-#include "math.inc"
-#include "simd_avx512.inc"
-#include "attention_avx512.inc"
-#include "attention.inc"
-MIXQ_END
-}  // namespace
-}  // namespace avx512
-#endif
+struct AttentionKernels {
+    // Partials of `group` query heads q [group, C] that read kv head `head`: positions [first, end), at most a block.
+    void (*attend)(const MixqKvCache& cache, int64_t head, int64_t first, int64_t end, const float* q, int64_t group,
+                   Partial* out);
 
-const AttentionKernels& attention_kernels(int isa) {
-    switch (isa) {
-#if MIXQ_X86
-        case MIXQ_ISA_AVX512_BF16:
-        case MIXQ_ISA_AVX512: return avx512::kAttention;
-        case MIXQ_ISA_AVX_VNNI:
-        case MIXQ_ISA_AVX2: return avx2::kAttention;
-#endif
-        default: return portable::kAttention;
-    }
-}
+    // into = the result for both blocks; `next` is the later one.
+    void (*combine)(Partial& into, const Partial& next, int64_t C);
+
+    // out [C] = the output of a query head that has seen all its blocks.
+    void (*finish)(const Partial& all, int64_t C, float* out);
+
+    // out [C] = x [C] rotated by the angles of cos and sin [C/2]; out may be x.
+    void (*rotate)(const float* x, const float* cos, const float* sin, int64_t C, float* out);
+
+    // Write x [C] as row `place` of a cache's keys or values; `scale` is null except for int8.
+    void (*write)(const MixqKvCache& cache, void* data, float* scale, int64_t place, const float* x);
+};
+
+#define MIXQ_KERNELS "attention.inc"
+#define MIXQ_PORTABLE "simd_fours.inc"
+#include "every_isa.inc"
 
 namespace {
 
-// Less than this many bytes or values (10 us or so) are not worth waking a thread for.
+// Fewer bytes or values than these, about 10 us, are not worth waking a thread.
 constexpr int64_t kAloneBytes = 256 << 10;
 constexpr int64_t kAloneValues = 16 << 10;
 
-constexpr int64_t kFewRows = 8;    // above, each thread takes rows of its own
+constexpr int64_t kFewRows = 8;    // above, each thread computes whole rows
 constexpr int64_t kTileRows = 16;  // of a prefill: they read a block of keys and values from the cache of a core
 constexpr int64_t kTileHeads = 4;
 
@@ -74,7 +62,7 @@ int64_t element_bytes(const MixqKvCache& cache) {
 
 void rotary_append(MixqContext& c, const MixqKvCache& cache, float* q, const float* k, const float* v, const float* cos,
                    const float* sin, int64_t T, int64_t H, int64_t start) {
-    const AttentionKernels& kernels = attention_kernels(c.isa);
+    const AttentionKernels& kernels = kernels_of(c.isa);
     const int64_t C = cache.head_dim, KV = cache.heads;
     const int64_t grain = std::max<int64_t>(1, kAloneValues / ((H + 2 * KV) * C));
     c.pool.run(T, grain, [&](int64_t begin, int64_t end) {
@@ -175,18 +163,13 @@ void many_rows(MixqContext& c, const Attention& a) {
 
 void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q, const float* k, const float* v,
                         const float* cos, const float* sin, int64_t T, int64_t H, int64_t start) {
-    mixq::Timer timer(context);
-    mixq::rotary_append(*context, *cache, q, k, v, cos, sin, T, H, start);
+    mixq::timed(context, [&](MixqContext& c) { mixq::rotary_append(c, *cache, q, k, v, cos, sin, T, H, start); });
 }
 
 int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* q, int64_t T, int64_t H, int64_t length,
                    int64_t window, float* out) {
-    mixq::Timer timer(context);
-    try {
-        const mixq::Attention work{mixq::attention_kernels(context->isa), *cache, q, T, H, length, window, out};
-        T <= mixq::kFewRows ? mixq::few_rows(*context, work) : mixq::many_rows(*context, work);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    return mixq::timed(context, [&](MixqContext& c) {
+        const mixq::Attention work{mixq::kernels_of(c.isa), *cache, q, T, H, length, window, out};
+        T <= mixq::kFewRows ? mixq::few_rows(c, work) : mixq::many_rows(c, work);
+    });
 }

@@ -1,4 +1,4 @@
-// How fast this machine's cores read memory: the limit that every figure of the decode kernels is compared with.
+// How fast this machine's cores read memory: the limit with which the decode kernels' speeds are compared.
 
 #include <atomic>
 #include <cstring>
@@ -19,9 +19,9 @@ inline void add_line(const char* p, Lanes& sum) {
     sum += line;
 }
 
-// Sum of 256 bytes; the compiler picks the registers.
-inline void add(const char* p, Lanes* sums) {
-    for (int i = 0; i < 4; ++i) add_line(p + 64 * i, sums[i]);
+uint64_t total(const Lanes* sums) {
+    const Lanes all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
 }
 
 uint64_t plain(const char* p, int64_t bytes, int64_t ahead) {
@@ -29,13 +29,12 @@ uint64_t plain(const char* p, int64_t bytes, int64_t ahead) {
     for (int64_t i = 0; i + 256 <= bytes; i += 256) {
         if (ahead)
             for (int j = 0; j < 4; ++j) __builtin_prefetch(p + i + ahead + 64 * j);
-        add(p + i, sums);
+        for (int j = 0; j < 4; ++j) add_line(p + i + 64 * j, sums[j]);  // the compiler picks the registers
     }
-    const Lanes all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+    return total(sums);
 }
 
-// Four rows of 2 KiB side by side, fetching the next four: the order of the kernels for 4096 inputs.
+// Four rows of 2 KiB in parallel, prefetching the next four: the order of the kernels for 4096 inputs.
 uint64_t by_rows(const char* p, int64_t bytes) {
     constexpr int64_t kRow = 2048;
     Lanes sums[4] = {};
@@ -45,8 +44,7 @@ uint64_t by_rows(const char* p, int64_t bytes) {
                 __builtin_prefetch(p + block + (4 + r) * kRow + i);
                 add_line(p + block + r * kRow + i, sums[r]);
             }
-    const Lanes all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
+    return total(sums);
 }
 
 }  // namespace

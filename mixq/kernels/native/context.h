@@ -55,30 +55,31 @@ struct MixqContext {
     mixq::Pool pool;
     const int isa;
     const mixq::DecodeKernels& decode;
-    const mixq::GemmKernels* const gemm;  // null: the integer kernels serve many rows too
+    const mixq::GemmKernels* const gemm;  // null: the integer kernels compute many rows too
 
-    // Up to so many rows of one matrix go through the integer kernels: as few as the format's arithmetic says, or more
-    // where they are faster. A constant of the instruction set; tests/bench/prefill_crossing.py shows the crossing.
+    // The most rows of one matrix that go through the integer kernels: at least as many as the format requires, more
+    // where they are faster. A constant for each instruction set, measured by tests/bench/prefill_crossing.py.
     int64_t integer_rows = gemm ? 32 : INT64_MAX;
-    mixq::Workspace workspace, answers;
+    mixq::Workspace workspace, outputs;
     int64_t busy_ns = 0;
 };
 
 namespace mixq {
 
-// Adds the time of its life to the context's account.
-class Timer {
-   public:
-    explicit Timer(MixqContext* context) : context_(context), start_(std::chrono::steady_clock::now()) {}
-    ~Timer() {
-        const auto spent = std::chrono::steady_clock::now() - start_;
-        context_->busy_ns += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+// Do the work of a call and add its time to context->busy_ns. Returns 0, or 1 without memory.
+template <class Work>
+int timed(MixqContext* context, const Work& work) {
+    const auto start = std::chrono::steady_clock::now();
+    int code = 0;
+    try {
+        work(*context);
+    } catch (const std::bad_alloc&) {
+        code = 1;
     }
-
-   private:
-    MixqContext* context_;
-    std::chrono::steady_clock::time_point start_;
-};
+    const auto spent = std::chrono::steady_clock::now() - start;
+    context->busy_ns += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
+    return code;
+}
 
 // Cuts a workspace into parts aligned to cache lines.
 class Cutter {

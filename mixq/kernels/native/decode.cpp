@@ -9,27 +9,11 @@
 
 namespace mixq {
 
-namespace portable {
-namespace {
-#include "math.inc"
-#include "simd_portable.inc"
-#include "decode.inc"
-}  // namespace
-}  // namespace portable
+#define MIXQ_KERNELS "decode.inc"
+#define MIXQ_PORTABLE "simd_portable.inc"
+#include "every_isa.inc"
 
 #if MIXQ_X86
-namespace avx2 {
-namespace {
-MIXQ_BEGIN_AVX2
-#define MIXQ_VNNI 0
-#include "math.inc"
-#include "simd_avx2.inc"
-#include "decode.inc"
-#undef MIXQ_VNNI
-MIXQ_END
-}  // namespace
-}  // namespace avx2
-
 namespace avx_vnni {
 namespace {
 MIXQ_BEGIN_AVX_VNNI
@@ -41,16 +25,6 @@ MIXQ_BEGIN_AVX_VNNI
 MIXQ_END
 }  // namespace
 }  // namespace avx_vnni
-
-namespace avx512 {
-namespace {
-MIXQ_BEGIN_AVX512
-#include "math.inc"
-#include "simd_avx512.inc"
-#include "decode.inc"
-MIXQ_END
-}  // namespace
-}  // namespace avx512
 #elif MIXQ_ARM64
 namespace neon {
 namespace {
@@ -64,17 +38,12 @@ MIXQ_END
 #endif
 
 const DecodeKernels& decode_kernels(int isa) {
-    switch (isa) {
 #if MIXQ_X86
-        case MIXQ_ISA_AVX512_BF16:
-        case MIXQ_ISA_AVX512: return avx512::kDecode;
-        case MIXQ_ISA_AVX_VNNI: return avx_vnni::kDecode;
-        case MIXQ_ISA_AVX2: return avx2::kDecode;
+    if (isa == MIXQ_ISA_AVX_VNNI) return avx_vnni::kKernels;
 #elif MIXQ_ARM64
-        case MIXQ_ISA_NEON: return neon::kDecode;
+    if (isa == MIXQ_ISA_NEON) return neon::kKernels;
 #endif
-        default: return portable::kDecode;
-    }
+    return kernels_of(isa);
 }
 
 }  // namespace mixq

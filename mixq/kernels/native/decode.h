@@ -1,8 +1,7 @@
-// Matrix times a few rows of activations, over the bytes of the model folder.
+// Matrix times a few rows of activations, from the bytes of the model folder.
 //
-// Contract: what a row of activations becomes does not depend on the other rows, on how the outputs are cut into pieces
-// or on which thread computes them: a dot product is summed in an order that K alone fixes. Nothing is allocated but
-// small buffers that each thread keeps.
+// Contract: the product of a row of activations does not depend on the other rows, on how the outputs are split into pieces
+// or on which thread computes them: the order in which a dot product is summed depends on K alone.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +11,14 @@
 
 namespace mixq {
 
-constexpr int64_t kRowsTogether = 4;  // rows of activations of one pass over a row of weights
+constexpr int64_t kRowsTogether = 4;  // rows of activations for which a row of weights is read once
 
 struct DecodeKernels {
     // Fill the forms `forms` of a row's chunks [first, last) from x [K]; inputs from K on are zero.
     void (*prepare)(const float* x, int64_t columns, int64_t first, int64_t last, int forms, const Row& row);
 
     // out[t][n - begin] = W[n] . row[t] for n in [begin, end), t in [0, count). `next` is what will be read after this
-    // (null: unknown), to be fetched ahead.
+    // (null: unknown), to be prefetched.
     void (*multiply)(const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int64_t count,
                      float* const* out, const void* next);
 

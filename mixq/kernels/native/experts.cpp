@@ -9,9 +9,9 @@ namespace mixq {
 namespace {
 
 constexpr int64_t kPairsAtOnce = 256;  // whose activations are prepared together for the integer kernels
-constexpr int64_t kTokensAtOnce = 1024;  // whose answers are held at once: 32 MiB for Mixtral
+constexpr int64_t kTokensAtOnce = 1024;  // whose outputs are kept at once: 32 MiB for Mixtral
 constexpr int64_t kGateRows = 64;      // gate and up are computed in turns of at least this many rows
-constexpr int64_t kGateOutputs = 1024;  // and of so many outputs: each turn begins with a wait for memory
+constexpr int64_t kGateOutputs = 1024;  // and at least this many outputs: each turn starts with a wait for memory
 
 // The matrices of one layer: gate (w1), down (w2) and up (w3) of each expert.
 struct Experts {
@@ -42,9 +42,9 @@ const void* codes_at(const MixqMatrix& w, int64_t n) {
     return n < w.rows ? static_cast<const char*>(w.codes) + n * row_stride(w) : nullptr;
 }
 
-// answers[pair] for a few pairs of several experts, each expert's weights read once. At most kPairsAtOnce pairs.
+// outputs[pair] for a few pairs of several experts, each expert's weights read once. At most kPairsAtOnce pairs.
 void integer_experts(MixqContext& c, const Experts& experts, const float* x, int64_t A, const std::vector<Chosen>& groups,
-                     float* answers, Workspace& workspace) {
+                     float* outputs, Workspace& workspace) {
     const int64_t D = experts.D(), F = experts.F(), G = static_cast<int64_t>(groups.size());
     int forms_in = 0, forms_hidden = 0;
     std::vector<int64_t> tokens, first_pair;  // the tokens that chose any of them, and where each group's pairs begin
@@ -108,7 +108,7 @@ void integer_experts(MixqContext& c, const Experts& experts, const float* x, int
             const int64_t n = begin % D, stop = std::min(D, n + end - begin);
             for (int64_t i = 0; i < R; ++i) {
                 rows[i] = &middle[static_cast<size_t>(start + i)];
-                out[i] = answers + g.pairs[static_cast<size_t>(i)] * D + n;
+                out[i] = outputs + g.pairs[static_cast<size_t>(i)] * D + n;
             }
             const bool goes_on = which + 1 < G && begin + stop - n < end;
             const void* next = goes_on ? experts.down(groups[static_cast<size_t>(which + 1)].expert).codes : nullptr;
@@ -118,11 +118,10 @@ void integer_experts(MixqContext& c, const Experts& experts, const float* x, int
     });
 }
 
-// answers[pair] for many pairs of one expert.
-void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t A, const Chosen& g, float* answers,
+// outputs[pair] for many pairs of one expert.
+void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t A, const Chosen& g, float* outputs,
                  Workspace& workspace) {
     const int64_t D = experts.D(), F = experts.F(), R = static_cast<int64_t>(g.pairs.size());
-    const int64_t stride = padded_tokens(R);
     Cutter memory(workspace.get(Cutter::aligned(panel_pairs(R, D) * 4) + Cutter::aligned(panel_pairs(R, F) * 4)));
     uint32_t* in = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, D) * 4));
     uint32_t* hidden = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, F) * 4));
@@ -140,21 +139,11 @@ void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t
             c.gemm->silu_mul(gate, up, begin, stop, R, F, hidden);
         }
     });
-    c.pool.run(D, kGemmRows, [&](int64_t begin, int64_t end) {
-        const GemmBuffers buffers = GemmBuffers::of_this_thread(R);
-        const float* sums = buffers.sums[0];
-        for (; begin < end; begin += kGemmRows) {
-            const int64_t stop = std::min(end, begin + kGemmRows);
-            c.gemm->multiply(experts.down(g.expert), begin, stop, hidden, R, buffers.weights, buffers.sums[0]);
-            for (int64_t i = 0; i < R; ++i) {
-                float* out = answers + g.pairs[static_cast<size_t>(i)] * D;
-                for (int64_t n = begin; n < stop; ++n) out[n] = sums[(n - begin) * stride + i];
-            }
-        }
-    });
+    multiply_panel(c, experts.down(g.expert), hidden, R,
+                   [&](int64_t i) { return outputs + g.pairs[static_cast<size_t>(i)] * D; });
 }
 
-void sum_of_answers(MixqContext& c, const float* answers, const int64_t* ids, const float* weights, int64_t T, int64_t A, int64_t D,
+void weighted_sum(MixqContext& c, const float* outputs, const int64_t* ids, const float* weights, int64_t T, int64_t A, int64_t D,
                     float* out) {
     c.pool.run(T, 16, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
@@ -162,8 +151,8 @@ void sum_of_answers(MixqContext& c, const float* answers, const int64_t* ids, co
             for (int64_t a = 0; a < A; ++a) {
                 if (ids[t * A + a] < 0) continue;  // computed elsewhere
                 const float share = weights[t * A + a];
-                const float* answer = answers + (t * A + a) * D;
-                for (int64_t d = 0; d < D; ++d) out[t * D + d] += share * answer[d];
+                const float* output = outputs + (t * A + a) * D;
+                for (int64_t d = 0; d < D; ++d) out[t * D + d] += share * output[d];
             }
         }
     });
@@ -172,16 +161,16 @@ void sum_of_answers(MixqContext& c, const float* answers, const int64_t* ids, co
 void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int64_t T, int64_t A, const int64_t* ids,
          const float* weights, float* out) {
     const int64_t D = experts.D();
-    float* answers = reinterpret_cast<float*>(c.answers.get(T * A * D * 4));
+    float* outputs = reinterpret_cast<float*>(c.outputs.get(T * A * D * 4));
     std::vector<Chosen> few;
     int64_t pairs_of_few = 0;
     auto flush = [&] {
-        if (!few.empty()) integer_experts(c, experts, x, A, few, answers, c.workspace);
+        if (!few.empty()) integer_experts(c, experts, x, A, few, outputs, c.workspace);
         few.clear(), pairs_of_few = 0;
     };
     for (Chosen& g : group_by_expert(ids, E, T * A)) {
         if (static_cast<int64_t>(g.pairs.size()) > std::min(c.integer_rows, kPairsAtOnce)) {
-            bf16_expert(c, experts, x, A, g, answers, c.workspace);
+            bf16_expert(c, experts, x, A, g, outputs, c.workspace);
             continue;
         }
         if (pairs_of_few + static_cast<int64_t>(g.pairs.size()) > kPairsAtOnce) flush();
@@ -189,7 +178,7 @@ void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int6
         few.push_back(std::move(g));
     }
     flush();
-    sum_of_answers(c, answers, ids, weights, T, A, D, out);
+    weighted_sum(c, outputs, ids, weights, T, A, D, out);
 }
 
 }  // namespace
@@ -197,16 +186,12 @@ void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int6
 
 int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const float* x, int64_t T, int64_t A,
                  const int64_t* ids, const float* weights, float* out) {
-    mixq::Timer timer(context);
     const mixq::Experts experts{w};
     const int64_t D = experts.D();
-    // Without bfloat16 kernels every pair goes through the integer ones, some at a time.
+    // Without bfloat16 kernels every pair goes through the integer kernels, some at a time.
     const int64_t some = context->gemm ? mixq::kTokensAtOnce : std::max<int64_t>(1, mixq::kPairsAtOnce / A);
-    try {
+    return mixq::timed(context, [&](MixqContext& c) {
         for (int64_t t = 0; t < T; t += some)
-            mixq::run(*context, experts, E, x + t * D, std::min(some, T - t), A, ids + t * A, weights + t * A, out + t * D);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+            mixq::run(c, experts, E, x + t * D, std::min(some, T - t), A, ids + t * A, weights + t * A, out + t * D);
+    });
 }

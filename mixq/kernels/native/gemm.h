@@ -1,8 +1,8 @@
 // Matrix times many rows of activations: bfloat16 products with float32 sums, for prefill.
 //
 // Contract: weights and activations are rounded to bfloat16; a sum runs over the inputs in order, two at a time, in one
-// float32 accumulator, so it depends neither on the other rows nor on how the work is cut. Only for MIXQ_ISA_AVX512_BF16;
-// elsewhere the integer kernels serve many rows too, and with AMX torch's GEMM is faster still.
+// float32 accumulator, so it depends neither on the other rows nor on how the work is split. Only for MIXQ_ISA_AVX512_BF16;
+// elsewhere the integer kernels compute many rows too, and with AMX torch's GEMM is faster still.
 //
 // Activations are packed into panels: tiles of up to 64 tokens, each [K / 2][width] pairs of bfloat16, where width is the
 // tile's tokens rounded up to 16. So 16 tokens are the lanes of a register, and a pair of weights is broadcast to them.
@@ -15,9 +15,9 @@
 namespace mixq {
 
 constexpr int64_t kTile = 64;       // tokens
-constexpr int64_t kGemmRows = 48;   // weight rows of a piece: a multiple of every micro-kernel's
-constexpr int64_t kGemmDepth = 1024;  // inputs dequantized at once: 96 KiB for a piece, beside a panel in the L2 cache
-constexpr int64_t kGemmStride = kGemmDepth + 32;  // a cache line more: rows 2 KiB apart would share two sets of the L1 cache
+constexpr int64_t kGemmRows = 48;   // weight rows of a piece: a multiple of those of every micro-kernel
+constexpr int64_t kGemmDepth = 1024;  // inputs dequantized at once: 96 KiB for a piece, in the L2 cache with a panel
+constexpr int64_t kGemmStride = kGemmDepth + 32;  // one more cache line: rows 2 KiB apart would share two sets of the L1 cache
 
 inline int64_t padded_tokens(int64_t T) { return (T + 15) / 16 * 16; }
 

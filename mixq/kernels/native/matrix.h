@@ -1,4 +1,5 @@
-// A weight matrix as it lies in the model folder. Part of the C interface: mixq/kernels/native_library.py has the same fields.
+// A weight matrix in the layout of the model folder. Part of the C interface: mixq/kernels/native_library.py has the
+// same fields.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the whole operations (linear.cpp, experts.cpp) share.
+// Shared by linear.cpp and experts.cpp.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace mixq {
 
-// Rows of a matrix that make a piece of work: 16 to 64 KiB of weights.
+// Rows of a matrix in a piece of work: 16 to 64 KiB of weights.
 inline int64_t grain_of(const MixqMatrix& w, int64_t total_rows, int threads) {
     const int64_t share = total_rows * row_stride(w) / (16 * threads);
     const int64_t bytes = std::min<int64_t>(std::max<int64_t>(share, 16 << 10), 64 << 10);
@@ -45,7 +45,7 @@ struct GemmBuffers {
     uint16_t* weights;
     float* sums[2];
 
-    // For products with T tokens. What an earlier call of this thread returned is lost.
+    // For products with T tokens. They replace those of the thread's earlier calls.
     static GemmBuffers of_this_thread(int64_t T) {
         static thread_local Workspace workspace;
         const int64_t sums = kGemmRows * padded_tokens(T) * 4, weights = kGemmRows * kGemmStride * 2;
@@ -56,5 +56,22 @@ struct GemmBuffers {
         return buffers;
     }
 };
+
+// out(t)[n] = W[n] . row t, for the T rows of a panel.
+template <class Out>
+void multiply_panel(MixqContext& c, const MixqMatrix& w, const uint32_t* panel, int64_t T, const Out& out) {
+    c.pool.run(w.rows, kGemmRows, [&](int64_t begin, int64_t end) {
+        const GemmBuffers buffers = GemmBuffers::of_this_thread(T);
+        float* sums = buffers.sums[0];
+        for (; begin < end; begin += kGemmRows) {
+            const int64_t stop = std::min(end, begin + kGemmRows);
+            c.gemm->multiply(w, begin, stop, panel, T, buffers.weights, sums);
+            for (int64_t t = 0; t < T; ++t) {
+                float* row = out(t);
+                for (int64_t n = begin; n < stop; ++n) row[n] = sums[(n - begin) * padded_tokens(T) + t];
+            }
+        }
+    });
+}
 
 }  // namespace mixq

@@ -14,8 +14,9 @@ namespace {
 
 constexpr uint64_t kGrains = 0xffffffffu;
 
-// How long a worker spins before it sleeps: longer than what a decode step does between two calls, since waking a sleeping
-// core takes 50 us and more on a virtual machine, and a step makes some 30 calls; and short enough to go unnoticed after.
+// How long a worker spins before it sleeps: longer than a decode step takes between two calls, because waking a
+// sleeping core takes 50 us or more on a virtual machine, and a step makes about 30 calls; short enough not to matter
+// afterwards.
 constexpr auto kSpin = std::chrono::microseconds(500);
 
 void pause() {
@@ -51,12 +52,12 @@ void Pool::run(int64_t count, int64_t grain, Work work, void* context) {
     const uint64_t generation = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(generation << 32 | static_cast<uint64_t>(grains), std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
-        { std::lock_guard<std::mutex> lock(sleep_); }  // a thread that saw no job is asleep by now, and is woken
+        { std::lock_guard<std::mutex> lock(sleep_); }  // a thread that saw no job now sleeps, and will be woken
         wake_.notify_all();
     }
     while (take_and_work()) {
     }
-    // The rest is in the hands of running workers; one that the system has put aside needs the core.
+    // Workers run the rest; one that the system has preempted needs the core.
     for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; ++spins) {
         if (spins < 2000)
             pause();
@@ -80,7 +81,7 @@ bool Pool::take_and_work() {
     const int64_t first = (grains - left) * grain_;
     try {
         work_(context_, first, std::min(count_, first + take * grain_));
-    } catch (const std::bad_alloc&) {  // told to the caller when all are done: the others still work on its data
+    } catch (const std::bad_alloc&) {  // rethrown when all are done: the others still use the caller's data
         no_memory_.store(true, std::memory_order_relaxed);
     }
     unfinished_.fetch_sub(take, std::memory_order_release);

@@ -1,11 +1,12 @@
 // The threads that share a kernel's work.
 //
-// Contract: `run` cuts the rows [0, count) into pieces and calls `work(context, begin, end)` for each, on the calling
-// thread and the pool's; it returns when all are done. Pieces are taken by the next free thread, large ones first and small
-// ones last, so a slow core (an efficiency core, or one that another program uses) takes fewer. A worker spins for some
-// microseconds after its work, since the next call of a decode step comes at once, and sleeps then.
+// Contract: `run` splits the rows [0, count) into pieces and calls `work(context, begin, end)` for each, on the calling
+// thread and the threads of the pool; it returns when all are done. The next free thread takes the next piece, large
+// ones first and small ones last, so a slow core (an efficiency core, or one that another program uses) takes fewer.
+// After its work a worker spins for some microseconds, because the next call of a decode step follows at once, and then
+// sleeps.
 //
-// One caller at a time: others wait. The sums of a kernel do not depend on how rows are cut.
+// One caller at a time: others wait. The sums of a kernel do not depend on how rows are split.
 #pragma once
 
 #include <atomic>
@@ -29,8 +30,8 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Share [0, count) in multiples of `grain` rows (the last piece may be smaller). Throws std::bad_alloc if `work` did,
-    // when all pieces are done.
+    // Share [0, count) in multiples of `grain` rows (the last piece may be smaller). If `work` throws
+    // std::bad_alloc, so does `run`, when all pieces are done.
     void run(int64_t count, int64_t grain, Work work, void* context);
 
     template <class F>
@@ -48,8 +49,8 @@ class Pool {
     void* context_ = nullptr;
     int64_t count_ = 0, grain_ = 1;
 
-    // Generation of the job (upper half) and grains not yet taken (lower half): taking from a finished job, or from the
-    // next one with the old one's fields, cannot happen.
+    // Generation of the job (upper half) and grains not yet taken (lower half): no thread can take from a finished
+    // job, or from the next one with the fields of the old one.
     alignas(64) std::atomic<uint64_t> ticket_{0};
     alignas(64) std::atomic<int64_t> unfinished_{0};
     alignas(64) std::atomic<int> sleeping_{0};

@@ -1,15 +1,16 @@
 // Activations of one token, ready for the integer kernels.
 //
-// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. They are laid out in chunks of 128 inputs,
-// continued by zeros, so that a kernel multiplies what it loads, with no shuffle, and finds all of a chunk side by side:
+// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. They are laid out in chunks of 128
+// inputs, padded with zeros, so that a kernel multiplies what it loads without a shuffle, and all of a chunk is
+// contiguous:
 //
-//   split    for nibbles:  64 even inputs, 64 odd ones (what the low and high halves of 64 bytes meet); then either the
+//   split    for nibbles:  64 even inputs, 64 odd ones (for the low and high halves of 64 bytes); then either the
 //            int32 biases of the 16 lanes of 32 bits that sum 8 adjacent inputs each, or the inputs' magnitudes
 //   natural  for bytes:  128 inputs in order; then the biases of the 32 lanes that sum 4 inputs each
 //   scale16, scale32  one scale for every 16 or 32 inputs, as the weights' groups need them
 //
-// A bias is -128 times the lane's sum of integers: it takes back the 128 by which unsigned weights are offset. Magnitudes
-// serve where two signed factors must become an unsigned and a signed one (AVX2).
+// A bias is -128 times the lane's sum of integers: it cancels the 128 by which unsigned weights are offset. Magnitudes
+// are for AVX2, where two signed factors must become an unsigned and a signed one.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct Row {
     float* plain;  // float32 in order, rounded to bfloat16 or not: for weights that are not quantized
 };
 
-// Which of these a matrix asks for.
+// Which of these a matrix needs.
 enum RowForms { kSplit = 1, kNatural = 2, kRounded = 4, kUnrounded = 8 };
 
 inline int64_t chunks_of(int64_t columns) { return (columns + kChunk - 1) / kChunk; }
@@ -48,7 +49,7 @@ inline int64_t row_bytes(int64_t columns, int forms) {
            ((forms & (kRounded | kUnrounded)) ? chunks * kChunk * 4 : 0);
 }
 
-// Cut `memory` (64-byte aligned, row_bytes long) into a row's parts; forms that were not requested must not be touched.
+// Split `memory` (64-byte aligned, row_bytes long) into a row's parts; forms that were not requested must not be used.
 inline Row lay_out_row(char* memory, int64_t columns, int forms) {
     const int64_t chunks = chunks_of(columns);
     char* natural = memory + ((forms & kSplit) ? chunks * kRowChunk : 0);

@@ -1,11 +1,11 @@
 // The quantizer's search for scales and codes, over a block of rows.
 //
-// Contract: bit for bit what mixq.quantize.scale_search.reference_search finds: every sum is the same tree of float32
+// Contract: bit-identical to mixq.quantize.scale_search.reference_search: every sum is the same tree of float32
 // additions, nothing is multiplied and added in one rounding, and every comparison breaks ties the same way. A row's
 // result depends on that row alone. The caller has checked pointers and sizes; weights are finite (others give useless
 // codes, but nothing is read or written out of bounds). One thread; call it for other rows on other threads.
 //
-// Axes: N rows, K columns, g weights in a group, G = K / g groups in a row. All arrays are dense and row by row.
+// Axes: N rows, K columns, g weights in a group, G = K / g groups in a row. All arrays are contiguous, row by row.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@ struct MixqSource {
     int64_t columns;  // a multiple of group_size
     int32_t type;     // MixqFloat
     int32_t group_size;  // 16, 32, 64 or 128
-    const float* importance;  // [columns], positive: how much the error of each column counts; null: all alike
+    const float* importance;  // [columns], positive: weight of each column's error; null: all equal
 };
 
-// What a block of rows lost: sums of each row, and the number of groups that are not all zero.
+// The errors of a block of rows: sums for each row, and the number of groups that are not all zero.
 struct MixqLoss {
     double* errors;        // [rows] sum of squared errors
     double* energies;      // [rows] sum of squared weights

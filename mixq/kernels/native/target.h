@@ -1,14 +1,14 @@
-// Compiling one source for several instruction sets: code between MIXQ_BEGIN_<ISA> and MIXQ_END may use that set.
+// Compiling one source for several instruction sets: code between MIXQ_BEGIN_<ISA> and MIXQ_END can use that set.
 //
-// A kernel family is one `name.inc` without includes, included once per instruction set by `name.cpp`, each time inside
-// a namespace of its own, after every standard header. So no inline function of a header is compiled for a CPU that
-// the machine may not have (the linker keeps one copy of such a function, whichever it likes).
+// The kernels of a `name.cpp` are in `name.inc`, which every_isa.inc includes once for each instruction set, each time in
+// another namespace, after every header. So no inline function of a header is compiled for a CPU that the machine may
+// not have: the linker keeps any one copy of such a function.
 //
-// The caller asks cpu.h first: an illegal instruction cannot be caught.
+// The caller checks the CPU with cpu.h first: an illegal instruction cannot be caught.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)
-// gcc's own AVX-512 headers read variables that they leave undefined on purpose (gcc bug 105593); clang keeps watch.
+// gcc's AVX-512 headers read variables that are undefined on purpose (gcc bug 105593); clang still warns.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
