@@ -221,5 +221,5 @@ def test_a_call_that_fails_raises() -> None:
     weight = torch.zeros(4, 32, dtype=torch.bfloat16)
     bound = kernels._bind(weight, (weight,))
     out = torch.empty(4, 32, dtype=torch.bfloat16)
-    with pytest.raises(DoesNotFitError, match="not enough memory for the CPU kernels"):
+    with pytest.raises(DoesNotFitError, match="Not enough memory for the CPU kernels"):
         kernels._library.mixq_dequantize(kernels.context, bound.matrices, 0, 4, out.data_ptr())
