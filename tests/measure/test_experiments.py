@@ -217,7 +217,7 @@ def test_route_and_generation_see_what_is_forced(demo: mixq.Model) -> None:
         told = list(demo.generate(IDS, temperature=0, max_tokens=3, experts=True))
     experts = [event.experts for event in told if isinstance(event, mixq.Token)]
     assert [[len(layer) for layer in token] for token in experts] == [[1] * L] * len(experts)
-    with force(demo, experts={2: (4,)}), pytest.raises(UsageError, match="1 or 2 experts a token"):
+    with force(demo, experts={2: (4,)}), pytest.raises(UsageError, match="1 or 2 experts per token"):
         route(demo, TEXT)
 
 
@@ -234,7 +234,7 @@ def test_forcing_ends_with_its_block_whatever_happens(demo: mixq.Model) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({}, "Nothing is forced"),
+        ({}, "force has no restriction"),
         ({"top_k": 0}, "top_k is 0; it must be a whole number from 1 to 8"),
         ({"top_k": 9}, "from 1 to 8"),
         ({"top_k": True}, "whole number"),

@@ -133,7 +133,7 @@ def test_recorded_layers_stand_for_those_of_a_deeper_model() -> None:
 def test_what_does_not_fit_is_left_out_and_said() -> None:
     found = sweep(recorded(), WEIGHTS, MACHINE, [1000, budget(4)], context=1024, excerpt=32)
     assert {c.vram for c in found.combinations} == {budget(4)}
-    assert any("1.0 kB are left out" in note for note in found.notes)
+    assert any("1.0 kB are omitted" in note for note in found.notes)
     with pytest.raises(DoesNotFitError, match="before the first expert"):
         sweep(recorded(), WEIGHTS, MACHINE, [1000, 2000])
 

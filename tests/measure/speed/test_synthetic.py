@@ -132,4 +132,4 @@ def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.Monk
     with pytest.raises(DoesNotFitError) as caught:
         synthetic_model("mixtral-8x7b", layers=8)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Not one layer fits")
+    assert caught.value.hint.startswith("Not even one layer fits")
