@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Installed first, so that no other package chooses a build of torch. Override it to use another one:
+# torch is installed first, so that no other package chooses its build. Override it to use another one:
 #   make chat TORCH="torch==2.13.0 --index-url URL-OF-A-CUDA-BUILD"
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
@@ -17,7 +17,7 @@ chat: install
 install: $(VENV)/.installed
 
 $(VENV)/.torch:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixq needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixq needs Python 3.11 or newer; choose one with: make PYTHON=python3.11")'
 	@echo "Setting up $(VENV) (once; a minute or two)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet $(TORCH)
@@ -36,11 +36,11 @@ $(VENV)/.dev: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest -n 2 -m 'not accept'
 
-# The tests of what changed; without a change, the unit tests: under a minute.
+# The tests affected by your changes; if nothing has changed, the unit tests: under a minute.
 test-fast: $(VENV)/.dev
 	@$(BIN)/python -m tests.fast
 
-# As `make test`, and prints the lines that no test ran; a third slower.
+# Like `make test`, but also lists the lines that no test ran; a third slower.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term -m 'not accept'
 

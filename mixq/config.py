@@ -222,7 +222,9 @@ class RuntimeOptions:
             if getattr(self, name) is not None or name in ("context", "sequences"):
                 checked.integer(name, low, high)
         if self.own_policy is not None and not callable(self.own_policy):
-            raise UsageError(f"own_policy is {printable(repr(self.own_policy))}; it must be a class.")
+            raise UsageError(
+                f"own_policy is {printable(repr(self.own_policy))}; cache_policy must be a name or a class."
+            )
         if self.quota is not None and (not isinstance(self.quota, str) or not self.quota):
             raise UsageError(f"quota is {printable(repr(self.quota))}; it must be the name of a file.")
         checked.number("sim_latency", 0, 1)  # seconds

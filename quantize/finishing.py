@@ -82,7 +82,7 @@ def _update_side_files(plan: JobPlan, manifest: Manifest) -> list[str]:
     lost = [name for name in manifest.files if name not in contents and name not in own]
     if lost:
         raise UsageError(
-            f"{printable(plan.target)} was finished with {printable(lost[0])}, which the source no longer has.",
+            f"{printable(plan.target)} contains {printable(lost[0])}, which is no longer in the source.",
             hint="Restore the file in the source, or choose another target folder.",
         )
     files = {**{name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}, **own}

@@ -153,6 +153,8 @@ def block_rows(packed: PackedLinear, type: str) -> Tensor:
     N, B, _ = codes.shape
     stored = scale.to(torch.float16)
     if not torch.isfinite(stored).all():
-        raise ModelFileError("a scale is beyond float16, GGUF's type of scales.", hint="Export with --type bf16.")
+        raise ModelFileError(
+            "a scale is too large for float16, which GGUF uses for scales.", hint="Export with --type bf16."
+        )
     repeated = stored.repeat_interleave(B // stored.shape[1], dim=1)[:, :, None]  # [N, B, 1]
     return torch.cat((repeated.view(torch.uint8), codes), dim=2).reshape(N, -1)

@@ -246,7 +246,7 @@ class JobPlan:
                 + (
                     ", or use fewer --calibrate-tokens."
                     if self.calibration
-                    else "; the largest tensor determines the need."
+                    else "; the need depends on the largest tensor and cannot be reduced."
                 ),
             )
 

@@ -85,7 +85,7 @@ class Chat:
             except Interrupted:
                 if leaving:
                     return
-                self._terminal.note("Ctrl-C again leaves, and so does Ctrl-D.")
+                self._terminal.note("Press Ctrl-C again, or Ctrl-D, to quit.")
                 leaving = True
                 continue
             leaving = False
@@ -121,7 +121,7 @@ class Chat:
         else:
             terminal.say("A base model: it continues your text instead of answering it.", "bold")
             terminal.note(f"{harmless(template.why)}; --template NAME sets a chat template")
-        terminal.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops · Ctrl-D leaves")
+        terminal.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops a reply · Ctrl-D quits")
         terminal.say()
 
     def _follow(self, meant: Order | str | None) -> None:
@@ -236,7 +236,7 @@ class Chat:
         if not argument:
             known = [printable(name) for name in self._models.names()]
             self._terminal.say(printable(self.state.model_names[0]))
-            self._terminal.note(f"in the store: {', '.join(known) or 'none; `mixq pull` downloads one'}")
+            self._terminal.note(f"in the store: {', '.join(known) or 'none; get one with `mixq pull SRC`'}")
             return
         self._models.check(argument)
         self._terminal.note(f"Loading {printable(argument)} …")

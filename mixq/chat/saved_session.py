@@ -174,4 +174,4 @@ def make_private_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be made: {printable(error.strerror or error)}.") from error
+        raise StorageError(f"{printable(path)} cannot be created: {printable(error.strerror or error)}.") from error

@@ -100,7 +100,7 @@ class SessionCommands:
             done = show_events(self._dialogue.read(cancel), lambda _: None, warn=terminal.warn, progress=progress)
         count = len(messages) // 2
         if count > SHOWN_TURNS:
-            terminal.note(f"… {count - SHOWN_TURNS} earlier")
+            terminal.note(f"… {count - SHOWN_TURNS} earlier turns")
         for message in messages[-2 * SHOWN_TURNS :]:
             if message.role == "user":
                 terminal.say(f"> {harmless(message.content)}", "dim")
@@ -113,7 +113,7 @@ class SessionCommands:
         if done is None:
             return
         if done.reason == "cancelled":
-            terminal.note("The rest is computed with the next message.")
+            terminal.note("Interrupted; the rest of the conversation is processed with your next message.")
             return
         advice = status.context_advice(done.stats, self._state.loaded.model.config.max_position_embeddings)
         if advice is not None:

@@ -100,15 +100,15 @@ def bench(
         int | None,
         options.flag("--context", "Tokens that the KV cache holds.  [default: what the tests need]", "N"),
     ] = None,
-    seed: Annotated[int, options.flag("--seed", "Seed of the token ids and of the random weights.", "N")] = 0,
+    seed: Annotated[int, options.flag("--seed", "Random seed for token ids and weights.", "N")] = 0,
 ) -> None:
     """Measure prompt and decode speed, and the memory bandwidth.
 
     pp512 computes a prompt of 512 tokens; tg128 generates 128 tokens; @ d4096 means that 4096 tokens are in the KV
-    cache already. Decoding is limited by the memory bandwidth: "of limit" is the share of it that was used; it is
-    measured in the same run with the same threads. Only the network is timed; token ids are random. Results include
-    commit, machine and kernels. Example: mixq bench --save new.jsonl && mixq bench --compare old.jsonl new.jsonl
-    """
+    cache already. Decoding is limited by the memory bandwidth: "of limit" is the share of the bandwidth that was
+    used. The bandwidth is measured in the same run with the same threads. Only the network is timed; token ids are
+    random. Results include commit, machine and kernels. Example: mixq bench --save new.jsonl && mixq bench --compare
+    old.jsonl new.jsonl"""
     if compare is not None:
         from mixq.cli.bench_compare import compare_files
 

@@ -30,7 +30,7 @@ def doctor(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show this computer: CPU, memory, disk, GPU and their speeds; the kernels in use and why; problems.
+    """Show this computer's hardware and speeds, the kernels in use and why, and problems.
 
     Speeds are measured once and cached. The exit code is 1 if the kernels compute wrong results. Example: mixq
     doctor --save my-laptop.json
@@ -51,7 +51,7 @@ def doctor(
     wrong = problems(found, computer)
     if save is not None and computer is not None:
         computer.write(save)
-        output.note(f"{printable(save)}: speeds for mixq plan --hardware.")
+        output.note(f"{printable(save)}: written, for mixq plan --hardware.")
     if json:
         hardware = None if computer is None else computer.as_dict()
         document = {"hardware": hardware, "problems": [asdict(problem) for problem in wrong]}

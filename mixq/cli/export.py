@@ -59,8 +59,8 @@ def export(
 ) -> None:
     """Turn a model folder into a GGUF file, or into a folder for other engines.
 
-    One matrix is in memory at a time. To resume an interrupted folder, run the same command again; an interrupted GGUF
-    file is written anew.
+    One matrix is in memory at a time. To resume an interrupted export to a folder, run the same command again; a GGUF
+    file starts over.
     """
     from mixq.quantize.sources.open import open_source
 

@@ -25,7 +25,8 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A folder (Hugging Face's or Mistral's format, GPTQ, AWQ, bitsandbytes), a GGUF file, a name in the "
+        help="A folder (Hugging Face's or Mistral's format, GPTQ, AWQ, bitsandbytes, compressed-tensors), a GGUF "
+        "file, a name in the "
         "model store, or a repository on the Hugging Face Hub (owner/name), which is read without storing it.",
         autocompletion=options.complete_model,
     ),
@@ -47,7 +48,8 @@ class JobFlags:
         str,
         options.option(
             "--format",
-            "nl4: smallest error. w4, w8: transformers and vLLM open them too. nf4: bitsandbytes' format.",
+            "nl4: mixq's 4-bit format, smallest error. w4, w8: 4-bit and 8-bit integers, also for transformers and "
+            "vLLM. nf4: bitsandbytes' format.",
             "nl4|w4|w8|nf4",
         ),
     ] = "nl4"
@@ -58,7 +60,8 @@ class JobFlags:
         str | None,
         options.option(
             "--mix",
-            "all-nl4, or pairs such as experts=nl4:32,o=w8,lm_head=bf16. Names: experts, attention, q, k, v, o, "
+            "Format of each part, as NAME=FORMAT[:GROUP], such as experts=nl4:32,o=w8,lm_head=bf16; or all-nl4. "
+            "Names: experts, attention, q, k, v, o, "
             "lm_head, embedding.",
             "MIX",
         ),
@@ -67,7 +70,7 @@ class JobFlags:
         Path | None,
         options.option(
             "--recipe",
-            "TOML file with the schemes of single layers, by patterns of their names; overrides --mix.",
+            "TOML file that sets the format of layers by patterns of their names; overrides --mix.",
             "FILE",
         ),
     ] = None
@@ -153,4 +156,4 @@ def say_what_is_fetched(source: Source) -> None:
     """Print how many bytes are read from the hub, if the source is there."""
     if source.path is None:
         size = format_size(source.nbytes)
-        output.note(f"{printable(source.name)}: {size} are read from the hub; nothing of it is stored.")
+        output.note(f"{printable(source.name)}: {size} are read from the hub; only the quantized model is stored.")

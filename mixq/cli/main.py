@@ -46,7 +46,8 @@ _CommandLineError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     name="mixq",
     help="Run Mixtral 8x7B on the computer you have: quantize it, chat with it.",
-    epilog="Flags of a model can also be set as environment variables MIXQ_<FLAG>, or as keys of config.toml in "
+    epilog="Flags of models and sampling can also be set as environment variables MIXQ_<FLAG>, or as keys of "
+    "config.toml in "
     "the config folder or $MIXQ_HOME.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -119,7 +120,10 @@ def exit_code(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except MemoryError:
-        return _report(DoesNotFitError("Not enough memory.", hint="Try a smaller --context."), arguments)
+        return _report(
+            DoesNotFitError("Not enough memory.", hint="Close other programs, or use a smaller --context or model."),
+            arguments,
+        )
     except OSError as error:
         place = f"{printable(error.filename)}: " if error.filename is not None else ""
         return _report(StorageError(f"{place}{error.strerror or printable(error)}."), arguments)

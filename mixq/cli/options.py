@@ -70,9 +70,7 @@ FolderArgument = Annotated[
     typer.Argument(metavar="DIR", help="A model folder, or a name in the model store.", autocompletion=complete_model),
 ]
 
-Seed = Annotated[
-    int | None, flag("--seed", "Seed of sampling: the same seed gives the same text.  [default: random]", "N")
-]
+Seed = Annotated[int | None, flag("--seed", "Random seed: the same seed gives the same text.  [default: random]", "N")]
 
 
 def runtime_options(
@@ -80,13 +78,13 @@ def runtime_options(
         str, flag("--device", "Where to compute; sim simulates a GPU.", "|".join(DEVICES))
     ] = DEFAULTS.device,
     vram: Annotated[
-        str | None, flag("--vram", "Most GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")
+        str | None, flag("--vram", "Maximum GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")
     ] = None,
     ram: Annotated[
-        str | None, flag("--ram", "Most memory to use, such as 24GB.  [default: what is free]", "SIZE")
+        str | None, flag("--ram", "Maximum RAM to use, such as 24GB.  [default: what is free]", "SIZE")
     ] = None,
     context: Annotated[
-        int, flag("--context", "Most tokens of a conversation, up to the model's maximum.", "N")
+        int, flag("--context", "Maximum tokens of a conversation, up to the model's limit.", "N")
     ] = DEFAULTS.context,
     threads: Annotated[
         int | None, flag("--threads", "CPU threads.  [default: physical cores; 1 for a small model]", "N")
@@ -96,7 +94,8 @@ def runtime_options(
         str,
         flag(
             "--miss",
-            "Experts that are not in GPU memory: cpu computes them on the CPU, fetch copies them first, auto chooses.",
+            "What to do with experts that are not in GPU memory: cpu computes them on the CPU, fetch copies them "
+            "first, auto chooses.",
             "|".join(MISS_MODES),
         ),
     ] = DEFAULTS.miss,
@@ -105,7 +104,11 @@ def runtime_options(
     ] = DEFAULTS.cache_policy,
     quota: Annotated[
         str | None,
-        flag("--quota", "File with the expert slots of each layer, written by mixq replay --save-quota.", "FILE"),
+        flag(
+            "--quota",
+            "File that says how many experts of each layer to keep in GPU memory, written by mixq replay --save-quota.",
+            "FILE",
+        ),
     ] = None,
     template: Annotated[
         str | None,
@@ -134,7 +137,8 @@ class SamplingFlags:
         float | None,
         flag(
             "--top-p",
-            "Sample from the most likely tokens, whose probabilities add up to P.  [default: the model's, else 0.95]",
+            "Sample from the smallest set of most likely tokens whose probabilities add up to P.  [default: the "
+            "model's, else 0.95]",
             "P",
         ),
     ] = None
@@ -159,7 +163,7 @@ Sampling = Annotated[SamplingFlags, Group(SamplingFlags)]
 System = Annotated[str | None, flag("--system", "System prompt, put before the first message.", "TEXT")]
 
 Json = Annotated[bool, option("--json", "Print one JSON document to standard output.")]
-Yes = Annotated[bool, option("--yes", "Answer every question with yes.", short="-y")]
+Yes = Annotated[bool, option("--yes", "Answer yes to every question.", short="-y")]
 Quiet = Annotated[bool, option("--quiet", "Print no statistics to standard error.", short="-q")]
 TextFile = Annotated[
     Path, typer.Option("--text", help="UTF-8 text.", metavar="FILE", exists=True, dir_okay=False, readable=True)

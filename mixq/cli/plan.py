@@ -55,7 +55,7 @@ def plan(
     refresh: Annotated[bool, options.option("--refresh", "Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Predict memory use, speed and what limits it, without loading the model.
+    """Predict memory use, speed and bottleneck, without loading the model.
 
     Nothing is downloaded or loaded. Example: mixq plan mixtral-8x7b --hardware laptop-8gb --context 32768
     """

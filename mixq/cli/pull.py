@@ -44,10 +44,10 @@ def pull(
     dry_run: job_options.DryRunFlag = False,
     json: options.Json = False,
 ) -> None:
-    """Quantize a repository on the Hugging Face Hub into the model store.
+    """Quantize a checkpoint, usually from the Hugging Face Hub, into the model store.
 
-    Shows sizes and times before anything is written. To resume an interrupted pull, run it again, or name the model
-    in the store. For gated repositories set HF_TOKEN or run `hf auth login`.
+    Shows sizes and times before anything is written. To resume an interrupted pull, run the same command again, or
+    mixq pull NAME. For gated repositories set HF_TOKEN or run `hf auth login`.
     """
     from mixq.quantize.sources.open import find_source
 
@@ -106,7 +106,7 @@ def _go_on(entry: Entry, flags: JobFlags) -> Errand:
     if not entry.from_hub:
         made_from = f"from {printable(entry.source['name'])}" if "name" in entry.source else "but not from the hub"
         raise UsageError(
-            f"{printable(entry.name)} was started {made_from}; its path is not recorded.",
+            f"{printable(entry.name)} is an unfinished job {made_from}; the path of its source is not recorded.",
             hint=f"Name the source: mixq pull SRC {printable(entry.name)}",
         )
     if flags == JobFlags():
@@ -136,7 +136,9 @@ def _refuse_another_source(entry: Entry, source: Source) -> None:
         raise UsageError(f"The name {name} is taken by a folder that mixq did not make.", hint=free)
     before, now = entry.source.get("name"), printable(source.name, 400)
     if before is not None and before != now:
-        raise UsageError(f"The name {name} is taken: it is made from {printable(before)}, not from {now}.", hint=free)
+        raise UsageError(
+            f"The name {name} is taken by a model quantized from {printable(before)}, not from {now}.", hint=free
+        )
     if source.revision is not None and entry.source.get("revision") not in (None, source.revision):
         old = printable(entry.source["revision"], 12)
         raise UsageError(

@@ -134,7 +134,7 @@ def print_plan(plan: DryRun, target: Path, title: str, console: Console | None =
         output.warn(notice)
     if plan.disk_needed > plan.disk_free:
         output.warn(
-            f"{plan.disk_needed - plan.disk_free:,} bytes of disk space are missing, so the job would be refused."
+            f"{plan.disk_needed - plan.disk_free:,} more bytes of disk space are needed, so the job would not start."
         )
 
 

@@ -29,29 +29,30 @@ MOST_EXCERPT = 100_000
 
 
 def replay(
-    recording: Annotated[
-        Path, typer.Argument(metavar="RECORDING", help="A .mqt file written by mixq trace, or a trace in JSON lines.")
-    ],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="A .mqt file written by mixq trace.")],
     vram: Annotated[
         str | None,
         options.option(
             "--vram",
             f"GPU memory: 8GB; a list; 4..24GB, which tries {POINTS} sizes; or 4..24GB:2GB, with a step.  "
-            "[default: from no expert to all of them]",
+            "[default: sizes from no slots to slots for all experts]",
             "SIZE,...",
         ),
     ] = None,
     policy: Annotated[
-        str, options.option("--policy", "Cache policies, as a list. belady is the optimal one.", "|".join(POLICIES))
+        str,
+        options.option("--policy", "Cache policies; comma-separated. belady is the optimal one.", "|".join(POLICIES)),
     ] = ",".join(POLICIES),
     quota: Annotated[
         str,
-        options.option("--quota", "How the expert slots are divided among the layers, as a list.", "|".join(QUOTAS)),
+        options.option(
+            "--quota", "How to divide the expert slots among the layers; comma-separated.", "|".join(QUOTAS)
+        ),
     ] = ",".join(QUOTAS),
     miss: Annotated[
         str,
         options.option(
-            "--miss", "How experts are computed that are not in GPU memory, as a list.", "|".join(MISS_MODES)
+            "--miss", "How to compute experts that are not in GPU memory; comma-separated.", "|".join(MISS_MODES)
         ),
     ] = DEFAULTS.miss,
     hardware: Annotated[
@@ -73,7 +74,8 @@ def replay(
     ] = None,
     context: Annotated[int, options.option("--context", "Tokens that the KV cache holds.", "N")] = DEFAULTS.context,
     excerpt: Annotated[
-        int | None, options.option("--excerpt", "Tokens to simulate for the speed.  [default: 64 to 256]", "N")
+        int | None,
+        options.option("--excerpt", "Tokens to simulate for the speed.  [default: chosen between 64 and 256]", "N"),
     ] = None,
     save_quota: Annotated[
         Path | None,
@@ -243,7 +245,7 @@ def _save(found: Sweep, recording: Recording, source: Path, path: Path) -> None:
     best = found.best
     if found.layers != recording.facts.layers:
         raise UsageError(
-            f"The quotas would have {found.layers} layers; the recording has {recording.facts.layers}.",
+            f"--save-quota: --model has {found.layers} layers, but the recording has {recording.facts.layers}.",
             hint="Omit --model, or record the model that you want to run.",
         )
     why = f"{source.name}: {best.policy}, {best.quotas}, {best.slots} slots, {best.hit_rate:.1%} hits"

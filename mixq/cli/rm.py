@@ -23,7 +23,7 @@ def rm(
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Remove models from the store, after a question.
+    """Remove models from the store, after asking for confirmation.
 
     Removes only folders written by mixq quantize or mixq pull; for a symlink, only the symlink.
     """

@@ -33,7 +33,11 @@ def suite(
     ] = None,
     languages: Annotated[
         list[str] | None,
-        options.option("--language", "Ask only in this language; can be repeated.", "en|fr|de|es|it"),
+        options.option(
+            "--language",
+            "Ask only in this language; can be repeated. The test snake is only in English.",
+            "en|fr|de|es|it",
+        ),
     ] = None,
     show: Annotated[bool, options.option("--show", "Print every answer in full.")] = False,
     execute: Annotated[
@@ -46,7 +50,7 @@ def suite(
     ] = False,
     most_tokens: Annotated[
         int | None,
-        options.option("--max-tokens", "Most tokens of an answer.  [default: 500; letter 700; snake 1600]", "N"),
+        options.option("--max-tokens", "Maximum tokens of an answer.  [default: 500; letter 700; snake 1600]", "N"),
     ] = None,
     heat: Annotated[
         float, options.option("--temperature", "Randomness; 0 always takes the most likely token.", "X")
@@ -66,7 +70,7 @@ def suite(
         tuple(options.one_of("--language", name, list(LANGUAGES)) for name in languages or LANGUAGES),
     )
     if not asked:
-        raise UsageError("No question is left: snake is in English only.")
+        raise UsageError("No question is left: the test snake is in English only. Use --language en.")
     from mixq.cli.loading import load_model
 
     loaded = load_model(model, runtime)

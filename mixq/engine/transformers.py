@@ -186,7 +186,7 @@ class TensorTokenizer:
         rows = [[*begin, *self.tokenizer.encode(one)] for one in texts]
         longest = max((len(row) for row in rows), default=0)
         if not padding and any(len(row) < longest for row in rows) and return_tensors is not None:
-            raise UsageError("The texts have different lengths.", hint="Give padding=True.")
+            raise UsageError("The texts have different lengths.", hint="Use padding=True.")
         missing = [longest - len(row) if padding else 0 for row in rows]
         fill = self.eos_token_id if self.pad_token_id is None else self.pad_token_id
         ids = [[fill] * gap + row for gap, row in zip(missing, rows, strict=True)]

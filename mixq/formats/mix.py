@@ -125,7 +125,9 @@ class Mix:
             quantization = QuantizationConfig.mixq({**resolved.patterns, **patterns, **resolved.patterns}, table)
         found = cls(format, requested, schemes, quantization, (*notes, *resolved.notes), resolved)
         if not any(found.scheme_of(parameter) for parameter in parameters(config)):
-            raise UsageError(f"format {format} would quantize nothing of this model." + " ".join(["", *found.notes]))
+            raise UsageError(
+                f"--format {format} cannot quantize any layer of this model." + " ".join(["", *found.notes])
+            )
         unlike = note_of_unlike_experts(config, found.scheme_of) if resolved.linears else None
         return replace(found, notes=(*found.notes, unlike)) if unlike else found
 
@@ -179,7 +181,7 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
                 hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,lm_head=bf16.",
             )
         if name in ("router", "gate", "norm"):
-            raise UsageError(f"{name} is never quantized: it has few bytes, and errors in it select wrong experts.")
+            raise UsageError(f"{name} is never quantized: it is small, and errors in it would select wrong experts.")
         if name not in NAMES:
             raise UsageError(
                 f"unknown name {printable(name)!r} in --mix; choose from {', '.join(NAMES)}."
@@ -211,7 +213,9 @@ def _check_compressed_tensors(requested: Mapping[str, Scheme | None], format: st
             hint="Use --format nl4 to quantize it.",
         )
     if len({requested[part] for part in ("q", "k", "v")}) > 1:
-        raise UsageError(f"q, k and v must have the same scheme in a {format} folder: vLLM joins them to one matrix.")
+        raise UsageError(
+            f"q, k and v must have the same scheme in a {format} folder: vLLM merges them into one matrix."
+        )
 
 
 def _units(config: ModelConfig, *, joined: bool) -> list[tuple[tuple[str, ...], str, set[int]]]:

@@ -69,7 +69,7 @@ def read_arrays(path: Path, kinds: Kinds, most_bytes: int) -> dict[str, NDArray[
                 members = _members(archive, kinds, most_bytes)
                 return {name: _array(archive, members[name], *kind) for name, kind in kinds.items()}
     except _Bad as error:
-        raise ModelFileError(f"{printable(path)} is not an array file of mixq: {error}.") from error
+        raise ModelFileError(f"{printable(path)} is not a recording of mixq: {error}.") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:  # what zipfile raises
         raise ModelFileError(f"{printable(path)} is damaged: {printable(error)}.") from error
     except OSError as error:

@@ -116,8 +116,9 @@ class QuantizationConfig:
         if method == "bitsandbytes":
             return _parse_bitsandbytes(fields)
         raise ModelFileError(
-            f"config.json: quant_method is {printable(repr(method))}, which mixq does not read.",
-            hint="It reads mixq, compressed-tensors (pack-quantized), bitsandbytes (nf4) and unquantized folders.",
+            f"config.json: quant_method is {printable(repr(method))}, which mixq cannot run.",
+            hint="Convert it with mixq quantize (GPTQ, AWQ), or use a mixq, compressed-tensors (pack-quantized), "
+            "bitsandbytes (nf4) or unquantized folder.",
         )
 
     def to_dict(self) -> dict[str, Any]:

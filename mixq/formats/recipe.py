@@ -103,7 +103,7 @@ def _matched(pattern: str, wanted: Scheme | None, everything: Sequence[Parameter
     others = [parameter for parameter in found if not parameter.quantizable]
     if others and (wanted is not None or not linears):
         reason = {
-            "router": "it has few bytes, and errors in it select wrong experts",
+            "router": "it is small, and errors in it would select wrong experts",
             "embedding": "it is looked up, not multiplied",
         }.get(others[0].role, "it is not a linear layer")
         raise UsageError(

@@ -65,7 +65,7 @@ class NativeKernels:
         self.context = found.mixq_open(threads, self.isa)
         if not self.context:
             raise DoesNotFitError(
-                f"The system refused {threads} threads for the CPU kernels.", hint="Use a smaller --threads."
+                f"{threads} threads for the CPU kernels could not be started.", hint="Use a smaller --threads."
             )
         self.uses_torch_threads = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
         self._tile: Tensor | None = None

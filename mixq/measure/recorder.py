@@ -56,7 +56,9 @@ class Recorder:
                 hint="Name a model with experts, such as a Mixtral.",
             )
         if config.num_local_experts > NOTHING:
-            raise UsageError(f"The model has {config.num_local_experts} experts a layer; {NOTHING} can be recorded.")
+            raise UsageError(
+                f"The model has {config.num_local_experts} experts per layer; at most {NOTHING} can be recorded."
+            )
         self.model = model
         self.name = name or model.folder.path.name
         self._ahead = min(LOOKAHEAD, config.num_hidden_layers - 1)

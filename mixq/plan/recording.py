@@ -151,7 +151,7 @@ class Recording:
         try:
             _check(self)
         except _Bad as error:
-            raise UsageError(f"This cannot be recorded: {error}.") from error
+            raise UsageError(f"The recording cannot be written: {error}.") from error
         header = {"format": FORMAT, "version": VERSION, **asdict(self.facts)}
         text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
         arrays = {name: getattr(self, name) for name in KINDS if name != "header"}

@@ -202,8 +202,8 @@ class Message(Body):
         **refused(NO_TOOLS, "tool_calls", neutral=([],)),
         **refused(NO_TOOLS, "function_call", "tool_call_id"),
         **refused(TEXT_ONLY, "audio"),
-        **refused("the model has no such field", "refusal", "reasoning_content"),
-        **refused("the model has no such field", "annotations", neutral=([],)),
+        **refused("messages have no such field", "refusal", "reasoning_content"),
+        **refused("messages have no such field", "annotations", neutral=([],)),
         **refused("the beginning of the answer cannot be preset", "prefix", neutral=(False,)),
     }
 
@@ -228,7 +228,7 @@ class ChatBody(Shared):
         **refused(TEXT_ONLY, "audio"),
         **refused(NO_THINKING, "reasoning_effort", "prompt_mode"),
         **refused("the server downloads nothing", "web_search_options"),
-        **refused("the length of answers cannot be set so; use max_tokens", "verbosity"),
+        **refused("the length of answers cannot be set this way; use max_tokens", "verbosity"),
         **refused("predicted outputs are not used", "prediction", neutral=({"type": "content", "content": ""},)),
     }
 

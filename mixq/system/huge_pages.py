@@ -31,7 +31,7 @@ def allocate(nbytes: int) -> Tensor:
         pages = mmap.mmap(-1, length, flags=private) if private else mmap.mmap(-1, length)
     except (OSError, ValueError, OverflowError) as error:
         raise DoesNotFitError(
-            f"The system refused {format_size(nbytes)} of memory.",
+            f"{format_size(nbytes)} of memory could not be allocated.",
             hint="Close other programs, or use a smaller model or budget.",
         ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -108,7 +108,7 @@ class Grammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = printable(self._matcher.get_error().strip().splitlines()[0], 300)
-            raise MixqError(f"The JSON schema cannot be enforced any further: {reason}", hint="Use a simpler schema.")
+            raise MixqError(f"The JSON schema became too complex to enforce: {reason}", hint="Use a simpler schema.")
 
 
 class _Tokens:

@@ -56,9 +56,7 @@ class JsonTokenizer(Tokenizer):
         for token_id, token in added.items():
             if self._library.token_to_id(token.content) != token_id:
                 shown = printable(repr(token.content), 60)
-                raise ModelFileError(
-                    f"{printable(path)}: {shown} must have id {token_id}, which is not the next free id."
-                )
+                raise ModelFileError(f"{printable(path)}: {shown} has id {token_id}, which leaves a gap in the ids.")
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         decoders = list(_types(data.get("decoder")))
         self.bytes_are = _reading(decoders, path)

@@ -168,7 +168,8 @@ class GgufSource(Source):
         if name not in self._owner:
             raise ModelFileError(
                 f"{self._files[0].name}: tensor {name!r} is missing.",
-                hint="Finish the download; files of adapters, vocabularies and image encoders do not hold a model.",
+                hint="Finish the download, or choose the model's file: this may be an adapter, a vocabulary or an "
+                "image encoder.",
             )
         file = self._owner[name]
         return file, file.entries[name]
@@ -188,7 +189,7 @@ class GgufSource(Source):
             if entry.type != "F32" or bool((factors.view(torch.float32) != 1).any()):
                 raise ModelFileError(
                     f"{file.name} has {ROPE_FACTORS}: scaled rotary embeddings are not supported.",
-                    hint="Llama 3.1 and later have them.",
+                    hint="Use Mixtral, Mistral or Llama 2; Llama 3.1 and later have scaled rotary embeddings.",
                 )
 
 

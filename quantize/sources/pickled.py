@@ -82,7 +82,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         if not zipfile.is_zipfile(path):  # torch before 1.6; it cannot be mapped
             raise ModelFileError(
-                f"{shown} is truncated, or not a file of torch.",
+                f"{shown} is truncated, or not a PyTorch file.",
                 hint="Finish the download. A file written by torch before 1.6 must be loaded and saved again.",
             )
         with zipfile.ZipFile(path) as archive:

@@ -119,7 +119,7 @@ def test_ctrl_c_prints_what_was_measured(cli: RunCli, monkeypatch: pytest.Monkey
         (["--synthetic", "tiny", "-p", "512"], "the model has at most 256"),
         (["--synthetic", "tiny", "-p", "8", "-n", "0", "--context", "4"], "the context has 4"),
         (["--format", "markdwon"], "Did you mean 'markdown'"),
-        (["-p", "0", "-n", "0"], "There is no test to run"),
+        (["-p", "0", "-n", "0"], "no test to run"),
         (["-p", "many"], "--prompt is 'many'"),
         (["-n", "-5"], "--gen is '-5'"),
         (["-r", "0"], "--repeats is 0"),

@@ -188,7 +188,7 @@ def test_too_little_memory_to_measure(cli: RunCli, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(probe, "probe", refuse)
     outcome = cli("doctor")
     assert outcome.code == 0
-    assert "too little free memory" in outcome.out
+    assert "Not enough free memory" in outcome.out
     assert "\nmemory " in outcome.out
     assert json.loads(cli("doctor", "--json").out)["hardware"] is None
     assert cli("doctor", "--save", str(tmp_path / "file")).code == 4

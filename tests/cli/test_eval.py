@@ -51,7 +51,7 @@ def test_seed_is_one_of_its_shared_flags(cli: RunCli, quantized: Path, text: Pat
         (b"caf\xe9", (), "not UTF-8"),
         (b"some text", ("--window", "1"), "must be from 2 to the context"),
         (b"some text", ("--window", "5000"), "must be from 2 to the context"),
-        (b"some text", ("--tokens", "0"), "give 1 or more"),
+        (b"some text", ("--tokens", "0"), "it must be 1 or more"),
     ],
 )
 def test_what_is_refused(

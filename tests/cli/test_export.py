@@ -134,7 +134,7 @@ def test_interrupted_folder_goes_on(
         (("--to", "ggfu"), "Did you mean 'gguf'"),
         (("--to", "bf16", "--type", "q4_0"), "--type applies to --to gguf only"),
         (("--to", "gguf", "--format", "w8"), "--format applies to --to compressed-tensors only"),
-        (("--to", "compressed-tensors", "--format", "nl4"), "--format w4 or w8"),
+        (("--to", "compressed-tensors", "--format", "nl4"), "--format must be w4 or w8"),
         (("--to", "gguf", "--type", "q5_0"), "unknown type 'q5_0'"),
     ],
 )

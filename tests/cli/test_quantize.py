@@ -77,9 +77,9 @@ def test_interrupted_job_says_so_and_goes_on(
     ("flags", "words"),
     [
         (("--format", "nl5"), "Did you mean 'nl4'"),
-        (("--group", "48"), "allowed: 16, 32, 64"),
+        (("--group", "48"), "choose from 16, 32, 64"),
         (("--mix", "expert=w8"), "Did you mean 'experts'"),
-        (("--mix", "experts=w9"), "there are nl4, w4, w8, nf4"),
+        (("--mix", "experts=w9"), "choose from nl4, w4, w8, nf4"),
     ],
 )
 def test_settings_that_are_refused(cli: RunCli, tiny: Path, tmp_path: Path, flags: tuple[str], words: str) -> None:

@@ -177,7 +177,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
     for arguments, code, said in (
         ((tmp_path / "none.mqt",), 3, "does not exist"),
         ((tmp_path / "bad.mqt",), 3, "its end is missing"),
-        ((tmp_path / "bad.json",), 3, "not a file of mixq's arrays"),
+        ((tmp_path / "bad.json",), 3, "not a recording of mixq"),
         ((recording, "--policy", "lru,mru"), 2, "Did you mean 'lru'"),
         ((recording, "--policy", "random"), 2, "cannot be simulated"),
         ((recording, "--quota", "fit"), 2, "Did you mean 'fitted'"),

@@ -183,7 +183,7 @@ def test_a_dense_model_is_refused(cli: RunCli, tiny: Path, tmp_path: Path) -> No
     write_tiny_mistral(folder)
     outcome = cli("trace", folder, "-o", tmp_path / "r.mqt", *SHORT)
     assert outcome.code == 2
-    assert "dense: it has no experts to record" in outcome.err
+    assert "dense, so it has no experts to record" in outcome.err
 
 
 def test_ctrl_c_keeps_what_there_is(

@@ -233,7 +233,7 @@ def test_the_queue_is_bounded(batcher: Batcher) -> None:
     wait_until(lambda: batcher.state().running == 4)
     waiting = Listener(16)
     behind = batcher.submit([greedy(ids, 1) for ids in prompts(16)], waiting)
-    with pytest.raises(QueueFull, match="16 requests wait") as caught:
+    with pytest.raises(QueueFull, match="16 requests are waiting") as caught:
         batcher.submit([greedy([5, 6])], Listener())
     assert 1 <= caught.value.retry_after <= 60
     behind.cancel(3)

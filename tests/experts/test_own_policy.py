@@ -129,7 +129,7 @@ class Demanding(mixq.Lru):
     [
         (NoVictim, "NoVictim has no evicted, admits, victim"),
         (WrongVictim, "WrongVictim: victim must take one argument, the candidates"),
-        (Demanding, r"Demanding must take \(layer, slots\), or nothing"),
+        (Demanding, r"Demanding must take \(layer, slots\), or no arguments"),
         (lambda: 5, "has no used, loaded, evicted, admits, victim"),
         (mixq.Lru(), "cache_policy is"),
         ("lruu", "Did you mean 'lru'"),

@@ -124,7 +124,7 @@ def test_when_no_slot_is_left_to_give_the_user_is_told(demo: Path, plan: MemoryP
     assert isinstance(accelerator, SimulatedAccelerator)
     cache = model.new_kv_cache()
     accelerator.take_away(accelerator.memory.budget)
-    with pytest.raises(mixq.MixqError, match="no memory left"):
+    with pytest.raises(mixq.MixqError, match="Out of GPU memory"):
         model.forward(PROMPT, kv_cache=cache)
 
 

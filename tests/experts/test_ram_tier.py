@@ -259,7 +259,7 @@ def test_a_disk_that_fails_ends_reading_ahead_and_nothing_else(tier: RamTier, mo
     monkeypatch.setattr(MappedShard, "read_in", broken)
     tier.use(0, [1])
     tier.drain()
-    assert tier.failure == "reading ahead has stopped: Input/output error"
+    assert tier.failure == "reading experts from the disk has stopped: Input/output error"
     tier.use(1, [1])
     tier.expect(2, [1])
     tier.drain()

@@ -231,7 +231,7 @@ def test_made_up_routing_is_what_a_hook_sees(model: mixq.Model) -> None:
 def test_a_dense_model_has_no_routers_but_a_feed_forward_block(tmp_path: Path, device: str) -> None:
     write_tiny_mistral(tmp_path / "dense", layers=2)
     model = mixq.load(tmp_path / "dense", device=device, context=CONTEXT, threads=1)
-    with pytest.raises(UsageError, match="dense: it has no routers"):
+    with pytest.raises(UsageError, match="dense, so it has no routers"):
         model.network.hook_router(lambda *seen: None)
     expected, seen = model.forward([5, 6]), []
     with model.network.hook_experts(lambda layer, x, output: seen.append((layer, output.shape == x.shape == (2, D)))):

@@ -49,7 +49,7 @@ def test_compressed_tensors_folder_of_an_nl4_one_keeps_what_it_can(tmp_path: Pat
 
 def test_compressed_tensors_folder_refuses_other_formats(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path / "source")
-    with pytest.raises(UsageError, match=r"--format w4 or w8"):
+    with pytest.raises(UsageError, match=r"--format must be w4 or w8"):
         compressed_tensors_job(open_source(tmp_path / "source"), tmp_path / "ct", "nl4")
 
 

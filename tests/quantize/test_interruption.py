@@ -203,7 +203,7 @@ def test_other_settings_are_refused(settings: dict[str, object], named: str, sou
 def test_another_source_is_refused(source: Path, tmp_path: Path) -> None:
     target = interrupted(source, tmp_path / "out")
     write_tiny_mixtral(tmp_path / "other", hidden=128, ffn=128, experts=2, seed=1)
-    with pytest.raises(UsageError, match="begun from another checkpoint, 'source'; this is 'other'"):
+    with pytest.raises(UsageError, match="started with another checkpoint, 'source'; this is 'other'"):
         Job(tmp_path / "other", target)
 
 

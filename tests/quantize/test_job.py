@@ -196,7 +196,7 @@ def test_a_group_that_does_not_fit_is_replaced_and_said(tmp_path: Path) -> None:
 def test_what_fits_no_group_stays_in_bf16_and_is_said(tmp_path: Path) -> None:
     tensors = write_tiny_mixtral(tmp_path / "source", hidden=128, ffn=120)
     result = quantize(tmp_path / "source", tmp_path / "out")
-    assert any("w2: 120 inputs do not divide into any group of nl4; left in bf16" in text for text in result.notices)
+    assert any("w2: 120 inputs do not divide into any group of nl4; it stays bf16" in text for text in result.notices)
     name = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
     assert torch.equal(ModelFolder.open(tmp_path / "out").tensor(name), tensors[name])
 
@@ -204,7 +204,7 @@ def test_what_fits_no_group_stays_in_bf16_and_is_said(tmp_path: Path) -> None:
 def test_in_a_w4_folder_all_experts_keep_one_scheme(tmp_path: Path) -> None:
     write_tiny_mixtral(tmp_path / "source", hidden=128, ffn=120)
     result = quantize(tmp_path / "source", tmp_path / "out", format="w4")
-    assert any("w1 and w2 and w3" in text and "left in bf16" in text for text in result.notices)
+    assert any("w1 and w2 and w3" in text and "it stays bf16" in text for text in result.notices)
     folder = ModelFolder.open(tmp_path / "out")
     assert not isinstance(folder.linear("model.layers.0.block_sparse_moe.experts.0.w1"), PackedLinear)
     assert isinstance(folder.linear("model.layers.0.self_attn.q_proj"), PackedLinear)

@@ -117,7 +117,7 @@ def ball(answer: str, language: str) -> Verdict:
         if found is None:
             return wrong(f"does not say where {person.title()} thinks the ball is; it is the {wanted}")
         if found != wanted:
-            return wrong(f"says that {person.title()} thinks of the {found}; it is the {wanted}")
+            return wrong(f"says that {person.title()} thinks the ball is in the {found}; it is the {wanted}")
     return RIGHT
 
 

@@ -74,7 +74,7 @@ def numbers(answer: str, language: str) -> Verdict:
     if "print" not in _called(tree):
         return wrong("prints nothing")
     if any(_is_endless(node) for node in ast.walk(tree)):
-        return wrong("has a loop without end")
+        return wrong("has an infinite loop")
     return _defined(tree) if (counted := _counts(tree)) is None else wrong(counted)
 
 

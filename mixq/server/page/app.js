@@ -98,7 +98,7 @@ function showState() {
   byId("model").textContent = status?.model ?? "";
   byId("model").title = status?.path ?? "";
   byId("prompt-label").textContent = status?.is_chat === false ? "Text to continue" : "Message";
-  prompt.placeholder = status?.is_chat === false ? "Write a text to continue" : "Write a message";
+  prompt.placeholder = status?.is_chat === false ? "Write the beginning of a text" : "Write a message";
   byId("send").textContent = status?.is_chat === false ? "Complete" : "Send";
   if (trouble?.status === 401) askKey();
   else if (trouble?.status === 0) showBanner("gone", "The server does not respond. Trying again…");
@@ -180,5 +180,5 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) upda
 
 await updateStatus();
 await conversations.load();
-if (!store.kept) tell("This window cannot save conversations; export those you need.");
+if (!store.kept) tell("This browser does not allow saving (a private window?). Export the conversations that you want to keep.");
 document.documentElement.dataset.ready = "true";

@@ -56,7 +56,7 @@ export class Chat {
     const here = /^(localhost$|127\.|\[::1\])/.test(location.hostname) ? "Nothing leaves this computer." : "";
     const shape = status?.experts ? `Each token uses ${status.experts_per_token} of ${status.experts} experts in each of ${status.layers} layers.` : "";
     return element("div", { className: "empty" },
-      element("strong", { textContent: this.base ? "Write a text to continue." : "Ask something." }),
+      element("strong", { textContent: this.base ? "Write the beginning of a text; the model continues it." : "Ask something." }),
       element("p", { textContent: [shape, here].filter(Boolean).join(" ") }));
   }
 

@@ -67,6 +67,6 @@ export class Figures {
 
   context(used, size) {
     byId("used").textContent = used ? `${count(used)} / ${count(size)}` : "–";
-    byId("context").textContent = used ? `${Math.round((100 * used) / size)} % of the context is used` : "";
+    byId("context").textContent = used ? `${Math.round((100 * used) / size)} % of the context used` : "";
   }
 }

@@ -82,7 +82,7 @@ export class Settings {
     byId("max_tokens").placeholder = status.is_chat ? FIELDS.max_tokens.empty : String(BASE_TOKENS);
     slider.disabled = !some || status.loading;
     byId("reload").disabled = !some || status.loading || !this.moved;
-    byId("reload").textContent = status.loading ? "Loading…" : "Reload with this GPU memory";
+    byId("reload").textContent = status.loading ? "Loading…" : "Reload with this much GPU memory";
     if (!some) {
       slider.max = 1;
       slider.value = 0;
@@ -98,7 +98,7 @@ export class Settings {
     this.split = status.vram ?? status.vram_total; // finer than the slider's steps
     if (this.asked !== null && !status.loading) {
       const got = this.split;
-      this.said = Math.abs(got - this.asked) < STEP ? `Loaded with ${gigabytes(got)}.` : `Loaded with ${gigabytes(got)} as before. ${status.notes.at(-1) ?? ""}`;
+      this.said = Math.abs(got - this.asked) < STEP ? `Loaded with ${gigabytes(got)}.` : `Still using ${gigabytes(got)}. ${status.notes.at(-1) ?? ""}`;
       this.asked = null;
       this.moved = false;
       slider.value = got;

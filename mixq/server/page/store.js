@@ -78,8 +78,8 @@ export async function imported(file) {
   } catch {
     throw new ImportError("The file is not JSON.");
   }
-  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new ImportError(`The file does not have conversations of this page (format "${FORMAT}").`);
-  if (data.version !== 1) throw new ImportError("The file was written by a newer mixq (its version is not 1).");
+  if (data?.format !== FORMAT || !Array.isArray(data.conversations)) throw new ImportError(`The file is not an export of conversations from this page.`);
+  if (data.version !== 1) throw new ImportError("The file was written by a newer mixq. Update mixq to import it.");
   if (data.conversations.length > MOST.conversations) throw new ImportError(`The file has more than ${MOST.conversations} conversations.`);
   return data.conversations.map((each, i) => rebuilt(each, `Conversation ${i + 1}`));
 }
@@ -88,7 +88,7 @@ function rebuilt(data, where) {
   if (typeof data !== "object" || data === null) throw new ImportError(`${where} is not an object.`);
   const made = newConversation(text(data.system ?? "", `${where}: system`));
   made.title = text(data.title ?? "", `${where}: title`).slice(0, MOST.title);
-  if (!Array.isArray(data.messages) || data.messages.length > MOST.messages) throw new ImportError(`${where} has no list of messages.`);
+  if (!Array.isArray(data.messages) || data.messages.length > MOST.messages) throw new ImportError(`${where} has no list of up to 5000 messages.`);
   made.messages = data.messages.map((message, i) => {
     if (!ROLES.has(message?.role)) throw new ImportError(`${where}, message ${i + 1}: the role is not user or assistant.`);
     return { role: message.role, content: text(message.content, `${where}, message ${i + 1}`) };

@@ -28,7 +28,7 @@ def test_names_are_those_of_llama_bench() -> None:
 
 def test_zero_means_none_and_doubles_count_once() -> None:
     assert [w.name for w in workloads([0], [16, 16], [0])] == ["tg16"]
-    with pytest.raises(UsageError, match="There is no test to run"):
+    with pytest.raises(UsageError, match="no test to run"):
         workloads([0], [0], [0])
 
 

@@ -115,12 +115,12 @@ def state_with(**fields: object) -> Callable[[dict[str, Tensor]], None]:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (state_with(shape=[64, 256]), r"the nf4 state says \[64, 256\]; config\.json asks for \[128, 128\]"),
+        (state_with(shape=[64, 256]), r"the nf4 state says \[64, 256\]; by config\.json it must be \[128, 128\]"),
         (state_with(shape=[-128, -128]), r"quant_state\.shape is"),
         (state_with(blocksize=0), r"quant_state\.blocksize is 0"),
         (state_with(nested_blocksize=-1), r"quant_state\.nested_blocksize is -1"),
         (state_with(nested_offset=1e300), "nested_offset"),
-        (lambda tensors: tensors.pop(f"{Q}.weight.quant_map"), "quant_map' is missing"),
+        (lambda tensors: tensors.pop(f"{Q}.weight.quant_map"), "quant_map is missing"),
         (lambda tensors: tensors.update({f"{Q}.weight": torch.zeros(8191, 1, dtype=torch.uint8)}), "8191 bytes"),
         (lambda tensors: tensors.update({f"{Q}.weight.absmax": torch.zeros(255)}), r"absmax is .*\[255\]"),
         (lambda tensors: tensors.update({f"{Q}.{STATE}": torch.zeros(9, dtype=torch.uint8)}), "is not JSON"),

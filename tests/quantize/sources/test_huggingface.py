@@ -112,7 +112,7 @@ def test_nothing_to_keep(source: Path, tmp_path: Path) -> None:
 def test_a_source_that_is_an_unfinished_job(source: Path, tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "job.json").write_text("{}")
-    refused(tmp_path / "half", tmp_path, "a quantize job was interrupted there")
+    refused(tmp_path / "half", tmp_path, "a quantize job was interrupted")
 
 
 def test_the_fingerprint_follows_the_weights_not_the_place(source: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_program_is_refused_and_never_runs(place: str, reference: dict[str, Te
     if place == "inside":
         content = {"state_dict": content}
     torch.save(program if place == "alone" else content, path)
-    refused(tmp_path / "bin", f"{path.name} holds more than tensors, and was not loaded")
+    refused(tmp_path / "bin", f"{path.name} contains objects other than tensors and was not loaded")
     assert not canary.exists()
     with pytest.raises((pickle.UnpicklingError, AttributeError, TypeError)):  # the canary works: unrestricted, it runs
         torch.load(path, weights_only=False).no_such_attribute  # noqa: B018
@@ -129,7 +129,7 @@ def test_files_that_are_not_of_torch(reference: dict[str, Tensor], tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ([1, 2, 3], "holds a list, not tensors by name"),
+        ([1, 2, 3], "contains a list, not named tensors"),
         ({"step": 7}, "'step' is not a plain tensor"),
         ({5: torch.zeros(1)}, "5 is not a tensor name"),
         ({"../../etc": torch.zeros(1)}, "is not a tensor name"),

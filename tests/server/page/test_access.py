@@ -128,7 +128,7 @@ def test_what_a_screen_reader_finds(page: Page, fake: FakeServer) -> None:
     - textbox "Max tokens"
     - textbox "Seed"
     - slider "GPU memory"
-    - button "Reload with this GPU memory" [disabled]
+    - button "Reload with this much GPU memory" [disabled]
   - region "Model"
 - log "Finished replies"
 """

@@ -34,7 +34,7 @@ def test_figures_are_the_engines_own_at_the_end(page: Page, fake: FakeServer) ->
     expect(page.locator(".assistant .figures")).to_have_text(
         "40 tokens · 20.0 tokens/s · first token after 250 ms · 75 % hits"
     )
-    expect(page.locator("#context")).to_have_text("25 % of the context is used")
+    expect(page.locator("#context")).to_have_text("25 % of the context used")
 
 
 def test_live_figures_come_while_tokens_come(page: Page, fake: FakeServer) -> None:

@@ -69,7 +69,7 @@ def choose_memory(page: Page) -> None:
     """Move the slider by one step with the keyboard, and load."""
     page.get_by_role("slider", name="GPU memory").press("ArrowRight")
     expect(page.locator("#vram-value")).to_have_text("8.1 GB of 24.0 GB")
-    page.get_by_role("button", name="Reload with this GPU memory").click()
+    page.get_by_role("button", name="Reload with this much GPU memory").click()
 
 
 def test_the_model_is_loaded_with_another_split(page: Page, fake: FakeServer) -> None:

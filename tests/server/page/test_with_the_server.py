@@ -66,7 +66,7 @@ def test_another_split_on_a_simulated_accelerator(browser: Browser) -> None:
             slider = page.get_by_role("slider", name="GPU memory")
             expect(page.locator("#vram-value")).to_contain_text("60 MB of ")
             slider.press("ArrowRight")
-            page.get_by_role("button", name="Reload with this GPU memory").click()
+            page.get_by_role("button", name="Reload with this much GPU memory").click()
             expect(page.locator("#vram-note")).to_have_text("Loaded with 200 MB.")
             ask_exactly(page)
             send(page, "What is 1 + 1?")
