@@ -3,7 +3,7 @@
 Contract: the network's work goes to the current stream, copies to a separate one; the host waits only in `Event.wait`
 and `synchronize`. Uploads from registered memory go directly to the GPU; others go through a pinned ring of two chunks,
 since a copy from pageable memory would block the thread. Memory beyond the budget is refused by PyTorch's limit and by
-`MemoryUse`, which includes the driver's memory for the process.
+`MemoryAccount`, which includes the driver's memory for the process.
 """
 
 from __future__ import annotations
