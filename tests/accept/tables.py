@@ -14,9 +14,9 @@ PAGE = HERE / "README.md"
 
 INTRODUCTION = """# Measured tables
 
-`make accept` measures them and writes this page; a table that another command makes names it. Speeds belong to the
-machine named beside them: two cores of a shared server, so compare ratios of one run, not absolute figures of two. No
-test depends on a speed.
+`make accept` measures most of these tables into `results/` and builds this page; a table made by another command names
+that command. Unless a table says otherwise, speeds are from two cores of a shared server: compare ratios within one
+run, not speeds of different runs. No test depends on a speed.
 """
 
 SECTIONS = {

@@ -36,7 +36,7 @@ SCRIPT = Path(__file__).parents[1] / "bench" / "llama_cpp_logits.py"
 LLAMA_PYTHON = os.environ.get("MIXQ_LLAMA_PYTHON", sys.executable)
 LLAMA_TYPES = {"Q4_0": 2, "IQ4_XS": 30, "Q4_K": 14, "Q8_0": 7}
 MIXQ_MIXES = {f"nl4, groups of {g}": f"nl4:{g}" for g in (64, 32, 16)} | {"w4, groups of 32": "w4:32"}
-EXPORTED = "llama.cpp Q4_0, file of mixq export"
+EXPORTED = "llama.cpp Q4_0, exported by mixq"
 BETTER = (
     ("mixq nl4, groups of 32", "llama.cpp IQ4_XS"),
     ("mixq nl4, groups of 32", "llama.cpp Q4_0"),

@@ -101,7 +101,7 @@ def test_plans_come_true() -> None:
     write(
         "plan",
         "Plans: predicted and measured",
-        "Tokens per second that `mixq plan` predicts, from figures probed just before, and that `mixq bench` "
+        "Tokens per second that `mixq plan` predicts, from speeds measured just before, and that `mixq bench` "
         f"measures; medians of {TURNS} turns, the ratio taken turn by turn. Made by `make accept`.",
         markdown(["model", "device", "test", "predicted", "measured", "ratio", "range of ratios"], rows),
     )

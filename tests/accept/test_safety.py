@@ -139,7 +139,7 @@ def test_flipped_bits_and_cut_files(rows: Rows, source: Path, expected: Contents
         (folder / name).write_bytes(expected[name])
     assert not missed
     assert verify(folder).ok
-    rows["a file of a finished folder cut off"] = 100, "mixq verify finds all"
+    rows["a file of a finished folder truncated"] = 100, "mixq verify finds all"
 
 
 def command(source: Path, target: Path, **environment: str) -> subprocess.Popen[str]:
@@ -276,7 +276,7 @@ def test_a_source_that_is_cut_off(rows: Rows, expected: Contents, tmp_path: Path
         (source / "model.safetensors").write_bytes(whole)
         assert quantize(source, tmp_path / f"out-{shards}").shards_done_before == shards
         assert contents(tmp_path / f"out-{shards}") == expected
-    rows["a source that another program cuts off while it is read"] = 2, "killed by the system (SIGBUS); same bytes"
+    rows["a source that another program truncates while it is read"] = 2, "killed by the system (SIGBUS); same bytes"
 
 
 def test_short_writes(rows: Rows, source: Path, expected: Contents, tmp_path: Path) -> None:

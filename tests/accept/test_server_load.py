@@ -116,7 +116,7 @@ def test_under_load(tmp_path: Path) -> None:
         "server",
         "The server under load",
         f"{CLIENTS} clients send requests at once, seeded and without prefix reuse, {SEQUENCES} answers at a time and "
-        f"a queue of {QUEUE}: each gets the text of the same request alone, or 503 with Retry-After. Then clients "
+        f"a queue of {QUEUE}: each gets the text that it would get alone, or 503 with Retry-After. Then clients "
         "hang up, half of them streaming: what still runs, and that nothing stays (no request, position, thread "
         "or open file). Then SIGTERM with 12 streams open. Made by `make accept`.",
         markdown(

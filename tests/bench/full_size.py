@@ -118,7 +118,7 @@ def main() -> None:
         ["weights", f"{weights / 1e9:.1f} billion, {format_size(result['sizes']['source_bytes'])} at the hub"],
         ["folder", f"{format_size(size)}, {len(list(arguments.folder.glob('model-*.safetensors')))} shards"],
         ["peak memory", format_size(max(run.peak_memory for run in runs))],
-        ["disk beside finished shards, at most", f"{format_size(max(run.extra_disk for run in runs))} "
+        ["peak disk use besides finished shards", f"{format_size(max(run.extra_disk for run in runs))} "
          f"(the largest shard has {format_size(largest)})"],
         ["killed (SIGKILL)", f"after {result['shards_done_before']} finished shards, in the middle of the next"],
         ["time", f"{runs[0].seconds:.0f} s until it was killed, {runs[1].seconds:.0f} s after"],

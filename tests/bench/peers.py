@@ -161,7 +161,7 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
     rows = []
     for side in measured.values():
         size = side.description.bytes_per_token
-        row = {"": side.title, "MB a token": f"{size / 1e6:.0f}"}
+        row = {"": side.title, "MB per token": f"{size / 1e6:.0f}"}
         for measure in arguments.measures:
             row[measure] = _spread(side.rates[measure])
             if measure == "decode":

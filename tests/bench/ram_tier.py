@@ -200,7 +200,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write_table(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """Write what was measured as a committed table."""
-    header = ["", "tokens/s", "read a token", "disk", "of the disk's limit", "peak RSS"]
+    header = ["", "tokens/s", "read per token", "disk", "of the disk's limit", "peak RSS"]
     table = [
         [
             "page faults alone" if row["side"] == "faults" else f"read ahead, predictions right {row['recall']:.0%}",
