@@ -80,7 +80,8 @@ def test_batching_speed() -> None:
         "batching",
         "Batched decoding",
         f"Tokens per second of all answers together, greedy, Mixtral's sizes with {LAYERS} layers and head, random "
-        f"weights in the default mix (with random routing, requests share the fewest experts); median of {ROUNDS} turns in one run, "
+        f"weights in the default mix (with random routing, requests share the fewest experts); median of {ROUNDS} "
+        "turns in one run, "
         "the ratio to one answer is taken turn by turn. Made by `make accept`.",
         markdown(["answers at once", "tokens/s", "speedup over one"], rows),
     )

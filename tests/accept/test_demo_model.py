@@ -106,7 +106,8 @@ def test_demo_model(tmp_path: Path) -> None:
     )
     how = (
         f"{COUNT} questions drawn with seed {SEED} from those that training never saw; an answer is right when it is "
-        "right character by character. KL in nats per token, and perplexity, over the tokens of the right answers. Made "
+        "right character by character. KL in nats per token, and perplexity, over the tokens of the right answers. "
+        "Made "
         "by `make accept`."
     )
     write("demo_model", "The demo model", how, families, formats)

@@ -100,7 +100,8 @@ def test_ways_to_serve_misses() -> None:
     header = ["computer", "slots", "routing", "cpu", "fetch", "auto", "auto / better of the two", "share of limit"]
     how = (
         "Tokens per second of Mixtral 8x7B in the default mix, on a virtual clock: 200 tokens at context 1024, LRU. "
-        "The computers are presets, not measured. The limit assumes that RAM, GPU memory and link are busy all the time. Made "
+        "The computers are presets, not measured. The limit assumes that RAM, GPU memory and link are busy all the "
+        "time. Made "
         "by `make accept`."
     )
     write("miss_modes", "Miss modes", how, markdown(header, rows))
