@@ -104,7 +104,7 @@ def test_kept_groups(cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     name = "model.layers.0.block_sparse_moe.experts.1.w2.weight_packed"
     assert torch.equal(first[name], kept[name])
     outcome = cli("quantize", tiny, tmp_path / "none", "--keep")
-    assert (outcome.code, "nothing to --keep" in outcome.err) == (2, True)
+    assert (outcome.code, "--keep has nothing to copy" in outcome.err) == (2, True)
 
 
 def test_a_table_that_is_none(cli: RunCli, tiny: Path, tmp_path: Path) -> None:

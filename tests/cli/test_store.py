@@ -178,7 +178,7 @@ def test_a_name_that_is_taken(cli: RunCli, hub: FakeHub, tiny: Path) -> None:
     assert cli("pull", tiny, "tiny-mixtral", "--yes").code == 0
     outcome = cli("pull", NAME, "--yes")
     assert outcome.code == 2
-    assert f"taken: it is made from tiny, not from {NAME}" in outcome.err
+    assert f"taken by a model quantized from tiny, not from {NAME}" in outcome.err
     (paths.store() / "foreign").mkdir()
     (paths.store() / "foreign" / "notes.txt").write_text("mine")
     outcome = cli("pull", NAME, "foreign", "--yes")

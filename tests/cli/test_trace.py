@@ -151,7 +151,7 @@ def test_a_base_model_completes(cli: RunCli, quantized: Path, prompts: Path, tmp
         (b'{"prompt": "a", "name": 1}', "name is 1; it must be a string"),
         (b'{"messages": []}', "messages must be a list"),
         (b'{"messages": [{"role": "judge", "content": "a"}]}', "line 1: message role is 'judge'"),
-        (b'{"messages": [{"role": "user"}]}', "line 1: a message lacks"),
+        (b'{"messages": [{"role": "user"}]}', "line 1: message content is missing"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "user"),
         (b'{"prompt": "' + b"word " * 400 + b'"}', "The context holds 256|the context holds 256"),
     ],

@@ -112,7 +112,7 @@ def test_a_w4_folder_is_compressed_tensors_with_targets_that_every_engine_matche
         ({"format": "w4", "mix": "experts=nl4"}, "has only w4 and w8"),
         ({"format": "w4", "mix": "lm_head=w8"}, "lm_head must stay bf16 in a w4 folder"),
         ({"format": "w8", "mix": "k=w4:32"}, "q, k and v must have the same scheme"),
-        ({"mix": "attention=bf16,experts=bf16,lm_head=bf16"}, "would quantize nothing of this model"),
+        ({"mix": "attention=bf16,experts=bf16,lm_head=bf16"}, "cannot quantize any layer of this model"),
     ],
 )
 def test_mixes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -208,14 +208,14 @@ def test_experts_of_a_layer_in_different_schemes_are_noted() -> None:
             r"matches no linear layer.*Did you mean 'model.layers.0.self_attn",
         ),
         ({"q_proj": "w8"}, "matches no linear layer of this model"),
-        ({r".*\.gate": "w8"}, "gate, which is never quantized: it has few bytes"),
+        ({r".*\.gate": "w8"}, "gate, which is never quantized: it is small"),
         ({r"model\.layers\.1\..*": "nl4"}, "model.layers.1.input_layernorm, which is never quantized"),
         ({r".*embed_tokens": "bf16"}, "it is looked up"),
         ({r".*embed_tokens|lm_head": "w8"}, "it is looked up"),
         ({r"(.*\.w1)+": "w8"}, "is too complex"),
         ({r"model\.(": "w8"}, "is not a pattern"),
         ({rf"model\.layers\.{i}\.self_attn\..*": "w8" for i in range(29)}, "has 29 patterns; besides those of the mix"),
-        ({".*_proj|.*w[123]|lm_head": "bf16"}, "would quantize nothing of this model"),
+        ({".*_proj|.*w[123]|lm_head": "bf16"}, "cannot quantize any layer of this model"),
     ],
 )
 def test_recipes_that_make_no_sense(recipe: dict[str, str], message: str) -> None:

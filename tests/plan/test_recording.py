@@ -117,7 +117,7 @@ def test_the_first_version_is_refused(tmp_path: Path) -> None:
     """It was JSON lines."""
     path = tmp_path / "old.jsonl"
     path.write_text('{"format":"mixq-trace","version":1,"layers":1,"experts":2,"active":1}\n[[0]]\n')
-    with pytest.raises(ModelFileError, match="not an array file of mixq"):
+    with pytest.raises(ModelFileError, match="not a recording of mixq"):
         Recording.read(path)
 
 

@@ -321,7 +321,7 @@ def test_what_cannot_be_calibrated(source: Path, tmp_path: Path, monkeypatch: py
         quantize(source, tmp_path / "out", calibrate=TEXT)
     assert "--calibrate-tokens" in str(error.value.hint)
     (source / "tokenizer.model").unlink()
-    with pytest.raises(UsageError, match=r"needs the source's tokenizer\.model"):
+    with pytest.raises(UsageError, match=r"needs a tokenizer, but the source has no tokenizer\.model"):
         Job(source, tmp_path / "out", calibrate=TEXT)
     assert not (tmp_path / "out").exists()
 

@@ -191,7 +191,7 @@ def test_scale_beyond_float16_is_refused_by_name(tmp_path: Path) -> None:
         )
 
     source.packed = packed
-    with pytest.raises(ModelFileError, match=r"layers.0.self_attn.q_proj.weight: a scale is beyond float16"):
+    with pytest.raises(ModelFileError, match=r"layers.0.self_attn.q_proj.weight: a scale is too large for float16"):
         GgufExport(source, tmp_path / "out" / "model.gguf").run()
     assert list((tmp_path / "out").iterdir()) == []
 

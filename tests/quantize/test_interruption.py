@@ -271,7 +271,7 @@ def test_a_side_file_that_the_source_lost_is_refused(source: Path, tmp_path: Pat
     quantize(source, tmp_path / "out")
     before = contents(tmp_path / "out")
     (source / "tokenizer.model").unlink()
-    with pytest.raises(UsageError, match=r"was finished with tokenizer\.model, which the source no longer has"):
+    with pytest.raises(UsageError, match=r"contains tokenizer\.model, which is no longer in the source"):
         quantize(source, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 

@@ -173,7 +173,7 @@ def test_added_tokens_that_only_the_config_names(files: dict[str, Json]) -> None
     tokenizer = opened(data, config)
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.begin_ids) == (32001, 32000, (1,))
     assert opened(data, TokenizerConfig({}, "<s>", "</s>", add_bos=False)).begin_ids == ()
-    with pytest.raises(ModelFileError, match="not the next free"):
+    with pytest.raises(ModelFileError, match="leaves a gap in the ids"):
         opened(data, TokenizerConfig({32005: AddedToken("<|im_end|>", True)}))
 
 

@@ -60,7 +60,7 @@ def test_symmetric_linears_are_kept_without_loss(group_size: int, tmp_path: Path
 
 def test_asymmetric_linears_cannot_be_kept(tmp_path: Path) -> None:
     write_awq(tmp_path / "awq")
-    with pytest.raises(UsageError, match="nothing to --keep"):
+    with pytest.raises(UsageError, match="--keep has nothing to copy"):
         quantize(tmp_path / "awq", tmp_path / "out", keep=True)
 
 

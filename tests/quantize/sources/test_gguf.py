@@ -190,7 +190,7 @@ def test_kept_extremes(tmp_path: Path) -> None:
 
 def test_what_no_scheme_holds_is_not_kept(checkpoint: tuple[Weights, dict[str, Any]], tmp_path: Path) -> None:
     write_gguf(tmp_path / "k.gguf", *checkpoint, types="Q4_K")
-    with pytest.raises(UsageError, match="nothing to --keep"):
+    with pytest.raises(UsageError, match="--keep has nothing to copy"):
         quantize(tmp_path / "k.gguf", tmp_path / "out", keep=True)
     with pytest.raises(KeyError):
         GgufSource(tmp_path / "k.gguf").packed("lm_head")

@@ -112,7 +112,7 @@ def test_what_is_kept_is_the_same_to_the_last_bit(options: dict[str, Any], schem
 @pytest.mark.parametrize("options", [{"act_order": True}, {"sym": False}, {"group_size": 16}, {"bits": 2}])
 def test_what_no_scheme_holds_is_not_kept(options: dict[str, Any], tmp_path: Path) -> None:
     write_gptq(tmp_path / "gptq", **options)
-    with pytest.raises(UsageError, match="nothing to --keep"):
+    with pytest.raises(UsageError, match="--keep has nothing to copy"):
         quantize(tmp_path / "gptq", tmp_path / "out", keep=True)
 
 

@@ -104,7 +104,7 @@ def test_kept_linears_are_the_very_bytes(format: str, source: Path, tmp_path: Pa
 
 
 def test_nothing_to_keep(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to --keep"):
+    with pytest.raises(UsageError, match="--keep has nothing to copy"):
         quantize(source, tmp_path / "out", keep=True)
     assert not (tmp_path / "out").exists()
 

@@ -101,7 +101,7 @@ def test_a_program_is_refused_and_never_runs(place: str, reference: dict[str, Te
 def test_a_bare_pickle_is_refused_and_never_runs(reference: dict[str, Tensor], tmp_path: Path) -> None:
     write_bin(tmp_path / "bin", reference, tmp_path / "reference")
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(pickle.dumps(Program(tmp_path / "canary")))
-    refused(tmp_path / "bin", "is truncated, or not a file of torch")
+    refused(tmp_path / "bin", "is truncated, or not a PyTorch file")
     assert not (tmp_path / "canary").exists()
 
 
@@ -118,12 +118,12 @@ def test_files_that_are_not_of_torch(reference: dict[str, Tensor], tmp_path: Pat
     write_bin(tmp_path / "bin", reference, tmp_path / "reference")
     path = tmp_path / "bin" / "pytorch_model.bin"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
-    refused(tmp_path / "bin", "is truncated, or not a file of torch")
+    refused(tmp_path / "bin", "is truncated, or not a PyTorch file")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "a zip file of something else")
     refused(tmp_path / "bin", "is damaged")
     torch.save(reference, path, _use_new_zipfile_serialization=False)
-    refused(tmp_path / "bin", "not a file of torch")
+    refused(tmp_path / "bin", "not a PyTorch file")
 
 
 @pytest.mark.parametrize(
