@@ -121,7 +121,7 @@ class Chat:
         else:
             terminal.say("A base model: it continues your text instead of answering it.", "bold")
             terminal.note(f"{harmless(template.why)}; --template NAME sets a chat template")
-        terminal.note("/help for commands · Alt-Enter for a new line · Ctrl-C stops a reply · Ctrl-D quits")
+        terminal.note("/help: commands · Alt-Enter: new line · Ctrl-C: stop the reply · Ctrl-D: quit")
         terminal.say()
 
     def _follow(self, meant: Order | str | None) -> None:

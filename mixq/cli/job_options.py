@@ -61,8 +61,7 @@ class JobFlags:
         options.option(
             "--mix",
             "Format of each part, as NAME=FORMAT[:GROUP], such as experts=nl4:32,o=w8,lm_head=bf16; or all-nl4. "
-            "Names: experts, attention, q, k, v, o, "
-            "lm_head, embedding.",
+            "Names: experts, attention, q, k, v, o, lm_head.",
             "MIX",
         ),
     ] = None

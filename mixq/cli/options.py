@@ -132,7 +132,10 @@ class SamplingFlags:
             "--temperature", "Randomness; 0 always takes the most likely token.  [default: the model's, else 0.7]", "X"
         ),
     ] = None
-    top_k: Annotated[int | None, flag("--top-k", "Sample from the K most likely tokens; 0 for all.", "K")] = None
+    top_k: Annotated[
+        int | None,
+        flag("--top-k", "Sample from the K most likely tokens; 0 for all.  [default: the model's, else 0]", "K"),
+    ] = None
     top_p: Annotated[
         float | None,
         flag(
@@ -143,11 +146,18 @@ class SamplingFlags:
         ),
     ] = None
     min_p: Annotated[
-        float | None, flag("--min-p", "Drop tokens less likely than P times the most likely one.", "P")
+        float | None,
+        flag(
+            "--min-p", "Drop tokens less likely than P times the most likely one.  [default: the model's, else 0]", "P"
+        ),
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        flag("--repetition-penalty", "Values above 1 make tokens less likely that have occurred already.", "X"),
+        flag(
+            "--repetition-penalty",
+            "Values above 1 make tokens less likely that have occurred already.  [default: the model's, else 1]",
+            "X",
+        ),
     ] = None
     max_tokens: Annotated[int | None, flag("--max-tokens", "End the reply after N tokens.", "N")] = None
     stop: Annotated[list[str] | None, option("--stop", "Text that ends the reply; can be repeated.", "TEXT")] = None

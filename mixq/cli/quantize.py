@@ -163,7 +163,8 @@ def say_how_it_went(result: Result) -> None:
     for row in result.errors.badly_served:
         ratio = f"{row.ratio:.1f}" if row.ratio is not None else "?"
         output.warn(
-            f"{printable(row.linear)} has outliers: its error in {row.scheme} is {ratio} times that of normal weights."
+            f"{printable(row.linear)} has outliers: its error in {row.scheme} is {ratio} times that of Gaussian "
+            "weights."
         )
     if result.already_done:
         output.note("The folder is already complete; nothing was written.")

@@ -29,7 +29,7 @@ def test_what_is_said_first() -> None:
     assert first[0].startswith("echo · 1.0 kB on the CPU (1 thread)")
     assert first[0].endswith("context 64")
     assert first[1] == "template mistral-v1: it says\\x1b[31m so"
-    assert first[2].startswith("/help for commands")
+    assert first[2].startswith("/help: commands")
 
 
 def test_system_text_stands_first_and_survives_clear() -> None:
@@ -101,7 +101,7 @@ def test_commands_are_not_said_to_the_model() -> None:
 def test_ctrl_c_at_the_prompt_leaves_at_the_second() -> None:
     over = talk(Interrupted, "one", Interrupted, Interrupted, "never said")
     assert over.said == [["one"]]
-    assert over.terminal.talk.count("Ctrl-C again leaves") == 2
+    assert over.terminal.talk.count("Press Ctrl-C again") == 2
 
 
 def test_what_the_model_says_besides_comes_after_the_reply_and_harmless() -> None:

@@ -64,7 +64,7 @@ def test_a_conversation(chat: Open) -> None:
     first = window.screen().splitlines()
     assert re.fullmatch(r"mixtral-demo · 10\.5 MB on the CPU \(1 thread\) · RAM [\d.]+ MB · context 2048", first[0])
     assert first[1].startswith("template mistral-v1: ")
-    assert first[2] == "/help for commands · Alt-Enter for a new line · Ctrl-C stops a reply · Ctrl-D quits"
+    assert first[2] == "/help: commands · Alt-Enter: new line · Ctrl-C: stop the reply · Ctrl-D: quit"
     assert first[4] == ">"
     assert re.fullmatch(r"RAM [\d.]+ MB of [\d.]+ MB planned · context 0/2048 · /help", first[-1])
     window.say(EXPRESSION)
@@ -144,7 +144,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_it(chat: Open) -> None:
     window.press("C-c")
     window.wait_for("^> ?$")
     window.press("C-c")
-    window.wait_for("Ctrl-C again leaves")
+    window.wait_for("Press Ctrl-C again")
     window.press("C-c")
     assert window.exit_code() == 0
     assert not history_file().exists()

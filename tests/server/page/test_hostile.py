@@ -132,8 +132,8 @@ def test_as_words_of_the_server(page: Page, fake: FakeServer) -> None:
     ("text", "why"),
     [
         ("<script>", "not JSON"),
-        ("[]", "does not have conversations of this page"),
-        ('{"format": "mixq-conversations", "version": 2, "conversations": []}', "version is not 1"),
+        ("[]", "not an export of conversations from this page"),
+        ('{"format": "mixq-conversations", "version": 2, "conversations": []}', "written by a newer mixq"),
         ('{"format": "mixq-conversations", "version": 1, "conversations": [null]}', "Conversation 1"),
         (
             '{"format": "mixq-conversations", "version": 1, "conversations": [{"messages": [{"role": "system"}]}]}',

@@ -98,7 +98,7 @@ def test_a_split_that_does_not_fit_brings_the_former_back(page: Page, fake: Fake
     choose_memory(page)
     expect(page.locator("#banner")).to_have_text("Loading the model…")
     fake.status |= {"loading": False, "notes": ["8.1 GB do not fit."]}
-    expect(page.locator("#vram-note")).to_have_text("Loaded with 8.0 GB as before. 8.1 GB do not fit.")
+    expect(page.locator("#vram-note")).to_have_text("Still using 8.0 GB. 8.1 GB do not fit.")
     expect(page.get_by_role("slider", name="GPU memory")).to_have_value("8000000000")
 
 
