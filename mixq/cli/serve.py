@@ -90,7 +90,10 @@ def serve(
             hint="Set MIXQ_API_KEY, or use --api-key-file FILE.",
         )
     if "*" in origins and key is None:
-        raise UsageError("--cors-origin '*' allows every web page, so the server needs an API key.")
+        raise UsageError(
+            "--cors-origin '*' allows every web page, so the server needs an API key.",
+            hint="Set MIXQ_API_KEY, or use --api-key-file FILE.",
+        )
     from mixq.cli.loading import load_model
     from mixq.server import run
     from mixq.server.app import create_app

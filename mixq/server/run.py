@@ -39,7 +39,9 @@ def bind(host: str, port: int) -> socket.socket:
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise UsageError(f"{printable(host)} is not an address of this computer: {error.strerror}.") from error
+        raise UsageError(
+            f"{printable(host)} is not an address: {error.strerror}.", hint="The default is 127.0.0.1."
+        ) from error
     bound = socket.socket(family, kind, protocol)
     try:
         if os.name != "nt":  # on Windows it would let two programs share the port
@@ -50,7 +52,10 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(f"Port {port} is in use.", hint="Choose another port: mixq serve --port N.") from error
         if error.errno in (errno.EACCES, errno.EADDRNOTAVAIL):
-            raise UsageError(f"{printable(host)} port {port} cannot be used: {error.strerror}.") from error
+            hint = "Ports below 1024 need root. Choose another port: mixq serve --port N."
+            if error.errno == errno.EADDRNOTAVAIL:
+                hint = "Use an address of this computer, such as 127.0.0.1."
+            raise UsageError(f"{printable(host)} port {port} cannot be used: {error.strerror}.", hint=hint) from error
         raise StorageError(f"{printable(host)} port {port}: {error.strerror}.") from error
     return bound
 

@@ -104,8 +104,8 @@ class _Fields:
         rotated = self.whole("rope.dimension_count", keys)
         if not keys == values == rotated:
             raise ModelFileError(
-                f"heads have {keys} keys and {values} values, of which {rotated} are rotated; mixq computes only "
-                "models where these are the same."
+                f"a head has keys of size {keys}, values of size {values}, and rotary embedding on {rotated}; mixq "
+                "computes only models where the three are equal."
             )
         return keys
 

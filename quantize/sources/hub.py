@@ -57,7 +57,7 @@ class Hub(Place):
         self.name = repository
         self.revision = str(info.sha)
         if not re.fullmatch(r"[0-9a-f]{40,64}", self.revision):
-            raise ModelFileError(f"the hub calls the commit of {repository} {printable(self.revision, 80)!r}.")
+            raise ModelFileError(f"the hub names no commit for {repository}, but {printable(self.revision, 80)!r}.")
         self._remote: dict[str, RemoteFile] = {}
         self._sums: dict[str, str] = {}
         for entry in info.siblings or ():

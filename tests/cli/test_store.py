@@ -161,7 +161,7 @@ def test_the_same_command_goes_on_with_the_commit_that_it_began(
 def test_other_settings_are_refused(cli: RunCli, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(cli, hub, monkeypatch, NAME)
     outcome = cli("pull", NAME, "tiny-mixtral", "--group", "64")
-    assert (outcome.code, "started with another setting" in outcome.err) == (2, True)
+    assert (outcome.code, "started with the setting" in outcome.err) == (2, True)
 
 
 def test_a_job_on_a_local_checkpoint_needs_its_source(

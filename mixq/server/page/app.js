@@ -180,5 +180,8 @@ document.addEventListener("visibilitychange", () => { if (!document.hidden) upda
 
 await updateStatus();
 await conversations.load();
-if (!store.kept) tell("This browser does not allow saving (a private window?). Export the conversations that you want to keep.");
+if (!store.kept) {
+  document.querySelector(".kept").hidden = true;
+  tell("This browser does not allow saving (a private window?). Export the conversations that you want to keep.");
+}
 document.documentElement.dataset.ready = "true";

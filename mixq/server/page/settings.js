@@ -165,7 +165,7 @@ export function showFacts(status) {
   const facts = [
     ["Name", status.model],
     ["Device", status.device],
-    ["Format", status.is_chat ? status.template : "base model, continues text"],
+    ["Chat template", status.is_chat ? status.template : "base model, continues text"],
     ["Shape", status.experts ? `${status.layers} layers, ${status.experts_per_token} of ${status.experts} experts` : `${status.layers} layers, dense`],
     ["Context", `${status.context.toLocaleString("en")} tokens`],
     ["Memory", memory(status)],

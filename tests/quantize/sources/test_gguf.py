@@ -408,7 +408,7 @@ def test_a_vocabulary_that_contradicts_itself(metadata: dict[str, Any], match: s
         ({"llama.block_count": 3}, r"tensor 'blk\.2\.attn_norm\.weight' is missing"),
         ({"llama.block_count": 1}, r"tensor 'blk\.1\..*' is not part of the model"),
         ({"llama.block_count": 2**31}, "num_hidden_layers is 2147483648"),
-        ({"llama.embedding_length": 128}, "heads have 32 keys and 32 values, of which 64 are rotated"),
+        ({"llama.embedding_length": 128}, "keys of size 32, values of size 32, and rotary embedding on 64"),
         ({"llama.feed_forward_length": 128}, r"'blk\.0\.ffn_gate_exps\.weight' has shape \[4, 256, 256\]"),
         ({"llama.embedding_length": "x"}, "embedding_length is 'x'; it must be a whole number"),
         ({"llama.attention.head_count": [4, 4]}, "head_count is .*; it must be a whole number"),
