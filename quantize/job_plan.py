@@ -167,7 +167,10 @@ class JobPlan:
                 hint="Copy it into the source's folder, or omit --calibrate.",
             )
         if not any(item.scheme and item.scheme.name != "nf4" for item in all_items(self.shards)):
-            raise UsageError(f"--calibrate has no effect: {self.mix.format} has no scale search.")
+            raise UsageError(
+                f"--calibrate has no effect on {self.mix.format}.",
+                hint="Omit --calibrate, or use --format nl4, w4 or w8.",
+            )
         windows, vocabulary = text.windows(tokenizer), self.source.config.vocab_size
         largest = max(int(window.max()) for window in windows)
         if largest >= vocabulary:

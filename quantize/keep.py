@@ -31,10 +31,10 @@ def kept_kinds(source: Source) -> tuple[dict[str, Scheme], tuple[str, ...]]:
     mixed = [kind for kind, schemes in found.items() if len(schemes) > 1]
     if not kept:
         raise UsageError(
-            "--keep has nothing to copy: no kind of linear layer has 4-bit or 8-bit groups in all layers of the "
-            "source.",
-            hint="GGUF's Q4_0 and Q8_0, symmetric GPTQ without act-order, and int4 or int8 compressed-tensors can "
-            "be kept.",
+            "--keep has nothing to copy: no matrix, such as q or w1, has the same 4-bit or 8-bit format in all "
+            "layers of the source.",
+            hint="GGUF's Q4_0 and Q8_0, symmetric GPTQ (without act-order) and AWQ, and int4 or int8 "
+            "compressed-tensors can be kept.",
         )
     if not mixed:
         return kept, ()

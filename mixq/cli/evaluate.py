@@ -33,7 +33,8 @@ def ppl(
 ) -> None:
     """Measure perplexity on a text; with --reference, also mean KL divergence and top-1 agreement.
 
-    The text is cut into windows that do not overlap; each starts with the BOS token. Every token counts once.
+    The text is cut into windows that do not overlap, with a BOS token before each. Each token of the text is scored
+    once.
     """
     from mixq.cli.loading import load_model
     from mixq.measure.perplexity import perplexity

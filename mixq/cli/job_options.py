@@ -26,8 +26,8 @@ SourceArgument = Annotated[
     typer.Argument(
         metavar="SRC",
         help="A folder (Hugging Face's or Mistral's format, GPTQ, AWQ, bitsandbytes, compressed-tensors), a GGUF "
-        "file, a name in the "
-        "model store, or a repository on the Hugging Face Hub (owner/name), which is read without storing it.",
+        "file, a name in the model store, or a repository on the Hugging Face Hub (owner/name); only the quantized "
+        "model is stored.",
         autocompletion=options.complete_model,
     ),
 ]
@@ -54,14 +54,19 @@ class JobFlags:
         ),
     ] = "nl4"
     group: Annotated[
-        int | None, options.option("--group", "Weights that share a scale.  [default: depends on the format]", "N")
+        int | None,
+        options.option(
+            "--group",
+            "Number of neighbouring weights that share a scale, such as 32.  [default: depends on the format]",
+            "N",
+        ),
     ] = None
     mix: Annotated[
         str | None,
         options.option(
             "--mix",
-            "Format of each part, as NAME=FORMAT[:GROUP], such as experts=nl4:32,o=w8,lm_head=bf16; or all-nl4. "
-            "Names: experts, attention, q, k, v, o, lm_head.",
+            "Format of each part, as NAME=FORMAT[:GROUP], such as experts=nl4:32,o=w8,lm_head=bf16; or all-nl4: "
+            "nl4 for every part. Names: experts, attention, q, k, v, o, lm_head.",
             "MIX",
         ),
     ] = None
@@ -77,8 +82,8 @@ class JobFlags:
         str | None,
         options.option(
             "--calibrate",
-            "Run the model on a text file, or on the text that comes with mixq, and weight the error of each "
-            "input channel by its activations.",
+            "First run the model on a text file (default: the text that comes with mixq), then keep the error "
+            "small for the inputs with large activations.",
             "TEXT|default",
         ),
     ] = None
@@ -87,7 +92,11 @@ class JobFlags:
     ] = CALIBRATE_TOKENS
     table: Annotated[
         str,
-        options.option("--table", "nl4's 16 code values; fit: fit them to the weights of this model.", "default|fit"),
+        options.option(
+            "--table",
+            "The 16 values of nl4's codes. default: built in; fit: chosen for the weights of this model.",
+            "default|fit",
+        ),
     ] = "default"
     keep: Annotated[
         bool, options.option("--keep", "Copy int4 and int8 groups of SRC unchanged: Q4_0, Q8_0, GPTQ, ...")

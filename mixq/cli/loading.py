@@ -86,7 +86,10 @@ def _make(source: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if not (folder / "mixq.json").is_file():
-        raise StorageError(f"{printable(folder)} could not be written.", hint="Remove it if it exists, and try again.")
+        raise StorageError(
+            f"The demo model could not be stored in {printable(folder)}.",
+            hint="If the folder exists, it is incomplete: delete it, and run the command again.",
+        )
 
 
 def _remove_stale(folder: Path) -> None:

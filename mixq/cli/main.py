@@ -46,9 +46,8 @@ _CommandLineError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     name="mixq",
     help="Run Mixtral 8x7B on the computer you have: quantize it, chat with it.",
-    epilog="Flags of models and sampling can also be set as environment variables MIXQ_<FLAG>, or as keys of "
-    "config.toml in "
-    "the config folder or $MIXQ_HOME.",
+    epilog="Flags such as --context and --temperature can also be set as environment variables (MIXQ_CONTEXT) or "
+    "as keys of config.toml, in $MIXQ_HOME or else in the user's config folder (on Linux ~/.config/mixq).",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

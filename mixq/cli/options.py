@@ -100,7 +100,13 @@ def runtime_options(
         ),
     ] = DEFAULTS.miss,
     cache_policy: Annotated[
-        str, flag("--cache-policy", "Which expert to evict from GPU memory.", "|".join(CACHE_POLICIES))
+        str,
+        flag(
+            "--cache-policy",
+            "Which expert to evict from GPU memory. lru: least recently used; lfu: least often used; static: none; "
+            "random.",
+            "|".join(CACHE_POLICIES),
+        ),
     ] = DEFAULTS.cache_policy,
     quota: Annotated[
         str | None,

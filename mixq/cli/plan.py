@@ -47,11 +47,16 @@ def plan(
     format: Annotated[
         str | None,
         options.option(
-            "--format", "Format to plan for, if the model is not quantized yet.  [default: nl4]", "|".join(FORMATS)
+            "--format",
+            "Format to plan for, if the model is not quantized yet.  [default: nl4 for a preset, bf16 for a folder]",
+            "|".join(FORMATS),
         ),
     ] = None,
     runtime: options.Runtime,
-    disk: Annotated[str | None, options.option("--disk", "Disk space to use.  [default: what is free]", "SIZE")] = None,
+    disk: Annotated[
+        str | None,
+        options.option("--disk", "Disk space to assume for the model folder.  [default: what is free]", "SIZE"),
+    ] = None,
     refresh: Annotated[bool, options.option("--refresh", "Measure this computer again.")] = False,
     json: options.Json = False,
 ) -> None:

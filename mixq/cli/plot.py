@@ -23,7 +23,8 @@ def plot(
         list[Path],
         typer.Argument(
             metavar="FILE|DIR...",
-            help="Recordings (.mqt), lines of mixq bench --save, mixq replay --json, quantized folders.",
+            help="Recordings (.mqt), files of mixq bench --save, saved output of mixq replay --json, quantized "
+            "folders.",
         ),
     ],
     out: Annotated[

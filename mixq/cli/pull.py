@@ -47,7 +47,7 @@ def pull(
     """Quantize a checkpoint, usually from the Hugging Face Hub, into the model store.
 
     Shows sizes and times before anything is written. To resume an interrupted pull, run the same command again, or
-    mixq pull NAME. For gated repositories set HF_TOKEN or run `hf auth login`.
+    mixq pull NAME with its name in the model store. For gated repositories set HF_TOKEN or run `hf auth login`.
     """
     from mixq.quantize.sources.open import find_source
 
@@ -104,9 +104,10 @@ def _errand(source: str, name: str | None, revision: str | None, flags: JobFlags
 def _go_on(entry: Entry, flags: JobFlags) -> Errand:
     """Return the job that finishes an entry, with the settings of its job.json unless flags were used."""
     if not entry.from_hub:
-        made_from = f"from {printable(entry.source['name'])}" if "name" in entry.source else "but not from the hub"
+        made_from = f" from {printable(entry.source['name'])}" if "name" in entry.source else ""
         raise UsageError(
-            f"{printable(entry.name)} is an unfinished job {made_from}; the path of its source is not recorded.",
+            f"{printable(entry.name)} is an unfinished job{made_from}, which is not on the hub; the source's path "
+            "is not recorded.",
             hint=f"Name the source: mixq pull SRC {printable(entry.name)}",
         )
     if flags == JobFlags():
@@ -129,7 +130,7 @@ def default_name(source: str, format: str) -> str:
 def _refuse_another_source(entry: Entry, source: Source) -> None:
     """Refuse a name that another model has, with a better message than `Job`'s."""
     name = printable(entry.name)
-    free = f"Choose another name, mixq pull SRC NAME, or remove this one: mixq rm {name}"
+    free = f"Choose another name (mixq pull SRC NAME), or remove the model that has it (mixq rm {name})."
     if entry.state == "damaged":
         raise UsageError(f"The name {name} is taken by a damaged folder: {entry.problem}.", hint=free)
     if not entry.made_by_mixq:

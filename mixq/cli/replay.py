@@ -35,7 +35,7 @@ def replay(
         options.option(
             "--vram",
             f"GPU memory: 8GB; a list; 4..24GB, which tries {POINTS} sizes; or 4..24GB:2GB, with a step.  "
-            "[default: sizes from no slots to slots for all experts]",
+            "[default: several sizes, from no expert to all experts in GPU memory]",
             "SIZE,...",
         ),
     ] = None,
@@ -46,7 +46,10 @@ def replay(
     quota: Annotated[
         str,
         options.option(
-            "--quota", "How to divide the expert slots among the layers; comma-separated.", "|".join(QUOTAS)
+            "--quota",
+            "How to divide the experts in GPU memory among the layers; comma-separated. even: equally; fitted: by "
+            "the hits in the recording.",
+            "|".join(QUOTAS),
         ),
     ] = ",".join(QUOTAS),
     miss: Annotated[
@@ -80,15 +83,18 @@ def replay(
     save_quota: Annotated[
         Path | None,
         options.option(
-            "--save-quota", "Write the slots per layer of the fastest combination to a file, for --quota.", "FILE"
+            "--save-quota",
+            "Write the number of experts per layer in GPU memory of the fastest combination to a file, for --quota "
+            "of mixq run, chat and serve.",
+            "FILE",
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Simulate a recording with other budgets, policies and quotas: hits, tokens per second, gap to the optimal policy.
+    """Simulate a recording with other memory sizes and policies: hits, tokens per second, gap to the optimal policy.
 
-    Hits are counted over the whole recording, with the cache's code. Tokens per second are simulated over an excerpt,
-    with the scheduler's code. Example: mixq replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
+    Hits are counted over the whole recording; tokens per second are simulated over an excerpt of it. Example: mixq
+    replay run.mqt --vram 4..24GB --hardware rtx-3060-12gb
     """
     policies = _names(policy, "--policy", POLICIES, CACHE_POLICIES)
     quotas = _names(quota, "--quota", QUOTAS)
@@ -98,7 +104,7 @@ def replay(
     if excerpt is not None:
         options.whole_number("--excerpt", excerpt, 1, MOST_EXCERPT)
     if save_quota is not None and (budgets is None or len(budgets) != 1):
-        raise UsageError("--save-quota needs a single budget.", hint="Use one budget, such as --vram 8GB.")
+        raise UsageError("--save-quota needs a single size of GPU memory.", hint="Use one size, such as --vram 8GB.")
     from mixq.plan.recording import Recording
     from mixq.plan.sweep import default_budgets, sweep
 
@@ -155,7 +161,7 @@ def parse_budgets(text: str) -> list[int]:
         if not 0 < stride <= last - first or (last - first) // stride >= MOST_POINTS:
             raise UsageError(
                 f"--vram: the step {printable(step)} does not fit the range {printable(item)}.",
-                hint=f"A range has at most {MOST_POINTS} budgets, such as 4..24GB:4GB.",
+                hint=f"A range has at most {MOST_POINTS} sizes, such as 4..24GB:4GB.",
             )
         found |= set(range(first, last + 1, stride))
     if not found or min(found) < 1 or len(found) > MOST_POINTS:

@@ -48,7 +48,9 @@ def serve(
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        options.option("--allowed-host", "Another host name of this server; can be repeated.", "NAME"),
+        options.option(
+            "--allowed-host", "Also accept requests to this host name, such as a proxy's; can be repeated.", "NAME"
+        ),
     ] = None,
     alias: Annotated[
         list[str] | None,

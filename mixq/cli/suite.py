@@ -35,7 +35,7 @@ def suite(
         list[str] | None,
         options.option(
             "--language",
-            "Ask only in this language; can be repeated. The test snake is only in English.",
+            'Ask only in this language; can be repeated. The test "snake" is in English only.',
             "en|fr|de|es|it",
         ),
     ] = None,
@@ -70,7 +70,7 @@ def suite(
         tuple(options.one_of("--language", name, list(LANGUAGES)) for name in languages or LANGUAGES),
     )
     if not asked:
-        raise UsageError("No question is left: the test snake is in English only. Use --language en.")
+        raise UsageError('No question is left: the test "snake" is in English only.', hint="Add --language en.")
     from mixq.cli.loading import load_model
 
     loaded = load_model(model, runtime)

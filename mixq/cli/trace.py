@@ -45,14 +45,14 @@ def trace(
     json: options.Json = False,
     runtime: options.Runtime,
 ) -> None:
-    """Run prompts and record the routers: chosen experts, weights, predictions for the next layers, times.
+    """Run prompts and record the routers' choices: experts, router weights, predictions for the next layers, times.
 
     mixq replay, mixq plot and numpy (np.load) read the file. Ctrl-C ends the run and keeps what was recorded.
     Example: mixq trace --prompts prompts.txt -o run.mqt
     """
     if max_tokens < 1:
         raise UsageError(
-            f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="A recording without replies is not useful."
+            f"--max-tokens is {max_tokens}; it must be 1 or more.", hint="Omit it, or use a value such as 64."
         )
     _check_place(path)
     wanted = _read(prompts)

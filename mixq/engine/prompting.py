@@ -65,7 +65,8 @@ class Prompting:
         """
         if not self.has_text:
             raise PromptError(
-                f"{printable(self._folder.path)} has no tokenizer.model or tokenizer.json: it takes ids, not text.",
+                f"{printable(self._folder.path)} has no tokenizer.model or tokenizer.json, so it accepts token ids, "
+                "not text.",
                 hint="Copy tokenizer.model from the original checkpoint into the folder.",
             )
         return open_tokenizer(self._folder.path, self._tokenizer_config)

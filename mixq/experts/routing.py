@@ -135,8 +135,8 @@ def parse_routing(
         trace = read_trace(Path(rest.strip()))
         if (trace.layers, trace.experts, trace.active) != (layers, experts, active):
             raise UsageError(
-                f"{printable(rest)} has {trace.layers} layers of {trace.experts} experts, {trace.active} used; "
-                f"the model has {layers} of {experts}, {active} used."
+                f"{printable(rest)} has {trace.layers} layers of {trace.experts} experts and uses {trace.active} per "
+                f"token; the model has {layers} layers of {experts} and uses {active}."
             )
         return _Recorded(trace)
     raise UsageError(

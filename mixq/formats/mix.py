@@ -177,7 +177,8 @@ def _apply(requested: dict[str, Scheme | None], mix: str, format: str, group: in
         name, equals, text = (piece.strip() for piece in item.partition("="))
         if not equals:
             raise UsageError(
-                f"{printable(item)!r} in --mix is not NAME=SCHEME." + did_you_mean(item, [ALL_NL4]),
+                f"{printable(item)!r} in --mix is not NAME=FORMAT or NAME=FORMAT:GROUP."
+                + did_you_mean(item, [ALL_NL4]),
                 hint=f"Write {ALL_NL4}, or pairs such as experts=nl4:32,o=w8,lm_head=bf16.",
             )
         if name in ("router", "gate", "norm"):

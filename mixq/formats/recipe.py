@@ -40,7 +40,7 @@ def resolve_recipe(config: ModelConfig, recipe: Mapping[str, Scheme | None], lim
     """
     if len(recipe) > limit:
         raise UsageError(
-            f"the recipe has {len(recipe)} patterns; besides those of the mix, config.json can have {limit}.",
+            f"the recipe has {len(recipe)} patterns; with this mix at most {limit} are possible.",
             hint="Join patterns with the same scheme: (0|1|31) or [0-7] for several layers, w[13] for several "
             "matrices.",
         )

@@ -65,8 +65,9 @@ class Played:
         facts = recording.facts
         if (facts.experts, facts.active) != (cost.experts, cost.active):
             raise UsageError(
-                f"The recording has {facts.experts} experts a layer, {facts.active} of them used; {name} has "
-                f"{cost.experts} and {cost.active}."
+                f"The recording has {facts.experts} experts per layer and uses {facts.active} per token; {name} has "
+                f"{cost.experts} and uses {cost.active}.",
+                hint="Omit --model, or use one with the same numbers.",
             )
         rows = np.flatnonzero(~recording.is_prompt)
         if not len(rows):

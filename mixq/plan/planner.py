@@ -230,7 +230,8 @@ class _Estimates:
             raise UsageError(
                 "The experts do not fit into RAM, and the disk bandwidth of "
                 f"{printable(self.computer.name)} is not known.",
-                hint="Set disk_bandwidth in the hardware file, or plan with more --ram.",
+                hint="Use a larger --ram; or measure the disk with --refresh, or set disk_bandwidth (bytes/s) in "
+                "the hardware file.",
             )
         read = _read_from_disk(
             self._made_up(self.routing), slots, even(fitting, self._layers, config.num_local_experts)

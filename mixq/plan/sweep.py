@@ -231,7 +231,7 @@ def _slots(model: ReplayModel, budgets: Sequence[int], context: int, driver: int
     if not fitting:
         raise DoesNotFitError(
             f"{model.name} needs {format_size(least)} of GPU memory before the first expert, with a context of "
-            f"{context}; the largest budget is {format_size(max(slots))}.",
+            f"{context}; the largest size is {format_size(max(slots))}.",
             hint="Use a larger --vram, or a smaller --context.",
         )
     for vram in slots.keys() - fitting.keys():

@@ -39,7 +39,7 @@ def config_of(metadata: Mapping[str, Any], vocab_size: int, tied: bool, dtype: s
     if found != ARCHITECTURE:
         raise ModelFileError(
             f"the architecture is {printable(repr(found))}; mixq reads {ARCHITECTURE!r}.",
-            hint="GGUF files of Mixtral, Mistral and Llama have this architecture.",
+            hint="Use a GGUF file of Mixtral, Mistral or Llama; they have this architecture: llama.",
         )
     experts = fields.whole("expert_count", 0)
     architecture = "MixtralForCausalLM" if experts else "LlamaForCausalLM"

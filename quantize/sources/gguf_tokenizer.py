@@ -48,7 +48,8 @@ def tokenizer_files(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> t
     for name, token in (("bos", bos), ("eos", eos), ("unknown", unknown)):
         if not isinstance(token, int) or not 0 <= token < len(tokens):
             raise ModelFileError(
-                f"tokenizer.ggml.{name}_token_id is {printable(repr(token))}, of {len(tokens)} tokens."
+                f"tokenizer.ggml.{name}_token_id is {printable(repr(token))}; it must be an id from 0 to "
+                f"{len(tokens) - 1}."
             )
     types[bos] = types[eos] = CONTROL  # otherwise text could spell them
     types[unknown] = UNKNOWN

@@ -68,7 +68,7 @@ def find_source(text: str, *, allow_pickle: bool = False, revision: str | None =
         if revision is not None:
             raise UsageError(
                 f"--revision is for repositories, and {printable(text)} is on this computer.",
-                hint="Omit --revision, or run the command in a folder that does not contain this name.",
+                hint="Omit --revision; to use the repository of that name, run the command from another folder.",
             )
         return open_source(local, allow_pickle=allow_pickle)
     if is_repository(text):
@@ -130,8 +130,8 @@ def _pickled(place: Place, names: list[str], allow_pickle: bool) -> StoredTensor
     if not allow_pickle:
         raise UsageError(
             f"{printable(names[0])} is a pickled file, which can contain programs.",
-            hint="If you trust its origin: --allow-pickle reads it with torch's restricted unpickler, which runs none. "
-            "A safetensors checkpoint needs no trust.",
+            hint="If you trust its origin, use --allow-pickle: torch's restricted unpickler should run no program. "
+            "A safetensors checkpoint is safer.",
         )
     return PickledTensors(place.path, names)
 

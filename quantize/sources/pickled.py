@@ -87,7 +87,10 @@ def _load(path: Path) -> dict[str, Tensor]:
             )
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ModelFileError(f"{shown} was compressed after torch had written it.", hint="Unpack it first.")
+                raise ModelFileError(
+                    f"{shown} was compressed after torch had written it.",
+                    hint="Load it with torch and save it again, or download the original file.",
+                )
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise StorageError(f"{shown} cannot be read: {printable(error)}.") from error

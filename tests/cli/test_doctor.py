@@ -146,7 +146,7 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
         "Other programs took 25% of the processor while measuring",
         "Some GPU is not used: no compiler.",
         "Some GPU could not be measured: it is full.",
-        "16.0 GB are free, of which 5% are kept free",
+        "16.0 GB of RAM are free, and mixq leaves 5% of that unused",
         "The disk reads 500.0 MB/s",
         "RAM is read at 9.0 GB/s",
         "locks at most 1.1 GB of memory",

@@ -152,8 +152,8 @@ def test_the_best_quotas_are_saved_and_run(cli: RunCli, recording: Path, quantiz
 def test_quotas_of_several_budgets_or_another_depth_are_not_saved(cli: RunCli, recording: Path, tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     for arguments, said in (
-        ((), "needs a single budget"),
-        (("--vram", "8GB,12GB"), "needs a single budget"),
+        ((), "needs a single size"),
+        (("--vram", "8GB,12GB"), "needs a single size"),
     ):
         outcome = cli("replay", recording, *HARDWARE, *arguments, "--save-quota", path)
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
@@ -192,7 +192,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
         ((recording, "--model", "mixtral-8x7b"), 2, "8 and 2"),
         ((recording, "--model", "mistral-7b"), 2, "has no experts"),
         ((recording, "--model", tmp_path / "no"), 3, "neither a folder"),
-        ((tmp_path / "three.mqt", "--model", "mixtral-8x7b"), 2, "3 experts a layer"),
+        ((tmp_path / "three.mqt", "--model", "mixtral-8x7b"), 2, "3 experts per layer"),
     ):
         more = () if "--hardware" in arguments else HARDWARE
         outcome = cli("replay", *arguments, *more)

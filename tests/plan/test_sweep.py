@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 def test_another_models_experts_are_refused() -> None:
-    with pytest.raises(UsageError, match="has 8 experts a layer, 2 of them used; wide has 16 and 2"):
+    with pytest.raises(UsageError, match="has 8 experts per layer and uses 2 per token; wide has 16 and uses 2"):
         sweep(recorded(), ReplayModel("wide", dataclasses.replace(COST, experts=16)), MACHINE, [10**12])
 
 

@@ -314,7 +314,7 @@ def test_what_cannot_be_calibrated(source: Path, tmp_path: Path, monkeypatch: py
         CalibrationText.read(str(tmp_path / "bytes"), 10)
     with pytest.raises(UsageError, match="only 1 of the 512 tokens"):
         Job(source, tmp_path / "out", calibrate=CalibrationText("short", "it", 700))
-    with pytest.raises(UsageError, match="has no scale search"):
+    with pytest.raises(UsageError, match="has no effect on nf4"):
         Job(source, tmp_path / "out", format="nf4", calibrate=TEXT)
     monkeypatch.setattr("mixq.quantize.job_plan.available_memory", lambda: 1 << 28)
     with pytest.raises(DoesNotFitError, match=r"takes about .* of memory") as error:

@@ -91,8 +91,8 @@ def _of_memory(computer: Computer) -> Iterator[Problem]:
     on_gpu = 0 if gpu is None else gpu.memory if gpu.free is None else gpu.free
     if free * (1 - RAM_MARGIN) + on_gpu < needed:
         yield Problem(
-            f"Mixtral 8x7B needs {format_size(needed)} of RAM with its context; {format_size(free)} are free, of which "
-            f"{RAM_MARGIN:.0%} are kept free. Some experts will be read from the disk.",
+            f"Mixtral 8x7B needs {format_size(needed)} with its context; {format_size(free)} of RAM are free, and mixq "
+            f"leaves {RAM_MARGIN:.0%} of that unused. Some experts will be read from the disk.",
             "Close other programs, or add RAM. `mixq plan mixtral-8x7b` shows the speed.",
         )
         disk = computer.disk_bandwidth
@@ -116,7 +116,7 @@ def _of_gpu(found: Diagnosis, computer: Computer | None) -> Iterator[Problem]:
         )
     if found.gpu is not None and found.gpu_use is not None:
         yield Problem(
-            f"{found.gpu} is not used: {found.gpu_use}", "Fix this, or use --device cpu to suppress the message."
+            f"{found.gpu} is not used: {found.gpu_use}", "Fix the cause. Until then mixq computes on the CPU."
         )
     if computer is None:
         return

@@ -387,7 +387,7 @@ def test_a_tokenizer_that_sentencepiece_does_not_take_is_left_out(tmp_path: Path
         ({"token_type": [9] * 1536}, r"token_type has values outside of 1\.\.6"),
         ({"tokens": [b"a"] * 1537}, r"tokens has 1537 tokens; the model has 1536"),
         ({"tokens": "abc"}, r"tokens has no tokens"),
-        ({"eos_token_id": 1536}, r"eos_token_id is 1536, of 1536 tokens"),
+        ({"eos_token_id": 1536}, r"eos_token_id is 1536; it must be an id from 0 to 1535"),
         ({"unknown_token_id": "x"}, r"unknown_token_id is 'x'"),
     ],
 )
