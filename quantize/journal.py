@@ -111,7 +111,7 @@ def _refuse_difference(old: Mapping[str, Any], new: Mapping[str, Any], what: str
         if isinstance(before, dict) and isinstance(now, dict):
             _refuse_difference(before, now, f"{what} {key}:", folder)
         raise UsageError(
-            f"{printable(folder)} was started with the {what} {printable(key)} at {printable(before)}; it is now "
+            f"{printable(folder)} was started with the {what} {printable(key)} = {printable(before)}; it is now "
             f"{printable(now)}.",
             hint=f"Use the same settings to resume it. {_OTHER_JOB}",
         )

@@ -189,7 +189,7 @@ def test_what_makes_no_sense(cli: RunCli, recording: Path, tmp_path: Path) -> No
         ((recording, "--hardware", "rtx-3060"), 2, "Did you mean 'rtx-3060-12gb'"),
         ((recording, "--hardware", "cpu-laptop"), 2, "has no GPU, so there is no expert cache"),
         ((recording, "--hardware", tmp_path / "bad.json"), 3, "name is missing; it must be a string"),
-        ((recording, "--model", "mixtral-8x7b"), 2, "8 and 2"),
+        ((recording, "--model", "mixtral-8x7b"), 2, "has 8 and uses 2"),
         ((recording, "--model", "mistral-7b"), 2, "has no experts"),
         ((recording, "--model", tmp_path / "no"), 3, "neither a folder"),
         ((tmp_path / "three.mqt", "--model", "mixtral-8x7b"), 2, "3 experts per layer"),

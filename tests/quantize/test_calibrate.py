@@ -241,7 +241,7 @@ def test_other_kernels_are_another_job(source: Path, tmp_path: Path, monkeypatch
         pytest.skip("no native kernels")
     quantize(source, tmp_path / "out", calibrate=TEXT)
     monkeypatch.setenv("MIXQ_CPU_ISA", "reference")
-    with pytest.raises(UsageError, match="kernels: it was"):
+    with pytest.raises(UsageError, match="kernels = "):
         quantize(source, tmp_path / "out", calibrate=TEXT)
 
 
@@ -328,7 +328,7 @@ def test_what_cannot_be_calibrated(source: Path, tmp_path: Path, monkeypatch: py
 
 def test_another_text_is_another_job(source: Path, tmp_path: Path) -> None:
     quantize(source, tmp_path / "out", calibrate=TEXT)
-    with pytest.raises(UsageError, match="another setting"):
+    with pytest.raises(UsageError, match="with the setting"):
         quantize(source, tmp_path / "out")
     other = CalibrationText("words.txt", TEXT.text + "more", 700)
     with pytest.raises(UsageError, match="sha256"):

@@ -182,9 +182,9 @@ def test_a_shard_damaged_in_between_is_made_again(source: Path, expected: Conten
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"format": "w4"}, "format: it was nl4 and is now w4"),
-        ({"group": 64}, "mix: q: it was nl4:16 and is now nl4:64"),
-        ({"mix": "lm_head=bf16"}, "mix: lm_head: it was w8:128 and is now bf16"),
+        ({"format": "w4"}, "format = nl4; it is now w4"),
+        ({"group": 64}, "mix: q = nl4:16; it is now nl4:64"),
+        ({"mix": "lm_head=bf16"}, "mix: lm_head = w8:128; it is now bf16"),
     ],
 )
 def test_other_settings_are_refused(settings: dict[str, object], named: str, source: Path, tmp_path: Path) -> None:
