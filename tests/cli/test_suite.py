@@ -60,7 +60,7 @@ def test_few_tokens_and_settings_for_chats(cli: RunCli, monkeypatch: pytest.Monk
         (("--only", "arithmetik"), "--only is 'arithmetik'"),
         (("--only", "arithmetik"), "Did you mean 'arithmetic'?"),
         (("--language", "english"), "--language is 'english'"),
-        (("--only", "snake", "--language", "de"), "snake is in English only"),
+        (("--only", "snake", "--language", "de"), '"snake" is in English only'),
         (("--template", "none", "--language", "de"), "is a base model"),
         (("--only", "json", "--temperature", "-1"), "temperature"),
     ],
