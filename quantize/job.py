@@ -274,8 +274,7 @@ def _few_tokens(few: Mapping[str, int], tokens: int) -> str:
     first = min(few, key=lambda expert: (few[expert], expert))
     return (
         f"{len(few)} {'expert' if len(few) == 1 else 'experts'} received few of the calibration text's {tokens:,} "
-        "tokens "
-        f"({first}: {few[first]}); the statistics of their layer's tokens are used too. mixq.json lists them."
+        f"tokens ({first}: {few[first]}); the statistics of their layer's tokens are used too. mixq.json lists them."
     )
 
 

@@ -94,8 +94,7 @@ class Mix:
             if recipe:
                 raise UsageError(
                     f"--recipe cannot be combined with --format {format}: the engines that open such a folder load "
-                    "one scheme "
-                    "for all experts, and one for q, k and v.",
+                    "one scheme for all experts, and one for q, k and v.",
                     hint="Use --format nl4, and set the schemes in the recipe.",
                 )
 
