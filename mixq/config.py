@@ -158,6 +158,9 @@ MISS_MODES = ("auto", "cpu", "fetch")
 CACHE_POLICIES = ("lru", "lfu", "static", "random")
 TEMPLATES = ("mistral-v1", "mistral-v3", "chatml", "alpaca", "vicuna", "llama-2", "none")
 
+PREFILL_CHUNK = 512
+"""Most tokens of a prompt in one forward pass, which bounds activations and attention mask."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:

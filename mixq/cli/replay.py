@@ -192,7 +192,7 @@ def _replay_model(recording: Recording, model: str | None) -> ReplayModel:
             )
         workspace = facts.settings.get("workspace_bytes", 0)
         return ReplayModel(facts.model, facts.cost, workspace if is_integer(workspace, 0, 2**50) else 0)
-    from mixq.engine.answer import PREFILL_CHUNK
+    from mixq.config import PREFILL_CHUNK
     from mixq.experts.memory_plan import workspace_bytes
     from mixq.models.presets import PRESETS
     from mixq.plan.sizes import ModelSizes

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixq.config import PREFILL_CHUNK
 from mixq.engine.events import Done, Event, Failed, FinishReason, PromptProgress, Stats, Token
 from mixq.engine.sampling import Sampler, SamplingParams, top_logprobs
 from mixq.engine.sequences import KeptSequence
@@ -27,9 +28,6 @@ from mixq.model.mixtral import Mixtral
 from mixq.text.grammar import Grammar, GrammarSpec
 from mixq.text.stream import StopMatcher
 from mixq.text.tokenizer import StreamDecoder
-
-PREFILL_CHUNK = 512
-"""Most tokens of a prompt in one forward pass, which bounds activations and attention mask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from mixq.config import ModelConfig, RuntimeOptions, format_size
-from mixq.engine.answer import PREFILL_CHUNK, check_prompt
+from mixq.config import PREFILL_CHUNK, ModelConfig, RuntimeOptions, format_size
+from mixq.engine.answer import check_prompt
 from mixq.engine.events import Done, Event, Log
 from mixq.engine.loading import place
 from mixq.engine.progress import Progress, choose_progress

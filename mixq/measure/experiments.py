@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.engine.answer import PREFILL_CHUNK, check_prompt
+from mixq.config import PREFILL_CHUNK
+from mixq.engine.answer import check_prompt
 from mixq.engine.model import Model
 from mixq.engine.prompting import TextOrIds
 from mixq.errors import Fields, UsageError, printable

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixq.engine.answer import PREFILL_CHUNK, Answer, Pass, Request, Task, step
+from mixq.config import PREFILL_CHUNK
+from mixq.engine.answer import Answer, Pass, Request, Task, step
 from mixq.engine.events import Done, Failed
 from mixq.engine.model import Model
 from mixq.engine.placement import LOOKAHEAD

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixq.config import RuntimeOptions, format_size
+from mixq.config import PREFILL_CHUNK, RuntimeOptions, format_size
 from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.cuda import DRIVER_BYTES
 from mixq.experts.memory_plan import (
@@ -22,9 +22,6 @@ from mixq.experts.memory_plan import (
     workspace_bytes,
 )
 from mixq.plan.sizes import ModelSizes
-
-PROMPT = 512
-"""Tokens of the largest forward pass: prompts run in chunks of this size."""
 
 GPU, RAM, DISK = "GPU memory", "RAM", "disk"
 
@@ -54,7 +51,7 @@ class Shares:
 
 def rows_of(options: RuntimeOptions) -> int:
     """Return the tokens of the largest forward pass."""
-    return min(PROMPT, options.context)
+    return min(PREFILL_CHUNK, options.context)
 
 
 def share_out(

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from mixq.config import RuntimeOptions
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.config import PREFILL_CHUNK, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.experts.accelerators.cuda import CudaAccelerator
 from mixq.experts.routing import parse_routing

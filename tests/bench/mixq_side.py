@@ -7,8 +7,7 @@ import sys
 
 import torch
 
-from mixq.config import RuntimeOptions
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.config import PREFILL_CHUNK, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.kernels import native_library
 from mixq.measure.speed.synthetic import SyntheticWeights

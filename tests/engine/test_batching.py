@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import mixq
-from mixq.engine.answer import PREFILL_CHUNK, Request
+from mixq.config import PREFILL_CHUNK
+from mixq.engine.answer import Request
 from mixq.engine.batching import Batcher
 from mixq.engine.events import Done, Event, Failed, PromptProgress, Token
 from mixq.engine.sampling import SamplingParams

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import mixq
 from mixq import Done, Model, PromptProgress, Token
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.config import PREFILL_CHUNK
 from mixq.errors import DoesNotFitError, ModelFileError, PromptError, UsageError
 
 TOKENIZER = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"

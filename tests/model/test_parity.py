@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mixq
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.config import PREFILL_CHUNK
 from tests.model.reference_models import MODELS, ReferenceModel, random_ids, relative_l2
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mixq.config import ModelConfig, RuntimeOptions
+from mixq.config import PREFILL_CHUNK, ModelConfig, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.model.attention import Chunk
@@ -22,7 +22,7 @@ from mixq.models.presets import PRESETS
 from mixq.plan.shares import GPU, share_out
 from mixq.plan.sizes import ModelSizes, prompt_operations
 
-PROMPT = 512
+PROMPT = PREFILL_CHUNK
 STEPS = 48
 CONTEXT = PROMPT + STEPS + 8
 LARGE: dict[str, Any] = {

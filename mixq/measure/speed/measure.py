@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from mixq.config import format_size
-from mixq.engine.answer import PREFILL_CHUNK
+from mixq.config import PREFILL_CHUNK, format_size
 from mixq.engine.model import Model
 from mixq.experts.stats import ExpertStats
 from mixq.kernels.native_kernels import NativeKernels
