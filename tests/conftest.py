@@ -30,6 +30,7 @@ SLOW = (
     "plan/test_sweep.py",
     "quantize/test_calibrate.py",
     "quantize/test_interruption.py",
+    "quantize/test_disk_failures.py",
     "quantize/test_kills.py",
     "server",
     "test_packaging.py",

@@ -24,7 +24,8 @@ import pytest
 
 from mixq.errors import MixqError, ModelFileError
 from mixq.formats.folder import ModelFolder
-from mixq.quantize.job import quantize
+from mixq.quantize.events import ShardDone
+from mixq.quantize.job import Job, quantize
 from mixq.quantize.verify import verify
 from tests.checkpoints import write_tiny_mixtral
 
@@ -47,6 +48,23 @@ def write_source(path: Path, seed: int = 0) -> Path:
     """A checkpoint that gives a folder of 0.24 MB in three shards."""
     write_tiny_mixtral(path, hidden=128, ffn=128, experts=2, seed=seed)
     return path
+
+
+def is_loadable(folder: Path) -> bool:
+    try:
+        ModelFolder.open(folder)
+    except ModelFileError:
+        return False
+    return True
+
+
+def interrupted(source: Path, target: Path) -> Path:
+    """Leave a job with one finished shard."""
+    run = Job(source, target).run()
+    while not isinstance(next(run), ShardDone):
+        pass
+    run.close()  # type: ignore[attr-defined]
+    return target
 
 
 def forked(work: Callable[[], object]) -> int:
