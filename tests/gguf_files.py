@@ -6,6 +6,7 @@ Nothing here is shared with the reader: names, metadata and the order of q's and
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from gguf import GGUFValueType, TokenType
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.checkpoints import write_tiny_mixtral
+
+DEMO_TOKENIZER = Path(__file__).parents[1] / "models" / "demo" / "tokenizer.model"
 Bytes = NDArray[np.uint8]
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -212,3 +216,16 @@ def _tokenizer(path: Path) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": True,
         "tokenizer.ggml.add_eos_token": False,
     }
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return content
+
+
+def write_with_tokenizer(folder: Path, vocab: int = 1536, **metadata: Any) -> Path:
+    """Write a GGUF file with the demo model's tokenizer; `metadata` by what follows "tokenizer.ggml."."""
+    tensors = write_tiny_mixtral(folder / "hf", hidden=32, ffn=32, layers=1, experts=2, vocab=vocab, tokenizer=False)
+    changes = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    write_gguf(folder / "m.gguf", tensors, raw_config(folder / "hf"), tokenizer=DEMO_TOKENIZER, metadata=changes)
+    return folder / "m.gguf"
