@@ -1,4 +1,4 @@
-"""The offline job: from a checkpoint to a model folder, one tensor at a time, resumable after any interruption.
+"""The job: from a checkpoint to a model folder, one tensor at a time, resumable after any interruption.
 
 Contract: `Job(source, target, ...)` reads headers and decides everything; nothing is written before `run`. `run` yields
 events (see `events`) and leaves a complete folder or one that the same call resumes: it writes job.json first, then
