@@ -87,8 +87,8 @@ def bench(
         str,
         options.option(
             "--routing",
-            "Which experts run. model: the routers' choice; uniform: random; sticky:P: those of the last token with "
-            'probability P; mixtral: random, some more often than others; "trace FILE": as in a recording.',
+            "Which experts run. model: the routers' choice; uniform: random; sticky:P: each expert of the previous "
+            'token again with probability P; mixtral: random, some more often than others; "trace FILE": as in a recording.',
             "model|uniform|sticky:P|mixtral|trace FILE",
         ),
     ] = "model",

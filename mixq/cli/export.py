@@ -44,8 +44,8 @@ def export(
         str,
         options.option(
             "--type",
-            "For gguf: the type of the matrices. auto: for each matrix the type closest to its precision, where "
-            "w4 and w8 are copied unchanged.",
+            "For gguf: the type of the matrices. auto: for each matrix the type closest to its precision, without "
+            "requantizing w4 and w8.",
             "auto|bf16|f16|q8_0|q4_0",
         ),
     ] = "auto",

@@ -82,8 +82,8 @@ class JobFlags:
         str | None,
         options.option(
             "--calibrate",
-            "First run the model on a text file (default: the text that comes with mixq), then keep the error "
-            "small for the inputs with large activations.",
+            "First run the model on a text file, or with the word default on the text that comes with mixq; then "
+            "keep the error small for the inputs with large activations.",
             "TEXT|default",
         ),
     ] = None

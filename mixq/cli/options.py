@@ -81,7 +81,7 @@ def runtime_options(
         str | None, flag("--vram", "Maximum GPU memory to use, such as 8GB.  [default: what is free]", "SIZE")
     ] = None,
     ram: Annotated[
-        str | None, flag("--ram", "Maximum RAM to use, such as 24GB.  [default: what is free]", "SIZE")
+        str | None, flag("--ram", "Maximum RAM to use, such as 24GB.  [default: 95% of what is free]", "SIZE")
     ] = None,
     context: Annotated[
         int, flag("--context", "Maximum tokens of a conversation, up to the model's limit.", "N")
@@ -103,8 +103,8 @@ def runtime_options(
         str,
         flag(
             "--cache-policy",
-            "Which expert to evict from GPU memory. lru: least recently used; lfu: least often used; static: none; "
-            "random.",
+            "Which expert to evict from GPU memory. lru: least recently used; lfu: least often used; static: never "
+            "evict; random: any.",
             "|".join(CACHE_POLICIES),
         ),
     ] = DEFAULTS.cache_policy,

@@ -84,8 +84,8 @@ def replay(
         Path | None,
         options.option(
             "--save-quota",
-            "Write the number of experts per layer in GPU memory of the fastest combination to a file, for --quota "
-            "of mixq run, chat and serve.",
+            "Write to a file how many experts of each layer the fastest combination keeps in GPU memory; mixq run, "
+            "chat and serve read it with --quota.",
             "FILE",
         ),
     ] = None,

@@ -80,9 +80,9 @@ def test_batching_speed() -> None:
         "batching",
         "Batched decoding",
         f"Tokens per second of all answers together, greedy, Mixtral's sizes with {LAYERS} layers and head, random "
-        f"weights in the default mix (with random routing, requests share the fewest experts); median of {ROUNDS} "
-        "turns in one run, "
-        "the ratio to one answer is taken turn by turn. Made by `make accept`.",
+        "weights in the default mix. Random routers make requests share fewer experts than trained ones do. Each "
+        f"of {ROUNDS} turns measures every number of answers, and the speedup is computed within a turn; medians. "
+        "Made by `make accept`.",
         markdown(["answers at once", "tokens/s", "speedup over one"], rows),
     )
     assert gain >= 1.5

@@ -123,8 +123,8 @@ def test_speed_on_the_cpu() -> None:
     rows = [*whole_model("default"), *whole_model("all-nl4"), *demo_model(), quantizing()]
     how = (
         f"{physical_cores()} threads, Mixtral 8x7B's sizes, random weights, one row of activations unless a prompt is "
-        "named. The limit is the read bandwidth in the same run: for the expert layer the highest of three probes' "
-        "medians, for the whole model the highest probe just before each sample; the share is the median. Made by "
-        "`make accept`."
+        "named. The bandwidth is that of reading in the same run, from three probes: for the e"
+        "xpert layer the highest of their medians, for the whole model the highest just before each sample. The "
+        "share is the median of the samples' shares. Made by `make accept`."
     )
     write("cpu_speed", "Speed on the CPU", how, markdown(["measurement", "speed", "bandwidth", "share"], rows))

@@ -105,8 +105,9 @@ def test_demo_model(tmp_path: Path) -> None:
         ],
     )
     how = (
-        f"{COUNT} questions drawn with seed {SEED} from those that training never saw; an answer is right when it is "
-        "right character by character. KL in nats per token, and perplexity, over the tokens of the right answers. "
+        f"{COUNT} questions drawn with seed {SEED} from those that training never saw; an answer is right if it "
+        "equals the expected one, character by character. KL in nats per token, and perplexity, over the tokens of "
+        "the right answers. "
         "Made "
         "by `make accept`."
     )

@@ -132,9 +132,10 @@ def test_expert_prediction(demo: Path) -> None:
     ]
     header = ["prediction", "recall", "first choice", *(f"layer {layer}" for layer in layers)]
     how = (
-        "The demo model, decode of answers to 100 unseen questions: the share of the two experts used that were "
-        "predicted by that layer's router on the hidden state of an earlier layer; by layer. Chance is 0.25. Made by "
-        "`make accept`."
+        "The demo model, decoding answers to 100 unseen questions. A layer's router, applied to the hidden state of an "
+        "earlier layer, predicts the layer's two experts. Shown: the share of the experts used that was predicted, "
+        "in all "
+        "and by layer. Chance is 0.25. Made by `make accept`."
     )
     write("recall", "Expert prediction by the routers", how, markdown(header, rows))
     assert recall.by_lookahead()[1] > 0.5
@@ -217,7 +218,8 @@ def test_copies_and_compute_overlap() -> None:
         "share of the time",
     ]
     how = (
-        "48 tokens on the simulated GPU (threads for copies and for its work, 6 GB/s), Mixtral's sizes, two layers, "
-        f"{offload.slots} slots, sticky:0.39. Made by `make accept`."
+        "48 tokens on the simulated GPU (one thread copies at 6 GB/s, another computes), Mixtral's sizes, two layers, "
+        f"{offload.slots} slots, an expert used again for the next token with probability 0.39 (sticky:0.39). Made by "
+        "`make accept`."
     )
     write("overlap", "Overlap of copies and compute", how, markdown(header, rows))

@@ -210,8 +210,10 @@ def test_peers_quality(sequences: Sequences, tmp_path: Path) -> None:
         "Squared error of "
         "the weights, relative, in 1000ths. Mean KL to bf16 in 1000ths of a nat a token, ± its standard error, over "
         f"{COUNT} held-out questions with right answers: the {int(answers.sum()):,} tokens of the answers, and all "
-        f"{len(answers):,} positions. First as each program computes (llama.cpp rounds activations to 8 bits), against "
-        "the same program's bf16; then the dequantized weights of either in mixq's float32 arithmetic. The mean "
+        f"{len(answers):,} positions. KL is measured twice: with each program's own arithmetic, against the same "
+        "program's bf16 "
+        "(llama.cpp rounds activations to 8 bits); and with the dequantized weights of both in mixq's float32 "
+        "arithmetic. The mean "
         "depends on few tokens with a large KL: where a difference is within its standard error, the formats cannot be "
         "told apart. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has llama-cpp-python."
     )

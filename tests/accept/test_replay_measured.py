@@ -271,8 +271,10 @@ def rows() -> Iterator[list[list[str]]]:
     ]
     how = (
         "Decode on the simulated accelerator, routed by a recording, and `mixq replay` of the same "
-        "recording; LRU. The machine's figures are those of four other runs, while CPU and accelerator share the same "
-        f"cores: the CPU alone, and {REFERENCE} slots a layer, fixed, with fetch, and with cpu. Made by "
-        "`make accept`."
+        "recording; LRU. CPU and simulated accelerator share the same cores, so the speeds given to the replay "
+        "come from "
+        f"four other runs under the same conditions: the CPU alone; {REFERENCE} slots a layer that never change; "
+        "the same "
+        "with `--miss fetch`; the same with `--miss cpu`. Made by `make accept`."
     )
     write("replay", "Replay: predicted and measured", how, markdown(header, found))

@@ -117,8 +117,9 @@ def test_under_load(tmp_path: Path) -> None:
         "The server under load",
         f"{CLIENTS} clients send requests at once, seeded and without prefix reuse, {SEQUENCES} answers at a time and "
         f"a queue of {QUEUE}: each gets the text that it would get alone, or 503 with Retry-After. Then clients "
-        "hang up, half of them streaming: what still runs, and that nothing stays (no request, position, thread "
-        "or open file). Then SIGTERM with 12 streams open. Made by `make accept`.",
+        "hang up, half of them while streaming; the second table shows how many passes still ran for them, and nothing "
+        "is left behind (no request, position, thread or open file). Then SIGTERM with 12 streams open. Made by "
+        "`make accept`.",
         markdown(
             ["clients", "same text as alone", "503", "other text"],
             [[CLIENTS, statuses[200] - others, statuses[503], others]],

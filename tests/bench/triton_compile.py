@@ -270,9 +270,10 @@ def main() -> None:
     if options.write:
         RESULTS.write_text(
             "# Registers and shared memory of the Triton kernels\n\n`python tests/bench/triton_compile.py --write`, "
-            f"Triton {triton.__version__} and its ptxas, Mixtral's sizes. Each cell: registers a thread, how many "
-            "programs an SM then holds, shared memory. No kernel spills. `asm` is dp4a and byte permutes, off by "
-            "default.\n\n"
+            f"Triton {triton.__version__} and its ptxas, Mixtral's sizes. A cell such as `71 x3 64 B`: registers per "
+            "thread, programs that fit on an SM at once, shared memory per program. No kernel spills. Rows with "
+            "`asm` use "
+            "inline assembly (dp4a and byte permutes), which mixq does not use by default.\n\n"
             f"{text}\n"
         )
 
