@@ -88,7 +88,7 @@ def bench(
         options.option(
             "--routing",
             "Which experts run. model: the routers' choice; uniform: random; sticky:P: each expert of the previous "
-            'token again with probability P; mixtral: random, some more often than others; "trace FILE": as in a recording.',
+            'token again with probability P; mixtral: random, some more often; "trace FILE": as in a recording.',
             "model|uniform|sticky:P|mixtral|trace FILE",
         ),
     ] = "model",

@@ -84,11 +84,10 @@ def test_planned_budgets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(
         "budgets",
         "Memory budgets: planned and used",
-        f"{SETTINGS} random settings (seed {SEED}) of a synthetic Mixtral of whose experts only a part fits into "
-        "the memory "
-        "allowed. The context is filled, and all sequences stay in the KV cache. Peak: the most that the process "
-        "used, as "
-        "a share of --ram and --vram. The simulated GPU's memory counts as GPU memory. Made by `make accept`.",
+        f"{SETTINGS} random settings (seed {SEED}) of a synthetic Mixtral of whose experts only a part fits into the "
+        "memory allowed. The context is filled, and all sequences stay in the KV cache. Peak: the most that the "
+        "process used, as a share of --ram and --vram. The simulated GPU's memory counts as GPU memory. Made by `make "
+        "accept`.",
         markdown(["", "device", "context, KV", "--ram", "peak", "--vram", "peak"], rows),
     )
     assert worst <= 1.05

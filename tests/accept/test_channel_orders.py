@@ -104,11 +104,9 @@ def test_channels_in_other_orders(tmp_path: Path) -> None:
     differences = {pair: torch.tensor(found[pair[0]]) - torch.tensor(found[pair[1]]) for pair in PAIRS}
     how = (
         f"The demo model with its channels permuted in {ORDERS} ways: it computes the same function each time, but "
-        "other "
-        "weights share a group. Mean KL to bf16 of the "
-        f"dequantized weights, in 1000ths of a nat a token, over {COUNT} questions with right answers, ± the standard "
-        "error over orders; calibrated on other questions. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an "
-        "interpreter that has llama-cpp-python."
+        "other weights share a group. Mean KL to bf16 of the dequantized weights, in 1000ths of a nat a token, over "
+        f"{COUNT} questions with right answers, ± the standard error over orders; calibrated on other questions. Made "
+        "by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has llama-cpp-python."
     )
     pairs = [[*pair, _shown(values)] for pair, values in differences.items()]
     tables = (

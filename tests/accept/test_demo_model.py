@@ -107,9 +107,7 @@ def test_demo_model(tmp_path: Path) -> None:
     how = (
         f"{COUNT} questions drawn with seed {SEED} from those that training never saw; an answer is right if it "
         "equals the expected one, character by character. KL in nats per token, and perplexity, over the tokens of "
-        "the right answers. "
-        "Made "
-        "by `make accept`."
+        "the right answers. Made by `make accept`."
     )
     write("demo_model", "The demo model", how, families, formats)
 

@@ -66,9 +66,8 @@ def test_hit_rates() -> None:
     rate(trace, 3, "lru")
     steps = f"{32_000 / (time.perf_counter() - began):,.0f}"
     how = (
-        "Share of expert lookups that hit a slot, 1000 tokens of 32 layers, two of eight experts each, every "
-        f"miss loaded before the next token. Belady knows the future. {steps} layer steps a second. Made by "
-        "`make accept`."
+        "Share of expert lookups that hit a slot, 1000 tokens of 32 layers, two of eight experts each, every miss "
+        f"loaded before the next token. Belady knows the future. {steps} layer steps a second. Made by `make accept`."
     )
     write("hit_rates", "Hit rates", how, *tables)
 
@@ -101,8 +100,7 @@ def test_ways_to_serve_misses() -> None:
     how = (
         "Tokens per second of Mixtral 8x7B in the default mix, on a virtual clock: 200 tokens at context 1024, LRU. "
         "The computers are presets, not measured. The limit assumes that RAM, GPU memory and link are busy all the "
-        "time. Made "
-        "by `make accept`."
+        "time. Made by `make accept`."
     )
     write("miss_modes", "Miss modes", how, markdown(header, rows))
     assert worst >= 0.95
@@ -132,10 +130,9 @@ def test_expert_prediction(demo: Path) -> None:
     ]
     header = ["prediction", "recall", "first choice", *(f"layer {layer}" for layer in layers)]
     how = (
-        "The demo model, decoding answers to 100 unseen questions. A layer's router, applied to the hidden state of an "
-        "earlier layer, predicts the layer's two experts. Shown: the share of the experts used that was predicted, "
-        "in all "
-        "and by layer. Chance is 0.25. Made by `make accept`."
+        "The demo model, decoding answers to 100 unseen questions. A layer's router, applied to the hidden state of "
+        "an earlier layer, predicts the layer's two experts. Shown: the share of the experts used that was predicted, "
+        "in all and by layer. Chance is 0.25. Made by `make accept`."
     )
     write("recall", "Expert prediction by the routers", how, markdown(header, rows))
     assert recall.by_lookahead()[1] > 0.5

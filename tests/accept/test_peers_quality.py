@@ -206,16 +206,14 @@ def test_peers_quality(sequences: Sequences, tmp_path: Path) -> None:
     difference = {pair: figure(of_weights[pair[0]] - of_weights[pair[1]]) for pair in BETTER}
     pairs = [[*pair, _shown(found)] for pair, found in difference.items()]
     how = (
-        "The demo model, every linear layer in one format (embedding, routers and norms are not quantized). "
-        "Squared error of "
-        "the weights, relative, in 1000ths. Mean KL to bf16 in 1000ths of a nat a token, ± its standard error, over "
-        f"{COUNT} held-out questions with right answers: the {int(answers.sum()):,} tokens of the answers, and all "
-        f"{len(answers):,} positions. KL is measured twice: with each program's own arithmetic, against the same "
-        "program's bf16 "
-        "(llama.cpp rounds activations to 8 bits); and with the dequantized weights of both in mixq's float32 "
-        "arithmetic. The mean "
-        "depends on few tokens with a large KL: where a difference is within its standard error, the formats cannot be "
-        "told apart. Made by `make accept` with MIXQ_LLAMA_PYTHON naming an interpreter that has llama-cpp-python."
+        "The demo model, every linear layer in one format (embedding, routers and norms are not quantized). Squared "
+        "error of the weights, relative, in 1000ths. Mean KL to bf16 in 1000ths of a nat a token, ± its standard "
+        f"error, over {COUNT} held-out questions with right answers: the {int(answers.sum()):,} tokens of the "
+        f"answers, and all {len(answers):,} positions. KL is measured twice: with each program's own arithmetic, "
+        "against the same program's bf16 (llama.cpp rounds activations to 8 bits); and with the dequantized weights "
+        "of both in mixq's float32 arithmetic. The mean depends on few tokens with a large KL: where a difference is "
+        "within its standard error, the formats cannot be told apart. Made by `make accept` with MIXQ_LLAMA_PYTHON "
+        "naming an interpreter that has llama-cpp-python."
     )
     differences = markdown(["format", "compared with", "KL difference at every position, weights alone"], pairs)
     write("peers_quality", "Quality of formats, mixq and llama.cpp", how, markdown(header, rows), differences)

@@ -270,11 +270,9 @@ def rows() -> Iterator[list[list[str]]]:
         "hits replayed",
     ]
     how = (
-        "Decode on the simulated accelerator, routed by a recording, and `mixq replay` of the same "
-        "recording; LRU. CPU and simulated accelerator share the same cores, so the speeds given to the replay "
-        "come from "
-        f"four other runs under the same conditions: the CPU alone; {REFERENCE} slots a layer that never change; "
-        "the same "
-        "with `--miss fetch`; the same with `--miss cpu`. Made by `make accept`."
+        "Decode on the simulated accelerator, routed by a recording, and `mixq replay` of the same recording; LRU. "
+        "CPU and simulated accelerator share the same cores, so the speeds given to the replay come from four other "
+        f"runs under the same conditions: the CPU alone; {REFERENCE} slots a layer that never change; the same with "
+        "`--miss fetch`; the same with `--miss cpu`. Made by `make accept`."
     )
     write("replay", "Replay: predicted and measured", how, markdown(header, found))

@@ -81,12 +81,11 @@ def test_schemes_at_a_glance(tmp_path: Path) -> None:
         )
     how = (
         "Bits per weight, size and bytes per token are those of the whole of Mixtral 8x7B, unquantized parts "
-        "included. The "
-        f"share of the read bandwidth is measured while decoding {LAYERS} layers and the head with random weights; "
-        f"tokens/s are computed from it for {BANDWIDTH / 1e9:.0f} GB/s, as in a laptop with DDR5. Of the demo "
-        "model: bits "
-        "per weight, and mean KL divergence to its bf16 in nats per token, times 1000, over the right answers of "
-        f"{COUNT} unseen questions; then KL after `--calibrate` on other questions. Made by `make accept`."
+        f"included. The share of the read bandwidth is measured while decoding {LAYERS} layers and the head with "
+        f"random weights; tokens/s are computed from it for {BANDWIDTH / 1e9:.0f} GB/s, as in a laptop with DDR5. Of "
+        "the demo model: bits per weight, and mean KL divergence to its bf16 in nats per token, times 1000, over the "
+        f"right answers of {COUNT} unseen questions; then KL after `--calibrate` on other questions. Made by `make "
+        "accept`."
     )
     header = ["`mixq quantize SRC`", "bits/weight", "Mixtral 8x7B", "read per token", "share of bandwidth", "tokens/s"]
     header += ["demo bits/weight", "demo KL", "calibrated"]

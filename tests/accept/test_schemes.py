@@ -57,10 +57,9 @@ def test_error_of_every_scheme() -> None:
         assert errors[2] <= 1.5 * errors[0], (text, errors)
     how = (
         f"Relative squared error, times 1000, of {N} x {K} random weights (seed {SEED}), of three distributions: "
-        "Gaussian; "
-        "Student's t with 5 degrees of freedom; Gaussian with the first group of each row 50 times larger, where the "
-        "error is that of the other groups. Speed: 1 thread, best of 3; nf4 in torch, the others in C++. Made by "
-        "`make accept`."
+        "Gaussian; Student's t with 5 degrees of freedom; Gaussian with the first group of each row 50 times larger, "
+        "where the error is that of the other groups. Speed: 1 thread, best of 3; nf4 in torch, the others in C++. "
+        "Made by `make accept`."
     )
     header = ["scheme", "bits/weight", "Gaussian", "Student t5", "next to a large group", "M weights/s"]
     write("schemes", "Quantization error of all schemes", how, markdown(header, rows))

@@ -131,10 +131,9 @@ def main() -> None:
     print(table)
     if arguments.write:
         how = (
-            "The source is a simulated hub on the same machine, which serves made-up weights, so hub, job and "
-            "search share two "
-            "cores; a real network would limit the speed. Made by `python -m tests.bench.full_size mixtral-8x7b "
-            "FOLDER --write`."
+            "The source is a simulated hub on the same machine, which serves made-up weights, so hub, job and search "
+            "share two cores; a real network would limit the speed. Made by `python -m tests.bench.full_size "
+            "mixtral-8x7b FOLDER --write`."
         )
         write("full_size", "Quantizing at full size", how, table)
 
