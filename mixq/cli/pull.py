@@ -106,8 +106,8 @@ def _go_on(entry: Entry, flags: JobFlags) -> Errand:
     if not entry.from_hub:
         made_from = f" from {printable(entry.source['name'])}" if "name" in entry.source else ""
         raise UsageError(
-            f"{printable(entry.name)} is an unfinished job{made_from}, which is not on the hub; the source's path "
-            "is not recorded.",
+            f"{printable(entry.name)} is an unfinished job{made_from}. Its source is not on the hub, and the path of "
+            "the source is not recorded.",
             hint=f"Name the source: mixq pull SRC {printable(entry.name)}",
         )
     if flags == JobFlags():
