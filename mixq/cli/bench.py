@@ -107,8 +107,8 @@ def bench(
     pp512 computes a prompt of 512 tokens; tg128 generates 128 tokens; @ d4096 means that 4096 tokens are in the KV
     cache already. Decoding is limited by the memory bandwidth: "of limit" is the share of the bandwidth that was
     used. The bandwidth is measured in the same run with the same threads. Only the network is timed; token ids are
-    random. Results include commit, machine and kernels. Example: mixq bench --save new.jsonl && mixq bench --compare
-    old.jsonl new.jsonl"""
+    random. Results include commit, machine, kernels and the load by other programs. Example: mixq bench --save
+    new.jsonl && mixq bench --compare old.jsonl new.jsonl"""
     if compare is not None:
         from mixq.cli.bench_compare import compare_files
 

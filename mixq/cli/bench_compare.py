@@ -24,6 +24,7 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
         UsageError: `fail_below` is out of bounds, or the files have no test in common.
     """
     from mixq.measure.speed.compare import compare, read
+    from mixq.system.load import marks
 
     if fail_below is not None and not 0 < fail_below <= 1:
         raise UsageError(f"--fail-below is {fail_below}; it must be above 0 and at most 1, such as 0.95.")
@@ -34,6 +35,11 @@ def compare_files(old: Path, new: Path, fail_below: float | None, *, json: bool)
         output.print_json({"tests": [row.as_dict() for row in found], "fallen": [row.old.test for row in fallen]})
     else:
         _print(found)
+    loads = [
+        (f"{row.old.test}, {when},", side.load) for row in found for when, side in (("old", row.old), ("new", row.new))
+    ]
+    for line in marks(loads):
+        output.warn(line)
     for line in dict.fromkeys(line for row in found for line in row.differences):
         output.warn(f"the runs differ in more than the code: {printable(line, 200)}")
     if fallen:

@@ -12,6 +12,8 @@ from mixq.config import format_size
 from mixq.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mixq.measure.speed.measure import Bench
 
 FORMATS = ("table", "markdown", "csv", "jsonl")
@@ -20,17 +22,22 @@ FORMATS = ("table", "markdown", "csv", "jsonl")
 def print_bench(bench: Bench, format: str, *, json: bool) -> None:
     """Print the results in one of `FORMATS`, or as the document of `--json`."""
     from mixq.measure.speed.table import comma_separated, document, json_lines, markdown
+    from mixq.system.load import marks
 
+    disturbed = marks((row.workload.name, row.load) for row in bench.rows())
     if json:
         output.print_json(document(bench))
     elif format == "table":
-        _print_table(bench)
+        _print_table(bench, disturbed)
     else:
         written = {"markdown": markdown, "csv": comma_separated, "jsonl": json_lines}[format]
         typer.echo(written(bench), nl=False)
+    if format != "table" or json:
+        for line in disturbed:
+            output.warn(line)
 
 
-def _print_table(bench: Bench) -> None:
+def _print_table(bench: Bench, disturbed: Sequence[str]) -> None:
     from mixq.measure.speed.table import FIGURES, figures
 
     facts, run = bench.facts, bench.as_dict()
@@ -43,6 +50,8 @@ def _print_table(bench: Bench) -> None:
     for row in bench.rows():
         speeds.add_row(row.workload.name, *figures(row))
     console.print(speeds)
+    for line in disturbed:
+        console.print(f"! {line}", style="yellow", soft_wrap=True)
     console.print()
     bandwidth, peak = run["bandwidth_bytes_per_second"], run["peak_memory_bytes"]
     limit = f"{format_size(bandwidth)}/s" if bandwidth else "not measured: it needs the native kernels"

@@ -103,7 +103,16 @@ def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, s
     yield "cached in", found.cache
     yield "settings", found.config_file or "no config.toml"
     if computer is not None:
-        yield "measured", f"{computer.measured or 'never'}; --refresh measures again"
+        yield "measured", f"{computer.measured or 'never'}{_load(computer)}; --refresh measures again"
+
+
+def _load(computer: Computer) -> str:
+    """Return the mark of a measurement that other programs disturbed."""
+    from mixq.system.load import is_disturbed
+
+    if computer.load is None or not is_disturbed(computer.load):
+        return ""
+    return f", while other programs used {computer.load:.0%} of the processor"
 
 
 def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:

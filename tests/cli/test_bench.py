@@ -53,6 +53,23 @@ def test_synthetic_as_json(cli: RunCli) -> None:
     assert document["peak_memory_bytes"] > 2**20
 
 
+def test_what_other_programs_disturbed_is_marked(cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure.Work, "of_others", lambda self, earlier: 0.34)
+    base = ("bench", "--synthetic", "tiny", *SHORT)
+    words = "tg4 was measured while other programs used 34% of the processor"
+    assert words in cli(*base).out
+    outcome = cli(*base, "--json", "--save", tmp_path / "saved.jsonl")
+    assert words in outcome.err
+    assert [test["load"] for test in json.loads(outcome.out)["tests"]] == [0.34, 0.34]
+    assert [json.loads(line)["load"] for line in (tmp_path / "saved.jsonl").read_text().splitlines()] == [0.34, 0.34]
+    outcome = cli(*base, "--format", "csv")
+    assert words in outcome.err
+    assert [row["load"] for row in csv.DictReader(io.StringIO(outcome.out))] == ["0.34", "0.34"]
+    monkeypatch.setattr(measure.Work, "of_others", lambda self, earlier: 0.1)
+    outcome = cli(*base)
+    assert "other programs" not in outcome.out + outcome.err
+
+
 def test_the_seed_is_zero_unless_given(cli: RunCli) -> None:
     base = ("bench", "--synthetic", "tiny", *SHORT, "--json")
     assert json.loads(cli(*base).out)["seed"] == 0

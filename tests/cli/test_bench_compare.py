@@ -114,6 +114,18 @@ def test_what_else_differs_is_named(cli: RunCli, tmp_path: Path) -> None:
     assert "plan.threads: 2, then 4" in outcome.err
 
 
+def test_a_run_that_other_programs_disturbed_is_marked(cli: RunCli, tmp_path: Path) -> None:
+    before, after = files(tmp_path, line(100, 101, load=0.1), line(80, 81, load=0.34))
+    outcome = cli("bench", "--compare", before, after, "--json")
+    assert "tg128, new, was measured while other programs used 34% of the processor" in outcome.err
+    assert "tg128, old" not in outcome.err
+    (row,) = json.loads(outcome.out)["tests"]
+    assert (row["old_load"], row["new_load"]) == (0.1, 0.34)
+    for strange in (True, "much", 2, None):
+        before, after = files(tmp_path, line(100, load=strange), line(80))
+        assert "other programs" not in cli("bench", "--compare", before, after).err
+
+
 def test_a_fall_ends_with_1(cli: RunCli, tmp_path: Path) -> None:
     before, after = files(tmp_path, line(100, 101, 99), line(80, 81, 79))
     assert cli("bench", "--compare", before, after).code == 0

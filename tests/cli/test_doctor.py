@@ -89,6 +89,13 @@ def test_figures_of_memory_link_and_gpu(cli: RunCli) -> None:
     assert "12.0 GB/s to the GPU, 12.0 GB/s back, 10.8 GB/s while the CPU computes" in said
 
 
+def test_when_figures_were_measured_and_what_disturbed_them(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, words in ((0.34, "2026-12-01, while other programs used 34% of the processor;"), (0.2, "2026-12-01;")):
+        found = replace(COMPUTERS["laptop-8gb"], load=load, measured="2026-12-01")
+        monkeypatch.setattr(probe, "probe", lambda *, refresh=False, found=found: found)
+        assert words in " ".join(cli("doctor").out.split())
+
+
 def test_a_hardware_file_for_another_place(cli: RunCli, tmp_path: Path) -> None:
     saved = tmp_path / "laptop.json"
     assert cli("doctor", "--save", str(saved)).code == 0

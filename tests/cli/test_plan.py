@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,22 @@ def test_a_folder_is_planned_as_it_is(cli: RunCli, tmp_path: Path) -> None:
     assert found["command"] == f"mixq chat {tmp_path / 'demo'}"
     assert cli("plan", str(tmp_path / "demo"), "--format", "w4").code == 2
     assert document(cli, str(source))["formats"][0]["format"] == "bf16"
+
+
+def test_figures_that_other_programs_disturbed_are_marked(
+    cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loud = replace(COMPUTERS["laptop-8gb"], load=0.34)
+    monkeypatch.setattr(probe, "probe", lambda *, refresh=False: loud)
+    words = "measured while other programs used 34% of the processor"
+    assert words in cli("plan").err
+    found = document(cli)
+    assert found["computer_load"] == 0.34
+    assert words in found["notes"][-1]
+    loud.write(tmp_path / "loud.json")
+    assert words in cli("plan", "--hardware", str(tmp_path / "loud.json")).err
+    monkeypatch.setattr(probe, "probe", lambda *, refresh=False: replace(loud, load=0.2))
+    assert words[:20] not in cli("plan").err
 
 
 def test_little_disk_is_said(cli: RunCli) -> None:

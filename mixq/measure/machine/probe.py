@@ -2,8 +2,8 @@
 
 Contract: `probe` measures or reads an earlier measurement; `cached` only reads. The file (`hardware.json` in the cache)
 is valid while mixq, torch, the processor, its instruction set, the number of cores and the GPU stay the same;
-everything is measured again if it cannot be read, or if the GPU was too full to be measured. Free memory is read each
-time.
+everything is measured again if it cannot be read, if the GPU was too full to be measured, or if other programs
+disturbed the measurement and the machine is quieter now. Free memory is read each time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.metadata
 import mmap
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,12 +28,12 @@ from mixq.measure.machine.problems import NOT_MEASURED
 from mixq.plan.computer import Computer
 from mixq.system import paths
 from mixq.system.cores import physical_cores
+from mixq.system.load import DISTURBED, Work, current_load, is_disturbed
 from mixq.system.memory import available_memory, total_memory
 
 FILE_NAME = "hardware.json"
 _READ, _PIECE, _LEAST = 256 << 20, 8 << 20, 32 << 20
 _LONGEST = 1.0
-_STAT = Path("/proc/stat")
 
 
 def probe(*, refresh: bool = False) -> Computer:
@@ -45,7 +45,8 @@ def probe(*, refresh: bool = False) -> Computer:
     known = None if refresh else cached()
     if known is not None:
         return known
-    before, versions = _Work.now(), _versions()
+    disturbed = None if refresh else _kept()
+    before, versions = Work.now(), _versions()
     cpu = measure_cpu()
     gpu = None
     if triton.unavailable_reason() is None:
@@ -53,7 +54,9 @@ def probe(*, refresh: bool = False) -> Computer:
             gpu = measure_gpu()
         except (DoesNotFitError, torch.OutOfMemoryError) as error:  # other programs may have used its memory
             versions[NOT_MEASURED] = printable(error)
-    load = _Work.now().of_others(before)
+    load = Work.now().of_others(before)
+    if disturbed is not None and (load or 0.0) >= (disturbed.load or 0.0):
+        return disturbed  # it became louder again meanwhile
     found = Computer(
         name=_name(),
         ram=total_memory() or available_memory() or 0,
@@ -71,41 +74,29 @@ def probe(*, refresh: bool = False) -> Computer:
 
 
 def cached() -> Computer | None:
-    """Return an earlier measurement of this computer; None if there is none, or the computer has changed since."""
+    """Return an earlier measurement of this computer.
+
+    None if there is none, if the computer has changed since, or if other programs disturbed it and use less now.
+    """
+    found = _kept()
+    if found is None or not is_disturbed(found.load):
+        return found
+    return None if _is_quieter(found.load or 0.0) else found
+
+
+def _is_quieter(load: float) -> bool:
+    """Whether other programs use so little now that measuring again is worth its seconds."""
+    now = current_load()
+    return now is not None and now <= max(DISTURBED, load / 2)
+
+
+def _kept() -> Computer | None:
+    """Return the measurement in the cache, if it is of this computer as it is."""
     try:
         found = Computer.read(_file())
     except MixqError:
         return None
     return _now(found) if dict(found.versions) == _versions() else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Seconds up to now: of the clock, of all busy processors (None if unknown), and of this process."""
-
-    wall: float
-    busy: float | None
-    own: float
-
-    @classmethod
-    def now(cls) -> _Work:
-        return cls(time.perf_counter(), _busy(), time.process_time())
-
-    def of_others(self, earlier: _Work) -> float | None:
-        """Return the share of the processors that other programs have used since `earlier`."""
-        if self.busy is None or earlier.busy is None:
-            return None
-        others = self.busy - earlier.busy - (self.own - earlier.own)
-        return min(max(others / max((self.wall - earlier.wall) * (os.cpu_count() or 1), 1e-9), 0.0), 1.0)
-
-
-def _busy() -> float | None:
-    try:
-        name, *spent = _STAT.read_text().split("\n", 1)[0].split()
-        user, nice, system, _, _, *more = (int(ticks) for ticks in spent)
-    except (OSError, ValueError):
-        return None
-    return (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK") if name == "cpu" else None
 
 
 def _file() -> Path:

@@ -18,12 +18,12 @@ from mixq.plan.computer import Computer
 from mixq.plan.shares import RAM, share_out
 from mixq.plan.sizes import ModelSizes
 from mixq.system.cores import cpu_limit
+from mixq.system.load import is_disturbed
 from mixq.system.memory import memory_limit, swapped_memory, text_of
 
 SLOW_DISK = 1e9
 SLOW_RAM = 15e9
 SWAPPED = 1 << 30
-DISTURBED = 0.1
 NOT_MEASURED = "gpu, not measured"
 """Key in a computer's versions: why a usable GPU has no figures."""
 
@@ -75,7 +75,7 @@ def _of_kernels(found: Diagnosis) -> Iterator[Problem]:
 
 
 def _of_measuring(computer: Computer) -> Iterator[Problem]:
-    if computer.load is not None and computer.load >= DISTURBED:
+    if computer.load is not None and is_disturbed(computer.load):
         yield Problem(
             f"Other programs took {computer.load:.0%} of the processor while measuring, so the speeds are too low.",
             "Close them, then run `mixq doctor --refresh`.",

@@ -44,6 +44,12 @@ class Measured:
     def mean(self) -> float:
         return statistics.fmean(self.samples)
 
+    @property
+    def load(self) -> float | None:
+        """Share of the processors that other programs used meanwhile; None if unknown."""
+        load = self.facts.get("load")
+        return float(load) if is_number(load, 0, 1) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -75,6 +81,8 @@ class Comparison:
             "new_ts": self.new.mean,
             "old_commit": self.old.facts.get("build_commit"),
             "new_commit": self.new.facts.get("build_commit"),
+            "old_load": self.old.load,
+            "new_load": self.new.load,
             "ratio": self.ratio,
             "low": self.low,
             "high": self.high,

@@ -30,6 +30,7 @@ from mixq.measure.speed.workload import (
 )
 from mixq.model.attention import Chunk
 from mixq.plan.sizes import ModelSizes, prompt_operations
+from mixq.system.load import Work
 from mixq.system.memory import peak_memory
 
 WARM_UP_STEPS = 4
@@ -44,6 +45,8 @@ class Sample:
     busy_seconds: float  # time inside the native kernels; 0 if it is not measured
     bandwidth: float = 0.0  # bytes per second of the probe just before; 0.0 without a probe
     experts: ExpertStats | None = None  # where experts were computed; None on the CPU alone
+    # share of the processors that other programs have used since the test's first sample; None if unknown
+    load: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,6 +75,7 @@ class Row:
     # operations_per_token, read_per_token: of a token; a prompt reads the weights once for each of its chunks
     operations_per_token: float = 0.0
     read_per_token: float = 0.0
+    load: float | None = None  # share of the processors that other programs used meanwhile; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ class Bench:
         for test in self.tests:
             self._go_to(test.depth)
             self._run(test, test.prompt or min(test.gen, WARM_UP_STEPS))
+            begun_test = Work.now()
             for _ in range(self.repeats):
                 bandwidth = self.bandwidth.probe() if self.bandwidth is not None else 0.0
                 offload = self.model.placement.offload
@@ -164,7 +169,8 @@ class Bench:
                 seconds = time.perf_counter() - begun
                 busy_seconds = (self.model.kernels.busy_ns() - busy) / 1e9
                 experts = offload.telemetry.stats_since(before) if offload is not None and before is not None else None
-                sample = Sample(test, seconds, busy_seconds, bandwidth, experts)
+                load = Work.now().of_others(begun_test)
+                sample = Sample(test, seconds, busy_seconds, bandwidth, experts, load)
                 self._samples.append(sample)
                 yield sample
 
@@ -209,6 +215,7 @@ class Bench:
             speeds,
             experts=ExpertStats.joined(stats) if stats else None,
             operations_per_token=operations_per_token(self.model.config, test),
+            load=samples[-1].load,
         )
         if test.prompt:
             gflops = prompt_operations(self.model.config, test.tokens, test.depth) / test.tokens * mean / 1e9

@@ -109,5 +109,6 @@ def _figures(row: Row) -> dict[str, Any]:
         "overhead_us_per_layer": row.overhead_us,
         "operations_per_token": row.operations_per_token,
         "read_per_token": row.read_per_token,
+        "load": row.load,
         **({"experts": row.experts.as_dict()} if row.experts is not None else {}),
     }
