@@ -1,6 +1,7 @@
-"""Writes what the pages show of the code: the table of a folder's files, from the first line of each docstring.
+"""Writes what the pages show of the code and of measured tables: the table of a folder's files, from the first line of
+each docstring, and the lowest ratios to llama.cpp.
 
-`python -m tests.pages` writes the tables again; `tests/test_readme.py` compares them.
+`python -m tests.pages` writes them again; `tests/test_readme.py` compares them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from tests.accept.worst_ratios import with_worst_ratios
+
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 HEADING = "## The code\n"
 FOLDERS = [ROOT / "quantize", *(ROOT / "mixq" / name for name in ("server", "plan", "experts", "kernels"))]
 
@@ -37,3 +41,4 @@ def with_code_table(folder: Path) -> str:
 if __name__ == "__main__":
     for folder in FOLDERS:
         (folder / "README.md").write_text(with_code_table(folder))
+    README.write_text(with_worst_ratios(README.read_text()))

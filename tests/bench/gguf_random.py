@@ -52,6 +52,23 @@ RECIPES: dict[str, dict[str, Type]] = {
         "attn_v": Type.Q8_0,
         "attn_output": Type.Q5_K,
     },
+    # llama-quantize Q4_K_M; half of ffn_down_exps is Q6_K, see `type_of`
+    "q4_k_m": {
+        "": Type.Q4_K,
+        "output": Type.Q6_K,
+        "attn_k": Type.Q8_0,
+        "attn_v": Type.Q8_0,
+        "attn_output": Type.Q5_K,
+    },
+    # llama-quantize IQ4_XS with an importance matrix, as published files have it; without one, ffn_down_exps of the
+    # first eighth of the layers is Q5_K
+    "iq4_xs": {
+        "": Type.IQ4_XS,
+        "output": Type.Q6_K,
+        "attn_k": Type.Q8_0,
+        "attn_v": Type.Q8_0,
+        "attn_output": Type.Q5_K,
+    },
 }
 """Type by kind of tensor; "" is every other one."""
 
@@ -59,6 +76,8 @@ FILE_TYPES = {
     "q4_0-pure": gguf.LlamaFileType.MOSTLY_Q4_0,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "q4_k_s": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+    "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "iq4_xs": gguf.LlamaFileType.MOSTLY_IQ4_XS,
 }
 
 
@@ -82,6 +101,15 @@ def mixtral(layers: int, **changes: Any) -> Shape:
     return replace(MIXTRAL_8X7B, layers=layers, **changes)
 
 
+def type_of(recipe: str, kind: str, layer: int, layers: int) -> Type:
+    """Return the type of a layer's matrix, as llama_tensor_get_type_impl in llama-quant.cpp chooses it."""
+    more_bits = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+    if recipe == "q4_k_m" and kind == "ffn_down_exps" and more_bits:
+        return Type.Q6_K
+    types = RECIPES[recipe]
+    return types.get(kind, types[""])
+
+
 def tensors(shape: Shape, recipe: str) -> list[RandomTensor]:
     """Return the file's tensors in its order."""
     types = RECIPES[recipe]
@@ -99,7 +127,7 @@ def tensors(shape: Shape, recipe: str) -> list[RandomTensor]:
             "ffn_up_exps": (E, F, D),
         }
         found += [
-            RandomTensor(f"blk.{layer}.{kind}.weight", size, types.get(kind, types[""]))
+            RandomTensor(f"blk.{layer}.{kind}.weight", size, type_of(recipe, kind, layer, shape.layers))
             for kind, size in matrices.items()
         ]
         unquantized = {"attn_norm": (D,), "ffn_norm": (D,), "ffn_gate_inp": (E, D)}
@@ -196,6 +224,13 @@ def _q6_k(blocks: Bytes, deviation: float, rng: np.random.Generator) -> None:
     blocks[:, 208:] = _fp16(deviation / (8 * 18.5), len(blocks), rng)
 
 
+def _iq4_xs(blocks: Bytes, deviation: float, rng: np.random.Generator) -> None:
+    """block_iq4_xs: an fp16 scale of the scales, 6 bytes of eight six-bit scales, 128 bytes of codes."""
+    blocks[:, 2:4] = 0b10101010  # the scales' upper two bits; 32 is taken off, so each is 8
+    blocks[:, 4:8] = 0b10001000
+    blocks[:, :2] = _fp16(deviation / (8 * 69), len(blocks), rng)
+
+
 def _fp16(scale: float, count: int, rng: np.random.Generator) -> Bytes:
     """Return fp16 values around `scale` as bytes [count, 2]."""
     values = (scale * (0.8 + 0.4 * rng.random(count, dtype=np.float32))).astype("<f2")
@@ -208,4 +243,5 @@ BLOCKS: Mapping[Type, Callable[[Bytes, float, np.random.Generator], None]] = {
     Type.Q4_K: _two_level(4.6, 7.5),
     Type.Q5_K: _two_level(9.2, 15.5),
     Type.Q6_K: _q6_k,
+    Type.IQ4_XS: _iq4_xs,
 }

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import random
 import sys
+import time
 from pathlib import Path
 
 from tests.bench.worker import Description, answers_on_stdout, serve
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--no-repack", action="store_true")
+    parser.add_argument("--mapped", action="store_true", help="map the file, as llama.cpp does by default")
     arguments = parser.parse_args()
     try:
         import gguf  # noqa: F401
@@ -35,10 +37,15 @@ def main() -> None:
     if not arguments.file.exists():
         gguf_random.write(arguments.file, shape, arguments.recipe)
     with answers_on_stdout():
-        side = LlamaCpp(arguments.file, shape.vocab, arguments.threads, repack=not arguments.no_repack)
+        begun = time.perf_counter()
+        side = LlamaCpp(
+            arguments.file, shape.vocab, arguments.threads, repack=not arguments.no_repack, mapped=arguments.mapped
+        )
+        side.decode(1)
+        first_token = time.perf_counter() - begun
         build = f"llama-cpp-python {llama_cpp.__version__}, {_features(llama_cpp.llama_print_system_info().decode())}"
         size = gguf_random.bytes_per_token(shape, arguments.recipe)
-        serve(Description(build, size), side.decode, side.prefill)
+        serve(Description(build, size, first_token=first_token), side.decode, side.prefill)
 
 
 class LlamaCpp:
@@ -46,15 +53,18 @@ class LlamaCpp:
 
     Args:
         repack: as by default, let llama.cpp rearrange the weights for its kernels when it loads them.
+        mapped: as by default, map what is not rearranged; else it is read into memory, which can have huge pages.
     """
 
-    def __init__(self, path: Path, vocab: int, threads: int, *, repack: bool) -> None:
+    def __init__(self, path: Path, vocab: int, threads: int, *, repack: bool, mapped: bool) -> None:
         import llama_cpp
 
         self.api = llama_cpp
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.use_extra_bufts = repack
+        if not mapped:
+            model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self.model:
             sys.exit("llama.cpp did not load the file")

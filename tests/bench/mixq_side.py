@@ -1,17 +1,22 @@
-"""mixq's side: a synthetic model of Mixtral's layers in memory. Run as a worker (see `worker`)."""
+"""mixq's side: Mixtral's layers with random weights, in memory or in a model folder. Run as a worker (see `worker`)."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from pathlib import Path
 
 import torch
 
+import mixq
 from mixq.config import PREFILL_CHUNK, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.kernels import native_library
 from mixq.measure.speed.synthetic import SyntheticWeights
+from mixq.measure.speed.write_folder import FolderJob
 from mixq.model.attention import Chunk
+from mixq.plan.sizes import ModelSizes
 from tests.bench.worker import Description, answers_on_stdout, serve
 
 CONTEXT = 2048
@@ -22,36 +27,37 @@ def main() -> None:
     parser.add_argument("--mix", required=True)
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--folder", type=Path, help="load this model folder, written if it is not there")
     arguments = parser.parse_args()
     reason = native_library.unavailable_reason()
     if reason is not None:
         sys.exit(f"mixq's native kernels are missing: {reason}")
     with answers_on_stdout():
-        weights = SyntheticWeights.make("mixtral-8x7b", layers=arguments.layers, mix=arguments.mix)
-        side = Mixq(weights, arguments.threads)
-        build = f"mixq, {side.model.kernels.name} kernels, {native_library.isa_name(native_library.isa())}"
-        serve(Description(build, bytes_per_token(weights)), side.decode, side.prefill)
-
-
-def bytes_per_token(weights: SyntheticWeights) -> int:
-    """Return the bytes of the weights that one token reads: all but the embedding and the experts not chosen."""
-    config = weights.config
-    total = 0
-    for name, tensor in weights.stored.items():
-        if ".experts." in name:
-            total += tensor.nbytes * config.num_experts_per_tok // config.num_local_experts
-        elif not name.startswith("model.embed_tokens."):
-            total += tensor.nbytes
-    return total
+        if arguments.folder is None:
+            weights = SyntheticWeights.make("mixtral-8x7b", layers=arguments.layers, mix=arguments.mix)
+        elif not arguments.folder.exists():
+            FolderJob(arguments.folder, "mixtral-8x7b", layers=arguments.layers, mix=arguments.mix).run()
+        options = {"context": CONTEXT, "threads": arguments.threads}
+        begun = time.perf_counter()
+        if arguments.folder is None:
+            model = Model(weights, RuntimeOptions.from_kwargs(**options))
+        else:
+            model = mixq.load(arguments.folder, device="cpu", **options)
+        side = Mixq(model)
+        side.decode(1)
+        first_token = time.perf_counter() - begun
+        build = f"mixq, {model.kernels.name} kernels, {native_library.isa_name(native_library.isa())}"
+        size = ModelSizes.of_weights(model.folder).token
+        serve(Description(build, size, first_token=first_token), side.decode, side.prefill)
 
 
 class Mixq:
     """A model and one KV cache, which every measurement begins anew."""
 
-    def __init__(self, weights: SyntheticWeights, threads: int) -> None:
-        self.model = Model(weights, RuntimeOptions.from_kwargs(context=CONTEXT, threads=threads))
-        self.kv_cache = self.model.new_kv_cache()
-        self.ids = torch.randint(weights.config.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0))
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.kv_cache = model.new_kv_cache()
+        self.ids = torch.randint(model.config.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0))
 
     def decode(self, tokens: int) -> None:
         """Run tokens one by one, with logits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,43 +22,44 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a turn measured, and the share of all CPUs' time that others took while it ran."""
+    """What a turn measured."""
 
-    seconds: float
-    others: float
+    figure: float  # seconds, or a rate
+    others: float  # share of all CPUs' time that others took meanwhile
 
 
-def quiet_turn(measure: Callable[[], float], process: int, patience: float) -> Turn:
+def quiet_turn(measure: Callable[[], float], process: int, patience: float, *, beside: Sequence[int] = ()) -> Turn:
     """Run `measure` when the machine is quiet; again if others came in between, and then take the quietest turn.
 
     Args:
-        measure: returns seconds; computes in another process.
-        process: that process's id.
+        measure: returns the figure.
+        process: id of the process that computes.
         patience: seconds to wait for quiet in all; when they are over it is measured as it is.
+        beside: ids of processes that belong to the measurement and never sleep: they do not count as others.
     """
     turns: list[Turn] = []
     while len(turns) < TRIES and (patience > 0 or not turns):
         started = time.monotonic()
-        wait_for_quiet(patience)
+        wait_for_quiet(patience, beside)
         patience -= time.monotonic() - started
-        busy, total, own = *_cpus(), _own(process)
-        seconds = measure()
-        busy_then, total_then, own_then = *_cpus(), _own(process)
+        busy, total, own = *_cpus(), _own(process, *beside)
+        figure = measure()
+        busy_then, total_then, own_then = *_cpus(), _own(process, *beside)
         others = max(0.0, (busy_then - busy) - (own_then - own)) / max(total_then - total, _TICK)
-        turns.append(Turn(seconds, others))
+        turns.append(Turn(figure, others))
         if others <= QUIET:
             break
     return min(turns, key=lambda turn: turn.others)
 
 
-def wait_for_quiet(patience: float) -> bool:
-    """Wait until the CPUs are idle, at most `patience` seconds; return whether they are."""
+def wait_for_quiet(patience: float, beside: Sequence[int] = ()) -> bool:
+    """Wait until the CPUs are idle but for `beside`, at most `patience` seconds; return whether they are."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        busy, total = _cpus()
+        busy, total, own = *_cpus(), _own(*beside)
         time.sleep(_LOOK)
-        busy_then, total_then = _cpus()
-        if busy_then - busy <= QUIET * (total_then - total):
+        busy_then, total_then, own_then = *_cpus(), _own(*beside)
+        if (busy_then - busy) - (own_then - own) <= QUIET * (total_then - total):
             return True
     return False
 
@@ -72,8 +73,12 @@ def _cpus() -> tuple[float, float]:
     return busy * _TICK, (busy + idle + iowait) * _TICK
 
 
-def _own(process: int) -> float:
-    """Return seconds of CPU time of a process."""
+def _own(*processes: int) -> float:
+    """Return seconds of CPU time of some processes."""
+    return sum(_seconds(process) for process in processes)
+
+
+def _seconds(process: int) -> float:
     stat = Path(f"/proc/{process}/stat")
     if not stat.exists():
         return 0.0

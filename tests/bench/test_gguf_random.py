@@ -44,3 +44,18 @@ def test_the_header_says_the_shape(tmp_path: Path) -> None:
 
 def test_a_token_of_four_layers_and_head_reads_961_mb() -> None:
     assert gguf_random.bytes_per_token(gguf_random.mixtral(4), "q4_0-pure") == pytest.approx(961e6, rel=1e-3)
+
+
+def test_half_of_the_layers_of_q4_k_m_have_more_bits() -> None:
+    """The layers that llama-quantize chooses of Mixtral's 32, and as many of a model cut short."""
+    for layers, chosen in ((32, [*range(4), *range(6, 28, 3), *range(28, 32)]), (4, [2, 3]), (2, [1])):
+        types = [gguf_random.type_of("q4_k_m", "ffn_down_exps", layer, layers) for layer in range(layers)]
+        assert [i for i, kind in enumerate(types) if kind == gguf.GGMLQuantizationType.Q6_K] == chosen
+    assert gguf_random.type_of("q4_k_m", "ffn_up_exps", 0, 32) == gguf.GGMLQuantizationType.Q4_K
+
+
+def test_of_all_layers_iq4_xs_reads_less_than_q4_0_and_q4_k_m_more() -> None:
+    read = [
+        gguf_random.bytes_per_token(gguf_random.mixtral(32), recipe) for recipe in ("iq4_xs", "q4_0-pure", "q4_k_m")
+    ]
+    assert read == sorted(read)

@@ -23,11 +23,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a side is: its version and build, the bytes of weights that one token reads, and what it leaves out."""
+    """What a side is."""
 
-    build: str
-    bytes_per_token: int
-    limits: str = ""
+    build: str  # its version and instruction set
+    bytes_per_token: int  # of the weights that one token reads
+    limits: str = ""  # what it leaves out
+    first_token: float = 0.0  # seconds from the start of loading to the first token
 
 
 class SideError(Exception):
