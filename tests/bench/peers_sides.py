@@ -102,7 +102,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 AVX2 = {"MIXQ_CPU_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 """For mixq: its kernels, and torch's that it calls."""
 
-LAYER_BYTES, OUTSIDE_BYTES = 1_000_000_000, 700_000_000
+LAYER_BYTES, OUTSIDE_BYTES = 900_000_000, 400_000_000
 """Upper bounds of a side's memory for each layer and for the rest, in the largest format compared."""
 
 
