@@ -201,7 +201,7 @@ def _simple(codes: float) -> Callable[[Bytes, float, np.random.Generator], None]
     """block_q4_0 and block_q8_0: an fp16 scale, then codes of the given deviation."""
 
     def fill(blocks: Bytes, deviation: float, rng: np.random.Generator) -> None:
-        blocks[:, :2] = _fp16(deviation / codes, len(blocks), rng)
+        blocks[:, :2] = _signed_fp16(deviation / codes, len(blocks), rng)
 
     return fill
 
@@ -221,14 +221,25 @@ def _two_level(codes: float, mean_code: float) -> Callable[[Bytes, float, np.ran
 def _q6_k(blocks: Bytes, deviation: float, rng: np.random.Generator) -> None:
     """block_q6_K: 192 bytes of codes, 16 int8 scales, an fp16 scale of the scales."""
     blocks[:, 192:208] = 8
-    blocks[:, 208:] = _fp16(deviation / (8 * 18.5), len(blocks), rng)
+    blocks[:, 208:] = _signed_fp16(deviation / (8 * 18.5), len(blocks), rng)
 
 
 def _iq4_xs(blocks: Bytes, deviation: float, rng: np.random.Generator) -> None:
     """block_iq4_xs: an fp16 scale of the scales, 6 bytes of eight six-bit scales, 128 bytes of codes."""
     blocks[:, 2:4] = 0b10101010  # the scales' upper two bits; 32 is taken off, so each is 8
     blocks[:, 4:8] = 0b10001000
-    blocks[:, :2] = _fp16(deviation / (8 * 69), len(blocks), rng)
+    blocks[:, :2] = _signed_fp16(deviation / (8 * 69), len(blocks), rng)
+
+
+def _signed_fp16(scale: float, count: int, rng: np.random.Generator) -> Bytes:
+    """Return fp16 values around `scale` and `-scale` as bytes [count, 2].
+
+    Codes such as -8 to 7 have a mean. Without signs it would add up over a row, all tokens would become alike, and the
+    routers would choose the same experts for each.
+    """
+    values = _fp16(scale, count, rng)
+    values[:, 1] |= rng.integers(0, 2, count, np.uint8) << 7
+    return values
 
 
 def _fp16(scale: float, count: int, rng: np.random.Generator) -> Bytes:

@@ -9,6 +9,8 @@ import pytest
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")
 
+from gguf import GGMLQuantizationType as Type  # noqa: E402
+
 from tests.bench import gguf_random  # noqa: E402
 
 SMALL = gguf_random.mixtral(2, hidden=256, ffn=512, heads=4, kv_heads=2, vocab=320, context=64)
@@ -31,6 +33,9 @@ def test_weights_are_finite_and_of_the_deviation_that_keeps_activations(recipe: 
         deviation = weights.std() * np.sqrt(expected[tensor.name].shape[-1])
         assert 0.5 < deviation < 2, (tensor.name, deviation)
         assert abs(weights.mean()) < 0.3 * weights.std(), tensor.name
+        if tensor.tensor_type in (Type.Q4_0, Type.Q8_0, Type.Q6_K, Type.IQ4_XS):
+            common = abs(weights.mean()) * np.sqrt(weights.shape[-1]) / weights.std()
+            assert common < 0.5, f"{tensor.name}: rows have a mean in common, so all tokens become alike"
 
 
 def test_the_header_says_the_shape(tmp_path: Path) -> None:
@@ -50,8 +55,8 @@ def test_half_of_the_layers_of_q4_k_m_have_more_bits() -> None:
     """The layers that llama-quantize chooses of Mixtral's 32, and as many of a model cut short."""
     for layers, chosen in ((32, [*range(4), *range(6, 28, 3), *range(28, 32)]), (4, [2, 3]), (2, [1])):
         types = [gguf_random.type_of("q4_k_m", "ffn_down_exps", layer, layers) for layer in range(layers)]
-        assert [i for i, kind in enumerate(types) if kind == gguf.GGMLQuantizationType.Q6_K] == chosen
-    assert gguf_random.type_of("q4_k_m", "ffn_up_exps", 0, 32) == gguf.GGMLQuantizationType.Q4_K
+        assert [i for i, kind in enumerate(types) if kind == Type.Q6_K] == chosen
+    assert gguf_random.type_of("q4_k_m", "ffn_up_exps", 0, 32) == Type.Q4_K
 
 
 def test_of_all_layers_iq4_xs_reads_less_than_q4_0_and_q4_k_m_more() -> None:
