@@ -192,9 +192,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             if name not in known:
                 parser.error(f"unknown {what.removesuffix('s')} {name!r}; there are {', '.join(known)}")
         setattr(arguments, what, names)
-    for option in ("rounds", "layers", "threads"):
-        if getattr(arguments, option) < 1:
-            parser.error(f"--{option} must be 1 or more")
+    for option, least in (("rounds", 1), ("layers", 2), ("threads", 1)):  # llama.cpp leaves out most of the last layer
+        if getattr(arguments, option) < least:
+            parser.error(f"--{option} must be {least} or more")
     return arguments
 
 

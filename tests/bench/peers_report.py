@@ -20,6 +20,9 @@ from tests.bench.peers_sides import LLAMA, MEASURES, MIXQ, MODES, SIDES, Mode, t
 from tests.bench.quiet import QUIET
 from tests.bench.worker import Description
 
+HIDDEN, FFN, KV, LAYERS = 4096, 14336, 1024, 32
+"""Of Mixtral 8x7B."""
+
 
 @dataclass(slots=True)
 class Measured:
@@ -35,7 +38,7 @@ def section(
     measured: Mapping[str, Measured], probe: Probe, mode: Mode, arguments: argparse.Namespace
 ) -> tuple[str, list[str]]:
     """Return how a mode was measured, and its Markdown tables: limits, figures, ratios, builds."""
-    tables = [_limits(probe), _figures(measured, probe, mode, arguments), _ratios(measured, mode)]
+    tables = [_limits(probe), _figures(measured, probe, mode, arguments), _ratios(measured, mode, arguments.layers)]
     tables.append(markdown(["", "build"], [[side.title, side.description.build] for side in measured.values()]))
     return _how(measured, probe, mode, arguments), [table for table in tables if table]
 
@@ -77,6 +80,11 @@ def _how(measured: Mapping[str, Measured], probe: Probe, mode: Mode, arguments: 
         )
     if "prompt-512" in mode.measures:
         said.append("GFLOPS: in the products of the layers' matrices, at 512 tokens.")
+        if any(side.module == LLAMA for side in sides):
+            said.append(
+                "llama.cpp computes the experts of the last layer for a prompt's last token only; the ratios of "
+                f"prompts are scaled from {arguments.layers} layers to Mixtral's {LAYERS}."
+            )
         if probe.int8_limits():
             said.append(
                 "Of int8: of the dot products per second above, with the best vector instructions and with AMX."
@@ -129,8 +137,7 @@ def _figures(measured: Mapping[str, Measured], probe: Probe, mode: Mode, argumen
                     shares = ratios([size * rate / 1e9 for rate in rates], probe.reads())
                     row["of bandwidth"] = f"{statistics.median(shares):.0%}"
             elif measure == "prompt-512":
-                weights = _weights(arguments.layers, experts_only=SIDES[name].module not in (LLAMA, MIXQ))
-                speed = 2 * weights * statistics.median(rates) / 1e9
+                speed = 2 * weights(name, arguments.layers) * statistics.median(rates) / 1e9
                 row["GFLOPS"] = f"{speed:.0f}"
                 for kind, limit in probe.int8_limits().items():
                     row[f"of {kind}"] = f"{speed / limit:.0%}"
@@ -138,7 +145,7 @@ def _figures(measured: Mapping[str, Measured], probe: Probe, mode: Mode, argumen
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _ratios(measured: Mapping[str, Measured], mode: Mode) -> str:
+def _ratios(measured: Mapping[str, Measured], mode: Mode, layers: int) -> str:
     ours = [name for name in measured if SIDES[name].module == MIXQ]
     peers = [name for name in measured if SIDES[name].module == LLAMA]
     pairs = [(a, b) for a in ours for b in peers]
@@ -149,7 +156,8 @@ def _ratios(measured: Mapping[str, Measured], mode: Mode) -> str:
     for a, b in pairs:
         row = [measured[a].title, measured[b].title]
         for measure in mode.measures:
-            row.append(spread(ratios(measured[a].rates[measure], measured[b].rates[measure]), 2))
+            ours, theirs = (_scaled(name, measured[name].rates[measure], measure, layers) for name in (a, b))
+            row.append(spread(ratios(ours, theirs), 2))
         rows.append(row)
     return markdown(["", RATIO, *(MEASURES[measure].title for measure in mode.measures)], rows) if rows else ""
 
@@ -164,8 +172,20 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def _weights(layers: int, *, experts_only: bool) -> int:
-    """Return how many weights of Mixtral's layers multiply each token; the head sees only a prompt's last."""
-    experts = 2 * 3 * 4096 * 14336
-    attention = 0 if experts_only else 2 * 4096 * 4096 + 2 * 1024 * 4096
-    return layers * (experts + attention)
+def weights(name: str, layers: int) -> int:
+    """Return how many weights multiply each token of a prompt, but for the last token.
+
+    llama.cpp computes the last layer's experts for the prompt's last token only, and both the head; torch's side has
+    experts alone.
+    """
+    experts, attention = 2 * 3 * HIDDEN * FFN, 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV
+    if SIDES[name].module == LLAMA:
+        return (layers - 1) * experts + layers * attention
+    return layers * (experts + (attention if SIDES[name].module == MIXQ else 0))
+
+
+def _scaled(name: str, rates: Sequence[float], measure: str, layers: int) -> list[float]:
+    """Return the rates of prompts as all of Mixtral's layers would have them, at the same products per second."""
+    if MEASURES[measure].what != "prefill":
+        return list(rates)
+    return [rate * weights(name, layers) / weights(name, LAYERS) for rate in rates]

@@ -104,6 +104,18 @@ def test_a_prompt_is_compared_with_the_integer_limits() -> None:
     assert f"| {gflops:.0f} | {gflops / 2000:.0%} | {gflops / 9000:.0%} |" in tables[1]
 
 
+def test_ratios_of_prompts_are_those_of_all_layers() -> None:
+    """llama.cpp leaves out the experts of one layer: a half of two, a 32nd of 32."""
+    mode = replace(peers.MODES["all"], measures=("prompt-512",))
+    rates = {"mixq": [1.0, 1.0, 1.0], "llama": [1.0, 1.0, 1.0]}
+    how, tables = section(measured(rates, "prompt-512"), PROBE, mode, arguments("--layers", "2"))
+    experts, attention = 2 * 3 * 4096 * 14336, 2 * 4096 * 4096 + 2 * 1024 * 4096
+    ratio = (2 / 32) / ((experts + 2 * attention) / (31 * experts + 32 * attention))
+    assert 1.5 < ratio < 2
+    assert f"| {ratio:.2f} [{ratio:.2f}-{ratio:.2f}] |" in tables[2]
+    assert "scaled from 2 layers to Mixtral's 32" in how
+
+
 def test_a_start_is_shown_in_seconds_and_its_ratio_as_speed() -> None:
     rates = {"mixq-nl4-folder": [2.0, 4.0, 2.0], "llama": [1.0, 1.0, 1.0]}
     _, tables = section(measured(rates, "first-token"), PROBE, peers.MODES["first-token"], arguments())
