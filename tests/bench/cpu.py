@@ -1,4 +1,4 @@
-"""The processor as its tables name it: vendor, family, model, stepping, and the instructions that matter for kernels.
+"""The processor as its tables name it: vendor, family, model, stepping, cores, and the instructions that matter.
 
 Contract: reads Linux's /proc/cpuinfo; elsewhere only the name is known. `Cpu.kind` names the file of a table, so that
 no table replaces that of another kind of processor.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixq.measure.machine.diagnosis import FEATURES
+from mixq.system.cores import physical_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
@@ -29,6 +30,7 @@ class Cpu:
     family: int | None
     model: int | None
     stepping: int | None
+    cores: int  # physical ones that this process may use
     features: tuple[str, ...]
 
     @property
@@ -60,8 +62,9 @@ class Cpu:
 
     def __str__(self) -> str:
         numbers = [("family", self.family), ("model", self.model), ("stepping", self.stepping)]
-        said = ", ".join(f"{name} {number}" for name, number in numbers if number is not None)
-        return ", ".join(part for part in (self.name, said, " ".join(self.features)) if part)
+        said = [f"{name} {number}" for name, number in numbers if number is not None]
+        cores = f"{self.cores} {'core' if self.cores == 1 else 'cores'}"
+        return ", ".join(part for part in (self.name, *said, cores, " ".join(self.features)) if part)
 
     @classmethod
     def read(cls) -> Cpu:
@@ -81,5 +84,6 @@ class Cpu:
             number("cpu family"),
             number("model"),
             number("stepping"),
+            physical_cores(),
             tuple(flag for flag in first.get("flags", first.get("Features", "")).split() if flag in FEATURES),
         )

@@ -40,17 +40,19 @@ def test_the_kind_of_a_cpu(
 ) -> None:
     (tmp_path / "cpuinfo").write_text(INFO.format(vendor=vendor, family=family, model=model))
     monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "physical_cores", lambda: 1)
     found = Cpu.read()
     assert (found.kind, found.title) == (kind, title)
-    assert str(found) == f"Some CPU, family {family}, model {model}, stepping 2, avx2 avx_vnni amx_int8"
+    assert str(found) == f"Some CPU, family {family}, model {model}, stepping 2, 1 core, avx2 avx_vnni amx_int8"
 
 
 def test_a_cpu_that_tells_little_has_a_kind_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "nowhere")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr(cpu, "physical_cores", lambda: 8)
     found = Cpu.read()
-    assert (found.kind, found.title, str(found)) == ("arm64", "arm64", "arm64")
+    assert (found.kind, found.title, str(found)) == ("arm64", "arm64", "arm64, 8 cores")
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler")

@@ -130,7 +130,7 @@ def test_a_folder_is_compared_with_the_same_weights_in_memory() -> None:
 
 
 def test_a_mode_replaces_its_own_part_of_the_file_and_no_other() -> None:
-    cpu = Cpu("Some CPU", "Intel", 6, 207, 2, ("avx2",))
+    cpu = Cpu("Some CPU", "Intel", 6, 207, 2, 4, ("avx2",))
     text = ""
     for name, table in (("avx2", "| first |\n"), ("all", "| second |\n"), ("avx2", "| third |\n")):
         title, introduction, parts = page(cpu, peers.MODES[name], f"How {name}.", [table], text)
