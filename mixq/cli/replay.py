@@ -220,6 +220,8 @@ def _machine(name: str | None, budgets: list[int] | None) -> Machine:
         computer = find_computer(name)
     else:
         computer = _this_computer(max(budgets) if budgets else None, simulated=name == "sim")
+    for line in computer.marks:
+        output.warn(line)
     if computer.gpu is None:
         with_gpu = ", ".join(key for key, preset in COMPUTERS.items() if preset.gpu is not None)
         raise UsageError(

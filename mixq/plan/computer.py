@@ -17,6 +17,7 @@ from mixq.errors import Fields, ModelFileError, UsageError, is_integer, is_numbe
 from mixq.experts.cost import Hardware
 from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
+from mixq.system.load import is_disturbed
 
 FORMAT = "mixq-hardware"
 VERSION = 1
@@ -87,6 +88,16 @@ class Computer:
     measured: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     load: float | None = None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Sentences for the user about figures that other programs disturbed; empty for quiet ones."""
+        if self.load is None or not is_disturbed(self.load):
+            return ()
+        return (
+            f"The computer was measured while other programs used {self.load:.0%} of the processor, so it may be "
+            "faster than predicted. When they use less, measure it again: mixq doctor --refresh",
+        )
 
     def hardware(self) -> Hardware:
         """Return the figures for scheduler and replay.

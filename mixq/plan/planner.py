@@ -24,7 +24,6 @@ from mixq.plan.computer import Computer
 from mixq.plan.replay import Trace, replay, replay_hits
 from mixq.plan.shares import GPU, RAM, Shares, rows_of, share_out
 from mixq.plan.sizes import ModelSizes, prompt_operations
-from mixq.system.load import is_disturbed
 
 SLACK = 0.1
 OVERHEAD = "work around the kernels"
@@ -141,12 +140,8 @@ def plan(sizes: ModelSizes, computer: Computer, options: RuntimeOptions, *, rout
     decode, prefill, rows = estimates.decode(), estimates.prefill(), rows_of(options)
     estimates.add_disk(decode, prefill)
     speeds = decode.speed(1), prefill.speed(rows)
-    if computer.load is not None and is_disturbed(computer.load):
-        notes += (
-            f"The computer was measured while other programs used {computer.load:.0%} of the processor, so it may be "
-            "faster than planned. When they use less, mixq plan measures it again.",
-        )
-    return Plan(sizes, computer, options, device, shares, estimates.hit_rate(), *speeds, rows, (*notes, *shares.notes))
+    notes += (*computer.marks, *shares.notes)
+    return Plan(sizes, computer, options, device, shares, estimates.hit_rate(), *speeds, rows, notes)
 
 
 @dataclass(slots=True)

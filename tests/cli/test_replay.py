@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,13 @@ def test_quotas_of_several_budgets_or_another_depth_are_not_saved(cli: RunCli, r
         outcome = cli("replay", recording, *HARDWARE, *arguments, "--save-quota", path)
         assert (outcome.code, said in outcome.err) == (2, True), outcome.err
     assert not path.exists()
+
+
+def test_a_computer_that_other_programs_disturbed_is_marked(cli: RunCli, recording: Path, tmp_path: Path) -> None:
+    for load in (0.34, 0.2):
+        replace(COMPUTERS["rtx-3060-12gb"], load=load).write(tmp_path / "loud.json")
+        said = cli("replay", recording, "--hardware", tmp_path / "loud.json", "--vram", "1GB").err
+        assert ("measured while other programs used 34% of the processor" in said) == (load == 0.34)
 
 
 def test_a_hardware_file(cli: RunCli, recording: Path, tmp_path: Path) -> None:
