@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import mixq
 from mixq.config import PREFILL_CHUNK, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.kernels import native_library
+from mixq.measure.speed.record import commit
 from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.measure.speed.write_folder import FolderJob
 from mixq.model.attention import Chunk
@@ -46,7 +48,7 @@ def main() -> None:
         side = Mixq(model)
         side.decode(1)
         first_token = time.perf_counter() - begun
-        build = f"mixq, {model.kernels.name} kernels, {native_library.isa_name(native_library.isa())}"
+        build = f"mixq {commit() or importlib.metadata.version('mixq')}, {model.kernels.name} kernels"
         size = ModelSizes.of_weights(model.folder).token
         serve(Description(build, size, first_token=first_token), side.decode, side.prefill)
 

@@ -77,7 +77,8 @@ def run(mode: Mode, cpu: Cpu, arguments: argparse.Namespace) -> tuple[dict[str, 
     peers_sides.check(mode, arguments)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mixq-peers-", dir=arguments.folder)))
-        probe = Probe(cpu, peers_sides.threads_of(mode, arguments), folder, avx2=mode.avx2)
+        measures = [MEASURES[name] for name in mode.measures]
+        probe = Probe(cpu, peers_sides.threads_of(mode, arguments), measures, folder, avx2=mode.avx2)
         beside: list[int] = []
         if mode.busy:
             process = peers_sides.busy_process()

@@ -6,7 +6,7 @@ Contract: in this process, whose threads sleep while a side has its turn. Figure
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mixq.kernels import native_library
@@ -14,6 +14,7 @@ from mixq.kernels.native_kernels import NativeKernels
 from mixq.measure.speed.bandwidth import Bandwidth
 from tests.bench.cpu import Cpu
 from tests.bench.int8_peak import Int8Peak
+from tests.bench.peers_sides import Measure
 
 READ = "read bandwidth, GB/s"
 INT8 = "int8 dot products, GOPS"
@@ -25,18 +26,21 @@ class Probe:
 
     Args:
         threads: of each side.
+        measures: of the sides; the bandwidth limits a decode step, int8 products limit a prompt.
         folder: for a compiled loop.
 
     Attributes:
         figures: by row of the table and number of threads, one a round.
     """
 
-    def __init__(self, cpu: Cpu, threads: int, folder: Path, *, avx2: bool) -> None:
+    def __init__(self, cpu: Cpu, threads: int, measures: Iterable[Measure], folder: Path, *, avx2: bool) -> None:
         self.threads = sorted({1, threads})
         self.figures: dict[str, dict[int, list[float]]] = {}
-        self._peak = Int8Peak(["avx2"] if avx2 else cpu.features, folder)
-        has_kernels = native_library.library() is not None
-        self._reads = {count: Bandwidth(NativeKernels(count)) for count in self.threads if has_kernels}
+        asked = {measure.what for measure in measures}
+        features = ["avx2"] if avx2 else cpu.features
+        self._peak = Int8Peak(features if "prefill" in asked else [], folder)
+        reads = "decode" in asked and native_library.library() is not None
+        self._reads = {count: Bandwidth(NativeKernels(count)) for count in self.threads if reads}
 
     def measurements(self) -> list[tuple[str, int, Callable[[], float]]]:
         """Return row, threads and function of each figure of a round."""

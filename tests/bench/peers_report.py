@@ -39,7 +39,7 @@ def section(
 ) -> tuple[str, list[str]]:
     """Return how a mode was measured, and its Markdown tables: limits, figures, ratios, builds."""
     tables = [_limits(probe), _figures(measured, probe, mode, arguments), _ratios(measured, mode, arguments.layers)]
-    tables.append(markdown(["", "build"], [[side.title, side.description.build] for side in measured.values()]))
+    tables.append(_builds(measured))
     return _how(measured, probe, mode, arguments), [table for table in tables if table]
 
 
@@ -71,7 +71,7 @@ def _how(measured: Mapping[str, Measured], probe: Probe, mode: Mode, arguments: 
     sides = [SIDES[name] for name in measured]
     said = [
         f"{threads} {'thread' if threads == 1 else 'threads'}, {arguments.layers} layers and the head, "
-        f"{arguments.rounds} rounds; tokens/s."
+        f"{arguments.rounds} rounds" + ("; tokens/s." if mode.in_turns else ".")
     ]
     if "decode" in mode.measures:
         said.append(
@@ -118,6 +118,13 @@ def _limits(probe: Probe) -> str:
         rows.append([name, *(spread(figures[count], digits) for count in probe.threads)])
     heads = [f"{count} {'thread' if count == 1 else 'threads'}" for count in probe.threads]
     return markdown(["limit in the same run", *heads], rows) if rows else ""
+
+
+def _builds(measured: Mapping[str, Measured]) -> str:
+    titles: dict[str, list[str]] = {}
+    for side in measured.values():
+        titles.setdefault(side.description.build, []).append(side.title)
+    return markdown(["", "build"], [["; ".join(names), build] for build, names in titles.items()])
 
 
 def _figures(measured: Mapping[str, Measured], probe: Probe, mode: Mode, arguments: argparse.Namespace) -> str:
