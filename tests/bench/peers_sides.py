@@ -176,14 +176,20 @@ def _check_llama(mode: Mode, arguments: argparse.Namespace) -> None:
     if not found:
         raise SideError(
             f"llama-cpp-python or gguf is missing in {python}. Build it for this CPU (minutes):\n"
-            f'    CMAKE_ARGS="{AVX2_BUILD if mode.avx2 else NATIVE_BUILD}" {python} -m pip install gguf '
-            f"llama-cpp-python\nor name an interpreter that has both: {option} PYTHON; or leave it out: "
+            f"    {AVX2_BUILD if mode.avx2 else NATIVE_BUILD} {python} -m pip install gguf llama-cpp-python\n"
+            f"or name an interpreter that has both: {option} PYTHON; or leave it out: "
             "--sides mixq,mixq-nl4,torch"
         )
 
 
-NATIVE_BUILD = "-DGGML_NATIVE=ON"
-AVX2_BUILD = "-DGGML_NATIVE=OFF " + " ".join(f"-DGGML_{name}=ON" for name in ("AVX", "AVX2", "FMA", "F16C", "BMI2"))
+NATIVE_BUILD = "CXXFLAGS=-fno-dse CMAKE_ARGS=-DGGML_NATIVE=ON"
+"""Without -fno-dse, gcc 12 leaves out the stores of llama.cpp's tile configuration; with AMX it crashes then."""
+
+AVX2_BUILD = (
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF '
+    + " ".join(f"-DGGML_{name}=ON" for name in ("AVX", "AVX2", "FMA", "F16C", "BMI2"))
+    + '"'
+)
 
 
 def check_build(mode: Mode, name: str, build: str) -> None:
@@ -195,7 +201,7 @@ def check_build(mode: Mode, name: str, build: str) -> None:
     if mode.avx2 and SIDES[name].module == LLAMA and ("AVX512" in build or "VNNI" in build):
         raise SideError(
             f"--llama-python-avx2 names a build with more than AVX2: {build}.\nBuild another, in an environment of its "
-            f'own:\n    CMAKE_ARGS="{AVX2_BUILD}" PYTHON -m pip install gguf llama-cpp-python'
+            f"own:\n    {AVX2_BUILD} PYTHON -m pip install gguf llama-cpp-python"
         )
 
 
