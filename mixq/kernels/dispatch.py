@@ -4,7 +4,8 @@ Contract: `Kernels` are the operations that the network uses; every implementati
 returns, within rounding. `choose` takes the native kernels if the library was built and the CPU supports them, else
 torch's with one warning; `mixq doctor` shows the reason. `exact` is always torch, in float32.
 
-Axes: T tokens, N out, K in, D hidden, E experts, A active experts, H heads, KV kv heads, C head size.
+Axes: T tokens of S sequences, N out, K in, D hidden, E experts, A active experts, H heads, KV kv heads, C head size,
+L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.native_kernels import NativeKernels
+from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import Expert, Weight
 
 
@@ -43,7 +45,8 @@ class Kernels(Protocol):
         """x [T, D], weight [E, D] -> float32 [T, E]."""
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
-        """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A most likely experts."""
+        """x [T, D], weight [E, D] -> weights float32 and ids int64 [T, A] of the A most likely experts, of
+        equally likely ones the lower number first."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -66,6 +69,16 @@ class Kernels(Protocol):
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         """q [T, H, C] -> [T, H, C], many rows."""
+
+    def step(
+        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """The network's pass over int64 token_ids [T], those of S sequences one after the other, in one call.
+
+        At most `reference.DECODE_ROWS` tokens. Returns the logits of each sequence's last token [S, V], or of all
+        [T, V], and the chosen experts [L, T, A] of the layers: bit-identical to the separate operations. None: these
+        kernels have no such call.
+        """
 
     def busy_ns(self) -> int:
         """Nanoseconds spent in these kernels so far; 0 if they are not counted."""
@@ -108,6 +121,11 @@ class ReferenceKernels:
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         return reference.attention_prefill(q, kv, position, window, exact=self.exact)
+
+    def step(
+        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        return None
 
     def busy_ns(self) -> int:
         return 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class KVLayer:
     """Keys and values [KV, capacity, C]; scales [KV, capacity] if they are int8, else None."""
 

@@ -12,6 +12,8 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from mixq.errors import DoesNotFitError
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.native_library import KVCache, Matrix, isa_name, kv_cache_of, library, matrix_of, unavailable_reason
+from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import Expert, Weight
 
 _TILE_WEIGHTS = 1 << 22
@@ -34,6 +37,14 @@ class _Bound:
     matrices: ctypes.Array[Matrix] | None
     pointers: ctypes.Array[c_void_p] | None = None
     shapes: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundNetwork:
+    """The C description of a network, with that of its layers, to which it points."""
+
+    layers: ctypes.Array[native_library.Layer]
+    network: native_library.Network
 
 
 class NativeKernels:
@@ -68,8 +79,11 @@ class NativeKernels:
                 f"{threads} threads for the CPU kernels could not be started.", hint="Use a smaller --threads."
             )
         self.uses_torch_threads = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
+        self._integer_rows = int(found.mixq_integer_rows(self.context))
         self._tile: Tensor | None = None
         self._bound: dict[int, _Bound] = {}
+        self._networks: dict[NetworkWeights, _BoundNetwork | None] = {}
+        self._caches: WeakKeyDictionary[KVLayer, ctypes.Array[KVCache] | None] = WeakKeyDictionary()
 
     def __del__(self) -> None:
         if getattr(self, "context", None):
@@ -78,11 +92,42 @@ class NativeKernels:
     @property
     def integer_rows(self) -> int:
         """Most rows of activations for the integer kernels; more are multiplied in bfloat16."""
-        return int(self._library.mixq_integer_rows(self.context))
+        return self._integer_rows
 
     @integer_rows.setter
     def integer_rows(self, rows: int) -> None:
         self._library.mixq_set_integer_rows(self.context, rows)
+        self._integer_rows = int(self._library.mixq_integer_rows(self.context))
+
+    def step(
+        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        T, S, V = len(token_ids), len(rows), network.lm_head.shape[0]
+        if network not in self._networks:
+            self._networks[network] = self._bind_network(network)
+        bound, caches = self._networks[network], [self._caches_of(row.kv) for row in rows]
+        if bound is None or None in caches or (self.uses_torch_threads and self.integer_rows < T):
+            return None
+        if not all(0 <= token_id < len(network.embed_tokens) for token_id in token_ids.tolist()):
+            raise IndexError("a token id is outside the vocabulary")
+        token_ids = token_ids.contiguous()
+        topk_ids = torch.empty(len(network.layers), T, network.num_experts_per_tok, dtype=torch.int64)
+        logits = torch.empty(T if all_logits else S, V)
+        sequences = [
+            native_library.Rows(_address(cache), row.position, row.tokens)
+            for cache, row in zip(caches, rows, strict=True)
+        ]
+        self._library.mixq_step(
+            self.context,
+            bound.network,
+            token_ids.data_ptr(),
+            S,
+            (native_library.Rows * S)(*sequences),
+            all_logits,
+            topk_ids.data_ptr(),
+            logits.data_ptr(),
+        )
+        return logits, topk_ids
 
     def busy_ns(self) -> int:
         """Return the nanoseconds spent inside the library so far."""
@@ -113,7 +158,13 @@ class NativeKernels:
         return out
 
     def route(self, x: Tensor, weight: Tensor, A: int) -> tuple[Tensor, Tensor]:
-        return reference.route(self.router_logits(x, weight), A)
+        scores = self.router_logits(x, weight)
+        T, E = scores.shape
+        topk_ids, topk_weights = torch.empty(T, A, dtype=torch.int64), torch.empty(T, A)
+        self._library.mixq_choose(
+            self.context, scores.data_ptr(), T, E, A, topk_ids.data_ptr(), topk_weights.data_ptr()
+        )
+        return topk_weights, topk_ids
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if weight.dtype != torch.bfloat16:
@@ -179,6 +230,59 @@ class NativeKernels:
         )
         return out
 
+    def _caches_of(self, kv: Sequence[KVLayer]) -> ctypes.Array[KVCache] | None:
+        """Return the C descriptions of a sequence's layers, created once; None if they are not supported."""
+        if kv[0] not in self._caches:  # which is freed with the others
+            caches = [kv_cache_of(layer) for layer in kv]
+            self._caches[kv[0]] = None if None in caches else (KVCache * len(kv))(*caches)  # type: ignore[misc]
+        return self._caches[kv[0]]
+
+    def _bind_network(self, network: NetworkWeights) -> _BoundNetwork | None:
+        """Return the C description of a network; None if one of its weights is not supported."""
+        norms = [network.norm]
+        layers = []
+        for layer in network.layers:
+            norms += layer.input_layernorm, layer.post_attention_layernorm
+            qkv = self._bind(layer.qkv_proj, layer.qkv_proj)
+            o = self._bind(layer.o_proj, (layer.o_proj,))
+            gate = None if layer.gate is None else self._bind(layer.gate, (layer.gate,), float32=True)
+            experts = self._bind(layer.experts, [weight for expert in layer.experts for weight in expert])
+            layers.append((layer, qkv, o, gate, experts))
+        head = self._bind(network.lm_head, (network.lm_head,))
+        bounds = [head, *[bound for _, *bounds in layers for bound in bounds if bound is not None]]
+        plain = [network.embed_tokens, *norms]
+        if any(bound.matrices is None for bound in bounds) or not all(
+            tensor.dtype == torch.bfloat16 and tensor.is_contiguous() for tensor in plain
+        ):
+            return None
+        described = [
+            native_library.Layer(
+                layer.input_layernorm.data_ptr(),
+                layer.post_attention_layernorm.data_ptr(),
+                _address(qkv.pointers),
+                _address(o.matrices),
+                None if gate is None else _address(gate.matrices),
+                _address(experts.matrices),
+            )
+            for layer, qkv, o, gate, experts in layers
+        ]
+        array = (native_library.Layer * len(described))(*described)
+        return _BoundNetwork(
+            array,
+            native_library.Network(
+                network.embed_tokens.data_ptr(),
+                _address(array),
+                len(array),
+                network.norm.data_ptr(),
+                _address(head.matrices),
+                network.cos.data_ptr(),
+                network.sin.data_ptr(),
+                network.num_experts_per_tok,
+                network.window or 0,
+                network.eps,
+            ),
+        )
+
     def _torch_linear(self, x: Tensor, bound: _Bound) -> Tensor:
         """Dequantize tiles of rows into a reused buffer, and multiply with torch."""
         (N, K), rows = bound.shapes[0], x.bfloat16()
@@ -216,3 +320,8 @@ def _describe(key: object, weights: Sequence[Weight], *, float32: bool) -> _Boun
     array = (Matrix * len(matrices))(*matrices)  # type: ignore[misc]
     pointers = (c_void_p * len(matrices))(*[ctypes.addressof(matrix) for matrix in array])
     return _Bound(key, array, pointers, [(matrix.rows, matrix.columns) for matrix in array])
+
+
+def _address(array: ctypes.Array[Any] | None) -> int:
+    assert array is not None
+    return ctypes.addressof(array)

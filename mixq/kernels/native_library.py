@@ -21,7 +21,7 @@ from mixq.errors import DoesNotFitError, UsageError, did_you_mean, printable
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Weight
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 ISA_NAMES = {
     "portable": 0,
@@ -72,6 +72,42 @@ class KVCache(ctypes.Structure):
         ("key_scale", c_void_p),
         ("value_scale", c_void_p),
     )
+
+
+class Layer(ctypes.Structure):
+    """MixqLayer of native/api.h."""
+
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("qkv", c_void_p),
+        ("o", c_void_p),
+        ("gate", c_void_p),
+        ("experts", c_void_p),
+    )
+
+
+class Network(ctypes.Structure):
+    """MixqNetwork of native/api.h."""
+
+    _fields_ = (
+        ("embedding", c_void_p),
+        ("layers", c_void_p),
+        ("count", c_int64),
+        ("norm", c_void_p),
+        ("head", c_void_p),
+        ("cosine", c_void_p),
+        ("sine", c_void_p),
+        ("active", c_int64),
+        ("window", c_int64),
+        ("eps", c_float),
+    )
+
+
+class Rows(ctypes.Structure):
+    """MixqRows of native/api.h."""
+
+    _fields_ = (("caches", c_void_p), ("position", c_int64), ("count", c_int64))
 
 
 class SearchSource(ctypes.Structure):
@@ -187,6 +223,12 @@ def _declare(loaded: ctypes.CDLL) -> None:
         ("mixq_set_integer_rows", None, (c_void_p, c_int64)),
         ("mixq_dequantize", _failed, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
         ("mixq_router", _failed, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
+        ("mixq_choose", None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
+        (
+            "mixq_step",
+            _failed,
+            (c_void_p, POINTER(Network), c_void_p, c_int64, POINTER(Rows), c_int, c_void_p, c_void_p),
+        ),
         (
             "mixq_experts",
             _failed,

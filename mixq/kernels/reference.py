@@ -114,8 +114,12 @@ def router_logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def route(logits: Tensor, A: int) -> tuple[Tensor, Tensor]:
-    """Return weights and ids [T, A] of the experts for scores [T, E]: softmax over all, top A, made to sum to one."""
-    topk_weights, topk_ids = logits.softmax(-1).topk(A, dim=-1)  # [T, A]
+    """Return weights and ids [T, A] of the experts for scores [T, E]: softmax over all, top A, made to sum to one.
+
+    The largest come first, and of equal scores the lower number; `topk` leaves that order open.
+    """
+    topk_ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :A]  # [T, A]
+    topk_weights = logits.softmax(-1).gather(-1, topk_ids)
     return topk_weights / topk_weights.sum(-1, keepdim=True), topk_ids
 
 

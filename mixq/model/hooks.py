@@ -3,7 +3,8 @@
 Contract: a hook is called once per layer of each forward pass, in order, in the thread that runs the model. A pass runs
 several tokens together: a part of a prompt, or the next token of one or more sequences. A pass that runs out of the
 accelerator's memory is repeated from layer 0. Several hooks are called in the order in which they were set, each with
-the result of the previous one. While a hook is set, an accelerator's captured steps are not used.
+the result of the previous one. While a hook is set, an accelerator's captured steps are not used, and neither is the
+CPU's single call for a few tokens.
 
 The tensors belong to the network, on its device: do not change them, but return others. They were created in torch's
 inference mode: to change one later, `clone` it outside of that mode.

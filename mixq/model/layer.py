@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mixq.experts.executor import Experts
+from mixq.experts.executor import CpuExperts, Experts
 from mixq.formats.weights import Tensors
 from mixq.kernels.dispatch import Kernels
+from mixq.kernels.network_weights import LayerWeights
+from mixq.kernels.reference import Expert
 from mixq.model.attention import Attention, Chunk, RotaryTable
 from mixq.model.hooks import Hooks
 
@@ -48,6 +50,21 @@ class DecoderLayer:
             else FeedForward(folder, layer, kernels, hooks)
         )
 
+    @property
+    def weights(self) -> LayerWeights | None:
+        """All weights of the layer, if all are in the memory of the kernels' device."""
+        experts = self.feed_forward.resident_experts
+        if experts is None:
+            return None
+        return LayerWeights(
+            self.input_layernorm,
+            self.self_attn.qkv_proj,
+            self.self_attn.o_proj,
+            self.post_attention_layernorm,
+            self.feed_forward.gate,
+            experts,
+        )
+
     def route(self, x: Tensor, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run x [T, D] up to the router: return h and norm(h) [T, D], ids and weights [T, A] of the chosen experts."""
         h = x + self.self_attn(self.kernels.rms_norm(x, self.input_layernorm, self.eps), chunks)
@@ -73,6 +90,11 @@ class SparseMoeBlock:
         self.hooks = hooks
         self.override: Callable[[Tensor], Tensor] | None = None
         self.chosen: Tensor | None = None
+
+    @property
+    def resident_experts(self) -> Sequence[Expert] | None:
+        """The experts, if all are in host memory and the CPU computes them."""
+        return self.experts.experts if isinstance(self.experts, CpuExperts) and self.experts.tier is None else None
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, D] -> weights and ids [T, A]."""
@@ -100,11 +122,14 @@ class FeedForward:
         self.layer = layer
         self.kernels = kernels
         self.hooks = hooks
-        self.expert = (
-            folder.linear(f"{prefix}.gate_proj"),
-            folder.linear(f"{prefix}.down_proj"),
-            folder.linear(f"{prefix}.up_proj"),
-        )
+        self.gate = None  # there is no router
+        self.resident_experts = [
+            (
+                folder.linear(f"{prefix}.gate_proj"),
+                folder.linear(f"{prefix}.down_proj"),
+                folder.linear(f"{prefix}.up_proj"),
+            )
+        ]
         self.num_experts_per_tok = 1
         self.topk_ids = torch.zeros(1, 1, dtype=torch.int64, device=kernels.device)
         self.topk_weights = torch.ones(1, 1, device=kernels.device)
@@ -116,7 +141,7 @@ class FeedForward:
 
     def apply(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor) -> Tensor:
         """Return the block's output [T, D]."""
-        output = self.kernels.experts(x, [self.expert], topk_ids, topk_weights)
+        output = self.kernels.experts(x, self.resident_experts, topk_ids, topk_weights)
         return self.hooks.answered(self.layer, x, output) if self.hooks.experts else output
 
 

@@ -6,7 +6,7 @@ one feed-forward block instead of router and experts.
 Contract: `forward` takes the next tokens of one or more sequences, writes their KV caches and returns logits.
 `mixq.experts` handles the places of the experts' weights.
 
-Axes: T tokens of the batch, S sequences, D hidden, A active experts, V vocabulary.
+Axes: T tokens of the batch, S sequences, L layers, D hidden, A active experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mixq.model.attention import Chunk, RotaryTable
 from mixq.model.decode_step import Captures, DecodeSteps
 from mixq.model.hooks import ExpertsHook, Handle, Hooks, RouterHook
 from mixq.model.layer import DecoderLayer, ExpertsOfLayer, Head, SparseMoeBlock
+from mixq.model.one_call import OneCall
 
 ROOM = 256 << 20
 """Bytes to free when a kernel has found no memory for its activations; it does not report how much it needs."""
@@ -72,6 +73,10 @@ class Mixtral:
         self._sparse_blocks = [block for block in blocks if isinstance(block, SparseMoeBlock)]
         self.head = Head(folder, kernels)
         self._give_back = give_back
+        self._chosen: Tensor | None = None  # ids [L, T, A] of the last pass, if it was one call
+        self._one_call: OneCall | None = None
+        if captures is None:
+            self._one_call = OneCall(self.config, kernels, self.embed_tokens, self.layers, self.head, rotary)
         self._steps = None if captures is None else DecodeSteps(self.layers, self.head, captures)
 
     def forward(self, chunks: Sequence[Chunk], *, all_logits: bool = False) -> Tensor:
@@ -84,7 +89,13 @@ class Mixtral:
         Returns:
             float32 logits, in host memory.
         """
-        token_ids = torch.cat([chunk.token_ids for chunk in chunks])  # [T]
+        token_ids = chunks[0].token_ids if len(chunks) == 1 else torch.cat([chunk.token_ids for chunk in chunks])  # [T]
+        if self._one_call is not None and not self._hooks:
+            result = self._one_call.run(token_ids, chunks, all_logits=all_logits)
+            if result is not None:
+                logits, self._chosen = result
+                return logits
+        self._chosen = None
         with torch.inference_mode():
             while True:
                 try:
@@ -114,6 +125,8 @@ class Mixtral:
     def chosen_experts(self) -> list[list[tuple[int, ...]]]:
         """Return the experts of the last forward pass: of each token, layer by layer; empty for a dense model."""
         chosen = [block.chosen for block in self._sparse_blocks if block.chosen is not None]
+        if self._sparse_blocks and self._chosen is not None:
+            chosen = list(self._chosen)
         if not chosen:
             return []
         if len({ids.shape for ids in chosen}) > 1:  # a hook chose more experts in some layers than in others
@@ -143,6 +156,7 @@ class Mixtral:
 
     def override_routing(self, routing: Routing) -> None:
         """Use other experts than the routers' choice; the routers still run, without predictions."""
+        self._one_call = None
         if self._steps is not None:
             self._steps.whole = False
         for index, block in enumerate(self._sparse_blocks):

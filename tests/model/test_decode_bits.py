@@ -74,3 +74,21 @@ def test_prefill_stays_near_exact(model: mixq.Model) -> None:
     exact = mixq.load(model.folder.path, exact=True).forward(ids)
     error = (model.forward(ids) - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.median() < 0.1  # of the tokens: a random network's router has near-ties
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_a_step_in_one_call_has_the_bits_of_separate_calls(
+    model: mixq.Model, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both for one sequence and for several; nf4 has only separate calls."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        loaded = mixq.load(model.folder.path, kv=kv)
+        caches = [prefilled(loaded, prompt) for prompt in PROMPTS[:2]]
+        chunks = [Chunk(torch.tensor(ids), cache) for ids, cache in zip(([21, 22], [31]), caches, strict=True)]
+        return loaded.network.forward(chunks, all_logits=True), decode_alone(loaded, PROMPTS[2], [11, 12])
+
+    together = run()
+    monkeypatch.setattr(type(model.kernels), "step", lambda *_, **__: None)
+    for ours, separate in zip(together, run(), strict=True):
+        assert torch.equal(ours, separate)

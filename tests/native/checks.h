@@ -39,6 +39,8 @@ struct Context {
 };
 
 void test_attention(Random& random, const Context& context);
+void test_choose(Random& random, const Context& context);
+void test_step(Random& random, const Context& context);
 void test_search(Random& random, int isa);
 
 }  // namespace driver

@@ -215,6 +215,8 @@ int main(int count, char** arguments) {
             test_dequantize(random, context);
             test_rms_norm(random, context);
             test_attention(random, context);
+            test_choose(random, context);
+            test_step(random, context);
             test_search(random, isa);
             if (round % 8 == 0) test_read(random, context);
             check(mixq_busy_ns(context.at) > 0, "the account of time", isa, "");

@@ -9,7 +9,7 @@
 
 #include "matrix.h"
 
-#define MIXQ_ABI_VERSION 2
+#define MIXQ_ABI_VERSION 3
 #define MIXQ_EXPORT extern "C" __attribute__((visibility("default")))
 
 // One layer's keys and values.
@@ -24,6 +24,37 @@ struct MixqKvCache {
     void* values;              // [heads, capacity, head_dim]
     float* key_scale;          // int8: [heads, capacity]
     float* value_scale;        // int8: [heads, capacity]
+};
+
+// One layer. Norms are bfloat16 [D].
+struct MixqLayer {
+    const void* input_norm;
+    const void* post_norm;
+    const MixqMatrix* const* qkv;  // [H * C, D], and twice [KV * C, D]
+    const MixqMatrix* o;           // [D, H * C]
+    const MixqMatrix* gate;        // the router [E, D]; null: a dense model
+    const MixqMatrix* experts;     // as mixq_experts takes them; of a dense model one
+};
+
+// A whole network.
+struct MixqNetwork {
+    const void* embedding;  // bfloat16 [V, D]
+    const MixqLayer* layers;
+    int64_t count;  // of layers
+    const void* norm;
+    const MixqMatrix* head;  // [V, D]
+    const float* cosine;     // [positions, C / 2]
+    const float* sine;
+    int64_t active;  // experts of each token, at most E
+    int64_t window;  // positions that a token sees; 0: all
+    float eps;       // of the norms
+};
+
+// The next `count` tokens of one sequence, at positions position .. position + count - 1.
+struct MixqRows {
+    const MixqKvCache* caches;  // of each layer
+    int64_t position;
+    int64_t count;
 };
 
 struct MixqContext;
@@ -57,6 +88,12 @@ MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64
 // Scores [T, E] of x [T, D] in float32: weights and activations are not rounded.
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);
 
+// ids and weights [T, A]: the experts with the A largest of the scores [T, E], the largest first and of equal ones the
+// lower number first; weights are the softmax of the chosen scores. A NaN counts as the largest, and makes the
+// weights NaN.
+MIXQ_EXPORT void mixq_choose(MixqContext* context, const float* scores, int64_t T, int64_t E, int64_t A, int64_t* ids,
+                             float* weights);
+
 // out[t] = sum over a of weights[t, a] * expert[ids[t, a]](x[t]), with expert(x) = w2 (silu(w1 x) * w3 x).
 // w: for each expert gate (w1), down (w2) and up (w3). A row of ids has no expert twice; a negative id, whose
 // expert is computed elsewhere, adds nothing.
@@ -83,3 +120,10 @@ MIXQ_EXPORT void mixq_rotary_append(MixqContext* context, const MixqKvCache* cac
 // depends only on the row and on what it sees. Returns 0, or 1: no memory.
 MIXQ_EXPORT int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* q, int64_t T, int64_t H,
                                int64_t length, int64_t window, float* out);
+
+// One pass of the network over the next tokens of S sequences, T in all: their embeddings, the layers with their caches
+// written, the last norm and the head. Writes the ids [layers, T, A] of the chosen experts (0 in a dense model), and the
+// logits of each sequence's last token [S, V], or of all [T, V]: the bits of the separate calls. Returns 0, or 1: no
+// memory.
+MIXQ_EXPORT int mixq_step(MixqContext* context, const MixqNetwork* network, const int64_t* tokens, int64_t S,
+                          const MixqRows* rows, int all_logits, int64_t* ids, float* logits);

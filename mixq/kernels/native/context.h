@@ -60,7 +60,7 @@ struct MixqContext {
     // The most rows of one matrix that go through the integer kernels: at least as many as the format requires, more
     // where they are faster. A constant for each instruction set, measured by tests/bench/prefill_crossing.py.
     int64_t integer_rows = gemm ? 32 : INT64_MAX;
-    mixq::Workspace workspace, outputs;
+    mixq::Workspace workspace, outputs, step;
     int64_t busy_ns = 0;
 };
 

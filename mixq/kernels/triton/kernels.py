@@ -24,6 +24,7 @@ from torch import Tensor
 from mixq.formats.packed import PackedLinear
 from mixq.kernels import reference
 from mixq.kernels.kv_layer import KVLayer
+from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import DECODE_ROWS, Expert, Weight
 from mixq.kernels.triton import activations, attention, experts, linears, prefill, router
 from mixq.kernels.triton.activations import Prepared
@@ -121,6 +122,12 @@ class TritonKernels:
 
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         return prefill.attention(q, kv, position, window, self.dtype, flash=self._flash)
+
+    def step(
+        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return None: on a GPU, a captured graph starts the separate kernels."""
+        return None
 
     def _prepared(self, x: Tensor) -> Prepared:
         """Return x prepared; the last normed rows already are."""
