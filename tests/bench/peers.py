@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
+from mixq.system.cores import physical_cores  # noqa: E402
 from tests.accept.tables import RESULTS, write  # noqa: E402
 from tests.bench import peers_sides  # noqa: E402
 from tests.bench.cpu import Cpu  # noqa: E402
@@ -167,7 +168,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--measures", help=f"which of {', '.join(MEASURES)}, with commas (default: the mode's)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of Mixtral's 32 (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="of each side (default: %(default)s)")
     parser.add_argument("--folder-side", action="store_true", help="mixq loads model folders; llama.cpp maps its file")
     parser.add_argument(
         "--llama-python", default=sys.executable, help="interpreter with llama-cpp-python and gguf (default: this one)"
