@@ -30,11 +30,18 @@ STALE = 24 * 3600  # seconds; quantizing the demo model takes less
 def load_model(name: str | None, runtime: RuntimeOptions) -> Model:
     """Return the model that `name` means, a folder or a name in the store; None is the demo model.
 
-    Warns about options that could not be used.
+    Shows the progress of a load of more than a second in a terminal. Warns about options that could not be used.
     """
     from mixq.engine.model import Model
+    from mixq.engine.progress import choose_progress
 
-    model = Model(quantized_demo() if name is None else paths.resolve_model(name), runtime)
+    folder = quantized_demo() if name is None else paths.resolve_model(name)
+    progress = choose_progress(output.talk().is_terminal, folder.name)
+    try:
+        model = Model(folder, runtime, progress=progress)
+    except BaseException:
+        progress("", 0.0)  # ends the line
+        raise
     for line in model.notes:
         output.warn(line)
     return model

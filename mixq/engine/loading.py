@@ -2,7 +2,8 @@
 accelerator's.
 
 Contract: `place` follows the runtime options, reserves the accelerator's memory in the order KV cache, trunk, slots,
-and measures the machine for the scheduler. Without an accelerator it chooses kernels and maps the weights.
+and measures the machine for the scheduler. Without an accelerator it chooses kernels and reads the weights into huge
+pages, if they fit into memory.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixq.config import ModelConfig, RuntimeOptions, format_size
+from mixq.engine.host_weights import SMALL, HostWeights, into_huge_pages
 from mixq.engine.placement import Placement
 from mixq.engine.progress import Progress
 from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.choose import choose_accelerator
 from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
 from mixq.experts.accelerators.trunk import Trunk, trunk_bytes
-from mixq.experts.memory_plan import plan_memory, workspace_bytes
+from mixq.experts.memory_plan import OWN_SHARE, RAM_MARGIN, plan_memory, workspace_bytes
 from mixq.experts.offload import ExpertOffload
 from mixq.experts.quota import Quotas
 from mixq.experts.ram_tier import RamTier
@@ -30,12 +32,9 @@ from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import choose
 from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
-from mixq.plan.shares import Shares, share_out
+from mixq.plan.shares import RAM, Shares, share_out
 from mixq.plan.sizes import ModelSizes
 from mixq.system.memory import available_memory
-
-LOCKED_SHARE = 0.9
-"""Share of free memory that may be locked for copies; the rest is for the system and other programs."""
 
 
 def place(
@@ -66,7 +65,7 @@ def place(
     quotas = _quotas(options, folder.config)
     accelerator = choose_accelerator(options, threads, notes)
     if accelerator is None:
-        return _on_cpu(folder, options, threads, kv_cache, [*notes, *_unused(options)])
+        return _on_cpu(folder, options, threads, kv_cache, [*notes, *_unused(options)], progress)
     try:
         placement = _on_accelerator(
             folder, options, accelerator, quotas, threads, kv_cache=kv_cache, rows=rows, say=say, progress=progress
@@ -75,18 +74,47 @@ def place(
         accelerator.close()
         if options.device != "auto" or options.vram is not None:
             raise
-        return _on_cpu(folder, options, threads, kv_cache, [*notes, f"The model runs on the CPU: {error.message}"])
+        notes.append(f"The model runs on the CPU: {error.message}")
+        return _on_cpu(folder, options, threads, kv_cache, notes, progress)
     placement.notes[:0] = notes
     return placement
 
 
-def _on_cpu(folder: Weights, options: RuntimeOptions, threads: int, kv_cache: int, notes: list[str]) -> Placement:
+def _on_cpu(
+    folder: Weights, options: RuntimeOptions, threads: int, kv_cache: int, notes: list[str], progress: Progress
+) -> Placement:
     kernels = choose(threads=threads, exact=options.exact)
     shares = _shares(folder, options, "cpu")
     tier = RamTier.open(folder, _budget(folder, options, shares, trunk_in_ram=True), reserved=kv_cache)
     if tier is not None:
         notes = [*notes, str(tier)]
-    return Placement(folder, folder, kernels, kernels, shares, tier=tier, notes=notes)
+    host = None
+    if tier is None and isinstance(folder, ModelFolder):
+        host = _in_huge_pages(folder, shares.total(RAM) - folder.nbytes, threads, progress)
+        folder = host.folder
+        if (note := host.note()) is not None:
+            notes = [*notes, note]
+    return Placement(folder, folder, kernels, kernels, shares, tier=tier, host=host, notes=notes)
+
+
+def _in_huge_pages(folder: ModelFolder, rest: int, threads: int, progress: Progress) -> HostWeights:
+    """Read the weights of a model into huge pages as far as memory allows; `rest`: bytes of everything else."""
+    free = available_memory()
+    if folder.nbytes < SMALL or why_no_advice() is not None or free is None:
+        return HostWeights(folder)
+    needed = folder.nbytes + rest
+    if needed > free * (1 - RAM_MARGIN):
+        return HostWeights(folder, reason=_too_little(needed / (1 - RAM_MARGIN), free))
+    return into_huge_pages(
+        folder,
+        no_copies=_too_little(needed / OWN_SHARE, free) if needed > free * OWN_SHARE else None,
+        threads=max(2, threads),  # one does not keep disk and memory busy
+        progress=lambda share: progress("weights", share),
+    )
+
+
+def _too_little(needed: float, free: int) -> str:
+    return f"{format_size(needed)} of free memory are needed for huge pages, {format_size(free)} are free"
 
 
 def _on_accelerator(
@@ -122,7 +150,7 @@ def _on_accelerator(
     moved = 0
     if store is not None and accelerator.registers:
         free = available_memory() or 0
-        room = min(options.ram or free, free) * LOCKED_SHARE
+        room = min(options.ram or free, free) * OWN_SHARE
         moved = store.move_to_registered(
             accelerator.register, int(room), lambda share: progress("experts into locked memory", share)
         )

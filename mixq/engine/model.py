@@ -116,6 +116,7 @@ class Model:
             say=self.log.say,
             progress=progress,
         )
+        self.folder = self.placement.folder
         if self.placement.tier is not None:
             weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
         self.notes = tuple(self.placement.notes)
@@ -313,7 +314,7 @@ class Model:
         yield "computed by", f"{self.kernels.name}, {_count(self.threads, 'CPU thread')}", ""
         yield "KV cache", f"{self.context} positions, {self.options.kv}", format_size(self.kv_cache_bytes)
         if plan is None:
-            yield "weights", "mapped from the disk, read as they are used", format_size(self.folder.nbytes)
+            yield "weights", placement.weights_are, format_size(self.folder.nbytes)
         else:
             yield "GPU memory", f"on {device}, limit", format_size(plan.budget)
             yield "trunk", f"on {device}: attention, router, norms and head", format_size(plan.trunk)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixq.config import format_size
+from mixq.engine.host_weights import HostWeights
 from mixq.errors import DoesNotFitError
 from mixq.experts.accelerators.interface import Accelerator, OutOfMemory
 from mixq.experts.executor import CpuExperts, Experts, LayerExperts
@@ -22,6 +23,7 @@ from mixq.experts.offload import ExpertOffload
 from mixq.experts.ram_tier import RamTier
 from mixq.experts.telemetry import ExpertTelemetry
 from mixq.formats.architecture import parameters
+from mixq.formats.folder import ModelFolder
 from mixq.formats.weights import Tensors, Weights
 from mixq.kernels.dispatch import Kernels
 from mixq.model.decode_step import Captures
@@ -48,12 +50,20 @@ class Placement:
     plan: MemoryPlan | None = None
     offload: ExpertOffload | None = None  # the cache of experts on the accelerator; None without one
     tier: RamTier | None = None  # reads experts from the disk when they do not all fit into RAM; None when they do
+    host: HostWeights | None = None  # which weights are in huge pages; None with an accelerator, a tier, or no files
     notes: list[str] = field(default_factory=list)  # one line for each option that could not be followed
 
     @property
     def device(self) -> str:
         """cpu, sim or cuda."""
         return "cpu" if self.accelerator is None else self.accelerator.name
+
+    @property
+    def weights_are(self) -> str:
+        """How the weights are in host memory, as text."""
+        if self.host is not None:
+            return str(self.host)
+        return "mapped from the disk, read as they are used" if isinstance(self.folder, ModelFolder) else "in memory"
 
     @property
     def telemetry(self) -> ExpertTelemetry | None:
@@ -134,6 +144,8 @@ class Placement:
     def as_dict(self) -> dict[str, Any]:
         """Return the device and the use of an accelerator's memory as plain data."""
         placed = {"device": self.device, **self.planned()}
+        if self.host is not None:
+            placed |= {"weights_mapped_huge_bytes": self.host.mapped, "weights_copied_huge_bytes": self.host.copied}
         if self.accelerator is None or self.plan is None:
             return placed
         memory = self.accelerator.memory

@@ -14,7 +14,8 @@ from typing import TextIO
 from mixq.errors import UsageError, printable
 
 Progress = Callable[[str, float], None]
-"""(what, share): `share` is 0 to 1 of this part of the work; `what` is empty when the model is loaded."""
+"""(what, share): `share` is 0 to 1 of this part of the work. `what` is empty at the end: `share` is 1 if the model is
+loaded, 0 if loading has failed."""
 
 PATIENCE = 1.0
 """Seconds of loading before the first line."""
@@ -54,10 +55,10 @@ class TextProgress:
         self._width = 0
 
     def __call__(self, what: str, share: float) -> None:
-        """Write the line if the last one is old enough; end it when the model is loaded."""
+        """Write the line if the last one is old enough; end it when loading ends."""
         if not what:
             if self._width:
-                self._write("loaded", "\n")
+                self._write("loaded" if share else "not loaded", "\n")
             return
         now = time.monotonic()
         if now >= self._next:

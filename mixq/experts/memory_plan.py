@@ -18,6 +18,10 @@ STAGING_SLOTS = 2
 RAM_MARGIN = 0.05
 """Share of the free RAM that stays unused without --ram, because other programs grow."""
 
+OWN_SHARE = 0.9
+"""Share of the free RAM that may hold copies of weights, locked or in huge pages. The rest is for the system and other
+programs: it cannot take copies away, as it can take pages of mapped files."""
+
 HOST_BYTES = 400 << 20
 """RAM of the process besides the model: Python, torch, tokenizer."""
 

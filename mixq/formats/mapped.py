@@ -4,8 +4,9 @@ Contract: `MappedShard.tensor` returns a view of the mapping, which lives as lon
 private: writing to a tensor does not change the file. If a mapped file shrinks, the process is killed (SIGBUS), as with
 every mapping; shards are therefore replaced only by rename.
 
-The system decides which pages are in memory, but accepts advice: `ask`, `read_in`, `advise_away` and `resident` take
-byte ranges of the file, work only on Linux (`why_no_advice`), release the interpreter's lock, and change no content.
+The system decides which pages are in memory, but accepts advice: `ask`, `read_in`, `advise_away`, `unmap` and
+`resident` take byte ranges of the file, work only on Linux (`why_no_advice`), release the interpreter's lock, and
+change no content.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import torch
 from torch import Tensor
 
 from mixq.errors import StorageError, printable
-from mixq.formats.header import ShardHeader, read_header
+from mixq.formats.header import ShardHeader, TensorEntry, read_header
 
 PAGE = mmap.PAGESIZE
-_WILLNEED, _DONTNEED, _POPULATE_READ = 3, 4, 22  # Linux; the mmap module of Python 3.11 does not have the last
+_WILLNEED, _DONTNEED, _HUGEPAGE, _POPULATE_READ = 3, 4, 14, 22  # Linux; Python 3.11's mmap does not have the last
 _SCRATCH = 1 << 20
 _USUAL_READ_AHEAD = 128 << 10
 _ASKED_AT_ONCE = 512 << 10
@@ -62,14 +63,7 @@ class MappedShard:
 
         Data that is not aligned to its dtype (possible in files of other programs) is copied.
         """
-        entry = self.header.entries[name]
-        if entry.nbytes == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.start % entry.dtype.itemsize:
-            aligned = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.nbytes, offset=entry.start).clone()
-            return aligned.view(entry.dtype).reshape(entry.shape)
-        count = entry.nbytes // entry.dtype.itemsize
-        return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
+        return tensor_at(self._map, self.header.entries[name])
 
     @property
     def address(self) -> int:
@@ -85,6 +79,13 @@ class MappedShard:
             return int(text) << 10
         except (OSError, ValueError):
             return _USUAL_READ_AHEAD
+
+    def ask_for_huge_pages(self) -> None:
+        """Ask the system to read the file into huge pages.
+
+        Linux does so if the file system has them (XFS, ext4 from Linux 6.16 on) and the file is not in memory yet.
+        """
+        _call("madvise", self.address, self.header.file_size, _HUGEPAGE)
 
     def ask(self, start: int, end: int) -> None:
         """Start reading the pages of bytes start to end of the file, without waiting."""
@@ -124,12 +125,20 @@ class MappedShard:
         start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
         if start >= end:
             return 0
-        # out of the mapping first, else the page cache keeps them
-        _call("madvise", self.address + start, end - start, _DONTNEED)
+        self.unmap(start, end)  # else the page cache keeps them
         if sys.platform == "linux":
             with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
         return end - start
+
+    def unmap(self, start: int, end: int) -> None:
+        """Take the whole pages between bytes start and end out of the mapping; the page cache may keep them.
+
+        Changes to them are lost.
+        """
+        start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
+        if start < end:
+            _call("madvise", self.address + start, end - start, _DONTNEED)
 
     def resident(self, start: int, end: int) -> int:
         """Return how many bytes from start to end are in memory, in whole pages."""
@@ -140,6 +149,17 @@ class MappedShard:
         if _call("mincore", self.address + start, end - start, pages):
             return 0
         return pages.raw.count(b"\1") * PAGE
+
+
+def tensor_at(stored: mmap.mmap | memoryview, entry: TensorEntry) -> Tensor:
+    """Return a tensor of a file, of which `stored` has all bytes: a view, or a copy if it is not aligned."""
+    if entry.nbytes == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    if entry.start % entry.dtype.itemsize:
+        aligned = torch.frombuffer(stored, dtype=torch.uint8, count=entry.nbytes, offset=entry.start).clone()
+        return aligned.view(entry.dtype).reshape(entry.shape)
+    count = entry.nbytes // entry.dtype.itemsize
+    return torch.frombuffer(stored, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
 
 
 @functools.cache

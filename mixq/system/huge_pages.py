@@ -1,21 +1,28 @@
-"""Anonymous memory in huge pages, if the system has them.
+"""Huge pages: memory in them, and whether memory or a mapped file is in them.
 
-Contract: the tensor returned starts on a huge page and owns its memory. With pages of 4 KiB, reading
-weights spends part of the time on address translation.
+Contract: `allocate` returns a tensor that starts on a huge page and owns its memory. With pages of 4 KiB, reading
+weights spends part of the time on address translation. The system decides what is in huge pages; `share_in_huge_pages`
+reads what it decided, on Linux.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mixq.config import format_size
 from mixq.errors import DoesNotFitError
+from mixq.system.memory import text_of
 
 HUGE_PAGE = 2 << 20
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MAPPINGS = Path("/proc/self/smaps")
+_IN_HUGE_PAGES = ("AnonHugePages:", "FilePmdMapped:", "ShmemPmdMapped:")
 
 
 def allocate(nbytes: int) -> Tensor:
@@ -40,3 +47,27 @@ def allocate(nbytes: int) -> Tensor:
     whole = torch.frombuffer(pages, dtype=torch.uint8)  # keeps the mapping alive
     start = -whole.data_ptr() % HUGE_PAGE
     return whole[start : start + nbytes]
+
+
+def are_off() -> bool:
+    """Return whether the system gives no memory in huge pages to programs that ask for it."""
+    return "[never]" in text_of(SETTING)
+
+
+def share_in_huge_pages(address: int, nbytes: int) -> float:
+    """Return the share of the memory from `address` on that is in huge pages; 0.0 if the system does not report it.
+
+    Pages that are not in memory are not counted. The system reports whole mappings: memory next to it that was
+    allocated in the same way is counted too.
+    """
+    resident = huge = 0
+    inside = False
+    for line in text_of(_MAPPINGS).splitlines():
+        if not line[:1].isupper():  # 7f4f3ec00000-7f4f6d148000 rw-p ...; the fields of a mapping follow: Rss: 9000 kB
+            start, _, end = line.partition(" ")[0].partition("-")
+            inside = int(start, 16) < address + nbytes and address < int(end, 16)
+        elif inside and line.startswith("Rss:"):
+            resident += int(line.split()[1])
+        elif inside and line.startswith(_IN_HUGE_PAGES):
+            huge += int(line.split()[1])
+    return huge / resident if resident else 0.0

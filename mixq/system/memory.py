@@ -39,6 +39,14 @@ def available_memory() -> int | None:
     return smallest([available, *map(_left_in, control_groups())])
 
 
+def free_memory() -> int | None:
+    """Return how much memory can be used before the system evicts cached files, within the limits of control groups."""
+    free = _meminfo().get("MemFree")
+    if free is None:
+        return None
+    return smallest([free, *(_left_in(group, cached=False) for group in control_groups())])
+
+
 def swapped_memory() -> int:
     """Return the bytes of swap that are in use."""
     fields = _meminfo()
@@ -95,14 +103,19 @@ def _meminfo() -> dict[str, int]:
     return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) > 1 and field[1].isdigit()}
 
 
-def _left_in(group: Path) -> int | None:
-    """Return the bytes that a control group has left; the kernel counts cached files as used, but can reclaim them."""
+def _left_in(group: Path, *, cached: bool = True) -> int | None:
+    """Return the bytes that a control group has left.
+
+    The kernel counts cached files as used, but can reclaim them: they are counted as left unless `cached` is False.
+    """
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
     if limit is None or used is None:
         return None
+    if not cached:
+        return max(0, limit - used)
     fields = (line.partition(" ") for line in text_of(group / "memory.stat").splitlines())
-    cached = sum(int(value) for name, _, value in fields if name in _RECLAIMABLE and value.isdigit())
-    return max(0, limit - max(0, used - cached))
+    reclaimable = sum(int(value) for name, _, value in fields if name in _RECLAIMABLE and value.isdigit())
+    return max(0, limit - max(0, used - reclaimable))
 
 
 def _number(path: Path) -> int | None:

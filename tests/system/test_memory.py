@@ -65,3 +65,14 @@ def test_a_group_that_holds_more_than_it_may_leaves_nothing(groups: Path) -> Non
     (groups / "memory.max").write_text("5000000\n")
     (groups / "memory.current").write_text("6000000\n")
     assert memory.available_memory() == 0
+
+
+def test_free_memory_leaves_cached_files_alone(groups: Path) -> None:
+    assert memory.free_memory() is None
+    (groups.parent / "meminfo").write_text("MemFree: 6000 kB\nMemAvailable:    8000 kB\n")
+    assert memory.free_memory() == 6000 * 1024
+    (groups / "memory.max").write_text("5000000\n")
+    (groups / "memory.current").write_text("4900000\n")
+    (groups / "memory.stat").write_text("inactive_file 3000000\n")
+    assert memory.free_memory() == 100_000
+    assert memory.available_memory() == 3_100_000
