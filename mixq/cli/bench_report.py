@@ -59,6 +59,7 @@ def _print_table(bench: Bench, disturbed: Sequence[str]) -> None:
         if row.experts is not None and (line := row.experts.line()):
             console.print(f"{row.workload.name:<15} {line}", soft_wrap=True)
     console.print(f"read bandwidth  {limit}", soft_wrap=True)
+    console.print(f"weights         {run['plan']['weights']}", soft_wrap=True)
     console.print(f"loaded in       {facts.load_seconds:.1f} s")
     if peak is not None:
         probe = f", {format_size(bench.bandwidth.nbytes)} of that to measure the bandwidth" if bench.bandwidth else ""

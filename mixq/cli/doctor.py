@@ -92,6 +92,7 @@ def _facts(found: Diagnosis, computer: Computer | None) -> Iterator[tuple[str, s
     if found.memory_bytes is not None:
         free = "" if found.memory_free_bytes is None else f", {format_size(found.memory_free_bytes)} free"
         yield "memory", f"{format_size(found.memory_bytes)}{free}"
+    yield "huge pages", _huge_pages(found)
     if computer is not None:
         yield from _speeds(computer)
     yield "GPU", _gpu(found)
@@ -148,6 +149,14 @@ def _flops(rate: float) -> str:
 def _cores(found: Diagnosis) -> str:
     cores = f"{found.cores} physical {'core' if found.cores == 1 else 'cores'}"
     return f"{cores}, {found.logical_cpus} logical CPUs"
+
+
+def _huge_pages(found: Diagnosis) -> str:
+    if found.files_in_huge_pages:
+        return "model files are mapped in them"
+    if found.memory_in_huge_pages:
+        return "model files are copied into them, if the free memory is enough"
+    return "none: model files are mapped in pages of 4 KiB, which is slower"
 
 
 def _gpu(found: Diagnosis) -> str:

@@ -28,7 +28,7 @@ class CopiedShard:
     def __init__(self, path: Path, header: ShardHeader, memory: Tensor) -> None:
         self.path = path
         self.header = header
-        self._bytes = memoryview(memory.numpy())
+        self._bytes = memory.numpy().data
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its exact name; KeyError if the header does not have it.
@@ -48,7 +48,7 @@ def copy_part(path: Path, handle: int, memory: Tensor, start: int, end: int) -> 
     Raises:
         StorageError: the disk failed, or the file has become shorter.
     """
-    view = memoryview(memory.numpy())
+    view = memory.numpy().data
     while start < end:
         try:
             count = os.preadv(handle, [view[start:end]], start)

@@ -15,6 +15,7 @@ from mixq.experts.accelerators.cuda import DRIVER_BYTES
 from mixq.experts.memory_plan import (
     HOST_BYTES,
     HOST_BYTES_CUDA,
+    OWN_SHARE,
     RAM_MARGIN,
     STAGING_SLOTS,
     MemoryPlan,
@@ -94,6 +95,7 @@ def share_out(
         in_ram.append(Place(RAM, "embedding", sizes.embedding))
     in_ram.append(Place(RAM, "activations of a prompt", workspace))
     fixed = sum(place.nbytes for place in in_ram)
+    free = ram
     if ram is not None and options.ram is None:
         ram = int(ram * (1 - RAM_MARGIN))
     budget = None if ram is None and options.ram is None else _budget(options.ram, ram, "RAM", notes)
@@ -101,6 +103,12 @@ def share_out(
     experts = sizes.expert_count
     if experts:
         in_ram.append(Place(RAM, f"{fitting} of {experts} experts", fitting * sizes.expert))
+    total = sum(place.nbytes for place in in_ram)
+    if device == "cpu" and fitting == experts and free is not None and total > free * OWN_SHARE:
+        notes.append(
+            f"Where the file system has no huge pages, decoding is slower: {format_size(total / OWN_SHARE)} of free "
+            f"memory are needed to copy the weights into huge pages, {format_size(free)} are free."
+        )
     if fitting < experts:
         those = "they" if memory is None or not memory.slots else "those without a slot in GPU memory"
         notes.append(

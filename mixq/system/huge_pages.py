@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from mixq.system.memory import text_of
 HUGE_PAGE = 2 << 20
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TRIED = 4 * HUGE_PAGE
 _MAPPINGS = Path("/proc/self/smaps")
 _IN_HUGE_PAGES = ("AnonHugePages:", "FilePmdMapped:", "ShmemPmdMapped:")
 
@@ -52,6 +55,27 @@ def allocate(nbytes: int) -> Tensor:
 def are_off() -> bool:
     """Return whether the system gives no memory in huge pages to programs that ask for it."""
     return "[never]" in text_of(SETTING)
+
+
+def files_can_be_in_them(folder: Path) -> bool | None:
+    """Return whether files in a folder can be mapped in huge pages; None if that cannot be found out.
+
+    Writes a file without a name, and reads it from the disk.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE") or not _MAPPINGS.exists():
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(_TRIED))
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            pages = mmap.mmap(file.fileno(), _TRIED, access=mmap.ACCESS_COPY)
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        return None
+    content = torch.frombuffer(pages, dtype=torch.uint8)
+    content.count_nonzero()
+    return share_in_huge_pages(content.data_ptr(), content.nbytes) > 0
 
 
 def share_in_huge_pages(address: int, nbytes: int) -> float:

@@ -87,6 +87,12 @@ def resolve_model(name: str) -> Path:
     )
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest folder around it that exists."""
+    place = path.absolute()
+    return next(each for each in (place, *place.parents) if each.exists())
+
+
 def free_space(path: Path) -> int:
     """Return the free bytes of the disk of `path`, which need not exist.
 
@@ -95,9 +101,8 @@ def free_space(path: Path) -> int:
     """
     import shutil
 
-    place = path.absolute()
     try:
-        return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+        return shutil.disk_usage(existing(path)).free
     except OSError as error:
         raise StorageError(f"{printable(path)} cannot be read: {printable(error)}.") from error
 

@@ -51,6 +51,7 @@ def test_a_saved_line_says_what_it_depends_on(cli: RunCli, tmp_path: Path) -> No
     assert first["kernels"]["cpu"]
     assert first["plan"] == {
         "device": "cpu",
+        "weights": "in memory",
         "vram_bytes": None,
         "ram_bytes": None,
         "slots": None,

@@ -13,7 +13,7 @@ from mixq.measure.machine import diagnosis, probe, problems
 from mixq.measure.machine.diagnosis import Diagnosis, diagnose
 from mixq.plan.computer import Computer
 from mixq.plan.presets import COMPUTERS
-from mixq.system import memory
+from mixq.system import huge_pages, memory
 from tests.cli.conftest import RunCli
 
 
@@ -48,6 +48,23 @@ def test_json_has_every_fact(cli: RunCli) -> None:
     assert document["usable"] is True
     assert document["isa"] in (*document["isas"], "reference")
     assert document["memory_bytes"] > document["memory_free_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("files", "memory", "said"),
+    [
+        (True, True, "huge pages model files are mapped in them"),
+        (True, False, "huge pages model files are mapped in them"),
+        (False, True, "huge pages model files are copied into them, if the free memory is enough"),
+        (None, True, "huge pages model files are copied into them, if the free memory is enough"),
+        (False, False, "huge pages none: model files are mapped in pages of 4 KiB"),
+    ],
+)
+def test_where_weights_are_in_huge_pages(
+    cli: RunCli, monkeypatch: pytest.MonkeyPatch, files: bool | None, memory: bool, said: str
+) -> None:
+    pretend(monkeypatch, files_in_huge_pages=files, memory_in_huge_pages=memory)
+    assert said in " ".join(cli("doctor").out.split())
 
 
 def test_why_there_are_no_native_kernels(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +161,7 @@ def test_what_is_wrong_and_what_to_do(cli: RunCli, monkeypatch: pytest.MonkeyPat
     (tmp_path / "meminfo").write_text("SwapTotal: 8000000 kB\nSwapFree: 1000000 kB\n")
     monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path / "group")
     monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr(problems, "_HUGE_PAGES", tmp_path / "huge")
+    monkeypatch.setattr(huge_pages, "SETTING", tmp_path / "huge")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     found = json.loads(cli("doctor", "--json").out)["problems"]
     said = " ".join(problem["what"] for problem in found)
@@ -172,7 +189,7 @@ def test_a_healthy_machine_has_no_problems(cli: RunCli, monkeypatch: pytest.Monk
     healthy = {"gpu": "Some GPU", "gpu_use": None, "native_reason": None, "isa_forced": False, "features": features}
     pretend(monkeypatch, kernels_right=True, build_log=None, **healthy)
     system = ("_MEMINFO", "_CONTROL_GROUPS", "_OWN_GROUP")
-    for module, names in {problems: ("_HUGE_PAGES", "_NVIDIA"), memory: system}.items():
+    for module, names in {problems: ("_NVIDIA",), huge_pages: ("SETTING",), memory: system}.items():
         for name in names:
             monkeypatch.setattr(module, name, tmp_path / "not there")
     assert json.loads(cli("doctor", "--json").out)["problems"] == []

@@ -105,7 +105,7 @@ def test_quick_loads_say_nothing_and_long_ones_one_line(monkeypatch: pytest.Monk
     clock[0] = 5.0
     line("weights", 0.5)
     line("", 0.0)
-    assert out.getvalue().endswith("\rmixtral\\x1b: weights 50% \rmixtral\\x1b: not loaded \n")
+    assert out.getvalue().endswith("\rmixtral\\x1b: weights 50%\rmixtral\\x1b: not loaded \n")
     silent = io.StringIO()
     TextProgress("m", patience=9.0, out=silent)("", 1.0)
     assert silent.getvalue() == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,15 @@ def test_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
     assert not huge_pages.are_off()
     (tmp_path / "enabled").write_text(text)
     assert huge_pages.are_off() == off
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone reports it")
+def test_whether_files_can_be_in_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert huge_pages.files_can_be_in_them(tmp_path) in (True, False)
+    assert list(tmp_path.iterdir()) == []
+    assert huge_pages.files_can_be_in_them(tmp_path / "not there") is None
+    for share, can in ((0.0, False), (0.5, True)):
+        monkeypatch.setattr(huge_pages, "share_in_huge_pages", lambda *_, share=share: share)
+        assert huge_pages.files_can_be_in_them(tmp_path) == can
+    monkeypatch.setattr(huge_pages, "_MAPPINGS", tmp_path / "not there")
+    assert huge_pages.files_can_be_in_them(tmp_path) is None

@@ -1,7 +1,7 @@
 """The computer and the kernels in use: the facts of `mixq doctor`, as plain data.
 
-Contract: `diagnose` reads the system, loads no model and changes nothing. It tests the chosen kernels on one small
-product against the reference. Features have the operating system's names; unknown facts are None or empty.
+Contract: `diagnose` reads the system, loads no model and leaves no file behind. It tests the chosen kernels on one
+small product against the reference. Features have the operating system's names; unknown facts are None or empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixq.formats.packed import PackedLinear
 from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library, reference, triton
 from mixq.kernels.native_kernels import NativeKernels
-from mixq.system import paths
+from mixq.system import huge_pages, paths
 from mixq.system.cores import physical_cores
 from mixq.system.memory import available_memory, total_memory
 
@@ -60,6 +60,8 @@ class Diagnosis:
     bitsandbytes: str | None  # its version, None if it is not installed; needed for nf4 on a GPU
     memory_bytes: int | None
     memory_free_bytes: int | None
+    memory_in_huge_pages: bool  # for programs that ask for them
+    files_in_huge_pages: bool | None  # whether files in the model store can be mapped in them; None if unknown
     store: str
     models: tuple[str, ...]  # names in the model store
     cache: str
@@ -102,6 +104,8 @@ def diagnose() -> Diagnosis:
         bitsandbytes=_installed("bitsandbytes"),
         memory_bytes=total_memory(),
         memory_free_bytes=available_memory(),
+        memory_in_huge_pages=huge_pages.SETTING.exists() and not huge_pages.are_off(),
+        files_in_huge_pages=huge_pages.files_can_be_in_them(paths.existing(store)),
         store=str(store),
         models=tuple(sorted(path.name for path in store.iterdir() if path.is_dir())) if store.is_dir() else (),
         cache=str(paths.cache()),

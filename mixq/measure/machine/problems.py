@@ -17,9 +17,10 @@ from mixq.models.presets import PRESETS
 from mixq.plan.computer import Computer
 from mixq.plan.shares import RAM, share_out
 from mixq.plan.sizes import ModelSizes
+from mixq.system import huge_pages
 from mixq.system.cores import cpu_limit
 from mixq.system.load import is_disturbed
-from mixq.system.memory import memory_limit, swapped_memory, text_of
+from mixq.system.memory import memory_limit, swapped_memory
 
 SLOW_DISK = 1e9
 SLOW_RAM = 15e9
@@ -27,7 +28,6 @@ SWAPPED = 1 << 30
 NOT_MEASURED = "gpu, not measured"
 """Key in a computer's versions: why a usable GPU has no figures."""
 
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
@@ -143,10 +143,10 @@ def _of_system(found: Diagnosis) -> Iterator[Problem]:
             f"This process may use {cpus:.1f} of the machine's {found.logical_cpus} CPUs.",
             "Start its container or unit with more (docker run --cpus, systemd's CPUQuota).",
         )
-    if "[never]" in text_of(_HUGE_PAGES):
+    if huge_pages.are_off():
         yield Problem(
             "Transparent huge pages are off; with them the CPU kernels read faster.",
-            f"echo madvise | sudo tee {_HUGE_PAGES}",
+            f"echo madvise | sudo tee {huge_pages.SETTING}",
         )
     swap = swapped_memory()
     if swap >= SWAPPED:

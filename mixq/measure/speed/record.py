@@ -50,6 +50,7 @@ def facts_of_run(model: Model, routing: str = "model") -> dict[str, Any]:
         },
         "plan": {
             "device": placed["device"],
+            "weights": model.placement.weights_are,
             "vram_bytes": placed.get("vram_promised_bytes"),
             "ram_bytes": options.ram,
             "slots": placed.get("expert_slots"),
