@@ -91,7 +91,6 @@ def _on_cpu(
     host = None
     if tier is None and isinstance(folder, ModelFolder):
         host = _in_huge_pages(folder, shares.total(RAM) - folder.nbytes, threads, progress)
-        folder = host.folder
         if (note := host.note()) is not None:
             notes = [*notes, note]
     return Placement(folder, folder, kernels, kernels, shares, tier=tier, host=host, notes=notes)
@@ -101,10 +100,10 @@ def _in_huge_pages(folder: ModelFolder, rest: int, threads: int, progress: Progr
     """Read the weights of a model into huge pages as far as memory allows; `rest`: bytes of everything else."""
     free = available_memory()
     if folder.nbytes < SMALL or why_no_advice() is not None or free is None:
-        return HostWeights(folder)
+        return HostWeights(folder.nbytes)
     needed = folder.nbytes + rest
     if needed > free * (1 - RAM_MARGIN):
-        return HostWeights(folder, reason=_too_little(needed / (1 - RAM_MARGIN), free))
+        return HostWeights(folder.nbytes, reason=_too_little(needed / (1 - RAM_MARGIN), free))
     return into_huge_pages(
         folder,
         no_copies=_too_little(needed / OWN_SHARE, free) if needed > free * OWN_SHARE else None,

@@ -116,7 +116,6 @@ class Model:
             say=self.log.say,
             progress=progress,
         )
-        self.folder = self.placement.folder
         if self.placement.tier is not None:
             weakref.finalize(self, self.placement.tier.close)  # its thread keeps it alive
         self.notes = tuple(self.placement.notes)

@@ -7,8 +7,7 @@ layers. Nothing is dequantized here, except a router that another tool has packe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from mixq.config import ModelConfig
 from mixq.errors import Fields, ModelFileError, printable
-from mixq.formats.copied import CopiedShard
 from mixq.formats.json_file import read_json_object
 from mixq.formats.layout import Layout
 from mixq.formats.mapped import MappedShard
@@ -83,13 +81,8 @@ class ModelFolder:
 
     @property
     def mapped(self) -> tuple[MappedShard, ...]:
-        """The mappings of which tensors are views; files copied into memory have none."""
-        return tuple(shard for shard in self._shards.shards if isinstance(shard, MappedShard))
-
-    def with_copies(self, copies: Mapping[MappedShard, CopiedShard]) -> ModelFolder:
-        """Return the same folder, with some files copied into memory."""
-        shards = self._shards.with_copies(copies)
-        return replace(self, _shards=shards, _layout=self._layout.over(shards))
+        """The mappings of which tensors are views."""
+        return self._shards.shards
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,6 @@ other tensors. Values are not read, except `weight_shape` and nf4's state, which
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import dataclass
 
@@ -84,12 +83,6 @@ class Layout:
                 f"{self._where(name)}: tensor {name!r} is not part of a {self.config.architecture} "
                 "of the shape and quantization that config.json describes."
             )
-
-    def over(self, shards: StoredTensors) -> Layout:
-        """Return the same layout over other memory of the same tensors."""
-        other = copy.copy(self)
-        other.shards = shards
-        return other
 
     def tensor(self, name: str) -> Tensor:
         """Return an unquantized tensor by its per-expert name; KeyError if there is none, or if it is packed."""

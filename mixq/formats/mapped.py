@@ -6,7 +6,8 @@ every mapping; shards are therefore replaced only by rename.
 
 The system decides which pages are in memory, but accepts advice: `ask`, `read_in`, `advise_away`, `unmap` and
 `resident` take byte ranges of the file, work only on Linux (`why_no_advice`), release the interpreter's lock, and
-change no content.
+change no content. `copy_in` replaces pages of the mapping by a copy of their bytes in huge pages, which no advice
+releases.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixq.errors import StorageError, printable
-from mixq.formats.header import ShardHeader, TensorEntry, read_header
+from mixq.errors import DoesNotFitError, StorageError, printable
+from mixq.formats.header import ShardHeader, read_header
+from mixq.system.huge_block import HugeBlock, map_file
 
 PAGE = mmap.PAGESIZE
 _WILLNEED, _DONTNEED, _HUGEPAGE, _POPULATE_READ = 3, 4, 14, 22  # Linux; Python 3.11's mmap does not have the last
@@ -57,13 +59,21 @@ class MappedShard:
                 self._map = mmap.mmap(file.fileno(), self.header.file_size, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise StorageError(f"{printable(path)} cannot be mapped: {printable(error)}.") from error
+        self._has_copies = False
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its exact name; KeyError if the header does not have it.
 
         Data that is not aligned to its dtype (possible in files of other programs) is copied.
         """
-        return tensor_at(self._map, self.header.entries[name])
+        entry = self.header.entries[name]
+        if entry.nbytes == 0:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        if entry.start % entry.dtype.itemsize:
+            aligned = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.nbytes, offset=entry.start).clone()
+            return aligned.view(entry.dtype).reshape(entry.shape)
+        count = entry.nbytes // entry.dtype.itemsize
+        return torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
 
     @property
     def address(self) -> int:
@@ -122,23 +132,58 @@ class MappedShard:
 
         They are read from the file again when they are used next; changes to them are lost.
         """
+        self.unmap(start, end)  # else the page cache keeps them
+        return self.forget(start, end)
+
+    def unmap(self, start: int, end: int) -> None:
+        """Take the whole pages between bytes start and end out of the mapping; the page cache may keep them."""
+        start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
+        if start < end and not self._has_copies:
+            _call("madvise", self.address + start, end - start, _DONTNEED)
+
+    def forget(self, start: int, end: int) -> int:
+        """Release the whole pages between bytes start and end from the page cache, unless a mapping has them.
+
+        Returns:
+            Their bytes.
+        """
         start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
         if start >= end:
             return 0
-        self.unmap(start, end)  # else the page cache keeps them
         if sys.platform == "linux":
             with contextlib.suppress(OSError), self.path.open("rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
         return end - start
 
-    def unmap(self, start: int, end: int) -> None:
-        """Take the whole pages between bytes start and end out of the mapping; the page cache may keep them.
+    def copy_in(self, start: int, end: int) -> None:
+        """Replace bytes start to end of the mapping by a copy in huge pages, read from the file.
 
-        Changes to them are lost.
+        Args:
+            start, end: their addresses must be multiples of `HUGE_PAGE`.
+
+        Raises:
+            StorageError: the disk failed, or the file has become shorter; the mapping is unchanged.
+            DoesNotFitError: the system refused the memory; the mapping is unchanged.
         """
-        start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
-        if start < end:
-            _call("madvise", self.address + start, end - start, _DONTNEED)
+        try:
+            with HugeBlock(end - start) as block, self.path.open("rb", buffering=0) as file:
+                done = 0
+                while done < end - start:
+                    count = os.preadv(file.fileno(), [block.view[done:]], start + done)
+                    if count == 0:
+                        raise StorageError(
+                            f"{printable(self.path)} has become shorter while it was read.",
+                            hint="Do not change a model folder while it is being loaded; then load it again.",
+                        )
+                    done += count
+                self._has_copies = True
+                try:
+                    block.move_to(self.address + start)
+                except DoesNotFitError:
+                    map_file(self.address + start, end - start, file.fileno(), start)
+                    raise
+        except OSError as error:
+            raise StorageError(f"{printable(self.path)} cannot be read: {printable(error.strerror)}.") from error
 
     def resident(self, start: int, end: int) -> int:
         """Return how many bytes from start to end are in memory, in whole pages."""
@@ -149,17 +194,6 @@ class MappedShard:
         if _call("mincore", self.address + start, end - start, pages):
             return 0
         return pages.raw.count(b"\1") * PAGE
-
-
-def tensor_at(stored: mmap.mmap | memoryview, entry: TensorEntry) -> Tensor:
-    """Return a tensor of a file, of which `stored` has all bytes: a view, or a copy if it is not aligned."""
-    if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    if entry.start % entry.dtype.itemsize:
-        aligned = torch.frombuffer(stored, dtype=torch.uint8, count=entry.nbytes, offset=entry.start).clone()
-        return aligned.view(entry.dtype).reshape(entry.shape)
-    count = entry.nbytes // entry.dtype.itemsize
-    return torch.frombuffer(stored, dtype=entry.dtype, count=count, offset=entry.start).reshape(entry.shape)
 
 
 @functools.cache

@@ -1,9 +1,8 @@
 """The safetensors files of a folder, as one set of tensors.
 
 Contract: `ShardSet.open` finds the files (one `model.safetensors`, or those that `model.safetensors.index.json` names),
-maps them, and checks that index and files agree. `with_copies` replaces mapped files by copies in memory. File names
-come from an untrusted index and must not leave the folder; symlinks are followed, since a Hugging Face cache consists
-of them.
+maps them, and checks that index and files agree. File names come from an untrusted index and must not leave the
+folder; symlinks are followed, since a Hugging Face cache consists of them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 from torch import Tensor
 
 from mixq.errors import ModelFileError, printable
-from mixq.formats.copied import CopiedShard
 from mixq.formats.header import TensorEntry
 from mixq.formats.json_file import read_json_object
 from mixq.formats.mapped import MappedShard
@@ -29,10 +27,10 @@ MAX_SHARDS = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardSet:
-    """Shards, and the shard of each tensor."""
+    """Mapped shards, and the shard of each tensor."""
 
-    shards: tuple[MappedShard | CopiedShard, ...]
-    owner: dict[str, MappedShard | CopiedShard]
+    shards: tuple[MappedShard, ...]
+    owner: dict[str, MappedShard]
 
     @classmethod
     def open(cls, folder: Path) -> ShardSet:
@@ -60,7 +58,7 @@ class ShardSet:
                 hint="Finish the download, or quantize again.",
             )
         shards = {name: MappedShard(folder / name) for name in names}
-        owner: dict[str, MappedShard | CopiedShard] = {}
+        owner: dict[str, MappedShard] = {}
         for name, shard in shards.items():
             for tensor in shard.header.entries:
                 if tensor in owner:
@@ -70,14 +68,6 @@ class ShardSet:
             if owner.get(tensor) is not shards[name]:
                 raise ModelFileError(f"{INDEX}: tensor {printable(tensor)!r} is not in {name}, as the index says.")
         return cls(tuple(shards.values()), owner)
-
-    def with_copies(self, copies: Mapping[MappedShard, CopiedShard]) -> ShardSet:
-        """Return the same tensors, those of the copied files in memory."""
-
-        def now(shard: MappedShard | CopiedShard) -> MappedShard | CopiedShard:
-            return copies.get(shard, shard) if isinstance(shard, MappedShard) else shard
-
-        return ShardSet(tuple(map(now, self.shards)), {name: now(shard) for name, shard in self.owner.items()})
 
     def entry(self, name: str) -> TensorEntry | None:
         """Return a tensor's place; None if there is no such tensor."""

@@ -8,8 +8,11 @@ reads what it decided, on Linux.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
+import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,10 +23,17 @@ from mixq.config import format_size
 from mixq.errors import DoesNotFitError
 from mixq.system.memory import text_of
 
+if sys.platform == "linux":
+    import fcntl
+
 HUGE_PAGE = 2 << 20
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TRIED = 4 * HUGE_PAGE
+_PAGES = Path("/proc/self/pagemap")
+_SCAN = 3 << 30 | 96 << 16 | ord("f") << 8 | 16  # PAGEMAP_SCAN
+_HUGE = 1 << 6  # PAGE_IS_HUGE
+_RANGES = 1024  # for each call
 _MAPPINGS = Path("/proc/self/smaps")
 _IN_HUGE_PAGES = ("AnonHugePages:", "FilePmdMapped:", "ShmemPmdMapped:")
 
@@ -76,6 +86,31 @@ def files_can_be_in_them(folder: Path) -> bool | None:
     content = torch.frombuffer(pages, dtype=torch.uint8)
     content.count_nonzero()
     return share_in_huge_pages(content.data_ptr(), content.nbytes) > 0
+
+
+def ranges_in_huge_pages(address: int, nbytes: int) -> list[tuple[int, int]] | None:
+    """Return first and last address of each range of memory in huge pages, in order; None before Linux 6.7.
+
+    Source: the kernel's Documentation/admin-guide/mm/pagemap.rst.
+    """
+    if sys.platform != "linux":
+        return None
+    found: list[tuple[int, int]] = []
+    ranges = (ctypes.c_uint64 * (3 * _RANGES))()  # start, end and kinds of each
+    start, end = address, address + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    try:
+        with _PAGES.open("rb", buffering=0) as pages:
+            while start < end:
+                kinds = (0, _HUGE, 0, _HUGE)  # inverted, required, any of, returned
+                asked = bytearray(
+                    struct.pack("12Q", 96, 0, start, end, 0, ctypes.addressof(ranges), _RANGES, 0, *kinds)
+                )
+                count = fcntl.ioctl(pages, _SCAN, asked)
+                found += [(ranges[3 * i], ranges[3 * i + 1]) for i in range(count)]
+                start = struct.unpack("12Q", asked)[4]
+    except OSError:
+        return None
+    return found
 
 
 def share_in_huge_pages(address: int, nbytes: int) -> float:
