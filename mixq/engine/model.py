@@ -55,12 +55,14 @@ def load(
             or your own class: `mixq.experts.own_policy`), ...
 
     Returns:
-        A `Model`; its weights are mapped, not read.
+        A `Model`. On the CPU alone, weights that fit into memory have been read; small models, and experts that do not
+        fit, are read as they are used.
 
     Raises:
         ModelFileError: no such folder, or one that is damaged or of an unknown kind.
         UsageError: an unknown option or value.
         DoesNotFitError: the context needs more memory than there is.
+        StorageError: the disk failed.
     """
     checked = RuntimeOptions.from_kwargs(**options)
     folder = paths.demo_source() if path is None else paths.resolve_model(os.fspath(path))
@@ -265,6 +267,8 @@ class Model:
         Returns:
             A dict of
             * model, context (positions), weights_bytes, kv_cache_bytes, device, kernels, threads;
+            * on the CPU alone, if the weights fit into memory, weights_mapped_huge_bytes and weights_copied_huge_bytes:
+              in huge pages of the page cache and of anonymous memory;
             * on an accelerator vram_promised_bytes, vram_taken_bytes, vram_peak_bytes, what it is taken for
               (vram_kv_cache_bytes, vram_trunk_bytes, vram_workspace_bytes), expert_slots and miss;
             * last: None before the first answer, then its fields of `mixq.Stats`: prompt_tokens, decode_tokens,

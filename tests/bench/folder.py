@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
+from mixq.config import format_size  # noqa: E402
 from tests.accept.tables import markdown, write  # noqa: E402
+from tests.bench import page_walks  # noqa: E402
 from tests.bench.cpu import Cpu  # noqa: E402
 from tests.bench.peers_sides import HUGE_PAGES, MIXQ  # noqa: E402
 from tests.bench.quiet import quiet_turn  # noqa: E402
@@ -67,15 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mixq-folder-", dir=arguments.folder)))
+            reading = page_walks.table(folder, arguments.threads, arguments.rounds)
             measured = run(folder, arguments)
+    except OSError as error:
+        print(f"page_walks.c was not compiled: {error}", file=sys.stderr)
+        return 2
     except SideError as error:
         print(error, file=sys.stderr)
         return 2
     how, table = report(measured, arguments)
     if arguments.write:
-        write("folder", "A model folder in huge pages", how, table)
+        write("folder", "A model folder in huge pages", how, table, reading)
     else:
-        print(f"{how}\n\n{table}")
+        print("\n".join((how, "", table, reading)))
     return 0
 
 
@@ -134,8 +140,10 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
         f"{Cpu.read()}. {arguments.threads} threads. Mixtral 8x7B's sizes, {arguments.layers} layers and the head, "
         f"--mix {arguments.mix}, random weights; {arguments.rounds} rounds in which the processes take turns; median "
         f"[lowest-highest]. Decode: {TOKENS} tokens from an empty KV cache, from the second token after loading on. "
-        "Load and first token: the files are in the page cache; without the start of Python. "
-        "Made by `python tests/bench/folder.py --llama-python PYTHON --write`."
+        "Load and first token: the files are in the page cache; without the start of Python. Below: how fast a plain "
+        f"loop reads {format_size(page_walks.NBYTES)} in pages of each kind; where translating addresses ahead makes "
+        "pages of 4 KiB as fast as huge pages, address translation was the cost. "
+        "Made by `python tests/bench/folder.py --write`."
     )
     rows = []
     memory, llama = measured[MEMORY], measured.get(LLAMA_TITLE)
