@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 import mixq
 from mixq.cli.main import app
 from mixq.config import ModelConfig, format_size
+from mixq.engine.host_weights import AT_ONCE, PART, SMALL
+from mixq.experts.memory_plan import OWN_SHARE
 from mixq.formats.architecture import parameters
 from mixq.formats.header import MAX_HEADER_BYTES
 from mixq.formats.mix import FORMATS
@@ -26,6 +28,7 @@ from mixq.models.presets import PRESETS
 from mixq.plan.sizes import ModelSizes
 from mixq.quantize import quantize
 from mixq.system import paths
+from mixq.system.huge_pages import HUGE_PAGE
 from tests.accept.tables import PAGE, RESULTS, page
 from tests.accept.worst_ratios import with_worst_ratios, worst_ratios
 from tests.pages import FOLDERS, README, with_code_table
@@ -66,7 +69,8 @@ def computed() -> dict[str, set[str]]:
         "unquantized": {format_size(2 * weights), f"{2 * weights / 1e9:.0f} GB"},
         "folders": {format_size(size) for folder in folders for size in (folder.total, folder.token)},
         "positions": {f"{config.max_position_embeddings:,} positions"},
-        "bounds": {f"{MAX_HEADER_BYTES >> 20} MiB"},
+        "bounds": {f"{nbytes >> 20} MiB" for nbytes in (MAX_HEADER_BYTES, HUGE_PAGE, SMALL, AT_ONCE * PART)},
+        "shares": {f"{100 * OWN_SHARE:.0f} %"},
     }
 
 

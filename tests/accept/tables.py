@@ -23,7 +23,7 @@ PEERS_TITLE = "# mixq and llama.cpp, "
 """How the comparisons with llama.cpp begin; the kind of CPU follows."""
 
 SECTIONS = {
-    "Speed": ("cpu_speed", "batching"),
+    "Speed": ("cpu_speed", "folder", "batching"),
     "The expert cache": ("vram", "miss_modes", "hit_rates", "recall", "overlap", "ram_tier", "triton_compile"),
     "Quality": ("scheme_overview", "demo_model", "schemes", "peers_quality", "channel_orders", "parity"),
     "Quantizing": ("full_size", "safety"),

@@ -137,7 +137,7 @@ def _start(title: str, folder: Path, arguments: argparse.Namespace, stack: ExitS
 def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> tuple[str, str]:
     """Return how it was measured, and the table."""
     how = (
-        f"{Cpu.read()}. {arguments.threads} threads. Mixtral 8x7B's sizes, {arguments.layers} layers and the head, "
+        f"{Cpu.read()}. {arguments.threads} threads. Mixtral 8x7B's sizes, layers: {arguments.layers}, and the head, "
         f"--mix {arguments.mix}, random weights; {arguments.rounds} rounds in which the processes take turns; median "
         f"[lowest-highest]. Decode: {TOKENS} tokens from an empty KV cache, from the second token after loading on. "
         "Load and first token: the files are in the page cache; without the start of Python. Below: how fast a plain "

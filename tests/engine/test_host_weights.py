@@ -55,14 +55,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class System:
-    """What the system grants: which parts of mapped files (by name, else `files`) are in huge pages, in shares."""
+    """What the system grants: which parts of mapped files (by name, else `files`) and of memory are in huge pages."""
 
     files: tuple[tuple[float, float], ...] = ()
     by_name: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
-    shards: dict[int, str] = field(default_factory=dict)
+    memory: tuple[tuple[float, float], ...] = ((0, 1),)
+    shards: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def ranges(self, address: int, nbytes: int) -> list[tuple[int, int]]:
-        parts = self.by_name.get(self.shards[address], self.files)
+        name = self.shards.get((address, nbytes))
+        parts = self.memory if name is None else self.by_name.get(name, self.files)
         return [(address + _whole(first * nbytes), address + _whole(last * nbytes)) for first, last in parts]
 
 
@@ -78,7 +80,7 @@ def system(monkeypatch: pytest.MonkeyPatch) -> System:
 
     def noted(self: MappedShard, path: Path) -> None:
         opened(self, path)
-        granted.shards[self.address] = path.name
+        granted.shards[self.address, self.header.file_size] = path.name
 
     monkeypatch.setattr(MappedShard, "__init__", noted)
     monkeypatch.setattr(huge_pages, "ranges_in_huge_pages", granted.ranges)
@@ -310,6 +312,7 @@ def _refuse_to_move(patch: pytest.MonkeyPatch) -> None:
     ("change", "reason"),
     [
         (lambda patch: patch.setattr(huge_pages, "are_off", lambda: True), "transparent huge pages are off"),
+        (lambda patch: patch.setattr(System, "memory", ((0, 0.4),)), "the system has no huge pages left"),
         (_refuse_memory, "refused 262.1 kB of memory"),
         (_refuse_to_move, "refused 262.1 kB of memory"),
     ],
@@ -323,6 +326,7 @@ def test_memory_that_is_refused_leaves_files_mapped(
 ) -> None:
     logits = mixq.load(made, device="cpu").forward(IDS)
     change(monkeypatch)
+    system.memory = System.memory
     model = mixq.load(made, device="cpu")
     assert reason in model.notes[0]
     assert model.placement.as_dict()["weights_copied_huge_bytes"] == 0
