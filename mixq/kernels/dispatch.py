@@ -70,10 +70,8 @@ class Kernels(Protocol):
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         """q [T, H, C] -> [T, H, C], many rows."""
 
-    def step(
-        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """The network's pass over int64 token_ids [T], those of S sequences one after the other, in one call.
+    def step(self, network: NetworkWeights, rows: Sequence[Rows], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
+        """The network's pass over the next tokens of S sequences, T in all, in one call.
 
         At most `reference.DECODE_ROWS` tokens. Returns the logits of each sequence's last token [S, V], or of all
         [T, V], and the chosen experts [L, T, A] of the layers: bit-identical to the separate operations. None: these
@@ -122,9 +120,7 @@ class ReferenceKernels:
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         return reference.attention_prefill(q, kv, position, window, exact=self.exact)
 
-    def step(
-        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
-    ) -> tuple[Tensor, Tensor] | None:
+    def step(self, network: NetworkWeights, rows: Sequence[Rows], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
         return None
 
     def busy_ns(self) -> int:

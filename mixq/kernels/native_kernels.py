@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_void_p
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -83,7 +83,7 @@ class NativeKernels:
         self._tile: Tensor | None = None
         self._bound: dict[int, _Bound] = {}
         self._networks: dict[NetworkWeights, _BoundNetwork | None] = {}
-        self._caches: WeakKeyDictionary[KVLayer, ctypes.Array[KVCache] | None] = WeakKeyDictionary()
+        self._rows: WeakKeyDictionary[KVLayer, native_library.Rows | None] = WeakKeyDictionary()
 
     def __del__(self) -> None:
         if getattr(self, "context", None):
@@ -99,28 +99,23 @@ class NativeKernels:
         self._library.mixq_set_integer_rows(self.context, rows)
         self._integer_rows = int(self._library.mixq_integer_rows(self.context))
 
-    def step(
-        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        T, S, V = len(token_ids), len(rows), network.lm_head.shape[0]
+    def step(self, network: NetworkWeights, rows: Sequence[Rows], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
+        ids = [token_id for row in rows for token_id in row.token_ids]
+        T, S, V = len(ids), len(rows), network.lm_head.shape[0]
         if network not in self._networks:
             self._networks[network] = self._bind_network(network)
-        bound, caches = self._networks[network], [self._caches_of(row.kv) for row in rows]
-        if bound is None or None in caches or (self.uses_torch_threads and self.integer_rows < T):
+        bound = self._networks[network]
+        sequences = [found for row in rows if (found := self._bind_rows(*row)) is not None]
+        if bound is None or len(sequences) < S or (self.uses_torch_threads and self.integer_rows < T):
             return None
-        if not all(0 <= token_id < len(network.embed_tokens) for token_id in token_ids.tolist()):
+        if not (min(ids) >= 0 and max(ids) < network.embed_tokens.shape[0]):
             raise IndexError("a token id is outside the vocabulary")
-        token_ids = token_ids.contiguous()
-        topk_ids = torch.empty(len(network.layers), T, network.num_experts_per_tok, dtype=torch.int64)
         logits = torch.empty(T if all_logits else S, V)
-        sequences = [
-            native_library.Rows(_address(cache), row.position, row.tokens)
-            for cache, row in zip(caches, rows, strict=True)
-        ]
+        topk_ids = torch.empty(len(network.layers), T, network.num_experts_per_tok, dtype=torch.int64)
         self._library.mixq_step(
             self.context,
             bound.network,
-            token_ids.data_ptr(),
+            (c_int64 * T)(*ids),
             S,
             (native_library.Rows * S)(*sequences),
             all_logits,
@@ -230,12 +225,14 @@ class NativeKernels:
         )
         return out
 
-    def _caches_of(self, kv: Sequence[KVLayer]) -> ctypes.Array[KVCache] | None:
-        """Return the C descriptions of a sequence's layers, created once; None if they are not supported."""
-        if kv[0] not in self._caches:  # which is freed with the others
-            caches = [kv_cache_of(layer) for layer in kv]
-            self._caches[kv[0]] = None if None in caches else (KVCache * len(kv))(*caches)  # type: ignore[misc]
-        return self._caches[kv[0]]
+    def _bind_rows(self, kv: Sequence[KVLayer], position: int, token_ids: Sequence[int]) -> native_library.Rows | None:
+        """Return the C description of a sequence's next tokens; None if its cache is not supported."""
+        if kv[0] not in self._rows:  # which is freed with the other layers
+            self._rows[kv[0]] = native_library.rows_of(kv)
+        rows = self._rows[kv[0]]
+        if rows is not None:
+            rows.position, rows.count = position, len(token_ids)
+        return rows
 
     def _bind_network(self, network: NetworkWeights) -> _BoundNetwork | None:
         """Return the C description of a network; None if one of its weights is not supported."""

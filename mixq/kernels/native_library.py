@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int8, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Network(ctypes.Structure):
 class Rows(ctypes.Structure):
     """MixqRows of native/api.h."""
 
-    _fields_ = (("caches", c_void_p), ("position", c_int64), ("count", c_int64))
+    _fields_ = (("caches", POINTER(KVCache)), ("position", c_int64), ("count", c_int64))
 
 
 class SearchSource(ctypes.Structure):
@@ -309,3 +310,12 @@ def kv_cache_of(kv: KVLayer) -> KVCache | None:
     if C % 8 or C > _MAX_HEAD_DIM or not all(tensor.is_contiguous() for tensor in tensors):
         return None
     return KVCache(_KV_KINDS[kv.keys.dtype], KV, capacity, C, *[tensor.data_ptr() for tensor in tensors])
+
+
+def rows_of(kv: Sequence[KVLayer]) -> Rows | None:
+    """Return the C description of a sequence with the caches of its layers, or None if one of them is not supported.
+
+    The layers' tensors must outlive it. The caller sets position and count.
+    """
+    caches = [cache for layer in kv if (cache := kv_cache_of(layer)) is not None]
+    return Rows((KVCache * len(kv))(*caches), 0, 0) if len(caches) == len(kv) else None

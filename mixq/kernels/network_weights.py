@@ -45,8 +45,8 @@ class NetworkWeights:
 
 
 class Rows(NamedTuple):
-    """The next tokens of one sequence, at positions `position` .. `position` + `tokens` - 1 of its cache."""
+    """The next tokens of one sequence, from `position` of its cache on."""
 
     kv: Sequence[KVLayer]  # of each layer
     position: int
-    tokens: int
+    token_ids: Sequence[int]

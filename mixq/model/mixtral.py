@@ -89,13 +89,13 @@ class Mixtral:
         Returns:
             float32 logits, in host memory.
         """
-        token_ids = chunks[0].token_ids if len(chunks) == 1 else torch.cat([chunk.token_ids for chunk in chunks])  # [T]
         if self._one_call is not None and not self._hooks:
-            result = self._one_call.run(token_ids, chunks, all_logits=all_logits)
+            result = self._one_call.run(chunks, all_logits=all_logits)
             if result is not None:
                 logits, self._chosen = result
                 return logits
         self._chosen = None
+        token_ids = torch.cat([chunk.token_ids for chunk in chunks])  # [T]
         with torch.inference_mode():
             while True:
                 try:

@@ -49,22 +49,22 @@ class OneCall:
                 config.rms_norm_eps,
             )
 
-    def run(self, token_ids: Tensor, chunks: Sequence[Chunk], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
+    def run(self, chunks: Sequence[Chunk], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
         """Fill the chunks' caches and advance them.
 
         Returns:
             The logits of each sequence's last token [S, V], or of all [T, V], and the chosen experts' ids [L, T, A].
             None, with the caches as they were, for more than `DECODE_ROWS` tokens or where there is no such call.
         """
-        if self._network is None or len(token_ids) > DECODE_ROWS:
+        if self._network is None:
             return None
-        rows = []
-        for chunk in chunks:
-            kv_cache, count = chunk.kv_cache, len(chunk.token_ids)
-            kv_cache.check_room(count)
-            rows.append(Rows(kv_cache.layers, kv_cache.length, count))
-        result = self._kernels.step(self._network, token_ids, rows, all_logits=all_logits)
+        rows = [Rows(chunk.kv_cache.layers, chunk.kv_cache.length, chunk.token_ids.tolist()) for chunk in chunks]
+        if sum(len(row.token_ids) for row in rows) > DECODE_ROWS:
+            return None
+        for chunk, row in zip(chunks, rows, strict=True):
+            chunk.kv_cache.check_room(len(row.token_ids))
+        result = self._kernels.step(self._network, rows, all_logits=all_logits)
         if result is not None:
             for chunk, row in zip(chunks, rows, strict=True):
-                chunk.kv_cache.advance(row.tokens)
+                chunk.kv_cache.advance(len(row.token_ids))
         return result

@@ -16,6 +16,7 @@ from mixq.experts.ram_tier import RamTier
 from mixq.experts.routing import parse_routing
 from mixq.kernels import native_library
 from mixq.kernels.native_kernels import NativeKernels
+from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.model.attention import Chunk
 from mixq.model.layer import SparseMoeBlock
@@ -48,10 +49,10 @@ def tokens_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     step = NativeKernels.step
 
-    def counted(self: NativeKernels, network: Any, token_ids: Tensor, *rest: Any, **options: Any) -> Any:
-        result = step(self, network, token_ids, *rest, **options)
+    def counted(self: NativeKernels, network: NetworkWeights, rows: list[Rows], **options: Any) -> Any:
+        result = step(self, network, rows, **options)
         if result is not None:
-            counts.append(len(token_ids))
+            counts.append(sum(len(row.token_ids) for row in rows))
         return result
 
     monkeypatch.setattr(NativeKernels, "step", counted)

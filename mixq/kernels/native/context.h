@@ -62,21 +62,28 @@ struct MixqContext {
     int64_t integer_rows = gemm ? 32 : INT64_MAX;
     mixq::Workspace workspace, outputs, step;
     int64_t busy_ns = 0;
+    bool in_call = false;  // by `timed`
 };
 
 namespace mixq {
 
-// Do the work of a call and add its time to context->busy_ns. Returns 0, or 1 without memory.
+// Do the work of a call and add its time to context->busy_ns; a call within that work is not added again. Returns 0, or 1
+// without memory.
 template <class Work>
 int timed(MixqContext* context, const Work& work) {
-    const auto start = std::chrono::steady_clock::now();
+    using Clock = std::chrono::steady_clock;
+    const bool within = context->in_call;
+    const Clock::time_point start = within ? Clock::time_point() : Clock::now();
+    context->in_call = true;
     int code = 0;
     try {
         work(*context);
     } catch (const std::bad_alloc&) {
         code = 1;
     }
-    const auto spent = std::chrono::steady_clock::now() - start;
+    if (within) return code;
+    context->in_call = false;
+    const auto spent = Clock::now() - start;
     context->busy_ns += std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count();
     return code;
 }

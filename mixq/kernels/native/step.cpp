@@ -112,18 +112,14 @@ struct Step {
     }
 
     void add(const float* x, float* sum) const {
-        timed(context, [&](MixqContext&) {
-            for (int64_t i = 0; i < T * D; ++i) sum[i] = x[i] + a.output[i];
-        });
+        for (int64_t i = 0; i < T * D; ++i) sum[i] = x[i] + a.output[i];
     }
 
     // a.x = the tokens' embeddings
     void embed(const int64_t* tokens) const {
-        timed(context, [&](MixqContext&) {
-            for (int64_t t = 0; t < T; ++t)
-                for (int64_t d = 0; d < D; ++d)
-                    a.x[t * D + d] = bf16_to_float(number_at<uint16_t>(network.embedding, tokens[t] * D + d));
-        });
+        for (int64_t t = 0; t < T; ++t)
+            for (int64_t d = 0; d < D; ++d)
+                a.x[t * D + d] = bf16_to_float(number_at<uint16_t>(network.embedding, tokens[t] * D + d));
     }
 
     // Keep the last token of each sequence, in the first rows of a.x.
@@ -157,12 +153,15 @@ int mixq_step(MixqContext* context, const MixqNetwork* network, const int64_t* t
                                          first.gate ? first.gate->rows : 1, network->active};
     int64_t T = 0;
     for (int64_t s = 0; s < S; ++s) T += rows[s].count;
-    char* memory = nullptr;
-    if (mixq::timed(context, [&](MixqContext& c) { memory = c.step.get(T * sizes.of_all() * 4); })) return 1;
-    mixq::Step step{context, *network, rows, S, T, sizes.D, rows[0].caches[0].head_dim, {memory, T, sizes}};
-    step.embed(tokens);
-    for (int64_t l = 0; l < network->count; ++l)
-        if (step.layer(l, ids + l * T * network->active)) return 1;
-    if (!all_logits) step.keep_last();
-    return step.head(logits);
+    int failed = 0;
+    const int no_memory = mixq::timed(context, [&](MixqContext& c) {
+        char* memory = c.step.get(T * sizes.of_all() * 4);
+        mixq::Step step{context, *network, rows, S, T, sizes.D, rows[0].caches[0].head_dim, {memory, T, sizes}};
+        step.embed(tokens);
+        for (int64_t l = 0; l < network->count && !failed; ++l) failed = step.layer(l, ids + l * T * network->active);
+        if (failed) return;
+        if (!all_logits) step.keep_last();
+        failed = step.head(logits);
+    });
+    return failed | no_memory;
 }

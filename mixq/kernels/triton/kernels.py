@@ -123,9 +123,7 @@ class TritonKernels:
     def attention_prefill(self, q: Tensor, kv: KVLayer, position: int, window: int | None) -> Tensor:
         return prefill.attention(q, kv, position, window, self.dtype, flash=self._flash)
 
-    def step(
-        self, network: NetworkWeights, token_ids: Tensor, rows: Sequence[Rows], *, all_logits: bool
-    ) -> tuple[Tensor, Tensor] | None:
+    def step(self, network: NetworkWeights, rows: Sequence[Rows], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
         """Return None: on a GPU, a captured graph starts the separate kernels."""
         return None
 
