@@ -196,7 +196,7 @@ class _Reading:
         parts: Sequence[Part],
         prepare: Callable[[Sequence[Part]], None] = lambda group: None,
     ) -> Iterator[tuple[int, Part]]:
-        """Call `work` for each part, some at once; yield the bytes done so far, and one of the last parts."""
+        """Call `work` for each part, some at once; yield the bytes done, and the range of the last ones."""
         done = 0
         for first in range(0, len(parts), AT_ONCE):
             group = parts[first : first + AT_ONCE]
@@ -210,7 +210,7 @@ class _Reading:
                     future.cancel()
                 wait(futures)
             done += sum(end - start for start, end in group)
-            yield done, group[-1]
+            yield done, (group[0][0], group[-1][1])
 
 
 def _in_huge_pages(shard: MappedShard) -> list[Part]:

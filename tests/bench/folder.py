@@ -25,32 +25,36 @@ if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
 from mixq.config import format_size  # noqa: E402
+from mixq.measure.speed.write_folder import FolderJob  # noqa: E402
 from tests.accept.tables import markdown, write  # noqa: E402
 from tests.bench import page_walks  # noqa: E402
 from tests.bench.cpu import Cpu  # noqa: E402
+from tests.bench.page_cache import HUGE, SMALL, bring_into_cache  # noqa: E402
 from tests.bench.peers_sides import HUGE_PAGES, MIXQ  # noqa: E402
 from tests.bench.quiet import quiet_turn  # noqa: E402
 from tests.bench.worker import SideError, Worker  # noqa: E402
 
 FOLDER, LLAMA = "tests.bench.folder_side", "tests.bench.llama_cpp_side"
 MEMORY = "the same weights in anonymous huge pages"
-LLAMA_TITLE = "llama.cpp, Q4_0, mapped"
 TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A way to have the weights: the worker's module and its arguments."""
+    """A way to have the weights: the worker's module, its files' state in the page cache, and an argument."""
 
     module: str
-    arguments: tuple[str, ...] = ()
+    cached: str | None = None
+    argument: str | None = None
 
 
 SIDES = {
     MEMORY: Side(MIXQ),
-    "folder, page cache in huge pages": Side(FOLDER, ("--cached", "huge")),
-    "folder, page cache in pages of 4 KiB": Side(FOLDER, ("--cached", "4k")),
-    "the same, left mapped": Side(FOLDER, ("--cached", "4k", "--mapped")),
+    "folder, page cache in huge pages": Side(FOLDER, HUGE),
+    "folder, page cache in pages of 4 KiB": Side(FOLDER, SMALL),
+    "the same, left mapped": Side(FOLDER, SMALL, "--mapped"),
+    "llama.cpp, Q4_0, page cache in huge pages": Side(LLAMA, HUGE, "--mapped"),
+    "llama.cpp, Q4_0, page cache in pages of 4 KiB": Side(LLAMA, SMALL, "--mapped"),
 }
 
 
@@ -58,7 +62,7 @@ SIDES = {
 class Measured:
     """What was measured of a side, one figure a round."""
 
-    ways: str  # how the weights are in memory
+    ways: list[str]  # how the weights are in memory
     rates: list[float]  # tokens a second
     first: list[float]  # seconds from the start of loading to the first token
 
@@ -86,52 +90,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Measured]:
-    """Measure decoding with all sides loaded, then loading, each side anew in each round.
+    """Measure decoding with mixq's sides loaded, then loading, each side anew in each round.
 
     Raises:
         SideError: a side did not start, or ended.
     """
-    measured: dict[str, Measured] = {}
+    sides = {title: side for title, side in SIDES.items() if side.module != LLAMA or arguments.llama_python is not None}
+    measured = {title: Measured([], [], []) for title in sides}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
-        for title in SIDES:
+        for title, side in sides.items():
             _say(f"{title}: loading")
-            workers[title] = _start(title, folder, arguments, stack)
-            stack.callback(workers[title].close)
-            measured[title] = Measured(workers[title].description().build, [], [])
+            worker = _start(title, side, folder, arguments, stack)
+            measured[title].ways.append(worker.description().build)
+            if side.module != LLAMA:
+                workers[title] = worker
+            else:  # it has made its file
+                worker.close()
         for _ in range(arguments.rounds):
             for title, worker in workers.items():
                 ask = functools.partial(worker.seconds, "decode", TOKENS)
                 turn = quiet_turn(ask, worker.process.pid, arguments.patience)
                 measured[title].rates.append(TOKENS / turn.figure)
                 _say(f"{title}: {measured[title].rates[-1]:.1f} tokens/s")
-    anew = [title for title, side in SIDES.items() if side.module == FOLDER]
-    if arguments.llama_python is not None:
-        measured[LLAMA_TITLE] = Measured("", [], [])
-        anew.append(LLAMA_TITLE)
-    for number in range(arguments.rounds + 1):
-        for title in anew:
+    for _ in range(arguments.rounds):
+        for title, side in sides.items():
+            if side.cached is None:
+                continue
             with ExitStack() as stack:
-                worker = _start(title, folder, arguments, stack)
-                stack.callback(worker.close)
-                seconds = worker.description().first_token
-            if number:  # the first start writes llama.cpp's file
-                measured[title].first.append(seconds)
-                _say(f"{title}: first token after {seconds:.2f} s")
+                seconds = _start(title, side, folder, arguments, stack).description().first_token
+            measured[title].first.append(seconds)
+            _say(f"{title}: first token after {seconds:.2f} s")
     return measured
 
 
-def _start(title: str, folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> Worker:
+def _start(title: str, side: Side, folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> Worker:
+    """Bring the side's files into the page cache, and start it."""
+    own = ["--threads", str(arguments.threads), *([side.argument] if side.argument is not None else [])]
+    files = folder / title.replace(", ", "-").replace(" ", "-")  # of its own: the page cache has one state
+    if side.module == FOLDER:
+        if not files.exists():
+            FolderJob(files, "mixtral-8x7b", layers=arguments.layers, mix=arguments.mix).run()
+        own += ["--folder", str(files)]
+    elif side.module == LLAMA:
+        own += ["--layers", str(arguments.layers), "--recipe", "q4_0-pure", "--file", str(files)]
+    else:
+        own += ["--layers", str(arguments.layers), "--mix", arguments.mix]
+    if side.cached is not None:
+        for path in [files] if files.is_file() else files.glob("*.safetensors"):
+            bring_into_cache(path, side.cached)
     log: BinaryIO = stack.enter_context((folder / "log").open("w+b"))
-    own = ["--layers", str(arguments.layers), "--threads", str(arguments.threads)]
-    if title == LLAMA_TITLE:
-        own += ["--recipe", "q4_0-pure", "--file", str(folder / "q4_0.gguf"), "--mapped"]
-        return Worker(arguments.llama_python, LLAMA, own, log, HUGE_PAGES)
-    side = SIDES[title]
-    own += ["--mix", arguments.mix, *side.arguments]
-    if side.module == FOLDER:  # a folder of its own: the page cache has one state
-        own += ["--folder", str(folder / "-".join(side.arguments).replace("--", ""))]
-    return Worker(sys.executable, side.module, own, log, HUGE_PAGES)
+    python = arguments.llama_python if side.module == LLAMA else sys.executable
+    worker = Worker(python, side.module, own, log, HUGE_PAGES)
+    stack.callback(worker.close)
+    return worker
 
 
 def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> tuple[str, str]:
@@ -140,18 +152,21 @@ def report(measured: Mapping[str, Measured], arguments: argparse.Namespace) -> t
         f"{Cpu.read()}. {arguments.threads} threads. Mixtral 8x7B's sizes, layers: {arguments.layers}, and the head, "
         f"--mix {arguments.mix}, random weights; {arguments.rounds} rounds in which the processes take turns; median "
         f"[lowest-highest]. Decode: {TOKENS} tokens from an empty KV cache, from the second token after loading on. "
-        "Load and first token: the files are in the page cache; without the start of Python. Below: how fast a plain "
+        "Load and first token: the files have just come into the page cache; llama.cpp maps its file and repacks what "
+        "it can; without the start of Python. Below: how fast a plain "
         f"loop reads {format_size(page_walks.NBYTES)} in pages of each kind; where translating addresses ahead makes "
         "pages of 4 KiB as fast as huge pages, address translation was the cost. "
         "Made by `python tests/bench/folder.py --write`."
     )
     rows = []
-    memory, llama = measured[MEMORY], measured.get(LLAMA_TITLE)
+    memory = measured[MEMORY]
     for title, side in measured.items():
+        peers = [name for name, other in SIDES.items() if other.module == LLAMA and other.cached == SIDES[title].cached]
+        llama = measured.get(peers[0]) if peers and SIDES[title].module == FOLDER else None
         rows.append(
             [
                 title,
-                side.ways,
+                side.ways[0],
                 _spread(side.rates, "{:.1f}"),
                 _ratio(side.rates, memory.rates),
                 _spread(side.first, "{:.2f} s"),

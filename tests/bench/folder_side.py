@@ -1,4 +1,4 @@
-"""mixq's side with a model folder, its files in the page cache in a given state. Run as a worker (see `worker`)."""
+"""mixq's side with a model folder, which says how the weights are in memory. Run as a worker (see `worker`)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from pathlib import Path
 
 import mixq
 from mixq.engine import loading
-from mixq.measure.speed.write_folder import FolderJob
 from mixq.plan.sizes import ModelSizes
 from tests.bench.mixq_side import CONTEXT, Mixq
-from tests.bench.page_cache import STATES, bring_into_cache
 from tests.bench.worker import Description, answers_on_stdout, serve
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mix", required=True)
-    parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="the model folder, written if it is not there")
-    parser.add_argument("--cached", choices=STATES, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--mapped", action="store_true", help="leave the files mapped as the page cache has them")
     arguments = parser.parse_args()
     with answers_on_stdout():
-        if not arguments.folder.exists():
-            FolderJob(arguments.folder, "mixtral-8x7b", layers=arguments.layers, mix=arguments.mix).run()
-        for path in arguments.folder.glob("*.safetensors"):
-            bring_into_cache(path, arguments.cached)
         if arguments.mapped:
             loading.SMALL = 1 << 60  # smaller models stay mapped
         begun = time.perf_counter()
