@@ -117,20 +117,23 @@ def into_huge_pages(
     """
     total = sum(shard.header.file_size for shard in folder.mapped)
     mapped = copied = done = 0
+    told = 0.0
     with _Reading(threads) as reading:
         for shard in folder.mapped:
             size = shard.header.file_size
 
             def count(share: float, done: int = done, size: int = size) -> None:
-                progress((done + share * size) / total)
+                nonlocal told
+                told = max(told, (done + share * size) / total)  # what is read and then copied counts once
+                progress(told)
 
             huge = reading.into_page_cache(shard, count)
             mapped += sum(end - start for start, end in huge)
             if no_copies is None:
                 nbytes, no_copies = reading.copy(shard, _between(shard, huge), count)
                 copied += nbytes
+            count(1.0)
             done += size
-            progress(done / total)
     few = mapped + copied >= ENOUGH * total
     return HostWeights(total, mapped=mapped, copied=copied, reason=None if few else no_copies)
 

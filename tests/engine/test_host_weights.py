@@ -380,7 +380,9 @@ def test_a_file_that_becomes_shorter_is_an_error(made: Path, system: System, mon
         mixq.load(made, device="cpu")
 
 
-def test_loading_says_how_far_it_is(made: Path, system: System) -> None:
+@pytest.mark.parametrize("files", [(), ((0, 1),), ((0.1, 0.3), (0.5, 0.9))])
+def test_loading_says_how_far_it_is(made: Path, system: System, files: tuple[tuple[float, float], ...]) -> None:
+    system.files = files
     told: list[tuple[str, float]] = []
     mixq.load(made, device="cpu", progress=lambda what, share: told.append((what, share)))
     shares = [share for what, share in told if what == "weights"]
