@@ -20,8 +20,7 @@ PAIRS = [
     (_DEFAULT, _IQ4_XS),
     (_DEFAULT, _Q4_0),
     (_NL4, _Q4_0),
-    (_NL4, _IQ4_XS),
-    *((f"{_NL4}, {state}", f"{_Q4_0}, {state}") for state in ("AVX2", "one thread", "beside a busy process")),
+    *((f"{_NL4}, {state}", f"{_Q4_0}, {state}") for state in ("AVX2", "beside a busy process")),
 ]
 """Sides in README.md: formats of the same purpose."""
 
