@@ -30,7 +30,6 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
 from mixq.kernels.dispatch import choose
-from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import DECODE_ROWS
 from mixq.plan.shares import RAM, Shares, share_out
 from mixq.plan.sizes import ModelSizes
@@ -165,8 +164,6 @@ def _on_accelerator(
     if options.ram is not None:
         _give_back_trunk(folder)
     host_kernels = choose(threads=threads, exact=options.exact)
-    if isinstance(host_kernels, NativeKernels) and not isinstance(accelerator.kernels, NativeKernels):
-        host_kernels.integer_rows = DECODE_ROWS  # as on the GPU, so that results do not depend on an expert's place
     placement = Placement(folder, weights, accelerator.kernels, host_kernels, shares, accelerator, plan, notes=notes)
     if config.is_moe and not moved:
         budget = _budget(folder, options, shares, trunk_in_ram=False)

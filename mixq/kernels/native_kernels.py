@@ -25,8 +25,8 @@ from mixq.kernels.native_library import KVCache, Matrix, isa_name, kv_cache_of, 
 from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import Expert, Weight
 
-_TILE_WEIGHTS = 1 << 22
-"""Weights dequantized at a time for torch's GEMM: 8 MiB, which fit into the last-level cache."""
+_TORCH_ROWS = 32
+"""Unquantized weights are multiplied by more rows with torch's bfloat16 GEMM, where the CPU computes it fast."""
 
 
 @dataclass(slots=True)
@@ -50,9 +50,6 @@ class _BoundNetwork:
 class NativeKernels:
     """The operations of `dispatch.Kernels` on the CPU, with separate threads and working memory.
 
-    Attributes:
-        uses_torch_threads: many rows use torch's bfloat16 GEMM, which uses AMX if the CPU has it.
-
     Args:
         threads: including the calling one.
         isa: the instruction set; None takes `native_library.isa()`.
@@ -63,6 +60,7 @@ class NativeKernels:
     """
 
     exact = False
+    uses_torch_threads = False  # torch gets threads when it is first used
 
     def __init__(self, threads: int, *, isa: int | None = None) -> None:
         found = library()
@@ -78,9 +76,7 @@ class NativeKernels:
             raise DoesNotFitError(
                 f"{threads} threads for the CPU kernels could not be started.", hint="Use a smaller --threads."
             )
-        self.uses_torch_threads = self.isa == found.mixq_best_isa() and bool(found.mixq_has_amx())
-        self._integer_rows = int(found.mixq_integer_rows(self.context))
-        self._tile: Tensor | None = None
+        self._torch_rows = _TORCH_ROWS if self.isa == found.mixq_best_isa() and found.mixq_has_bf16() else None
         self._bound: dict[int, _Bound] = {}
         self._networks: dict[NetworkWeights, _BoundNetwork | None] = {}
         self._rows: WeakKeyDictionary[KVLayer, native_library.Rows | None] = WeakKeyDictionary()
@@ -89,16 +85,6 @@ class NativeKernels:
         if getattr(self, "context", None):
             self._library.mixq_close(self.context)
 
-    @property
-    def integer_rows(self) -> int:
-        """Most rows of activations for the integer kernels; more are multiplied in bfloat16."""
-        return self._integer_rows
-
-    @integer_rows.setter
-    def integer_rows(self, rows: int) -> None:
-        self._library.mixq_set_integer_rows(self.context, rows)
-        self._integer_rows = int(self._library.mixq_integer_rows(self.context))
-
     def step(self, network: NetworkWeights, rows: Sequence[Rows], *, all_logits: bool) -> tuple[Tensor, Tensor] | None:
         ids = [token_id for row in rows for token_id in row.token_ids]
         T, S, V = len(ids), len(rows), network.lm_head.shape[0]
@@ -106,7 +92,7 @@ class NativeKernels:
             self._networks[network] = self._bind_network(network)
         bound = self._networks[network]
         sequences = [found for row in rows if (found := self._bind_rows(*row)) is not None]
-        if bound is None or len(sequences) < S or (self.uses_torch_threads and self.integer_rows < T):
+        if bound is None or len(sequences) < S:
             return None
         if not (min(ids) >= 0 and max(ids) < network.embed_tokens.shape[0]):
             raise IndexError("a token id is outside the vocabulary")
@@ -131,15 +117,16 @@ class NativeKernels:
     def linear(self, x: Tensor, weight: Weight) -> Tensor:
         bound = self._bind(weight, (weight,))
         if bound.matrices is None:
-            return reference.linear(x, weight, integer_rows=self.integer_rows)
-        if self.uses_torch_threads and x.shape[0] > self.integer_rows:
-            return self._torch_linear(x, bound)
+            return reference.linear(x, weight)
+        if self._some_for_torch((weight,), len(x)):
+            torch.set_num_threads(self.threads)
+            return (x.bfloat16() @ weight.T).float()
         return self._linears(x, bound)[0]
 
     def linears(self, x: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
         """Return [x @ w.T for w in weights] in one call."""
         bound = self._bind(weights, weights)
-        if bound.matrices is None or (self.uses_torch_threads and x.shape[0] > self.integer_rows):
+        if bound.matrices is None or self._some_for_torch(weights, len(x)):
             return [self.linear(x, weight) for weight in weights]
         return self._linears(x, bound)
 
@@ -173,7 +160,7 @@ class NativeKernels:
 
     def experts(self, x: Tensor, experts: Sequence[Expert], topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         bound = self._bind(experts, [weight for expert in experts for weight in expert])
-        if bound.matrices is None or (self.uses_torch_threads and x.shape[0] > self.integer_rows):
+        if bound.matrices is None or self._some_for_torch(experts[0], len(x)):
             return reference.experts(x, experts, topk_ids, topk_weights, self.linear)
         x, topk_ids, topk_weights = x.contiguous(), topk_ids.contiguous(), topk_weights.contiguous()
         out = torch.empty_like(x)
@@ -280,17 +267,8 @@ class NativeKernels:
             ),
         )
 
-    def _torch_linear(self, x: Tensor, bound: _Bound) -> Tensor:
-        """Dequantize tiles of rows into a reused buffer, and multiply with torch."""
-        (N, K), rows = bound.shapes[0], x.bfloat16()
-        if self._tile is None or self._tile.shape[1] != K:
-            self._tile = torch.empty(_TILE_WEIGHTS // K + 1, K, dtype=torch.bfloat16)
-        out = torch.empty(x.shape[0], N)
-        for begin in range(0, N, len(self._tile)):
-            tile = self._tile[: min(len(self._tile), N - begin)]
-            self._library.mixq_dequantize(self.context, bound.matrices, begin, begin + len(tile), tile.data_ptr())
-            out[:, begin : begin + len(tile)] = rows @ tile.T
-        return out
+    def _some_for_torch(self, weights: Sequence[Weight], rows: int) -> bool:
+        return self._torch_rows is not None and rows > self._torch_rows and any(isinstance(w, Tensor) for w in weights)
 
     def _linears(self, x: Tensor, bound: _Bound) -> list[Tensor]:
         x = x.contiguous()

@@ -29,7 +29,7 @@ ISA_NAMES = {
     "avx2": 1,
     "avxvnni": 2,
     "avx512": 3,
-    "avx512bf16": 4,
+    "amx": 4,
     "neon": 10,
 }
 """Instruction sets by their names in MIXQ_CPU_ISA; the numbers are those of native/cpu.h."""
@@ -109,6 +109,12 @@ class Rows(ctypes.Structure):
     """MixqRows of native/api.h."""
 
     _fields_ = (("caches", POINTER(KVCache)), ("position", c_int64), ("count", c_int64))
+
+
+class Fetch(ctypes.Structure):
+    """MixqFetch of native/api.h."""
+
+    _fields_ = (("hint", c_int32), ("rows", c_int32), ("distance", c_int64), ("near", c_int64))
 
 
 class SearchSource(ctypes.Structure):
@@ -220,9 +226,6 @@ def _declare(loaded: ctypes.CDLL) -> None:
         ("mixq_close", None, (c_void_p,)),
         ("mixq_busy_ns", c_int64, (c_void_p,)),
         ("mixq_linear", _failed, (c_void_p, c_int, pointers, c_void_p, c_int64, pointers)),
-        ("mixq_integer_rows", c_int64, (c_void_p,)),
-        ("mixq_set_integer_rows", None, (c_void_p, c_int64)),
-        ("mixq_dequantize", _failed, (c_void_p, c_void_p, c_int64, c_int64, c_void_p)),
         ("mixq_router", _failed, (c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
         ("mixq_choose", None, (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p)),
         (
@@ -246,6 +249,7 @@ def _declare(loaded: ctypes.CDLL) -> None:
             _failed,
             (c_void_p, POINTER(KVCache), c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p),
         ),
+        ("mixq_set_fetch", None, (c_void_p, POINTER(Fetch))),
         ("mixq_read", c_int64, (c_void_p, c_void_p, c_int64, c_int)),
         ("mixq_search_nl4", c_int, (c_int, POINTER(SearchSource), *(c_void_p,) * 4, POINTER(SearchLoss))),
         (

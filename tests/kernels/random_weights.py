@@ -36,7 +36,7 @@ PAGE = mmap.PAGESIZE
 def kernels_of(isa: str, threads: int = 1) -> NativeKernels:
     """Return mixq's own kernels: torch's GEMM, used for many rows where the CPU has AMX, has tests of its own."""
     kernels = NativeKernels(threads, isa=native_library.ISA_NAMES[isa])
-    kernels.uses_torch_threads = False
+    kernels._torch_rows = None
     return kernels
 
 

@@ -57,13 +57,28 @@ struct MixqRows {
     int64_t count;
 };
 
+// How weights are fetched ahead of the products of a few rows.
+enum MixqFetchHint {
+    MIXQ_FETCH_NONE = 0,
+    MIXQ_FETCH_ONCE = 1,   // near the core, marked as read once: they evict nothing from the outer caches
+    MIXQ_FETCH_OUTER = 2,  // into the second-level cache
+    MIXQ_FETCH_TWICE = 3,  // into the second-level cache, and from there into the first, `near` bytes ahead
+};
+
+struct MixqFetch {
+    int32_t hint;      // MixqFetchHint
+    int32_t rows;      // rows of weights side by side with one row of activations: 1, 2 or 4
+    int64_t distance;  // bytes ahead
+    int64_t near;      // bytes ahead of the second fetch
+};
+
 struct MixqContext;
 
 MIXQ_EXPORT int mixq_abi_version();
 MIXQ_EXPORT const char* mixq_compiler();
 MIXQ_EXPORT int mixq_best_isa();
 MIXQ_EXPORT int mixq_supports(int isa);
-MIXQ_EXPORT int mixq_has_amx();
+MIXQ_EXPORT int mixq_has_bf16();
 
 // Threads (the caller's included) and working memory. Null: the system refused.
 MIXQ_EXPORT MixqContext* mixq_open(int threads, int isa);
@@ -76,14 +91,8 @@ MIXQ_EXPORT int64_t mixq_busy_ns(const MixqContext* context);
 MIXQ_EXPORT int mixq_linear(MixqContext* context, int count, const MixqMatrix* const* w, const float* x, int64_t T,
                             float* const* y);
 
-// The most rows of activations that go through the integer kernels. Benchmarks and tests set it, without effect where
-// there are no bfloat16 kernels.
-MIXQ_EXPORT int64_t mixq_integer_rows(const MixqContext* context);
-MIXQ_EXPORT void mixq_set_integer_rows(MixqContext* context, int64_t rows);
-
-// Rows [begin, end) as bfloat16 [end - begin, K], for torch's GEMM. Returns 0, or 1: no bfloat16
-// kernels for this instruction set, or no memory.
-MIXQ_EXPORT int mixq_dequantize(MixqContext* context, const MixqMatrix* w, int64_t begin, int64_t end, void* out);
+// How weights are fetched by decode (see decode.h): measured on the machine, without effect on results.
+MIXQ_EXPORT void mixq_set_fetch(MixqContext* context, const MixqFetch* fetch);
 
 // Scores [T, E] of x [T, D] in float32: weights and activations are not rounded.
 MIXQ_EXPORT int mixq_router(MixqContext* context, const MixqMatrix* w, const float* x, int64_t T, float* y);

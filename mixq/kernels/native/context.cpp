@@ -26,7 +26,7 @@ const char* mixq_compiler() {
 
 int mixq_best_isa() { return mixq::best_isa(); }
 int mixq_supports(int isa) { return mixq::supports(isa); }
-int mixq_has_amx() { return mixq::has_amx_bf16(); }
+int mixq_has_bf16() { return mixq::has_bf16(); }
 
 MixqContext* mixq_open(int threads, int isa) {
     if (threads < 1 || !mixq::supports(isa)) return nullptr;

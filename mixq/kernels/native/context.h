@@ -55,11 +55,8 @@ struct MixqContext {
     mixq::Pool pool;
     const int isa;
     const mixq::DecodeKernels& decode;
-    const mixq::GemmKernels* const gemm;  // null: the integer kernels compute many rows too
-
-    // The most rows of one matrix that go through the integer kernels: at least as many as the format requires, more
-    // where they are faster. A constant for each instruction set, measured by tests/bench/prefill_crossing.py.
-    int64_t integer_rows = gemm ? 32 : INT64_MAX;
+    const mixq::GemmKernels* const gemm;  // null: the decode kernels compute many rows too
+    MixqFetch fetch = {MIXQ_FETCH_ONCE, 1, 8192, 0};
     mixq::Workspace workspace, outputs, step;
     int64_t busy_ns = 0;
     bool in_call = false;  // by `timed`

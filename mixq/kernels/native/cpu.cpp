@@ -9,6 +9,11 @@
 #include <sys/auxv.h>
 #endif
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace mixq {
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -39,6 +44,16 @@ constexpr uint32_t bit(int n) { return uint32_t{1} << n; }
 // Bits after the Intel software developer's manual, volume 2, CPUID, and volume 1, chapter 13 (XCR0).
 constexpr uint64_t kYmmStates = 0x6, kZmmStates = 0xe6, kTileStates = 0x60000;
 
+// Linux saves the tile registers of a process only after this request; other systems are not asked.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 MixqIsa detect() {
     const Registers one = cpuid(1, 0);
     if (!all(one.ecx, bit(12) | bit(27) | bit(28) | bit(29))) return MIXQ_ISA_PORTABLE;  // FMA, OSXSAVE, AVX, F16C
@@ -47,7 +62,8 @@ MixqIsa detect() {
     if (!all(saved, kYmmStates) || !all(seven.ebx, bit(5))) return MIXQ_ISA_PORTABLE;  // AVX2
     const bool avx512 = all(saved, kZmmStates) && all(seven.ebx, bit(16) | bit(17) | bit(30) | bit(31)) &&  // F DQ BW VL
                         all(seven.ecx, bit(11));                                                            // VNNI
-    if (avx512) return all(more.eax, bit(5)) ? MIXQ_ISA_AVX512_BF16 : MIXQ_ISA_AVX512;
+    const bool amx = all(saved, kTileStates) && all(seven.edx, bit(24) | bit(25));  // AMX-TILE, AMX-INT8
+    if (avx512) return amx && may_use_tiles() ? MIXQ_ISA_AMX : MIXQ_ISA_AVX512;
     return all(more.eax, bit(4)) ? MIXQ_ISA_AVX_VNNI : MIXQ_ISA_AVX2;
 }
 
@@ -63,10 +79,7 @@ bool supports(int isa) {
     return isa >= MIXQ_ISA_PORTABLE && isa <= best_isa();
 }
 
-bool has_amx_bf16() {
-    return best_isa() >= MIXQ_ISA_AVX512 && all(saved_states(), kTileStates) &&
-           all(cpuid(7, 0).edx, bit(22) | bit(24));  // AMX-BF16, AMX-TILE
-}
+bool has_bf16() { return best_isa() >= MIXQ_ISA_AVX512 && all(cpuid(7, 1).eax, bit(5)); }
 
 #else
 
@@ -82,7 +95,7 @@ MixqIsa best_isa() {
 
 bool supports(int isa) { return isa == MIXQ_ISA_PORTABLE || isa == best_isa(); }
 
-bool has_amx_bf16() { return false; }
+bool has_bf16() { return false; }
 
 #endif
 

@@ -1,11 +1,15 @@
 // Matrix times a few rows of activations, from the bytes of the model folder.
 //
 // Contract: the product of a row of activations does not depend on the other rows, on how the outputs are split into pieces
-// or on which thread computes them: the order in which a dot product is summed depends on K alone.
+// or on which thread computes them, or on how weights are fetched: the order in which a dot product is summed depends on K
+// and the group size alone. Integer sums of blocks (32 inputs, or 16 with groups of 16) are exact. Float32 accumulator i
+// of 16 adds the blocks i, i + 16, i + 32, ... in this order (a row of 16 blocks is a turn); then the accumulators are
+// added in pairs: with blocks of 32 those whose numbers differ in bit 1, then 0, 3, 2; with blocks of 16 bit 2, 1, 3, 0.
 #pragma once
 
 #include <cstdint>
 
+#include "api.h"
 #include "matrix.h"
 #include "row.h"
 
@@ -20,7 +24,7 @@ struct DecodeKernels {
     // out[t][n - begin] = W[n] . row[t] for n in [begin, end), t in [0, count). `next` is what will be read after this
     // (null: unknown), to be prefetched.
     void (*multiply)(const MixqMatrix& w, int64_t begin, int64_t end, const Row* const* rows, int64_t count,
-                     float* const* out, const void* next);
+                     float* const* out, const void* next, const MixqFetch& fetch);
 
     // out = silu(gate) * up, n values.
     void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);

@@ -88,8 +88,8 @@ void integer_experts(MixqContext& c, const Experts& experts, const float* x, int
                 gate[i] = buffer.data() + 2 * i * turn;
                 up[i] = gate[i] + turn;
             }
-            c.decode.multiply(w1, n, stop, rows, R, gate, codes_at(w3, n));
-            c.decode.multiply(w3, n, stop, rows, R, up, goes_on ? codes_at(w1, stop) : nullptr);
+            c.decode.multiply(w1, n, stop, rows, R, gate, codes_at(w3, n), c.fetch);
+            c.decode.multiply(w3, n, stop, rows, R, up, goes_on ? codes_at(w1, stop) : nullptr, c.fetch);
             for (int64_t i = 0; i < R; ++i) c.decode.silu_mul(gate[i], up[i], hidden + (start + i) * F + n, stop - n);
             begin += stop - n;
         }
@@ -112,35 +112,67 @@ void integer_experts(MixqContext& c, const Experts& experts, const float* x, int
             }
             const bool goes_on = which + 1 < G && begin + stop - n < end;
             const void* next = goes_on ? experts.down(groups[static_cast<size_t>(which + 1)].expert).codes : nullptr;
-            c.decode.multiply(experts.down(g.expert), n, stop, rows, R, out, next);
+            c.decode.multiply(experts.down(g.expert), n, stop, rows, R, out, next, c.fetch);
             begin += stop - n;
         }
     });
 }
 
-// outputs[pair] for many pairs of one expert.
-void bf16_expert(MixqContext& c, const Experts& experts, const float* x, int64_t A, const Chosen& g, float* outputs,
-                 Workspace& workspace) {
-    const int64_t D = experts.D(), F = experts.F(), R = static_cast<int64_t>(g.pairs.size());
-    Cutter memory(workspace.get(Cutter::aligned(panel_pairs(R, D) * 4) + Cutter::aligned(panel_pairs(R, F) * 4)));
-    uint32_t* in = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, D) * 4));
-    uint32_t* hidden = reinterpret_cast<uint32_t*>(memory.cut(panel_pairs(R, F) * 4));
+// outputs[pair] for many pairs of one expert, whose matrices are quantized.
+void many_pairs_of_expert(MixqContext& c, const Experts& experts, const float* x, int64_t A, const Chosen& g, float* outputs,
+                          Workspace& workspace) {
+    const MixqMatrix &w1 = experts.gate(g.expert), &w2 = experts.down(g.expert), &w3 = experts.up(g.expert);
+    const GemmKernels& gemm = *c.gemm;
+    const Layout of_gate = Layout::of(w1), of_up = Layout::of(w3), of_down = Layout::of(w2);
+    const int64_t D = experts.D(), F = experts.F(), R = static_cast<int64_t>(g.pairs.size()), N = gemm.outputs;
+    const int64_t gate_bytes = gemm.panel_bytes(of_gate, R, D), up_bytes = of_up == of_gate ? 0 : gemm.panel_bytes(of_up, R, D);
+    const int64_t down_bytes = gemm.panel_bytes(of_down, R, F);
+    Cutter memory(workspace.get(Cutter::aligned(gate_bytes) + Cutter::aligned(up_bytes) + Cutter::aligned(down_bytes)));
     std::vector<const float*> inputs;
-    for (int64_t pair : g.pairs) inputs.push_back(x + pair / A * D);
-    pack_rows(c, inputs, D, in);
+    std::vector<float*> places;
+    for (int64_t pair : g.pairs) inputs.push_back(x + pair / A * D), places.push_back(outputs + pair * D);
+    const Panel for_gate = pack_rows(c, inputs, D, of_gate, memory.cut(gate_bytes));
+    const Panel for_up = up_bytes ? pack_rows(c, inputs, D, of_up, memory.cut(up_bytes)) : for_gate;
+    const Panel hidden{of_down, Order(F, of_down.block), R, F, memory.cut(down_bytes)};
 
-    c.pool.run(F, kGemmRows, [&](int64_t begin, int64_t end) {
-        const GemmBuffers buffers = GemmBuffers::of_this_thread(R);
-        float *gate = buffers.sums[0], *up = buffers.sums[1];
-        for (; begin < end; begin += kGemmRows) {
-            const int64_t stop = std::min(end, begin + kGemmRows);
-            c.gemm->multiply(experts.gate(g.expert), begin, stop, in, R, buffers.weights, gate);
-            c.gemm->multiply(experts.up(g.expert), begin, stop, in, R, buffers.weights, up);
-            c.gemm->silu_mul(gate, up, begin, stop, R, F, hidden);
+    auto multiply = [&](const MixqMatrix& w, int64_t n, int64_t stop, const Panel& panel, float* const* out, const Ahead& ahead) {
+        char* tile = tile_of_this_thread(gemm, panel.layout, w.columns);
+        gemm.expand(w, n, stop, panel.order, tile);
+        gemm.multiply(w, n, stop, tile, panel, out, ahead);
+    };
+    c.pool.run((F + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {  // blocks of hidden values with one scale
+        static thread_local std::vector<float> buffer;
+        static thread_local std::vector<float*> out;
+        buffer.resize(static_cast<size_t>(2 * R * kBlock)), out.resize(static_cast<size_t>(2 * R));
+        for (int64_t n = begin * kBlock; n < std::min(F, end * kBlock); n += kBlock) {
+            const int64_t last = std::min(F, n + kBlock);
+            for (int64_t first = n; first < last; first += N) {
+                for (int64_t i = 0; i < 2 * R; ++i) out[static_cast<size_t>(i)] = buffer.data() + i * kBlock + first - n;
+                const int64_t stop = std::min(last, first + N);
+                multiply(w1, first, stop, for_gate, out.data(), codes_ahead(w3, first, stop));
+                multiply(w3, first, stop, for_up, out.data() + R, codes_ahead(w1, stop, stop < end * kBlock ? stop + N : stop));
+            }
+            for (int64_t i = 0; i < R; ++i) {
+                float *gate = buffer.data() + i * kBlock, *up = gate + R * kBlock;
+                c.decode.silu_mul(gate, up, gate, last - n);
+                gemm.pack(hidden, i, gate, n, last);
+            }
         }
     });
-    multiply_panel(c, experts.down(g.expert), hidden, R,
-                   [&](int64_t i) { return outputs + g.pairs[static_cast<size_t>(i)] * D; });
+    c.pool.run((D + N - 1) / N, 1, [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<float*> out;
+        out.resize(static_cast<size_t>(R));
+        for (int64_t tile = begin; tile < end; ++tile) {
+            const int64_t n = tile * N, stop = std::min(D, n + N);
+            for (int64_t i = 0; i < R; ++i) out[static_cast<size_t>(i)] = places[static_cast<size_t>(i)] + n;
+            multiply(w2, n, stop, hidden, out.data(), codes_ahead(w2, stop, tile + 1 < end ? stop + N : stop));
+        }
+    });
+}
+
+bool has_quantized(const Experts& experts, int64_t expert) {
+    return is_quantized(experts.gate(expert)) && is_quantized(experts.down(expert)) &&
+           is_quantized(experts.up(expert));
 }
 
 void weighted_sum(MixqContext& c, const float* outputs, const int64_t* ids, const float* weights, int64_t T, int64_t A, int64_t D,
@@ -169,12 +201,13 @@ void run(MixqContext& c, const Experts& experts, int64_t E, const float* x, int6
         few.clear(), pairs_of_few = 0;
     };
     for (Chosen& g : group_by_expert(ids, E, T * A)) {
-        if (static_cast<int64_t>(g.pairs.size()) > std::min(c.integer_rows, kPairsAtOnce)) {
-            bf16_expert(c, experts, x, A, g, outputs, c.workspace);
+        const int64_t pairs = static_cast<int64_t>(g.pairs.size());
+        if (many_rows(c, pairs) && has_quantized(experts, g.expert)) {
+            many_pairs_of_expert(c, experts, x, A, g, outputs, c.workspace);
             continue;
         }
-        if (pairs_of_few + static_cast<int64_t>(g.pairs.size()) > kPairsAtOnce) flush();
-        pairs_of_few += static_cast<int64_t>(g.pairs.size());
+        if (pairs_of_few + pairs > kPairsAtOnce) flush();
+        pairs_of_few += pairs;
         few.push_back(std::move(g));
     }
     flush();
@@ -188,8 +221,10 @@ int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t E, const flo
                  const int64_t* ids, const float* weights, float* out) {
     const mixq::Experts experts{w};
     const int64_t D = experts.D();
-    // Without bfloat16 kernels every pair goes through the integer kernels, some at a time.
-    const int64_t some = context->gemm ? mixq::kTokensAtOnce : std::max<int64_t>(1, mixq::kPairsAtOnce / A);
+    // The kernels of few rows take kPairsAtOnce pairs.
+    bool many = context->gemm != nullptr;
+    for (int64_t e = 0; e < E; ++e) many = many && mixq::has_quantized(experts, e);
+    const int64_t some = many ? mixq::kTokensAtOnce : std::max<int64_t>(1, mixq::kPairsAtOnce / A);
     return mixq::timed(context, [&](MixqContext& c) {
         for (int64_t t = 0; t < T; t += some)
             mixq::run(c, experts, E, x + t * D, std::min(some, T - t), A, ids + t * A, weights + t * A, out + t * D);

@@ -33,45 +33,34 @@ inline std::vector<Row> prepare_rows(MixqContext& c, const std::vector<const flo
     return rows;
 }
 
-// Pack rows for the bfloat16 kernels; x[i] points to K inputs.
-inline void pack_rows(MixqContext& c, const std::vector<const float*>& x, int64_t K, uint32_t* panel) {
-    c.pool.run((K + 1) / 2, 64, [&](int64_t begin, int64_t end) {
-        c.gemm->pack(x.data(), static_cast<int64_t>(x.size()), K, begin, end, panel);
-    });
-}
-
-// A thread's buffers for the bfloat16 kernels.
-struct GemmBuffers {
-    uint16_t* weights;
-    float* sums[2];
-
-    // For products with T tokens. They replace those of the thread's earlier calls.
-    static GemmBuffers of_this_thread(int64_t T) {
-        static thread_local Workspace workspace;
-        const int64_t sums = kGemmRows * padded_tokens(T) * 4, weights = kGemmRows * kGemmStride * 2;
-        Cutter memory(workspace.get(Cutter::aligned(weights) + 2 * Cutter::aligned(sums)));
-        GemmBuffers buffers;
-        buffers.weights = reinterpret_cast<uint16_t*>(memory.cut(weights));
-        for (float*& part : buffers.sums) part = memory.floats(kGemmRows * padded_tokens(T));
-        return buffers;
-    }
-};
-
-// out(t)[n] = W[n] . row t, for the T rows of a panel.
-template <class Out>
-void multiply_panel(MixqContext& c, const MixqMatrix& w, const uint32_t* panel, int64_t T, const Out& out) {
-    c.pool.run(w.rows, kGemmRows, [&](int64_t begin, int64_t end) {
-        const GemmBuffers buffers = GemmBuffers::of_this_thread(T);
-        float* sums = buffers.sums[0];
-        for (; begin < end; begin += kGemmRows) {
-            const int64_t stop = std::min(end, begin + kGemmRows);
-            c.gemm->multiply(w, begin, stop, panel, T, buffers.weights, sums);
-            for (int64_t t = 0; t < T; ++t) {
-                float* row = out(t);
-                for (int64_t n = begin; n < stop; ++n) row[n] = sums[(n - begin) * padded_tokens(T) + t];
-            }
+// A panel for the integer kernels of many rows, in `memory` (c.gemm->panel_bytes); x[i] points to K inputs.
+inline Panel pack_rows(MixqContext& c, const std::vector<const float*>& x, int64_t K, const Layout& layout, char* memory) {
+    const int64_t T = static_cast<int64_t>(x.size()), pieces = (K + kTurn - 1) / kTurn;
+    const Panel panel{layout, Order(K, layout.block), T, K, memory};
+    c.pool.run(T * pieces, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t t = i / pieces, first = i % pieces * kTurn;
+            c.gemm->pack(panel, t, x[static_cast<size_t>(t)] + first, first, std::min(K, first + kTurn));
         }
     });
+    return panel;
 }
+
+// This thread's buffer for a tile of K inputs. It replaces that of the thread's earlier call.
+inline char* tile_of_this_thread(const GemmKernels& gemm, const Layout& layout, int64_t K) {
+    static thread_local Workspace workspace;
+    return workspace.get(gemm.tile_bytes(layout, K));
+}
+
+// The codes of rows [begin, end), as far as the matrix has them.
+inline Ahead codes_ahead(const MixqMatrix& w, int64_t begin, int64_t end) {
+    const int64_t stride = row_stride(w);
+    return {static_cast<const char*>(w.codes) + begin * stride, std::max<int64_t>(0, std::min(end, w.rows) - begin) * stride};
+}
+
+// Whether T rows are multiplied by the kernels of many rows: for speed alone, as the results are the same.
+inline bool many_rows(const MixqContext& c, int64_t T) { return c.gemm && T >= c.gemm->from; }
+
+inline bool is_quantized(const MixqMatrix& w) { return w.kind == MIXQ_NIBBLES || w.kind == MIXQ_BYTES; }
 
 }  // namespace mixq

@@ -1,16 +1,17 @@
 // Activations of one token, ready for the integer kernels.
 //
-// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. They are laid out in chunks of 128
-// inputs, padded with zeros, so that a kernel multiplies what it loads without a shuffle, and all of a chunk is
-// contiguous:
+// Values are rounded to int8 per 32 inputs: scale = absmax / 127, half to even. Inputs are padded with zeros to whole
+// turns of 512, and laid out so that a kernel multiplies what it loads without a shuffle:
 //
-//   split    for nibbles:  64 even inputs, 64 odd ones (for the low and high halves of 64 bytes); then either the
-//            int32 biases of the 16 lanes of 32 bits that sum 8 adjacent inputs each, or the inputs' magnitudes
-//   natural  for bytes:  128 inputs in order; then the biases of the 32 lanes that sum 4 inputs each
-//   scale16, scale32  one scale for every 16 or 32 inputs, as the weights' groups need them
+//   split    for nibbles, 128 bytes for every 128 inputs: the 64 even ones, then the 64 odd ones (for the low and the
+//            high halves of 64 bytes of codes)
+//   sizes    the magnitudes of `split`, where the instruction set multiplies unsigned by signed bytes only
+//   natural  for bytes: the inputs in order
+//   scale32, bias32   of every block of 32 inputs
+//   scale16, bias16   of every block of 16 inputs, for weights with groups of 16
 //
-// A bias is -128 times the lane's sum of integers: it cancels the 128 by which unsigned weights are offset. Magnitudes
-// are for AVX2, where two signed factors must become an unsigned and a signed one.
+// A bias is -128 times the sum of the block's integers: it cancels the 128 by which unsigned weights are offset. Scales
+// and biases are in the order of the lanes in which a kernel sums blocks (`block_of_lane` in decode.inc).
 #pragma once
 
 #include <cstdint>
@@ -19,45 +20,53 @@ namespace mixq {
 
 constexpr int64_t kChunk = 128;
 constexpr int64_t kBlock = 32;  // inputs with one scale
-
-constexpr int64_t kSplitLanes = kChunk / 8, kNaturalLanes = kChunk / 4;
-constexpr int64_t kRowChunk = 2 * kChunk;  // bytes of a chunk, split or natural
-constexpr int64_t kScalesBeyond = 16;      // a vector of scales may begin at the last one
+constexpr int64_t kTurn = 512;  // inputs; a float32 accumulator sums one of its blocks of 32 (see decode.h)
 
 struct Row {
     int8_t* split;
+    int8_t* sizes;
     int8_t* natural;
-    float* scale16;
-    float* scale32;
+    float *scale16, *scale32;
+    int32_t *bias16, *bias32;
     float* plain;  // float32 in order, rounded to bfloat16 or not: for weights that are not quantized
 };
 
 // Which of these a matrix needs.
 enum RowForms { kSplit = 1, kNatural = 2, kRounded = 4, kUnrounded = 8 };
 
-inline int64_t chunks_of(int64_t columns) { return (columns + kChunk - 1) / kChunk; }
-
-inline int64_t scale_bytes(int64_t columns, int64_t inputs) {
-    return (chunks_of(columns) * (kChunk / inputs) + kScalesBeyond + 15) / 16 * 64;
-}
+// Chunks of a row, padded to whole turns.
+inline int64_t chunks_of(int64_t columns) { return (columns + kTurn - 1) / kTurn * (kTurn / kChunk); }
 
 // Bytes of a row in the requested forms; a multiple of 64.
 inline int64_t row_bytes(int64_t columns, int forms) {
-    const int64_t chunks = chunks_of(columns);
-    return ((forms & kSplit) ? chunks * kRowChunk : 0) + ((forms & kNatural) ? chunks * kRowChunk : 0) +
-           ((forms & (kSplit | kNatural)) ? scale_bytes(columns, 16) + scale_bytes(columns, 32) : 0) +
-           ((forms & (kRounded | kUnrounded)) ? chunks * kChunk * 4 : 0);
+    const int64_t inputs = chunks_of(columns) * kChunk;
+    return ((forms & kSplit) ? 2 * inputs : 0) + ((forms & kNatural) ? inputs : 0) +
+           ((forms & (kSplit | kNatural)) ? inputs / 16 * 8 + inputs / 32 * 8 : 0) +
+           ((forms & (kRounded | kUnrounded)) ? inputs * 4 : 0);
 }
 
 // Split `memory` (64-byte aligned, row_bytes long) into a row's parts; forms that were not requested must not be used.
 inline Row lay_out_row(char* memory, int64_t columns, int forms) {
-    const int64_t chunks = chunks_of(columns);
-    char* natural = memory + ((forms & kSplit) ? chunks * kRowChunk : 0);
-    char* scale16 = natural + ((forms & kNatural) ? chunks * kRowChunk : 0);
-    char* scale32 = scale16 + scale_bytes(columns, 16);
-    char* plain = memory + row_bytes(columns, forms & (kSplit | kNatural));
-    return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<int8_t*>(natural), reinterpret_cast<float*>(scale16),
-            reinterpret_cast<float*>(scale32), reinterpret_cast<float*>(plain)};
+    const int64_t inputs = chunks_of(columns) * kChunk;
+    auto cut = [&](int64_t bytes) {
+        char* part = memory;
+        memory += bytes;
+        return part;
+    };
+    Row row = {};
+    if (forms & kSplit) {
+        row.split = reinterpret_cast<int8_t*>(cut(inputs));
+        row.sizes = reinterpret_cast<int8_t*>(cut(inputs));
+    }
+    if (forms & kNatural) row.natural = reinterpret_cast<int8_t*>(cut(inputs));
+    if (forms & (kSplit | kNatural)) {
+        row.scale16 = reinterpret_cast<float*>(cut(inputs / 16 * 4));
+        row.scale32 = reinterpret_cast<float*>(cut(inputs / 32 * 4));
+        row.bias16 = reinterpret_cast<int32_t*>(cut(inputs / 16 * 4));
+        row.bias32 = reinterpret_cast<int32_t*>(cut(inputs / 32 * 4));
+    }
+    if (forms & (kRounded | kUnrounded)) row.plain = reinterpret_cast<float*>(cut(inputs * 4));
+    return row;
 }
 
 }  // namespace mixq

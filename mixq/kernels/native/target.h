@@ -24,7 +24,7 @@
 #define MIXQ_FEATURES_AVX2 "avx2,fma,f16c"
 #define MIXQ_FEATURES_AVX_VNNI "avx2,fma,f16c,avxvnni"
 #define MIXQ_FEATURES_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
-#define MIXQ_FEATURES_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
+#define MIXQ_FEATURES_AMX MIXQ_FEATURES_AVX512 ",amx-tile,amx-int8"
 
 #if defined(__clang__)
 #define MIXQ_FEATURES_NEON "dotprod"
@@ -43,13 +43,15 @@
 #define MIXQ_BEGIN_AVX2 MIXQ_BEGIN(MIXQ_FEATURES_AVX2)
 #define MIXQ_BEGIN_AVX_VNNI MIXQ_BEGIN(MIXQ_FEATURES_AVX_VNNI)
 #define MIXQ_BEGIN_AVX512 MIXQ_BEGIN(MIXQ_FEATURES_AVX512)
-#define MIXQ_BEGIN_AVX512_BF16 MIXQ_BEGIN(MIXQ_FEATURES_AVX512_BF16)
+#define MIXQ_BEGIN_AMX MIXQ_BEGIN(MIXQ_FEATURES_AMX)
 #define MIXQ_BEGIN_NEON MIXQ_BEGIN(MIXQ_FEATURES_NEON)
 
 #define MIXQ_INLINE inline __attribute__((always_inline))
 #define MIXQ_APART __attribute__((noinline))
 #if defined(__clang__)
 #define MIXQ_UNROLL MIXQ_PRAGMA(clang loop unroll(full))
+#define MIXQ_NO_UNROLL MIXQ_PRAGMA(clang loop unroll(disable))
 #else
 #define MIXQ_UNROLL MIXQ_PRAGMA(GCC unroll 32)
+#define MIXQ_NO_UNROLL MIXQ_PRAGMA(GCC unroll 1)
 #endif
