@@ -29,8 +29,9 @@ from mixq.experts.store import ExpertStore
 from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import why_no_advice
 from mixq.formats.weights import Weights
-from mixq.kernels.dispatch import choose
-from mixq.kernels.reference import DECODE_ROWS
+from mixq.kernels import fetch_plan
+from mixq.kernels.dispatch import Kernels, choose
+from mixq.kernels.native_kernels import NativeKernels
 from mixq.plan.shares import RAM, Shares, share_out
 from mixq.plan.sizes import ModelSizes
 from mixq.system.memory import available_memory
@@ -82,7 +83,7 @@ def place(
 def _on_cpu(
     folder: Weights, options: RuntimeOptions, threads: int, kv_cache: int, notes: list[str], progress: Progress
 ) -> Placement:
-    kernels = choose(threads=threads, exact=options.exact)
+    kernels = _cpu_kernels(folder, options, threads)
     shares = _shares(folder, options, "cpu")
     tier = RamTier.open(folder, _budget(folder, options, shares, trunk_in_ram=True), reserved=kv_cache)
     if tier is not None:
@@ -93,6 +94,14 @@ def _on_cpu(
         if (note := host.note()) is not None:
             notes = [*notes, note]
     return Placement(folder, folder, kernels, kernels, shares, tier=tier, host=host, notes=notes)
+
+
+def _cpu_kernels(folder: Weights, options: RuntimeOptions, threads: int) -> Kernels:
+    """Return the CPU's kernels; for large weights they fetch as this machine does fastest."""
+    kernels = choose(threads=threads, exact=options.exact)
+    if isinstance(kernels, NativeKernels) and folder.nbytes >= SMALL:
+        fetch_plan.use(kernels, fetch_plan.chosen(kernels))
+    return kernels
 
 
 def _in_huge_pages(folder: ModelFolder, rest: int, threads: int, progress: Progress) -> HostWeights:
@@ -163,7 +172,7 @@ def _on_accelerator(
         ) from error
     if options.ram is not None:
         _give_back_trunk(folder)
-    host_kernels = choose(threads=threads, exact=options.exact)
+    host_kernels = _cpu_kernels(folder, options, threads)
     placement = Placement(folder, weights, accelerator.kernels, host_kernels, shares, accelerator, plan, notes=notes)
     if config.is_moe and not moved:
         budget = _budget(folder, options, shares, trunk_in_ram=False)

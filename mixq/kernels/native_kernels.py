@@ -21,7 +21,7 @@ from torch import Tensor
 from mixq.errors import DoesNotFitError
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
-from mixq.kernels.native_library import KVCache, Matrix, isa_name, kv_cache_of, library, matrix_of, unavailable_reason
+from mixq.kernels.native_library import Fetch, KVCache, Matrix, isa_name, kv_cache_of, library, matrix_of, unavailable_reason
 from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import Expert, Weight
 
@@ -76,6 +76,7 @@ class NativeKernels:
             raise DoesNotFitError(
                 f"{threads} threads for the CPU kernels could not be started.", hint="Use a smaller --threads."
             )
+        self.fetch = native_library.DEFAULT_FETCH
         self._torch_rows = _TORCH_ROWS if self.isa == found.mixq_best_isa() and found.mixq_has_bf16() else None
         self._bound: dict[int, _Bound] = {}
         self._networks: dict[NetworkWeights, _BoundNetwork | None] = {}
@@ -109,6 +110,21 @@ class NativeKernels:
             logits.data_ptr(),
         )
         return logits, topk_ids
+
+    @property
+    def fetch(self) -> Fetch:
+        """How decode fetches weights (`mixq.kernels.fetch_plan`)."""
+        return self._fetch
+
+    @fetch.setter
+    def fetch(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._library.mixq_set_fetch(self.context, fetch)
+
+    def multiply(self, matrix: Matrix, x: Tensor, out: Tensor) -> None:
+        """out [T, N] = x [T, K] times a matrix whose memory the caller keeps."""
+        pointers, places = (c_void_p * 1)(ctypes.addressof(matrix)), (c_void_p * 1)(out.data_ptr())
+        self._library.mixq_linear(self.context, 1, pointers, x.data_ptr(), len(x), places)
 
     def busy_ns(self) -> int:
         """Return the nanoseconds spent inside the library so far."""

@@ -117,6 +117,10 @@ class Fetch(ctypes.Structure):
     _fields_ = (("hint", c_int32), ("rows", c_int32), ("distance", c_int64), ("near", c_int64))
 
 
+DEFAULT_FETCH = Fetch(3, 1, 8192, 1024)
+"""Into the second-level cache and from there into the first; without a measurement (`mixq.kernels.fetch_plan`)."""
+
+
 class SearchSource(ctypes.Structure):
     """MixqSource of native/search.h."""
 

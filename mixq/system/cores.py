@@ -7,11 +7,13 @@ store units, so the second adds nothing to a kernel that waits for memory.
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 from mixq.system.memory import control_groups, smallest, text_of
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def physical_cores() -> int:
@@ -21,6 +23,20 @@ def physical_cores() -> int:
     cores = len({_core(cpu) for cpu in os.sched_getaffinity(0)})
     quota = cpu_limit()
     return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def cpu_facts() -> dict[str, str]:
+    """Return what Linux says about the first processor ("model name", "flags", ...); empty elsewhere."""
+    facts: dict[str, str] = {}
+    for line in text_of(_CPU_INFO).splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return facts
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system reports it."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_limit() -> float | None:

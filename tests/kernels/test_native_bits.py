@@ -37,25 +37,27 @@ def one_by_one(kernels: NativeKernels, x: Tensor, weight: Weight) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rows_bits_do_not_depend_on_the_other_rows(kernels: NativeKernels, kind: str) -> None:
-    """Up to 8 rows, and as many as the integer kernels serve."""
+    """Those of a decode step and those of a prompt: the order of a row's sums depends on the weights alone."""
     K = 640 + group_of(kind)
     weight, x = random_weight(kind, 45, K, seed=1), torch.randn(64, K, generator=generator(1)) * 10
     alone = one_by_one(kernels, x, weight)
-    for rows in (2, 3, 4, 5, 6, 7, 8, min(31, kernels.integer_rows), min(64, kernels.integer_rows)):
+    for rows in (2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 64):
         assert torch.equal(kernels.linear(x[:rows], weight), alone[:rows]), rows
         assert torch.equal(kernels.linear(x[:rows].flip(0), weight), alone[:rows].flip(0)), rows
     assert torch.equal(kernels.linear(x[[3, 9, 3]], weight), alone[[3, 9, 3]])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_rows_in_bfloat16_do_not_depend_on_each_other(kernels: NativeKernels, kind: str) -> None:
-    if kernels.integer_rows > 64:
-        pytest.skip("the integer kernels serve any number of rows here")
-    K = 640 + group_of(kind)
-    weight, x = random_weight(kind, 101, K, seed=2), torch.randn(130, K, generator=generator(2))
-    together = kernels.linear(x, weight)
-    for first, rows in ((0, 33), (40, 64), (17, 65), (90, 40)):
-        assert torch.equal(kernels.linear(x[first : first + rows], weight), together[first : first + rows])
+@pytest.mark.skipif("avx2" not in ISAS, reason="not an x86 CPU")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bf16"])
+@pytest.mark.parametrize("groups", [1, 3, 16, 33])
+def test_every_instruction_set_of_x86_gives_the_same_bits(kind: str, groups: int) -> None:
+    """Rows of a turn and a part, of less, and of several turns."""
+    K = groups * group_of(kind)
+    weight, x = random_weight(kind, 45, K, seed=groups), torch.randn(40, K, generator=generator(groups))
+    wanted = kernels_of("avx2").linear(x, weight)
+    for isa in set(ISAS) - {"portable"}:
+        assert torch.equal(kernels_of(isa).linear(x, weight), wanted), isa
+        assert torch.equal(one_by_one(kernels_of(isa), x, weight), wanted), isa
 
 
 @pytest.mark.parametrize("isa", ISAS)

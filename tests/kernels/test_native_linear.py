@@ -33,12 +33,8 @@ def kernels(request: pytest.FixtureRequest) -> NativeKernels:
     return kernels_of(request.param, threads=2)
 
 
-def same_arithmetic(x: Tensor, weight: reference.Weight, kernels: NativeKernels) -> Tensor:
-    return reference.linear(x, weight, integer_rows=kernels.integer_rows)
-
-
 def off_the_reference(x: Tensor, weight: reference.Weight, kernels: NativeKernels) -> float:
-    return distance(kernels.linear(x, weight), same_arithmetic(x, weight, kernels), x, weight)
+    return distance(kernels.linear(x, weight), reference.linear(x, weight, integer_rows=len(x)), x, weight)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,17 +66,15 @@ def test_many_rows(kernels: NativeKernels, kind: str, rows: int) -> None:
     assert off_the_reference(x, weight, kernels) < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [41, 150])
-def test_many_rows_through_torchs_gemm(kind: str, rows: int) -> None:
-    """As on a CPU with AMX: the products are the reference's, rounded to bfloat16, which takes 1/256 at most."""
+def test_many_rows_of_unquantized_weights_through_torch(rows: int) -> None:
+    """As on a CPU with bfloat16 products: the reference's, rounded to bfloat16, which takes 1/256 at most."""
     kernels = NativeKernels(2)
-    kernels.uses_torch_threads = True
-    K = 3 * group_of(kind) if group_of(kind) > 1 else 151
-    weight = random_weight(kind, 51, K, seed=rows)
-    x = torch.randn(rows, K, generator=generator(rows))
-    if rows > kernels.integer_rows:
-        assert relative(kernels.linear(x, weight), same_arithmetic(x, weight, kernels)) < 1 / 256
+    kernels._torch_rows = 32
+    weight = random_weight("bf16", 51, 151, seed=rows)
+    x = torch.randn(rows, 151, generator=generator(rows))
+    for out in (kernels.linear(x, weight), kernels.linears(x, [weight, weight])[1]):
+        assert relative(out, reference.linear(x, weight)) < 1 / 256
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -120,7 +114,7 @@ def test_extreme_activations(kernels: NativeKernels, kind: str, rows: int, size:
     x = torch.randn(rows, 384, generator=generator(3)) * size
     out = kernels.linear(x, weight)
     assert bool(out.isfinite().all())
-    assert distance(out, same_arithmetic(x, weight, kernels), x, weight) < 1e-5
+    assert distance(out, reference.linear(x, weight, integer_rows=len(x)), x, weight) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["bf16", "nl4:16", "nl4:64", "w4:32:bf16", "w8:64:bf16"])
@@ -141,7 +135,7 @@ def test_every_kind_of_float16_scale(kernels: NativeKernels, kind: str, rows: in
     bits = torch.tensor([1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0, 0x8000, 0x3C00, 0xBC00, 0x83FF, 0x5555])
     weight.tensors["weight_scale"].copy_(bits.to(torch.int16).view(torch.float16).view(6, 2))
     x = torch.randn(rows, 64, generator=generator(5))
-    out, expected = kernels.linear(x, weight), same_arithmetic(x, weight, kernels)
+    out, expected = kernels.linear(x, weight), reference.linear(x, weight, integer_rows=len(x))
     for n in range(6):
         assert relative(out[:, n], expected[:, n]) < 1e-5
 
@@ -216,7 +210,7 @@ def test_what_the_kernels_do_not_take_goes_to_the_reference(kernels: NativeKerne
     x = torch.randn(rows, 128, generator=generator(10))
     for weight in (dense, dense.half(), strided, packed):
         assert native_library.matrix_of(weight) is None
-        expected = same_arithmetic(x, weight, kernels)
+        expected = reference.linear(x, weight, integer_rows=len(x))
         assert torch.equal(kernels.linear(x, weight), expected)
         beside = random_weight("nl4:32", 20, 128, seed=11)
         outs = kernels.linears(x, [weight, beside])

@@ -159,14 +159,6 @@ def test_a_dense_network(kernels: NativeKernels) -> None:
     check_same_bits(kernels, random_network(MIXED, 6, dense=True), "bf16", [(4, 3)])
 
 
-def test_few_rows_in_bfloat16() -> None:
-    for isa in ISAS:
-        kernels = NativeKernels(2, isa=native_library.ISA_NAMES[isa])
-        kernels.uses_torch_threads = False
-        kernels.integer_rows = 2
-        check_same_bits(kernels, random_network(MIXED, 7), "bf16", [(4, 3)])
-
-
 def test_the_ids_of_a_step_are_checked() -> None:
     network = random_network(MIXED, 8)
     (row,) = random_rows(network, "bf16", [(0, 2)], seed=1)

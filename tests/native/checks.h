@@ -30,8 +30,8 @@ struct Distance {
 struct Context {
     Context(int threads, int isa) : isa(isa), at(mixq_open(threads, isa)) { check(at != nullptr, "opening", isa, ""); }
     ~Context() { mixq_close(at); }
-    Rounding rounding(int64_t T, const MixqMatrix& w) const {
-        if (T > mixq_integer_rows(at) || w.kind == MIXQ_BF16) return Rounding::kBf16;
+    Rounding rounding(const MixqMatrix& w) const {
+        if (w.kind == MIXQ_BF16) return Rounding::kBf16;
         return w.kind == MIXQ_F32 ? Rounding::kNone : Rounding::kInt8;
     }
     int isa;

@@ -56,7 +56,7 @@ struct MixqContext {
     const int isa;
     const mixq::DecodeKernels& decode;
     const mixq::GemmKernels* const gemm;  // null: the decode kernels compute many rows too
-    MixqFetch fetch = {MIXQ_FETCH_ONCE, 1, 8192, 0};
+    MixqFetch fetch = {MIXQ_FETCH_TWICE, 1, 8192, 1024};
     mixq::Workspace workspace, outputs, step;
     int64_t busy_ns = 0;
     bool in_call = false;  // by `timed`

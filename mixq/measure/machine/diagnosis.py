@@ -21,7 +21,7 @@ from mixq.formats.scheme import Scheme
 from mixq.kernels import native_library, reference, triton
 from mixq.kernels.native_kernels import NativeKernels
 from mixq.system import huge_pages, paths
-from mixq.system.cores import physical_cores
+from mixq.system.cores import cpu_facts, cpu_name, physical_cores
 from mixq.system.memory import available_memory, total_memory
 
 FEATURES = {
@@ -30,7 +30,6 @@ FEATURES = {
 }  # fmt: skip
 """Features that the kernels use or could use."""
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _CLOSE = 1e-5
 
 
@@ -79,13 +78,13 @@ def diagnose() -> Diagnosis:
         UsageError: MIXQ_CPU_ISA names an instruction set that is unknown, or that this CPU lacks.
     """
     library = native_library.library()
-    cpu, features = _cpu()
+    features = _features()
     store, config = paths.store(), paths.config_file()
     return Diagnosis(
         mixq=importlib.metadata.version("mixq"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
-        cpu=cpu,
+        cpu=cpu_name(),
         features=features,
         cores=physical_cores(),
         logical_cpus=os.cpu_count() or 1,
@@ -113,11 +112,6 @@ def diagnose() -> Diagnosis:
     )
 
 
-def cpu_name() -> str:
-    """Return the processor's name as the system reports it."""
-    return _cpu()[0]
-
-
 def isa_in_use() -> str:
     """Return the instruction set of the CPU's kernels, "reference" for torch's."""
     return "reference" if native_library.library() is None else native_library.isa_name(native_library.isa())
@@ -128,18 +122,11 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def _cpu() -> tuple[str, tuple[str, ...]]:
-    """Return the CPU's name and its `FEATURES`, as Linux lists them."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = [line.split(":", 1) for line in _CPU_INFO.read_text().splitlines() if ":" in line]
-    except OSError:
-        return name, ()
-    first: dict[str, str] = {}
-    for key, value in lines:
-        first.setdefault(key.strip(), value.strip())
-    flags = first.get("flags", first.get("Features", "")).split()
-    return first.get("model name", name), tuple(flag for flag in flags if flag in FEATURES)
+def _features() -> tuple[str, ...]:
+    """Return the CPU's `FEATURES`, as Linux lists them."""
+    facts = cpu_facts()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    return tuple(flag for flag in flags if flag in FEATURES)
 
 
 def _build_log() -> str | None:

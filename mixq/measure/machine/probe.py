@@ -21,13 +21,13 @@ import torch
 
 from mixq.errors import DoesNotFitError, MixqError, printable
 from mixq.kernels import triton
-from mixq.measure.machine.diagnosis import cpu_name, gpu_name, isa_in_use
+from mixq.measure.machine.diagnosis import gpu_name, isa_in_use
 from mixq.measure.machine.probe_cpu import measure_cpu
 from mixq.measure.machine.probe_gpu import measure_gpu
 from mixq.measure.machine.problems import NOT_MEASURED
 from mixq.plan.computer import Computer
 from mixq.system import paths
-from mixq.system.cores import physical_cores
+from mixq.system.cores import cpu_name, physical_cores
 from mixq.system.load import DISTURBED, Work, current_load, is_disturbed
 from mixq.system.memory import available_memory, total_memory
 
@@ -47,7 +47,7 @@ def probe(*, refresh: bool = False) -> Computer:
         return known
     disturbed = None if refresh else _kept()
     before, versions = Work.now(), _versions()
-    cpu = measure_cpu()
+    cpu = measure_cpu(refresh=refresh)
     gpu = None
     if triton.unavailable_reason() is None:
         try:

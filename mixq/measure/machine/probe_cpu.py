@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixq.kernels import fetch_plan
 from mixq.kernels.dispatch import Kernels, choose
 from mixq.kernels.native_kernels import NativeKernels
 from mixq.kernels.reference import Expert
@@ -26,9 +27,11 @@ _BUFFER = 512 << 20
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
-def measure_cpu() -> CpuFigures:
-    """Return this processor's figures."""
+def measure_cpu(*, refresh: bool = False) -> CpuFigures:
+    """Return this processor's figures; `refresh`: the fetch plan is measured again too."""
     kernels = choose(threads=physical_cores(), exact=False)
+    if isinstance(kernels, NativeKernels):
+        fetch_plan.use(kernels, fetch_plan.chosen(kernels, refresh=refresh))
     read = Bandwidth(kernels, largest=_BUFFER) if isinstance(kernels, NativeKernels) else None
     weights = SyntheticWeights.make(LARGE, mix="all-nl4")
     experts = experts_of(weights)

@@ -21,8 +21,8 @@ import torch
 import mixq
 from mixq.engine.model import Model
 from mixq.errors import StorageError, printable
-from mixq.measure.machine.diagnosis import cpu_name, gpu_name, isa_in_use
-from mixq.system.cores import physical_cores
+from mixq.measure.machine.diagnosis import gpu_name, isa_in_use
+from mixq.system.cores import cpu_name, physical_cores
 from mixq.system.memory import total_memory
 
 _HASH = re.compile(r"[0-9a-f]{40}")

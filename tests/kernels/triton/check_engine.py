@@ -11,8 +11,6 @@ import torch
 import mixq
 from mixq.experts.accelerators import choose as accelerators
 from mixq.experts.accelerators.simulated import SimulatedAccelerator
-from mixq.kernels.native_kernels import NativeKernels
-from mixq.kernels.reference import DECODE_ROWS
 from mixq.kernels.triton.kernels import TritonKernels
 from mixq.quantize import quantize
 from tests.checkpoints import write_tiny_mixtral
@@ -36,8 +34,6 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
         return SimulatedAccelerator(8_000_000, kernels=lambda: TritonKernels(torch.device("cpu")))
 
     cpu = mixq.load(folder, device="cpu", context=CONTEXT, kv=kv)
-    if isinstance(cpu.kernels, NativeKernels):
-        cpu.kernels.integer_rows = DECODE_ROWS
     with monkeypatch.context() as patch:
         patch.setattr(SimulatedAccelerator, "captures", captured)
         patch.setattr(accelerators, "SimulatedAccelerator", with_triton)

@@ -70,7 +70,7 @@ def test_models_in_the_store(mixq_home: Path) -> None:
 def test_cpu_of_an_arm_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nFeatures\t: fp asimd evtstrm asimddp i8mm\n\nprocessor\t: 1\nFeatures\t: fp\n")
-    monkeypatch.setattr(diagnosis, "_CPU_INFO", info)
+    monkeypatch.setattr(cores, "_CPU_INFO", info)
     assert diagnose().features == ("asimd", "asimddp", "i8mm")
     info.unlink()
     assert diagnose().features == ()
