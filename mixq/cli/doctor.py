@@ -35,6 +35,7 @@ def doctor(
     Speeds are measured once and cached. The exit code is 1 if the kernels compute wrong results. Example: mixq
     doctor --save my-laptop.json
     """
+    from mixq.kernels import fetch_plan
     from mixq.measure.machine import probe
     from mixq.measure.machine.diagnosis import diagnose
     from mixq.measure.machine.problems import problems
@@ -54,7 +55,9 @@ def doctor(
         output.note(f"{printable(save)}: written, for mixq plan --hardware.")
     if json:
         hardware = None if computer is None else computer.as_dict()
-        document = {"hardware": hardware, "problems": [asdict(problem) for problem in wrong]}
+        plan = fetch_plan.kept()
+        fetch = None if plan is None else {**asdict(plan), "text": str(plan)}
+        document = {"hardware": hardware, "fetch_plan": fetch, "problems": [asdict(problem) for problem in wrong]}
         output.print_json({**found.as_dict(), **document})
     else:
         _print(found, computer, wrong)
@@ -117,8 +120,12 @@ def _load(computer: Computer) -> str:
 
 
 def _speeds(computer: Computer) -> Iterator[tuple[str, str]]:
+    from mixq.kernels import fetch_plan
+
     cpu = computer.cpu
     yield "RAM", f"read at {_rate(cpu.read_bandwidth)}, by the decode kernels at {_rate(cpu.kernel_bandwidth)}"
+    if (plan := fetch_plan.kept()) is not None:
+        yield "fetching", f"weights {plan}"
     yield "cache", f"{format_size(cpu.cache_bytes)}; a thread reads small matrices at {_rate(cpu.cache_bandwidth)}"
     yield "prompts", f"{_flops(cpu.flops)} with Mixtral's experts, {_flops(cpu.small_flops)} with small ones"
     yield (

@@ -26,10 +26,10 @@ from mixq.formats.atomic import atomic_write_json
 from mixq.formats.json_file import read_json_object
 from mixq.formats.nl4 import DEFAULT_TABLE
 from mixq.kernels import native_library
-from mixq.kernels.native_library import Fetch, Matrix
 from mixq.kernels.native_kernels import NativeKernels
+from mixq.kernels.native_library import Fetch, Matrix
 from mixq.system import paths
-from mixq.system.cores import cpu_facts, cpu_name
+from mixq.system.cores import cpu_facts, cpu_name, physical_cores
 from mixq.system.huge_pages import allocate
 from mixq.system.memory import available_memory
 
@@ -76,13 +76,21 @@ DEFAULT = PLANS["outer, near"]
 
 def chosen(kernels: NativeKernels, *, refresh: bool = False) -> FetchPlan:
     """Return the plan for this machine: an earlier choice, or a new measurement, which takes a fraction of a second."""
-    found = None if refresh else _kept(kernels)
+    machine = _machine(kernels.isa, kernels.threads)
+    found = None if refresh else _kept(machine)
     if found is None:
         found = measure(kernels)
         with contextlib.suppress(MixqError, OSError):  # without a writable cache, every run measures
             paths.cache().mkdir(parents=True, exist_ok=True)
-            atomic_write_json(_file(), {**_machine(kernels), "plan": dataclasses.asdict(found)})
+            atomic_write_json(_file(), {**machine, "plan": dataclasses.asdict(found)})
     return found
+
+
+def kept() -> FetchPlan | None:
+    """Return the plan that models on this machine use, if it was measured; None if not, or without native kernels."""
+    if native_library.library() is None:
+        return None
+    return _kept(_machine(native_library.isa(), physical_cores()))
 
 
 def use(kernels: NativeKernels, plan: FetchPlan) -> None:
@@ -142,25 +150,25 @@ def _product(kernels: NativeKernels) -> Callable[[Tensor, Tensor], None]:
     return multiply
 
 
-def _kept(kernels: NativeKernels) -> FetchPlan | None:
+def _kept(machine: Mapping[str, str]) -> FetchPlan | None:
     try:
         content = dict(read_json_object(_file(), _LARGEST_FILE))
     except MixqError:
         return None
     plan = content.pop("plan", None)
-    if content != _machine(kernels) or not isinstance(plan, dict):
+    if content != machine or not isinstance(plan, dict):
         return None
     return next((known for known in PLANS.values() if dataclasses.asdict(known) == plan), None)
 
 
-def _machine(kernels: NativeKernels) -> dict[str, str]:
+def _machine(isa: int, threads: int) -> dict[str, str]:
     """Return what a choice depends on."""
     facts = cpu_facts()
     return {
         "mixq": importlib.metadata.version("mixq"),
         "cpu": f"{cpu_name()}, family {facts.get('cpu family')}, model {facts.get('model')}",
-        "isa": native_library.isa_name(kernels.isa),
-        "threads": str(kernels.threads),
+        "isa": native_library.isa_name(isa),
+        "threads": str(threads),
     }
 
 

@@ -21,7 +21,16 @@ from torch import Tensor
 from mixq.errors import DoesNotFitError
 from mixq.kernels import native_library, reference
 from mixq.kernels.kv_layer import KVLayer
-from mixq.kernels.native_library import Fetch, KVCache, Matrix, isa_name, kv_cache_of, library, matrix_of, unavailable_reason
+from mixq.kernels.native_library import (
+    Fetch,
+    KVCache,
+    Matrix,
+    isa_name,
+    kv_cache_of,
+    library,
+    matrix_of,
+    unavailable_reason,
+)
 from mixq.kernels.network_weights import NetworkWeights, Rows
 from mixq.kernels.reference import Expert, Weight
 

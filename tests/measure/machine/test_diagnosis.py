@@ -10,9 +10,8 @@ import torch
 from mixq.errors import UsageError
 from mixq.kernels import native_library
 from mixq.kernels.native_kernels import NativeKernels
-from mixq.measure.machine import diagnosis
 from mixq.measure.machine.diagnosis import diagnose
-from mixq.system import paths
+from mixq.system import cores, paths
 
 needs_library = pytest.mark.skipif(native_library.library() is None, reason="the native library was not built")
 
