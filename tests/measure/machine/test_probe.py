@@ -27,7 +27,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing is measured; what would have been is noted here."""
     notes: list[str] = []
 
-    def cpu() -> probe_cpu.CpuFigures:
+    def cpu(*, refresh: bool = False) -> probe_cpu.CpuFigures:
         notes.append("cpu")
         return LAPTOP.cpu
 
@@ -309,7 +309,7 @@ def test_what_others_took_of_the_processor(
     monkeypatch.setattr(load.time, "process_time", lambda: next(own))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
-    def meanwhile() -> probe_cpu.CpuFigures:
+    def meanwhile(*, refresh: bool = False) -> probe_cpu.CpuFigures:
         # user, nice, system, idle, iowait, irq, softirq, steal, guest: 9 busy seconds more, 5 of them our own
         stat.write_text(f"cpu {105 * tick} 1 2 {900 * tick} {50 * tick} 3 4 {5 + 4 * tick} 700\ncpu0 1\n")
         return LAPTOP.cpu
