@@ -22,7 +22,7 @@ from mixq.errors import DoesNotFitError, UsageError, did_you_mean, printable
 from mixq.kernels.kv_layer import KVLayer
 from mixq.kernels.reference import Weight
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 ISA_NAMES = {
     "portable": 0,

@@ -9,7 +9,7 @@
 
 #include "matrix.h"
 
-#define MIXQ_ABI_VERSION 3
+#define MIXQ_ABI_VERSION 4
 #define MIXQ_EXPORT extern "C" __attribute__((visibility("default")))
 
 // One layer's keys and values.
