@@ -220,11 +220,12 @@ def test_too_little_memory_to_measure(cli: RunCli, monkeypatch: pytest.MonkeyPat
 
 
 def test_this_machine_is_measured_once(cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "current_load", lambda: None)  # else a busy machine that becomes quiet is measured again
     first = cli("doctor", "--json")
     assert "Measuring this computer" in first.err
     hardware = json.loads(first.out)["hardware"]
     assert hardware["cpu"]["read_bandwidth"] >= hardware["cpu"]["kernel_bandwidth"] > 1e6
-    assert 0 < hardware["cpu"]["layer_seconds"] < 1
+    assert 0 <= hardware["cpu"]["layer_seconds"] < 1
     second = cli("doctor", "--json")
     assert second.err == ""
     assert json.loads(second.out)["hardware"]["cpu"] == hardware["cpu"]

@@ -46,7 +46,7 @@ def test_logits_are_the_cpus_within_a_thousandth_in_decode(
     for token in NEXT:
         want, got = (model.forward([token], kv_cache=cache) for model, cache in zip((cpu, gpu), caches, strict=True))
         assert float((got - want).norm() / want.norm()) < 1e-3
-    # A prompt is multiplied in bfloat16 on a GPU, and in the integers of decode on the CPU: random weights amplify that.
+    # A prompt is multiplied in bfloat16 on a GPU, in the integers of decode on the CPU; random weights amplify that.
     want, got = (model.forward(PROMPT, kv_cache=cache) for model, cache in zip((cpu, gpu), caches, strict=True))
     assert float((got - want).norm() / want.norm()) < 1e-1
     assert 0 < offload.telemetry.counters.hits < offload.telemetry.counters.requests
