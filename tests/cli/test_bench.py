@@ -36,6 +36,7 @@ def test_table_of_a_folder(cli: RunCli, quantized: Path) -> None:
         "tg4 @ d16",
         "of limit",
         "read bandwidth",
+        "weights         mapped from the disk, read as they are used",
         "peak memory",
     ):
         assert words in outcome.out

@@ -51,6 +51,15 @@ def test_ram_is_used_and_never_exceeded(ram: int) -> None:
     assert ("disk" in " ".join(shares.notes)) == (shares.experts_in_ram < 256)
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.89, False), (0.91, True), (0.94, True), (0.96, False)])
+def test_too_little_memory_for_a_copy_in_huge_pages_is_said(share: float, said: bool) -> None:
+    needed = share_out(MIXTRAL, OPTIONS, "cpu", None).total(RAM)
+    shares = share_out(MIXTRAL, OPTIONS, "cpu", int(needed / share))
+    assert (shares.experts_in_ram == 256) == (share < 0.95)
+    assert any("to copy the weights into huge pages" in note for note in shares.notes) == said
+    assert not share_out(MIXTRAL, OPTIONS, "cuda", int(needed / 0.91), 24 * GB).notes
+
+
 def test_all_fits_where_the_system_does_not_say() -> None:
     assert share_out(MIXTRAL, OPTIONS, "cpu", None).experts_in_ram == 256
 
