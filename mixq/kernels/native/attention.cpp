@@ -27,7 +27,7 @@ struct Partial {
 struct AttentionKernels {
     // Partials of `group` query heads q [group, C] that read kv head `head`: positions [first, end), at most a block.
     void (*attend)(const MixqKvCache& cache, int64_t head, int64_t first, int64_t end, const float* q, int64_t group,
-                   Partial* out);
+                   const MixqFetch& fetch, Partial* out);
 
     // into = the result for both blocks; `next` is the later one.
     void (*combine)(Partial& into, const Partial& next, int64_t C);
@@ -83,6 +83,7 @@ void rotary_append(MixqContext& c, const MixqKvCache& cache, float* q, const flo
 // T queries of H heads over one layer.
 struct Attention {
     const AttentionKernels& kernels;
+    const MixqFetch& fetch;
     const MixqKvCache& cache;
     const float* q;
     int64_t T, H, length, window;
@@ -98,7 +99,7 @@ struct Attention {
     void attend(int64_t t, int64_t head, int64_t g, int64_t count, int64_t block, Partial* to) const {
         const int64_t first = std::max(first_seen(t), block * kAttentionBlock);
         const int64_t end = std::min(length + t + 1, (block + 1) * kAttentionBlock);
-        kernels.attend(cache, head, first, end, q + (t * H + head * group + g) * C, count, to);
+        kernels.attend(cache, head, first, end, q + (t * H + head * group + g) * C, count, fetch, to);
     }
 };
 
@@ -169,7 +170,7 @@ void mixq_rotary_append(MixqContext* context, const MixqKvCache* cache, float* q
 int mixq_attention(MixqContext* context, const MixqKvCache* cache, const float* q, int64_t T, int64_t H, int64_t length,
                    int64_t window, float* out) {
     return mixq::timed(context, [&](MixqContext& c) {
-        const mixq::Attention work{mixq::kernels_of(c.isa), *cache, q, T, H, length, window, out};
+        const mixq::Attention work{mixq::kernels_of(c.isa), c.fetch, *cache, q, T, H, length, window, out};
         T <= mixq::kFewRows ? mixq::few_rows(c, work) : mixq::many_rows(c, work);
     });
 }
