@@ -143,7 +143,7 @@ class NativeKernels:
         bound = self._bind(weight, (weight,))
         if bound.matrices is None:
             return reference.linear(x, weight)
-        if self._some_for_torch((weight,), len(x)):
+        if isinstance(weight, Tensor) and self._some_for_torch((weight,), len(x)):
             torch.set_num_threads(self.threads)
             return (x.bfloat16() @ weight.T).float()
         return self._linears(x, bound)[0]

@@ -1,7 +1,7 @@
 """How many instructions the decode loop takes for 64 bytes of nibbles, read from the compiled library.
 
-Decode is limited by memory only as long as the loop takes few instructions. The limits are what gcc 12 makes of it, with
-a little room; libraries of other compilers are not tested.
+Decode is limited by memory only as long as the loop takes few instructions. The limits are what gcc 12 makes of it,
+plus a little room; libraries of other compilers are not tested.
 """
 
 from __future__ import annotations
