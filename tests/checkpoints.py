@@ -15,6 +15,18 @@ from torch import Tensor
 
 from mixq.config import ModelConfig
 from mixq.formats.architecture import parameters
+from mixq.models.presets import PRESETS
+
+SMALL_MIXTRAL = PRESETS["mixtral-8x7b"] | {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "max_position_embeddings": 256,
+}
+"""Three layers with experts of 0.4 MB in nl4: a hundred pages of 4 KiB each."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -2,8 +2,8 @@
 
 Contract: the arithmetic that the formats define (mixq/README.md).
 
-* Up to `integer_rows` rows, which is `DECODE_ROWS` unless a kernel variant is faster that way with more: activations go
-  to int8 per 32 inputs, a group's dot product is an exact integer, scales and sums are float32. Each row is summed by
+* Up to `integer_rows` rows (`DECODE_ROWS` here and on a GPU; any number in the native kernels): activations go to int8
+  per 32 inputs, a group's dot product is an exact integer, scales and sums are float32. Each row is summed by
   operations whose shapes do not depend on the other rows, so a row's result does not depend on the batch. Unquantized
   weights are multiplied in bfloat16 and summed in float32.
 * More rows: weights are dequantized to bfloat16 and multiplied with float32 accumulation.

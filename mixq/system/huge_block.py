@@ -1,7 +1,7 @@
 """A block of anonymous memory in huge pages that can take the place of other memory, on Linux.
 
-Contract: the block is filled first and moved then, in one step: whoever reads the other memory sees the old bytes or
-the new ones. Its pages are moved, not copied.
+Contract: the block is filled first; then its pages replace those of the other memory, in one step and without a copy.
+A thread that reads the other memory meanwhile gets either the old bytes or the new ones.
 """
 
 from __future__ import annotations

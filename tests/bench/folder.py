@@ -32,7 +32,7 @@ from tests.bench.cpu import Cpu  # noqa: E402
 from tests.bench.page_cache import HUGE, SMALL, bring_into_cache  # noqa: E402
 from tests.bench.peers_sides import HUGE_PAGES, MIXQ  # noqa: E402
 from tests.bench.quiet import quiet_turn  # noqa: E402
-from tests.bench.worker import SideError, Worker  # noqa: E402
+from tests.bench.worker import SideError, Worker, say  # noqa: E402
 
 FOLDER, LLAMA = "tests.bench.folder_side", "tests.bench.llama_cpp_side"
 MEMORY = "the same weights in anonymous huge pages"
@@ -100,7 +100,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Measured]:
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for title, side in sides.items():
-            _say(f"{title}: loading")
+            say(f"{title}: loading")
             worker = _start(title, side, folder, arguments, stack)
             measured[title].ways.append(worker.description().build)
             if side.module != LLAMA:
@@ -112,7 +112,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Measured]:
                 ask = functools.partial(worker.seconds, "decode", TOKENS)
                 turn = quiet_turn(ask, worker.process.pid, arguments.patience)
                 measured[title].rates.append(TOKENS / turn.figure)
-                _say(f"{title}: {measured[title].rates[-1]:.1f} tokens/s")
+                say(f"{title}: {measured[title].rates[-1]:.1f} tokens/s")
     for _ in range(arguments.rounds):
         for title, side in sides.items():
             if side.cached is None:
@@ -120,7 +120,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Measured]:
             with ExitStack() as stack:
                 seconds = _start(title, side, folder, arguments, stack).description().first_token
             measured[title].first.append(seconds)
-            _say(f"{title}: first token after {seconds:.2f} s")
+            say(f"{title}: first token after {seconds:.2f} s")
     return measured
 
 
@@ -190,10 +190,6 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
     if not ours or not theirs or ours is theirs:
         return ""
     return f"{statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -33,7 +33,7 @@ from tests.bench.peers_probe import Probe  # noqa: E402
 from tests.bench.peers_report import Measured, page, section  # noqa: E402
 from tests.bench.peers_sides import MEASURES, MODES, SIDES, Mode, chosen  # noqa: E402
 from tests.bench.quiet import QUIET, Turn, quiet_turn  # noqa: E402
-from tests.bench.worker import SideError, Worker  # noqa: E402
+from tests.bench.worker import SideError, Worker, say  # noqa: E402
 
 PAUSE = 0.1
 """Seconds between turns: threads of the last side may spin a while before they sleep."""
@@ -89,7 +89,7 @@ def run(mode: Mode, cpu: Cpu, arguments: argparse.Namespace) -> tuple[dict[str, 
         started: dict[str, Worker] = {}
         measured: dict[str, Measured] = {}
         for name in mode.sides:
-            _say(f"{SIDES[name].title}: loading")
+            say(f"{SIDES[name].title}: loading")
             log = stack.enter_context((folder / f"{name}.log").open("w+b"))
             start = functools.partial(peers_sides.start, name, mode, arguments, folder, log)
             worker = start()
@@ -119,7 +119,7 @@ def run(mode: Mode, cpu: Cpu, arguments: argparse.Namespace) -> tuple[dict[str, 
                         turn, tokens = _start_anew(name, mode, arguments, folder), 1
                     measured[name].rates.setdefault(measure, []).append(tokens / turn.figure)
                     measured[name].others.setdefault(measure, []).append(turn.others)
-                    _say(f"{what}: {tokens / turn.figure:.1f} a second")
+                    say(f"{what}: {tokens / turn.figure:.1f} a second")
     return measured, probe
 
 
@@ -134,7 +134,7 @@ class _Turns:
         time.sleep(PAUSE)
         turn = quiet_turn(measure, process, self.patience, beside=self.beside)
         if turn.others > QUIET:
-            _say(f"{what}: others took {turn.others:.0%} of the CPUs")
+            say(f"{what}: others took {turn.others:.0%} of the CPUs")
         return turn
 
 
@@ -145,10 +145,6 @@ def _start_anew(name: str, mode: Mode, arguments: argparse.Namespace, folder: Pa
             return Turn(worker.description().first_token, 0.0)
         finally:
             worker.close()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

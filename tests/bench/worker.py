@@ -132,3 +132,8 @@ class Worker:
         self.log.seek(0)
         said = self.log.read().decode(errors="replace").strip().splitlines()
         return "\n".join(said[-12:]) or f"it ended with status {self.process.returncode} and said nothing"
+
+
+def say(text: str) -> None:
+    """Print a line of progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)

@@ -26,22 +26,12 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import PAGE, MappedShard
 from mixq.formats.packed import PackedLinear
 from mixq.measure.speed.write_folder import FolderJob
-from mixq.models.presets import PRESETS
 from mixq.system import huge_block, huge_pages
 from mixq.system.huge_block import HugeBlock, map_file
+from tests.checkpoints import SMALL_MIXTRAL
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are advised on Linux alone")
 
-SIZES = PRESETS["mixtral-8x7b"] | {
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 200,
-    "max_position_embeddings": 256,
-}
-"""Three shards of 3.6 MB, one for each layer, and a small one."""
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -49,7 +39,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "made"
-    FolderJob(path, SIZES).run()
+    FolderJob(path, SMALL_MIXTRAL).run()
     return path
 
 

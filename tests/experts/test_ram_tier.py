@@ -19,27 +19,16 @@ from mixq.formats.folder import ModelFolder
 from mixq.formats.mapped import MappedShard
 from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.measure.speed.write_folder import FolderJob
-from mixq.models.presets import PRESETS
+from tests.checkpoints import SMALL_MIXTRAL
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are advised on Linux alone")
 pytestmark = linux
-
-# Experts of 0.4 MB: a hundred pages, so that what the neighbours share does not count.
-SMALL = PRESETS["mixtral-8x7b"] | {
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 200,
-    "max_position_embeddings": 256,
-}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ram") / "made"
-    FolderJob(path, SMALL).run()
+    FolderJob(path, SMALL_MIXTRAL).run()
     return path
 
 
@@ -283,8 +272,8 @@ def test_an_accelerator_that_has_the_trunk_leaves_room(folder: ModelFolder) -> N
 
 
 def test_nothing_to_do_elsewhere(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert RamTier.why_not(SyntheticWeights.make(SMALL), 1) == "the weights are in memory already"
-    dense = {key: value for key, value in SMALL.items() if "experts" not in key} | {
+    assert RamTier.why_not(SyntheticWeights.make(SMALL_MIXTRAL), 1) == "the weights are in memory already"
+    dense = {key: value for key, value in SMALL_MIXTRAL.items() if "experts" not in key} | {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
     }
