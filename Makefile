@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat install test test-fast check format coverage native native-clang sanitize neon accept demo wheel clean
+.PHONY: chat install test test-fast check format coverage native native-clang sanitize neon emulated accept demo wheel clean
 .DELETE_ON_ERROR:
 
 chat: install
@@ -60,7 +60,7 @@ format: $(VENV)/.dev
 native: $(VENV)/.dev
 	@$(BIN)/python mixq/kernels/build_native.py
 
-# The three targets below run the kernels from C++ (tests/native). Minutes each; not part of `make test`.
+# The four targets below run the kernels from C++ (tests/native). Minutes each; not part of `make test`.
 DRIVE = $(MAKE) --no-print-directory -C tests/native run PYTHON=$(abspath $(BIN)/python)
 
 # Built by clang: no warnings, right results.
@@ -81,6 +81,10 @@ sanitize: $(VENV)/.dev
 # The ARM kernels, in an emulator: apt-get install g++-aarch64-linux-gnu qemu-user-static
 neon: $(VENV)/.dev
 	$(DRIVE) CXX=aarch64-linux-gnu-g++ EXTRA=-static RUN="qemu-aarch64-static -cpu max" ARGS=20
+
+# The kernels for AVX-VNNI, AVX-512 and AMX on a CPU without them, emulated: apt-get install libsimde-dev
+emulated: $(VENV)/.dev
+	$(DRIVE) DIR=$(CURDIR)/build/native/emulated EXTRA="-O1 -DMIXQ_EMULATED=1 -I$(CURDIR)/tests/native/emulated -Wno-psabi -Wno-ignored-attributes -Wno-unused-parameter" ARGS=20
 
 # Measures and writes the tables in tests/accept/results. Hours.
 accept: $(VENV)/.dev

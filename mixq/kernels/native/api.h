@@ -113,8 +113,8 @@ MIXQ_EXPORT int mixq_experts(MixqContext* context, const MixqMatrix* w, int64_t 
 MIXQ_EXPORT void mixq_rms_norm(MixqContext* context, const float* x, const void* weight, float eps, int64_t T, int64_t D,
                                float* out);
 
-// Read `bytes` with all threads, as `kind` says: 0 a plain sum, 1 one that fetches ahead, 2 in the order of the matrix
-// kernels. For measuring the bandwidth; returns a value so that the reads are not dropped.
+// Read `bytes` with all threads, as `kind` says: 0 a plain sum, 1 one that fetches ahead, 2 from four rows at a time, 3 a
+// sum that fetches as the context's plan says. For measuring the bandwidth; returns a value so that the reads are not dropped.
 MIXQ_EXPORT int64_t mixq_read(MixqContext* context, const void* data, int64_t bytes, int kind);
 
 // Rotate q [T, H, C] in place and k [T, KV, C] by the angles of their positions (pairs i and i + C/2; cos and sin are

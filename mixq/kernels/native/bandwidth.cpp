@@ -5,9 +5,15 @@
 
 #include "api.h"
 #include "context.h"
+#include "target.h"
 
 namespace mixq {
 namespace {
+
+MIXQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+MIXQ_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+MIXQ_INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
+#include "fetch.inc"
 
 using Lanes = uint64_t __attribute__((vector_size(64)));
 
@@ -24,11 +30,10 @@ uint64_t total(const Lanes* sums) {
     return all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
 }
 
-uint64_t plain(const char* p, int64_t bytes, int64_t ahead) {
+uint64_t plain(const char* p, int64_t bytes, const MixqFetch& fetch) {
     Lanes sums[4] = {};
     for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-        if (ahead)
-            for (int j = 0; j < 4; ++j) __builtin_prefetch(p + i + ahead + 64 * j);
+        fetch_lines(p + i + fetch.distance, 4, fetch);
         for (int j = 0; j < 4; ++j) add_line(p + i + 64 * j, sums[j]);  // the compiler picks the registers
     }
     return total(sums);
@@ -47,6 +52,8 @@ uint64_t by_rows(const char* p, int64_t bytes) {
     return total(sums);
 }
 
+constexpr MixqFetch kNone = {MIXQ_FETCH_NONE, 1, 0, 0}, kNear = {MIXQ_FETCH_TWICE, 1, 4096, 4096};
+
 }  // namespace
 }  // namespace mixq
 
@@ -54,8 +61,8 @@ int64_t mixq_read(MixqContext* context, const void* data, int64_t bytes, int kin
     std::atomic<uint64_t> total{0};
     const char* p = static_cast<const char*>(data);
     context->pool.run(bytes, mixq::kPiece, [&](int64_t begin, int64_t end) {
-        total += kind == 2 ? mixq::by_rows(p + begin, end - begin)
-                           : mixq::plain(p + begin, end - begin, kind == 1 ? 4096 : 0);
+        const MixqFetch& fetch = kind == 0 ? mixq::kNone : kind == 1 ? mixq::kNear : context->fetch;
+        total += kind == 2 ? mixq::by_rows(p + begin, end - begin) : mixq::plain(p + begin, end - begin, fetch);
     });
     return static_cast<int64_t>(total.load());
 }

@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "cpu.h"
+#include "target.h"
 
 namespace mixq {
 namespace {

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "target.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -55,6 +57,9 @@ bool may_use_tiles() {
 }
 
 MixqIsa detect() {
+#if MIXQ_EMULATED
+    return MIXQ_ISA_AMX;
+#endif
     const Registers one = cpuid(1, 0);
     if (!all(one.ecx, bit(12) | bit(27) | bit(28) | bit(29))) return MIXQ_ISA_PORTABLE;  // FMA, OSXSAVE, AVX, F16C
     const uint64_t saved = saved_states();
@@ -75,11 +80,11 @@ MixqIsa best_isa() {
 }
 
 bool supports(int isa) {
-    if (isa == MIXQ_ISA_AVX_VNNI) return best_isa() >= MIXQ_ISA_AVX2 && all(cpuid(7, 1).eax, bit(4));
+    if (isa == MIXQ_ISA_AVX_VNNI && !MIXQ_EMULATED) return best_isa() >= MIXQ_ISA_AVX2 && all(cpuid(7, 1).eax, bit(4));
     return isa >= MIXQ_ISA_PORTABLE && isa <= best_isa();
 }
 
-bool has_bf16() { return best_isa() >= MIXQ_ISA_AVX512 && all(cpuid(7, 1).eax, bit(5)); }
+bool has_bf16() { return !MIXQ_EMULATED && best_isa() >= MIXQ_ISA_AVX512 && all(cpuid(7, 1).eax, bit(5)); }
 
 #else
 

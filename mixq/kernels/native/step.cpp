@@ -12,6 +12,7 @@
 
 #include "api.h"
 #include "context.h"
+#include "target.h"
 
 namespace mixq {
 namespace {

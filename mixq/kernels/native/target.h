@@ -7,6 +7,10 @@
 // The caller checks the CPU with cpu.h first: an illegal instruction cannot be caught.
 #pragma once
 
+#ifndef MIXQ_EMULATED
+#define MIXQ_EMULATED 0
+#endif
+
 #if defined(__GNUC__) && !defined(__clang__)
 // gcc's AVX-512 headers read variables that are undefined on purpose (gcc bug 105593); clang still warns.
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -33,7 +37,17 @@
 #endif
 
 #define MIXQ_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
+// Vectors in registers: an instruction that does nothing, on operands that an emulated vector cannot be.
+#if MIXQ_EMULATED
+#define MIXQ_IN_REGISTERS(...)
+#else
+#define MIXQ_IN_REGISTERS(...) __asm__("" : __VA_ARGS__)
+#endif
+
+#if MIXQ_EMULATED  // by tests/native/emulated: for any CPU
+#define MIXQ_BEGIN(features)
+#define MIXQ_END
+#elif defined(__clang__)
 #define MIXQ_BEGIN(features) MIXQ_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define MIXQ_END MIXQ_PRAGMA(clang attribute pop)
 #else
