@@ -1,6 +1,6 @@
 """How fast the CPU kernels are, beside the limits of this machine, in one run; no figure is asserted, all are written.
 
-The bandwidth is the highest of three probes (a plain sum, one that fetches ahead, one in the order of the kernels),
+The bandwidth is the highest of four probes (a plain sum, two that fetch ahead, one of four rows at a time),
 taken between the measurements.
 """
 
@@ -17,8 +17,9 @@ import mixq
 from mixq.config import ModelConfig, RuntimeOptions
 from mixq.engine.model import Model
 from mixq.formats.scheme import Scheme
-from mixq.kernels import native_library
+from mixq.kernels import fetch_plan, native_library
 from mixq.kernels.native_kernels import NativeKernels
+from mixq.measure.speed.bandwidth import PROBES
 from mixq.measure.speed.measure import Bench, Row, Sample
 from mixq.measure.speed.synthetic import SyntheticWeights
 from mixq.measure.speed.workload import Workload
@@ -47,7 +48,7 @@ def beside_probes(name: str, kernels: NativeKernels, nbytes: int, run: Callable[
     assert library is not None
     buffer = allocate(PROBE_BYTES)
     buffer.fill_(1)
-    probes: list[list[float]] = [[], [], []]
+    probes: list[list[float]] = [[] for _ in PROBES]
     ours: list[float] = []
     for turn in range(ROUNDS):
         for kind, probe in enumerate(probes):
@@ -83,6 +84,7 @@ def attention(dtype: torch.dtype) -> list[str]:
     """One token over 32,768 positions, in as many layers as no cache holds."""
     config = ModelConfig.from_dict({**PRESETS["mixtral-8x7b"], "num_hidden_layers": CALLS})
     kernels = NativeKernels(physical_cores())
+    fetch_plan.use(kernels, fetch_plan.chosen(kernels))
     cache = KVCache(config, POSITIONS, dtype)
     generator = torch.Generator().manual_seed(0)
     filled = torch.randn(POSITIONS, config.num_key_value_heads, config.head_dim, generator=generator)
@@ -175,7 +177,7 @@ def test_speed_on_the_cpu() -> None:
     how = (
         f"{Cpu.read()}. {physical_cores()} threads unless one is named, Mixtral 8x7B's sizes, random weights, one row "
         "of activations unless a prompt is named. The bandwidth is that of reading with the same threads in the same "
-        "run, from three probes: for the expert layer and attention the highest of their medians, for the whole model "
+        "run, from four probes: for the expert layer and attention the highest of their medians, for the whole model "
         "the highest just before each sample. The share is the median of the samples' shares. Made by `make accept`."
     )
     write("cpu_speed", "Speed on the CPU", how, markdown(["measurement", "speed", "bandwidth", "share"], rows))

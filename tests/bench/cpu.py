@@ -16,6 +16,7 @@ from mixq.system.cores import physical_cores
 CPU_INFO = Path("/proc/cpuinfo")
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
 _ZEN = {  # AMD's families and models as Linux tells them apart (arch/x86/kernel/cpu/amd.c)
+    "Zen 3": (25, (*range(0x00, 0x10), *range(0x20, 0x60))),
     "Zen 4": (25, (*range(0x10, 0x20), *range(0x60, 0xB0))),
     "Zen 5": (26, (*range(0x00, 0x30), *range(0x40, 0x50), *range(0x60, 0x80))),
 }

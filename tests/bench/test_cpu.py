@@ -28,9 +28,11 @@ model name\t: another
     ("vendor", "family", "model", "kind", "title"),
     [
         ("GenuineIntel", 6, 207, "intel_6_207", "Intel, family 6, model 207"),
+        ("AuthenticAMD", 25, 1, "zen3", "AMD Zen 3"),
         ("AuthenticAMD", 25, 17, "zen4", "AMD Zen 4"),
         ("AuthenticAMD", 25, 97, "zen4", "AMD Zen 4"),
-        ("AuthenticAMD", 25, 33, "amd_25_33", "AMD, family 25, model 33"),
+        ("AuthenticAMD", 25, 33, "zen3", "AMD Zen 3"),
+        ("AuthenticAMD", 25, 200, "amd_25_200", "AMD, family 25, model 200"),
         ("AuthenticAMD", 26, 2, "zen5", "AMD Zen 5"),
         ("AuthenticAMD", 26, 80, "amd_26_80", "AMD, family 26, model 80"),
     ],

@@ -1,7 +1,7 @@
 """The read bandwidth of the kernels' threads, which limits decode speed; measured in the same run.
 
-Contract: `Bandwidth.best` is the highest of three probes (a plain sum, one with prefetch, one in the order of the
-matrix kernels) over all calls of `probe`, which the caller makes between its measurements. The buffer is far larger
+Contract: `Bandwidth.best` is the highest of four probes (a plain sum, one with prefetch, one of four rows at a time, one
+that fetches as the kernels' plan says) over all calls of `probe`, which the caller makes between its measurements. The buffer is far larger
 than the caches, and in huge pages like synthetic weights.
 """
 
@@ -14,7 +14,7 @@ from mixq.kernels.native_kernels import NativeKernels
 from mixq.system.huge_pages import allocate
 from mixq.system.memory import available_memory
 
-PROBES = (0, 1, 2)
+PROBES = (0, 1, 2, 3)
 LARGEST = 1 << 30
 _SHARE = 4  # at most a quarter of the free memory
 
@@ -36,7 +36,7 @@ class Bandwidth:
         self._data.fill_(1)  # unwritten pages would all be mapped to one zero page, which stays in the cache
 
     def probe(self) -> float:
-        """Read the buffer in each of the three ways and return the highest rate of this call, in bytes per second."""
+        """Read the buffer in each of the four ways and return the highest rate of this call, in bytes per second."""
         library = native_library.library()
         assert library is not None, "there are NativeKernels"
         best = 0.0
