@@ -120,6 +120,15 @@ def test_what_is_not_finite_is_not_hidden(kernels: NativeKernels, kv: str, where
     assert out[0, 2:].isfinite().all()
 
 
+@pytest.mark.parametrize("length", [64, 1000, 8000])
+def test_rounding_to_16_bits_changes_little_beside_an_int8_cache(kernels: NativeKernels, length: int) -> None:
+    whole, rounded = (filled_layer(kv, 2, length, 128, seed=21) for kv in ("f32", "int8"))
+    q = 2 * torch.randn(1, 8, 128, generator=generator(22))
+    of_whole, of_rounded = (reference.attention_rows(q, layer, length - 1, None) for layer in (whole, rounded))
+    change = relative(kernels.attention_rows(q, rounded, length - 1, None), of_rounded)
+    assert change < relative(of_rounded, of_whole) / 50
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
 def test_int8_values_of_any_size(kernels: NativeKernels, size: float) -> None:
     layer, q = filled_layer("int8", 1, 130, 64, seed=19), torch.randn(1, 4, 64, generator=generator(20))

@@ -1,8 +1,8 @@
 """The read bandwidth of the kernels' threads, which limits decode speed; measured in the same run.
 
-Contract: `Bandwidth.best` is the highest of four probes (a plain sum, one with prefetch, one of four rows at a time, one
-that fetches as the kernels' plan says) over all calls of `probe`, which the caller makes between its measurements. The buffer is far larger
-than the caches, and in huge pages like synthetic weights.
+Contract: `Bandwidth.best` is the highest of four probes (a plain sum, one with prefetch, one of four rows at a time,
+one that fetches as the kernels' plan says) over all calls of `probe`, which the caller makes between its measurements.
+The buffer is far larger than the caches, and in huge pages like synthetic weights.
 """
 
 from __future__ import annotations
