@@ -10,9 +10,6 @@
 namespace mixq {
 namespace {
 
-MIXQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-MIXQ_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
-MIXQ_INLINE void prefetch_outer(const void* p) { __builtin_prefetch(p, 0, 2); }
 #include "fetch.inc"
 
 using Lanes = uint64_t __attribute__((vector_size(64)));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "api.h"
 #include "cpu.h"
 #include "row.h"
 #include "target.h"

@@ -57,7 +57,6 @@ inline Vector fma_lanes(const Vector& a, const Vector& b, const Vector& c) {
 inline __m256 _mm256_fmadd_ps(__m256 a, __m256 b, __m256 c) { return emulated::fma_lanes<8>(a, b, c); }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) { return emulated::fma_lanes<16>(a, b, c); }
 
-
 // SIMDe 0.7 mistakes the directions. To whole numbers only: half to even (0) or down (1).
 #undef _mm512_roundscale_ps
 inline __m512 _mm512_roundscale_ps(__m512 a, int how) {
